@@ -1,0 +1,105 @@
+"""Named tensors as one flat vector and as checked raw bytes: little-endian float32 in schema order, no pickle.
+
+>>> import torch
+>>> schema = TensorSchema.of({"b": torch.zeros(2, 3), "a": torch.tensor(1.0)})
+>>> schema.names, schema.size
+(('a', 'b'), 7)
+>>> tensors = schema.unflatten(schema.decode(schema.encode({"b": torch.ones(2, 3), "a": torch.tensor(2.0)})))
+>>> float(tensors["a"]), tensors["b"].shape
+(2.0, torch.Size([2, 3]))
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from confide import canonical
+from confide.errors import UpdateError
+
+
+@dataclass(frozen=True)
+class TensorSchema:
+    """Names and shapes, sorted by name. What travels is float32 whatever the tensors' own dtype."""
+
+    entries: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> "TensorSchema":
+        """The schema of these tensors; any shape, 0-d and empty ones included."""
+        return cls(tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensor names in order."""
+        return tuple(name for name, _ in self.entries)
+
+    @property
+    def size(self) -> int:
+        """Number of scalars in all."""
+        return sum(math.prod(shape) for _, shape in self.entries)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and shapes, hex."""
+        return canonical.digest([[name, list(shape)] for name, shape in self.entries])
+
+    def flatten(self, tensors: Mapping[str, torch.Tensor]) -> NDArray[np.float32]:
+        """One float32 vector of shape (size,). Raises UpdateError for a wrong name, shape or value."""
+        if set(tensors) != set(self.names):
+            odd = sorted(set(tensors) ^ set(self.names))[:4]
+            raise UpdateError(f"tensor names differ from the run's schema, for example {odd}")
+        flat = np.empty(self.size, dtype="<f4")
+        offset = 0
+        for name, shape in self.entries:
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape:
+                raise UpdateError(f"tensor {name!r} has shape {tuple(tensor.shape)}; the run's schema says {shape}")
+            count = math.prod(shape)
+            flat[offset : offset + count] = tensor.detach().to("cpu", torch.float32).reshape(-1).numpy()
+            offset += count
+        self._check_finite(flat)
+        return flat
+
+    def unflatten(self, flat: NDArray[np.floating]) -> dict[str, torch.Tensor]:
+        """Tensors of the vector's dtype by name, each a copy. Raises UpdateError for a wrong length."""
+        if flat.shape != (self.size,):
+            raise UpdateError(f"a vector of shape {flat.shape} came; the run's schema has {self.size} scalars")
+        tensors: dict[str, torch.Tensor] = {}
+        offset = 0
+        for name, shape in self.entries:
+            count = math.prod(shape)
+            tensors[name] = torch.from_numpy(flat[offset : offset + count].copy()).reshape(shape)
+            offset += count
+        return tensors
+
+    def encode(self, tensors: Mapping[str, torch.Tensor]) -> bytes:
+        """Raw little-endian float32 bytes in schema order."""
+        return self.flatten(tensors).tobytes()
+
+    def decode(self, data: bytes | memoryview) -> NDArray[np.float32]:
+        """The flat vector that `encode` wrote. Raises UpdateError when truncated, too long, or not finite."""
+        if len(data) != 4 * self.size:
+            raise UpdateError(f"{len(data)} bytes came; {self.size} float32 scalars take {4 * self.size}")
+        flat = np.frombuffer(data, dtype="<f4")
+        self._check_finite(flat)
+        return flat
+
+    def _check_finite(self, flat: NDArray[np.float32]) -> None:
+        if np.isfinite(flat).all():
+            return
+        position = int(np.flatnonzero(~np.isfinite(flat))[0])
+        for name, shape in self.entries:
+            count = math.prod(shape)
+            if position < count:
+                raise UpdateError(f"tensor {name!r} holds NaN or infinity; nothing of it is used")
+            position -= count
+
+
+def model_digest(data: bytes | memoryview, schema: TensorSchema) -> bytes:
+    """SHA-256 that names a model's trainable tensors: over the schema and their raw bytes."""
+    return canonical.hash_fields("confide/v1/model", bytes.fromhex(schema.digest), hashlib.sha256(data).digest())

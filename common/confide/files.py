@@ -1,0 +1,60 @@
+"""Files that survive a crash and that only their owner reads.
+
+>>> from pathlib import Path; import tempfile
+>>> path = Path(tempfile.mkdtemp()) / "secret"
+>>> write_atomic(path, b"x"); path.read_bytes(), oct(path.stat().st_mode & 0o777)
+(b'x', '0o600')
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from confide.errors import StateError
+
+
+def private_folder(path: Path) -> Path:
+    """Make `path` a folder of mode 0700 (parents included where missing) and return it."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+    return path
+
+
+def fsync_folder(path: Path) -> None:
+    """Make a new or renamed entry of the folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` by `data` durably: either the old or the new content survives a crash, never a mixture.
+
+    Raises StateError when the disk is full or the folder is not writable; the old file is then untouched.
+    """
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise StateError(f"cannot write {path}: {error.strerror}. Free space or fix the folder's rights.") from error
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes in lower-case hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,112 @@
+"""An append-only, hash-chained, fsynced file of JSON lines.
+
+Each line is {"body": ..., "previous": hash, "hash": hash}; `hash` covers `previous` and the body's canonical
+bytes. Audit logs, the seal log and the privacy ledger are journals.
+
+Guarantee: an edit, a reordering or a removal other than at the very end is detected when the journal is
+opened. A removal at the end (a restored older disk) is detected only by someone who remembers `length` and
+`head`; peers do (docs/sealing.md, rollback). A line cut short by a crash was never acknowledged and is dropped.
+
+>>> import tempfile; path = Path(tempfile.mkdtemp()) / "log"
+>>> journal = Journal(path); _ = journal.append({"event": "a"}); journal.close()
+>>> [entry["event"] for entry in Journal(path)]
+['a']
+"""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from confide import canonical
+from confide.errors import StateError
+from confide.files import fsync_folder
+
+GENESIS = "0" * 64
+
+
+def _chain(previous: str, body: dict[str, Any]) -> str:
+    return canonical.hash_fields("confide/v1/journal", bytes.fromhex(previous), canonical.encode(body)).hex()
+
+
+def _verified(path: Path, data: bytes) -> tuple[list[dict[str, Any]], str, int]:
+    """The bodies, the head and the number of good bytes; raises StateError where the chain breaks."""
+    bodies: list[dict[str, Any]] = []
+    head, good = GENESIS, 0
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            body, previous, stated = entry["body"], entry["previous"], entry["hash"]
+            sound = previous == head and stated == _chain(previous, body)
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise StateError(
+                f"{path} line {number} does not follow from the line before it: the journal was edited, reordered "
+                "or damaged. Restore it from a backup that is not older, or ask your auditor."
+            )
+        bodies.append(body)
+        head, good = stated, good + len(line) + 1
+    return bodies, head, good
+
+
+class Journal:
+    """One journal file, held exclusively by this process while open."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the journal and verify its chain. Raises StateError if damaged or in use."""
+        self.path = path
+        self._lock = threading.Lock()
+        created = not path.exists()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise StateError(f"{path} is in use by another process; stop that one first.") from error
+        self._bodies, self.head, good = _verified(path, path.read_bytes())
+        os.ftruncate(self._descriptor, good)
+        os.lseek(self._descriptor, good, os.SEEK_SET)
+        if created:
+            os.fsync(self._descriptor)
+            fsync_folder(path.parent)
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(list(self._bodies))
+
+    def append(self, body: dict[str, Any]) -> str:
+        """Append durably and return the new head. When this returns, the entry survives a power cut."""
+        with self._lock:
+            new_head = _chain(self.head, body)
+            line = canonical.encode({"body": body, "previous": self.head, "hash": new_head}) + b"\n"
+            start = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            try:
+                view = memoryview(line)
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+                os.fsync(self._descriptor)
+            except OSError as error:
+                os.ftruncate(self._descriptor, start)
+                os.lseek(self._descriptor, start, os.SEEK_SET)
+                raise StateError(
+                    f"cannot append to {self.path}: {error.strerror}. Free space; nothing was lost."
+                ) from error
+            self._bodies.append(json.loads(canonical.encode(body)))
+            self.head = new_head
+            return new_head
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._descriptor)
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Verify a journal without holding it (for display while its owner runs): (bodies, head)."""
+    bodies, head, _ = _verified(path, path.read_bytes() if path.exists() else b"")
+    return bodies, head

@@ -1,0 +1,1 @@
+"""Training objectives. One module each, with its loss, batch format and metrics."""

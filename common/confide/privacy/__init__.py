@@ -1,0 +1,1 @@
+"""Differential privacy: mechanisms, accounting, the node's ledger, and its audit."""

@@ -1,0 +1,147 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STEP_UNSPECIFIED: _ClassVar[Step]
+    OFFER: _ClassVar[Step]
+    ADVERTISE: _ClassVar[Step]
+    SHARE: _ClassVar[Step]
+    TRAIN: _ClassVar[Step]
+    CONFIRM: _ClassVar[Step]
+    REVEAL: _ClassVar[Step]
+    END: _ClassVar[Step]
+STEP_UNSPECIFIED: Step
+OFFER: Step
+ADVERTISE: Step
+SHARE: Step
+TRAIN: Step
+CONFIRM: Step
+REVEAL: Step
+END: Step
+
+class Instruction(_message.Message):
+    __slots__ = ("version", "release", "run_id", "step", "sequence", "body", "payload_sha256")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    release: str
+    run_id: str
+    step: Step
+    sequence: int
+    body: bytes
+    payload_sha256: bytes
+    def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., body: _Optional[bytes] = ..., payload_sha256: _Optional[bytes] = ...) -> None: ...
+
+class Reply(_message.Message):
+    __slots__ = ("version", "release", "run_id", "step", "sequence", "node", "payload_sha256", "body", "failure")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    release: str
+    run_id: str
+    step: Step
+    sequence: int
+    node: str
+    payload_sha256: bytes
+    body: bytes
+    failure: Failure
+    def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., payload_sha256: _Optional[bytes] = ..., body: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class SignedReply(_message.Message):
+    __slots__ = ("reply", "signature")
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    reply: bytes
+    signature: bytes
+    def __init__(self, reply: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster")
+    SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    specification: bytes
+    initial_model_sha256: bytes
+    signature: bytes
+    administrator: str
+    roster: bytes
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ...) -> None: ...
+
+class OfferAnswer(_message.Message):
+    __slots__ = ("accepted", "waiting", "reason")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    waiting: bool
+    reason: str
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SlotOpen(_message.Message):
+    __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PARENT_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    round: int
+    attempt: int
+    model_sha256: bytes
+    parent_model_sha256: bytes
+    evaluate_only: bool
+    def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ...) -> None: ...
+
+class Upload(_message.Message):
+    __slots__ = ("slot", "upload_sha256")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    upload_sha256: bytes
+    def __init__(self, slot: _Optional[int] = ..., upload_sha256: _Optional[bytes] = ...) -> None: ...
+
+class End(_message.Message):
+    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ENDED_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    committed: bool
+    failure: str
+    next_model_sha256: bytes
+    contributors: _containers.RepeatedScalarFieldContainer[str]
+    run_ended: bool
+    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ...) -> None: ...

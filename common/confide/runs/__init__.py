@@ -1,0 +1,1 @@
+"""A run as data: one specification that both sides parse, hash and verify."""

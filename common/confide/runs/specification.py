@@ -1,0 +1,303 @@
+"""The run specification: one validated document that both sides parse, hash and sign over.
+
+An administrator writes TOML; it is parsed once into frozen models, and everything after that uses the models and
+their canonical bytes. Unknown fields, versions and names are refused, never guessed.
+
+>>> spec = parse_toml(EXAMPLE)
+>>> spec.federation.rounds, len(spec.digest)
+(3, 64)
+>>> parse_canonical(spec.canonical_bytes()) == spec
+True
+"""
+
+import math
+import tomllib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from confide import canonical
+from confide.errors import SpecificationError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(_Frozen):
+    """The base model, which every node holds already. It never travels."""
+
+    sha256: Sha256
+    """Hash of the model's folder as `confide model add` printed it."""
+    name: Name = "base"
+    """For people; nodes go by the hash."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen base. What is trained is always float32."""
+    initial: Literal["pretrained", "random"] = "pretrained"
+    """`random` trains from scratch: only the folder's configuration and tokenizer are used."""
+
+
+class Adapter(_Frozen):
+    """Which parameters are trained: LoRA matrices (Hu et al. 2021), or with kind = "full" all of them."""
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: Positive = 16.0
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of linear layers."""
+    first_layer: int = Field(default=0, ge=0)
+    """LoRA is put on layers first_layer, ..., last: the earlier ones stay as they are."""
+    aggregation: Literal["average", "ffa", "rolora", "fedsvd", "fedsb"] = "average"
+    """How A and B are aggregated. "average" is FedIT's baseline: mean A and mean B, which is not the mean of BA."""
+    quantize_base: Literal["none", "4bit"] = "none"
+    """QLoRA: a 4-bit base, on nodes with a GPU only."""
+
+
+class Method(_Frozen):
+    """What is learned from a record."""
+
+    name: Literal["sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context"] = "sft"
+    max_length: int = Field(default=256, ge=8, le=131072)
+    """Tokens. A longer text is cut (or packed, in pre-training)."""
+    labels: tuple[str, ...] = ()
+    """Classification: the label set, in order."""
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
+    """masked_lm (Devlin et al. 2019)."""
+    temperature: Positive = 0.05
+    """contrastive: of the softmax over similarities."""
+    shots: int = Field(default=4, ge=0, le=64)
+    """in_context: examples put before each question."""
+    shot_selection: Literal["random", "nearest"] = "random"
+    """in_context: how they are chosen from the node's own training split."""
+    prompt: str = ""
+    """in_context: template with {input} and {output}; empty is the built-in one."""
+
+
+class Training(_Frozen):
+    """The local step on every node."""
+
+    local_steps: int = Field(ge=0, le=1_000_000)
+    """Optimizer steps a round (H)."""
+    batch_size: int = Field(ge=1, le=65536)
+    """Records an optimizer step; under record-level privacy the expected size of a Poisson batch."""
+    micro_batch_size: int = Field(default=8, ge=1, le=65536)
+    """Records in memory at once; never changes the result beyond rounding."""
+    learning_rate: Positive
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """0 turns clipping of the gradient of a step off. Not the clip of privacy."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """By global step over all rounds."""
+    warmup_steps: int = Field(default=0, ge=0)
+    keep_optimizer_state: bool = False
+    """Carry the local optimizer's state from round to round, on the node."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    autocast: bool = False
+    """bfloat16 autocast of the forward pass."""
+
+
+class Outer(_Frozen):
+    """The coordinator's optimizer over the mean update: SGD with lr 1 is FedAvg (McMahan et al. 2017)."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 1.0
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    """With lr 0.7 and momentum 0.9: DiLoCo (Douillard et al. 2023)."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: Positive = 1e-3
+    """FedAdam's adaptivity (Reddi et al. 2021)."""
+
+
+class Federation(_Frozen):
+    """Who takes part, how often, on which data."""
+
+    rounds: int = Field(ge=1, le=100_000)
+    data: Name
+    """The name under which each node registered its data set."""
+    nodes: tuple[Name, ...] = ()
+    """The cohort by name; empty: every active node of the roster when the run starts."""
+    min_cohort: int = Field(default=3, ge=1)
+    """Fewest organizations in any sum."""
+    weights: Literal["uniform", "examples"] = "uniform"
+    max_examples: int = Field(default=1_000_000, ge=1)
+    """weights = "examples": the count that weighs 1; larger counts weigh 1 too."""
+    clip_norm: Positive | None = None
+    """L2 norm to which a node scales its update down. Needed by sealing: it sets the common scale."""
+    outer: Outer = Outer()
+    step_deadline_s: Positive = 600.0
+    """How long a node may take to train and upload."""
+    exchange_deadline_s: Positive = 30.0
+    """How long it may take to answer a small exchange."""
+    fragments: int = Field(default=1, ge=1, le=64)
+    """Streaming DiLoCo: 1/fragments of the parameters are exchanged each round, in rotation."""
+
+
+class Sealing(_Frozen):
+    """Secure aggregation, docs/sealing.md. Off only for research, and only where every node's policy allows it."""
+
+    kind: Literal["sealed", "none"] = "sealed"
+    bits: Literal[4, 8, 12, 16] = 16
+    """Of each sealed coordinate."""
+    error_feedback: bool = False
+    """Keep what rounding lost and add it to the next update."""
+    colluding: int = Field(default=1, ge=0)
+    """c: nodes that may collude with the coordinator."""
+    max_missing: int | None = Field(default=None, ge=0)
+    """d: members that may be missing when shares are revealed; default the largest possible."""
+    slots_per_epoch: int = Field(default=16, ge=1, le=256)
+    max_attempts: int = Field(default=2, ge=1, le=8)
+    """Slots that may train on the same model."""
+
+
+class Privacy(_Frozen):
+    """Differential privacy, docs/privacy.md. The noise multiplier is calculated, never typed."""
+
+    unit: Literal["none", "record", "user", "organization"] = "none"
+    epsilon: float | None = None
+    """Of the whole run, for each unit."""
+    delta: float | None = None
+    clip: Positive | None = None
+    """L2 norm: of a record's or user's gradient, or of an organization's update."""
+    user_key: str | None = None
+    """unit = "user": the field of a record that names its user."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
+        if self.unit == "none":
+            if any(value is not None for value in given.values()) or self.user_key is not None:
+                raise ValueError('unit is "none", yet parameters of privacy are given; choose a unit or remove them')
+            return self
+        for name, value in given.items():
+            if value is None:
+                raise ValueError(f'unit is "{self.unit}", which needs {name}')
+        if not (self.epsilon is not None and self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise ValueError(f"epsilon is {self.epsilon}; it must be above 0 (1 is strong, 8 is weak)")
+        if not (self.delta is not None and 0 < self.delta < 0.01):
+            raise ValueError(f"delta is {self.delta}; it must be above 0 and well below 1/records, for example 1e-5")
+        if (self.unit == "user") != (self.user_key is not None):
+            raise ValueError('user_key goes with unit = "user", and only with it')
+        return self
+
+
+class Specification(_Frozen):
+    """A whole run. Two runs with equal `digest` ask every node for the same work."""
+
+    version: Literal[1]
+    name: Name
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    model: Model
+    adapter: Adapter = Adapter()
+    method: Method = Method()
+    training: Training
+    federation: Federation
+    sealing: Sealing = Sealing()
+    privacy: Privacy = Privacy()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        sealed = self.sealing.kind == "sealed"
+        if sealed and self.federation.clip_norm is None:
+            raise ValueError("federation.clip_norm is missing; sealing needs it for the common scale, for example 10.0")
+        if self.privacy.unit == "organization" and not sealed:
+            raise ValueError('privacy.unit is "organization", which adds its noise inside sealing; use kind = "sealed"')
+        if self.privacy.unit == "organization" and self.sealing.error_feedback:
+            raise ValueError("error feedback is never used under organization-level privacy; switch it off")
+        if self.privacy.unit != "none" and self.federation.weights == "examples":
+            raise ValueError("example counts are private; under privacy weights must be uniform")
+        if self.method.name == "in_context" and self.training.local_steps != 0:
+            raise ValueError("in_context trains nothing: training.local_steps must be 0")
+        if self.method.name == "classification" and len(self.method.labels) < 2:
+            raise ValueError("classification needs method.labels with at least two labels")
+        if self.federation.nodes and len(self.federation.nodes) < self.federation.min_cohort:
+            raise ValueError(f"{len(self.federation.nodes)} nodes are named, fewer than min_cohort")
+        return self
+
+    def canonical_bytes(self) -> bytes:
+        """What is hashed, signed and sent: every field, defaults included."""
+        return canonical.encode(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, hex."""
+        return canonical.digest(self.model_dump(mode="json"))
+
+
+def _named(error: ValidationError, source: str) -> SpecificationError:
+    lines = []
+    for item in error.errors()[:8]:
+        place = ".".join(str(part) for part in item["loc"]) or "specification"
+        got = "" if item["type"] in {"missing", "value_error"} else f" (got {item.get('input')!r})"
+        what = "unknown field; remove it or correct its name" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"{place}: {what.removeprefix('Value error, ')}{got}")
+    return SpecificationError(f"{source} is not a valid run specification: " + "; ".join(lines))
+
+
+def _build(document: Any, source: str) -> Specification:
+    try:
+        # JSON mode accepts lists for tuples and ints for floats, and stays strict otherwise.
+        return Specification.model_validate_json(canonical.encode(document))
+    except ValidationError as error:
+        raise _named(error, source) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecificationError(f"{source} is not a valid run specification: {error}") from error
+
+
+def parse_toml(text: str, source: str = "the specification") -> Specification:
+    """Parse what an administrator wrote. Raises SpecificationError naming each field, value and remedy."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SpecificationError(f"{source} is not valid TOML: {error}") from error
+    return _build(document, source)
+
+
+def parse_canonical(data: bytes, source: str = "the received specification") -> Specification:
+    """Parse canonical bytes from the other side; anything but the canonical form is refused."""
+    import json
+
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SpecificationError(f"{source} is not JSON: {error}") from error
+    specification = _build(document, source)
+    if specification.canonical_bytes() != data:
+        raise SpecificationError(f"{source} is not in canonical form; its hash would not name one document")
+    return specification
+
+
+EXAMPLE = """
+version = 1
+name = "support-answers"
+
+[model]
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+name = "smollm2-135m-instruct"
+dtype = "bfloat16"
+
+[adapter]
+rank = 8
+alpha = 16.0
+target_modules = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+first_layer = 18
+
+[training]
+local_steps = 3
+batch_size = 8
+learning_rate = 3e-3
+
+[federation]
+rounds = 3
+data = "construction-faq"
+clip_norm = 12.0
+"""

@@ -1,0 +1,186 @@
+"""The two halves of update transport, free of input and output: a Collector at the coordinator, a Member at a node.
+
+`sealing = "none"` and sealed transport are two implementations of the same two roles, so that the run driver and
+the node's agent are the same code for both. The set is closed: no plug-in may stand in for a sealed channel.
+
+The driver's loop over one slot, whatever the kind:
+
+    collector.open_slot(plan)
+    while (exchange := collector.exchange()) is not None:
+        for node, reply in send_and_pull_one_at_a_time(exchange):
+            collector.receive(node, reply.body, reply.payload_path)   # or collector.lost(node, code, message)
+        collector.close_exchange()
+    outcome = collector.outcome          # Opened | Abandoned
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.proto import fleet_pb2
+
+
+class Metric(StrEnum):
+    """Everything a node may report beside its update. Unknown names are refused: METRIC_NOT_ALLOWED."""
+
+    TRAIN_LOSS = "train_loss"
+    EVAL_LOSS = "eval_loss"
+    EVAL_ACCURACY = "eval_accuracy"
+    EVAL_MACRO_F1 = "eval_macro_f1"
+    EVAL_BITS_PER_BYTE = "eval_bits_per_byte"
+    EVAL_EXACT_MATCH = "eval_exact_match"
+    EVAL_NDCG_AT_10 = "eval_ndcg_at_10"
+    EVAL_RECALL_AT_10 = "eval_recall_at_10"
+    UPDATE_NORM = "update_norm"
+
+    @property
+    def ceiling(self) -> float:
+        """Values are clipped to [0, ceiling] before they are sent."""
+        return _UPPER[self]
+
+
+_UPPER: dict[Metric, float] = {
+    Metric.TRAIN_LOSS: 20.0,
+    Metric.EVAL_LOSS: 20.0,
+    Metric.EVAL_ACCURACY: 1.0,
+    Metric.EVAL_MACRO_F1: 1.0,
+    Metric.EVAL_BITS_PER_BYTE: 32.0,
+    Metric.EVAL_EXACT_MATCH: 1.0,
+    Metric.EVAL_NDCG_AT_10: 1.0,
+    Metric.EVAL_RECALL_AT_10: 1.0,
+    Metric.UPDATE_NORM: 1e4,
+}
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one node gives to one slot.
+
+    update: float32, shape (parameters,): trained minus received trainable tensors, flattened in schema order,
+        not yet weighted. Empty when the slot only evaluates.
+    weight: in (0, 1]: 1 for uniform weights, else examples / specification's largest example count.
+    metrics: name to value; a name that is absent counts as not reported by this node.
+    """
+
+    update: NDArray[np.float32]
+    weight: float = 1.0
+    metrics: Mapping[Metric, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """What the coordinator asks of every member in one slot."""
+
+    slot: int
+    round: int
+    attempt: int
+    model_sha256: bytes
+    parent_model_sha256: bytes
+    evaluate_only: bool = False
+
+    def to_message(self) -> fleet_pb2.SlotOpen:
+        """The wire form, fleet.proto."""
+        return fleet_pb2.SlotOpen(
+            slot=self.slot,
+            round=self.round,
+            attempt=self.attempt,
+            model_sha256=self.model_sha256,
+            parent_model_sha256=self.parent_model_sha256,
+            evaluate_only=self.evaluate_only,
+        )
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question to several nodes. `with_model` says that the model travels beside it as payload "model"."""
+
+    step: fleet_pb2.Step
+    bodies: Mapping[str, bytes]
+    deadline_s: float
+    with_model: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A slot's result: the sum over `contributors`, and nothing else.
+
+    update_sum: float64 or float32, shape (parameters,): sum of weight_i * update_i.
+    weight_sum: sum of weight_i.
+    metrics: name to (sum of values, number of contributors that reported it).
+    promise: what sealing promised and what held, for the manifest (kind, n, c, q, t, d, list size).
+    """
+
+    update_sum: NDArray[np.floating]
+    weight_sum: float
+    metrics: Mapping[Metric, tuple[float, int]]
+    contributors: tuple[str, ...]
+    dropped: Mapping[str, str]
+    promise: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """A slot that opened nothing. `code` is a FailureName value, or an error's code."""
+
+    code: str
+    reason: str
+    dropped: Mapping[str, str]
+
+
+class Collector(Protocol):
+    """Coordinator half, for one run. Its folder holds what it must find again after a crash."""
+
+    outcome: Opened | Abandoned | None
+
+    def begin_epoch(self, present: tuple[str, ...]) -> None:
+        """Start a new epoch with these members; its exchanges come from `exchange` until it returns None."""
+
+    def epoch_needed(self, present: tuple[str, ...]) -> bool:
+        """Whether slots are used up, a member was lost or came back, or there is no epoch yet."""
+
+    def open_slot(self, plan: SlotPlan) -> None:
+        """Begin a slot; `outcome` becomes None."""
+
+    def exchange(self) -> Exchange | None:
+        """What to ask now; None when the epoch stands or the slot has an outcome."""
+
+    def receive(self, node: str, body: bytes, payload: Path | None) -> None:
+        """Take one answer. Durable before it returns. Raises ConfideError: the node is dropped with that reason."""
+
+    def lost(self, node: str, code: str, message: str) -> None:
+        """The node answered with a failure, or not before the deadline."""
+
+    def close_exchange(self) -> None:
+        """All have answered or the deadline passed: decide what comes next."""
+
+    def end_message(self, next_model_sha256: bytes) -> fleet_pb2.End:
+        """What to tell the members at the end of the slot (after the round was committed durably)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A member's answer: a small body, and for uploads a file whose bytes travel as payload "upload"."""
+
+    body: bytes
+    payload: Path | None = None
+
+
+Train = Callable[[fleet_pb2.SlotOpen], Contribution]
+
+
+class Member(Protocol):
+    """Node half, for one run."""
+
+    def handle(self, step: fleet_pb2.Step, body: bytes, train: Train) -> Answer:
+        """Answer one instruction of the epoch or slot; calls `train` at most once per slot, when all checks passed.
+
+        The same instruction again gets the same bytes again. Raises ProtocolFailure by name.
+        """
+
+    def slot_ended(self, end: fleet_pb2.End) -> None:
+        """The coordinator committed or abandoned a slot: erase its secrets, keep or roll back error feedback."""

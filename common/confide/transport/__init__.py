@@ -1,0 +1,1 @@
+"""How Confide's messages stand inside Flower's."""

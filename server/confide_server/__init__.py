@@ -1,0 +1,1 @@
+"""The coordinator: directs rounds over organizations whose updates it cannot see."""

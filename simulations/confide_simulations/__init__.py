@@ -1,0 +1,1 @@
+"""Demo, benchmarks and research simulations over the same code that organizations run."""

@@ -1,0 +1,1 @@
+"""Benchmarks: every claim of speed, memory or quality, measured side by side."""

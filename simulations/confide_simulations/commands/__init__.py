@@ -1,0 +1,1 @@
+"""Subcommands of `confide` that this package brings."""
