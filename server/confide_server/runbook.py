@@ -1,0 +1,83 @@
+"""What may be asked of the coordinator about runs. The control service asks; the run driver's side answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run as its administrator signed it.
+
+    signature: the administrator's, domain "submission", over SHA-256(specification) || initial_model_sha256.
+    initial_model: raw trainable tensors (confide.codec.tensors), which hash to what was signed.
+    """
+
+    specification: bytes
+    initial_model: bytes
+    initial_model_sha256: bytes
+    signature: bytes
+    administrator: str
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `confide run list`."""
+
+    run_id: str
+    name: str
+    status: str  # submitted | offering | running | finished | failed | stopped
+    round: int
+    rounds: int
+    sealing: str
+    detail: str
+    submitted_at: float
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened in a run, in order of `sequence` (1-based per run).
+
+    kinds and their data:
+        offer_answered  {node, accepted, waiting, reason}
+        run_started     {nodes, rounds, sealing, name}
+        epoch_started   {members, slots}
+        round_started   {round, attempt, slot}
+        contributed     {round, node, bytes}
+        dropped         {round, node, code, reason}
+        slot_abandoned  {round, attempt, code, reason}
+        round_committed {round, metrics {name: {"mean", "count"}}, contributors, dropped, seconds, model_sha256,
+                         update_norm}
+        run_finished    {rounds, model_sha256}
+        run_failed      {code, reason}
+        run_stopped     {round}
+    """
+
+    sequence: int
+    time: float
+    kind: str
+    data: dict[str, Any]
+
+
+class RunBook(Protocol):
+    """Everything the control service needs. Every method raises ConfideError with a remedy."""
+
+    def submit(self, submission: Submission) -> str:
+        """Verify, store durably, and queue; returns the run id (32 hex characters)."""
+
+    def runs(self) -> Sequence[RunSummary]:
+        """Newest first."""
+
+    def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
+        """Events with sequence > after; waits up to timeout_s for the first one."""
+
+    def stop(self, run_id: str, administrator: str) -> None:
+        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent."""
+
+    def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
+        """(manifest, raw trainable tensors) after a committed round; None is the newest.
+
+        The manifest holds run_id, specification (document), specification_sha256, base_model_sha256, round,
+        model_sha256, chain (hashes from the initial model on), rounds [{round, contributors, dropped, metrics,
+        promise, attempts, model_sha256}], sealing, receipts, and the confide release.
+        """
