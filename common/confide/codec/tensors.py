@@ -100,6 +100,9 @@ class TensorSchema:
             position -= count
 
 
-def model_digest(data: bytes | memoryview, schema: TensorSchema) -> bytes:
-    """SHA-256 that names a model's trainable tensors: over the schema and their raw bytes."""
-    return canonical.hash_fields("confide/v1/model", bytes.fromhex(schema.digest), hashlib.sha256(data).digest())
+def model_digest(data: bytes | memoryview) -> bytes:
+    """SHA-256 that names a model's trainable tensors: over a domain and their raw bytes.
+
+    The schema is not hashed again: the specification and the base model's hash fix it, and both are signed.
+    """
+    return canonical.hash_fields("confide/v1/model", hashlib.sha256(data).digest())
