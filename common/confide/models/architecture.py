@@ -1,0 +1,143 @@
+"""Load a base model and its tokenizer from a pinned folder: local files only, no code from the folder."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from confide.errors import ModelError
+from confide.runs.specification import Specification
+
+transformers.utils.logging.disable_progress_bar()
+
+_TASKS: dict[str, Any] = {
+    "sft": transformers.AutoModelForCausalLM,
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "in_context": transformers.AutoModelForCausalLM,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "classification": transformers.AutoModelForSequenceClassification,
+    "contrastive": transformers.AutoModel,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading reports of transformers are for its developers; what matters is checked here and raised."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
+def load_config(base_folder: Path, specification: Specification | None = None) -> Any:
+    """The model's configuration; with a specification, its head is set up for the method's labels."""
+    try:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(base_folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{base_folder / 'config.json'} describes no model that is known here: {reason}") from error
+    if specification is not None and specification.method.name == "classification":
+        labels = specification.method.labels
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    return config
+
+
+def load_tokenizer(base_folder: Path) -> Any:
+    """The fast tokenizer in the model's folder, padding on the right. Raises ModelError when it does not fit."""
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(base_folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{base_folder} holds no tokenizer that is known here: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer in {base_folder} has neither a padding nor an end token; add one to it")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    rows = getattr(load_config(base_folder).get_text_config(), "vocab_size", len(tokenizer))
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer in {base_folder} has {len(tokenizer)} tokens, but the model embeds only {rows}; "
+            "they do not belong together"
+        )
+    return tokenizer
+
+
+def _class_for(specification: Specification, config: Any, base_folder: Path) -> Any:
+    task = _TASKS[specification.method.name]
+    if type(config) not in task._model_mapping:
+        raise ModelError(
+            f"a {config.model_type} model ({base_folder}) has no head for method {specification.method.name!r}; "
+            "choose another base model or method"
+        )
+    return task
+
+
+def empty_model(specification: Specification, base_folder: Path) -> Any:
+    """The architecture without weights (meta device): names and shapes in a fraction of a second."""
+    config = load_config(base_folder, specification)
+    task = _class_for(specification, config, base_folder)
+    with _quiet(), torch.device("meta"):
+        return task.from_config(config, attn_implementation="sdpa")
+
+
+def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype) -> Any:
+    """The base model with the folder's weights in `dtype`, or freshly drawn from the run's seed (initial = "random").
+
+    A head that the folder lacks is drawn from the run's seed where the method brings its own (classification);
+    for any other method a missing tensor raises ModelError.
+    """
+    config = load_config(base_folder, specification)
+    task = _class_for(specification, config, base_folder)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(specification.seed)
+        if specification.model.initial == "random":
+            return task.from_config(config, attn_implementation="sdpa", dtype=dtype)
+        try:
+            model, report = task.from_pretrained(
+                base_folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
+    expendable = {*head_names(specification, model), *unused_names(specification, model)}
+    missing = sorted(set(report["missing_keys"]) - expendable)
+    if missing:
+        raise ModelError(
+            f"the weights in {base_folder} lack {len(missing)} tensors that method {specification.method.name!r} "
+            f"needs, for example {missing[0]!r}; choose a base model with that head"
+        )
+    return model
+
+
+def head_names(specification: Specification, model: nn.Module) -> tuple[str, ...]:
+    """Parameters outside the pretrained body that a method trains in full: the classification head, else none."""
+    if specification.method.name != "classification":
+        return ()
+    prefix = f"{model.base_model_prefix}."
+    body_pooler = [name for name, _ in model.named_parameters() if ".pooler." in name]
+    return tuple([name for name, _ in model.named_parameters() if not name.startswith(prefix)] + body_pooler)
+
+
+def unused_names(specification: Specification, model: nn.Module) -> tuple[str, ...]:
+    """Parameters that take no part in a method's loss: an encoder's pooler, where embeddings are pooled by mean."""
+    if specification.method.name != "contrastive":
+        return ()
+    return tuple(name for name, _ in model.named_parameters() if name.startswith("pooler."))

@@ -1,0 +1,174 @@
+"""Base models on this machine, each pinned by one hash over its files.
+
+A run names its base model by that hash. Only what a model needs is hashed and kept: configuration, tokenizer and
+safetensors weights. Python code and pickled weights are never taken in.
+
+>>> import tempfile; root = Path(tempfile.mkdtemp())
+>>> source = root / "tiny"; source.mkdir()
+>>> _ = (source / "config.json").write_text("{}"); _ = (source / "model.safetensors").write_bytes(b"\\0")
+>>> store = ModelStore(root / "models")
+>>> store.path(store.add(str(source), "tiny")).joinpath("config.json").read_text()
+'{}'
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide import canonical
+from confide.errors import ModelError
+from confide.files import private_folder, sha256_file, write_atomic
+
+_KEPT = frozenset(
+    {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "chat_template.jinja",
+        "chat_template.json",
+    }
+)
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """One line of `confide model list`."""
+
+    sha256: str
+    name: str
+    source: str
+    bytes: int
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files that make up a model, by name relative to its folder.
+
+    Raises ModelError when the folder holds no model, or its weights exist only in a format that can carry code.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder; name one that holds config.json and safetensors weights")
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    kept = {name: path for name, path in files.items() if name in _KEPT or name.endswith(".safetensors")}
+    if "config.json" not in kept:
+        raise ModelError(f"{folder} has no config.json; it is not a model in the transformers format")
+    if not any(name.endswith(".safetensors") for name in kept):
+        pickled = sorted(name for name in files if name.endswith(_PICKLED))
+        if pickled:
+            raise ModelError(
+                f"{folder} has its weights only as {pickled[0]}, a format that can run code when it is opened. "
+                "Save it again with model.save_pretrained(folder, safe_serialization=True) where you trust it."
+            )
+        raise ModelError(f"{folder} has no .safetensors weights; add them, or name another folder")
+    return kept
+
+
+def folder_digest(path: Path) -> str:
+    """SHA-256 over the sorted (name, SHA-256) pairs of the model's files, hex. Other files do not count."""
+    return _digest({name: sha256_file(file) for name, file in model_files(path).items()})
+
+
+def _digest(hashes: dict[str, str]) -> str:
+    return canonical.digest(["confide/v1/model-folder", [[name, hashes[name]] for name in sorted(hashes)]])
+
+
+class ModelStore:
+    """A folder of base models: `<sha256>/` with the files, `<sha256>.json` with name, source and size."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, source: str, name: str) -> str:
+        """Copy a folder, or download a hub id, into the store and return its hash. Adding it again changes nothing."""
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            folder = _download(source)
+        files = model_files(folder)
+        private_folder(self.folder)
+        staging = Path(tempfile.mkdtemp(dir=self.folder, prefix=".adding-"))
+        try:
+            for file_name, path in files.items():
+                shutil.copyfile(path, staging / file_name)
+            digest = folder_digest(staging)
+            target = self.folder / digest
+            if not target.exists():
+                staging.rename(target)
+        except OSError as error:
+            raise ModelError(f"cannot copy {source} to {self.folder}: {error.strerror}. Free space there.") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        size = sum(path.stat().st_size for path in target.iterdir())
+        entry = {"name": name, "source": source, "bytes": size}
+        write_atomic(self.folder / f"{digest}.json", json.dumps(entry, indent=1).encode())
+        return digest
+
+    def path(self, sha256: str, *, verify: bool = False) -> Path:
+        """The folder of a model. `verify` hashes every file again. Raises ModelError when missing or altered."""
+        folder = self.folder / sha256
+        if not _SHA256.fullmatch(sha256) or not (folder / "config.json").is_file():
+            held = ", ".join(f"{model.name} ({model.sha256[:12]})" for model in self.list()) or "none"
+            raise ModelError(
+                f"base model {sha256[:12]} is not on this machine (here: {held}); add it with `confide model add`"
+            )
+        if verify and folder_digest(folder) != sha256:
+            raise ModelError(
+                f"the files of base model {sha256[:12]} in {folder} were altered; "
+                f"remove it with `confide model remove {sha256[:12]}` and add it again from its source"
+            )
+        return folder
+
+    def list(self) -> list[StoredModel]:
+        """All models, by name."""
+        models = []
+        for entry in self.folder.glob("*.json"):
+            if _SHA256.fullmatch(entry.stem) and (self.folder / entry.stem).is_dir():
+                fields = json.loads(entry.read_bytes())
+                models.append(StoredModel(entry.stem, fields["name"], fields["source"], fields["bytes"]))
+        return sorted(models, key=lambda model: (model.name, model.sha256))
+
+    def find(self, reference: str) -> StoredModel:
+        """A model by name or by 6 or more first characters of its hash. Raises ModelError unless exactly one fits."""
+        found = [
+            model
+            for model in self.list()
+            if model.name == reference or (len(reference) >= 6 and model.sha256.startswith(reference))
+        ]
+        if len(found) != 1:
+            what = "no model" if not found else f"{len(found)} models"
+            raise ModelError(f"{what} here is called {reference!r}; see `confide model list` and give more of the hash")
+        return found[0]
+
+    def remove(self, sha256: str) -> None:
+        """Delete a model's files and its entry."""
+        shutil.rmtree(self.path(sha256))
+        (self.folder / f"{sha256}.json").unlink(missing_ok=True)
+
+
+def _download(source: str) -> Path:
+    """A hub id's files in the hub's cache. Patterns keep code and pickled weights from being fetched at all."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source):
+        raise ModelError(f"{source!r} is neither a folder on this machine nor a hub id such as organization/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[*sorted(_KEPT), "*.safetensors"]))
+    except Exception as error:  # the hub client raises many kinds; all mean the same to who typed the command
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{source!r} is not a folder here, and could not be fetched from a model hub: {reason}. "
+            "Copy the model's folder to this machine and name the folder."
+        ) from error
