@@ -1,0 +1,210 @@
+"""The consortium's root, on an offline machine: it makes rosters and certificates, and signs nothing else.
+
+    root.key  ca.key        private keys, 0600: they never leave this folder, and never reach the coordinator
+    ca.crt  root.pub        the authority's certificate, the root's public key (hex)
+    roster.json             the newest signed roster
+    consortium.json         name, addresses
+
+Guarantee: without root.key nobody adds, changes or brings back a member; without ca.key nobody makes a certificate.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confide import canonical
+from confide.errors import IdentityError
+from confide.files import private_folder, write_atomic
+from confide.identity.certificates import MEMBER_DAYS, issue_certificate, make_authority
+from confide.identity.enrolment import Admission, EnrolmentRequest, read_request, sign_admission
+from confide.identity.invitation import make_invitation
+from confide.identity.keys import SigningKey, generate_p256, load_p256
+from confide.identity.member import Address, Membership, read_text
+from confide.identity.roster import Member, Roster, RosterStore, sign_roster
+from confide.identity.signed import Document, validated
+from confide.runs.specification import Name
+
+DAY_S = 86400
+ROSTER_DAYS = 30
+
+
+class Settings(Document):
+    """consortium.json of the root's folder."""
+
+    name: Name
+    demo: bool
+    control_address: Address = ""
+    fleet_address: Address = ""
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """The opened folder of the root."""
+
+    folder: Path
+    settings: Settings
+    root: SigningKey
+    roster: RosterStore
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        name: str,
+        *,
+        demo: bool = False,
+        control_address: str = "",
+        fleet_address: str = "",
+        roster_days: int = ROSTER_DAYS,
+        now: float | None = None,
+    ) -> "Consortium":
+        """Make root and authority and the first, empty roster. Raises IdentityError when the folder has a root."""
+        if (folder / "root.key").exists():
+            raise IdentityError(f"{folder} holds a consortium's root already; choose another folder")
+        moment = _now(now)
+        document = {"name": name, "demo": demo, "control_address": control_address, "fleet_address": fleet_address}
+        settings = validated(Settings, document, "the consortium")
+        private_folder(folder)
+        authority = make_authority(name, generate_p256(folder / "ca.key"), moment)
+        root = SigningKey.generate()
+        write_atomic(folder / "ca.crt", authority.encode())
+        write_atomic(folder / "root.pub", root.public.hex().encode())
+        write_atomic(folder / "consortium.json", canonical.encode(settings.model_dump(mode="json")))
+        first = Roster(
+            version=1,
+            previous="",
+            consortium=name,
+            demo=demo,
+            issued_at=moment,
+            expires_at=moment + roster_days * DAY_S,
+            ca_certificate=authority,
+            members=(),
+        )
+        (folder / "roster.json").unlink(missing_ok=True)
+        RosterStore(folder / "roster.json", root.public).accept(sign_roster(first, root), now=moment)
+        root.save(folder / "root.key")
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Consortium":
+        """Open what `create` made. Raises IdentityError naming what is missing or damaged."""
+        root = SigningKey.load(folder / "root.key")
+        try:
+            document = json.loads(read_text(folder / "consortium.json"))
+        except (ValueError, RecursionError) as error:
+            raise IdentityError(f"{folder / 'consortium.json'} is damaged; restore it from a backup") from error
+        settings = validated(Settings, document if isinstance(document, dict) else {}, "consortium.json")
+        return cls(folder, settings, root, RosterStore(folder / "roster.json", root.public))
+
+    def admit(
+        self, request: bytes, *, now: float | None = None, days: int = MEMBER_DAYS, roster_days: int = ROSTER_DAYS
+    ) -> bytes:
+        """Take a new member in; returns its admission. The same request again gets a new certificate.
+
+        Raises IdentityError when the name or a key is taken.
+        """
+        moment, asked = _now(now), read_request(request)
+        known = {member.name: member for member in self.roster.current.members}.get(asked.name)
+        if known is None:
+            self._next([*self.roster.current.members, asked.member(moment)], moment, roster_days)
+        elif known.revoked_at is not None:
+            raise IdentityError(f"{asked.name} was revoked; a revoked name never returns. Enrol under another name.")
+        elif known != asked.member(known.admitted_at):
+            raise IdentityError(
+                f"{asked.name} is a member with other keys already; for a new certificate use `renew`, for another "
+                "organization another name"
+            )
+        return self._answer(asked, moment, days)
+
+    def renew(
+        self, request: bytes, *, now: float | None = None, days: int = MEMBER_DAYS, roster_days: int = ROSTER_DAYS
+    ) -> bytes:
+        """Certify a member's fresh TLS key; its identity, fleet key and role must be those of the roster."""
+        moment, asked = _now(now), read_request(request)
+        known = self.roster.current.member(asked.name)
+        renewed = asked.member(known.admitted_at)
+        if renewed.model_copy(update={"tls_key": known.tls_key}) != known:
+            raise IdentityError(
+                f"the renewal of {asked.name} is signed by the identity key {asked.identity_key[:16]} as a "
+                f"{asked.role.value}; the roster says {known.identity_key[:16]}, {known.role.value}; fleet keys must agree"
+            )
+        if renewed != known:
+            members = [renewed if member.name == known.name else member for member in self.roster.current.members]
+            self._next(members, moment, roster_days)
+        return self._answer(asked, moment, days)
+
+    def revoke(self, name: str, *, now: float | None = None, roster_days: int = ROSTER_DAYS) -> Roster:
+        """Mark a member as revoked, for good. Takes effect wherever the new roster arrives."""
+        moment = _now(now)
+        gone = self.roster.current.member(name).model_copy(update={"revoked_at": moment})
+        members = [gone if member.name == name else member for member in self.roster.current.members]
+        return self._next(members, moment, roster_days)
+
+    def refresh(self, *, now: float | None = None, roster_days: int = ROSTER_DAYS) -> Roster:
+        """The same members in a new version that expires later."""
+        return self._next(list(self.roster.current.members), _now(now), roster_days)
+
+    def invite(self, name: str, *, now: float | None = None, hours: float = 48.0) -> bytes:
+        """A bootstrap file for `name`: a short-lived certificate with its key, good for one enrolment by gRPC only."""
+        moment = _now(now)
+        if any(member.name == name for member in self.roster.current.members):
+            raise IdentityError(f"{name} is or was a member already; invite another name, or renew its certificate")
+        return make_invitation(
+            self.roster.current.ca_certificate,
+            load_p256(self.folder / "ca.key"),
+            consortium=self.settings.name,
+            name=name,
+            root_public=self.root.public,
+            control_address=self.settings.control_address,
+            now=moment,
+            hours=hours,
+        ).to_bytes()
+
+    def _next(self, members: list[Member], now: int, roster_days: int) -> Roster:
+        current = self.roster.current
+        document: dict[str, Any] = current.model_dump(mode="json") | {
+            "version": current.version + 1,
+            "previous": current.digest,
+            "issued_at": now,
+            "expires_at": now + roster_days * DAY_S,
+            "members": [member.model_dump(mode="json") for member in sorted(members, key=lambda one: one.name)],
+        }
+        roster = validated(Roster, document, "the next roster")
+        return self.roster.accept(sign_roster(roster, self.root), now=now)
+
+    def _answer(self, asked: EnrolmentRequest, now: int, days: int) -> bytes:
+        roster = self.roster.current
+        if roster.expires_at <= now:
+            roster = self.refresh(now=now)
+        certificate = issue_certificate(
+            roster.ca_certificate,
+            load_p256(self.folder / "ca.key"),
+            asked.tls_key,
+            name=asked.name,
+            role=asked.role.value,
+            now=now,
+            addresses=asked.addresses,
+            lifetime_s=days * DAY_S,
+        )
+        membership = Membership(
+            name=asked.name,
+            role=asked.role,
+            consortium=self.settings.name,
+            demo=self.settings.demo,
+            root_public=self.root.public.hex(),
+            control_address=self.settings.control_address,
+            fleet_address=self.settings.fleet_address,
+        )
+        admission = Admission(
+            membership=membership,
+            identity_key=asked.identity_key,
+            certificate=certificate,
+            roster=self.roster.signed.decode(),
+        )
+        return sign_admission(admission, self.root)
+
+
+def _now(now: float | None) -> int:
+    return int(time.time() if now is None else now)

@@ -1,0 +1,261 @@
+"""The roster: who is a member, with which keys, said by the consortium's root and by nobody else.
+
+Every version names its predecessor's hash and expires soon, so that a coordinator can neither invent members nor
+hold back a revocation for long.
+
+>>> root = SigningKey.generate()
+>>> roster = Roster(version=1, previous="", consortium="example", demo=True, issued_at=0, expires_at=60,
+...                 ca_certificate="", members=())
+>>> verify_roster(sign_roster(roster, root), root.public, now=30.0) == roster
+True
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from confide import canonical
+from confide.errors import FailureName, IdentityError, ProtocolFailure
+from confide.files import write_atomic
+from confide.identity.keys import SigningKey, load_spki
+from confide.identity.signed import Document, open_document, sign_document, validated
+from confide.runs.specification import Name, Sha256
+
+DOMAIN = "roster"
+MAX_CLOCK_SKEW_S = 300.0
+Seconds = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class Role(StrEnum):
+    """What a member may do."""
+
+    NODE = "node"
+    COORDINATOR = "coordinator"
+    ADMINISTRATOR = "administrator"
+
+
+class Member(Document):
+    """One member and the keys by which it is known."""
+
+    name: Name
+    role: Role
+    identity_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Ed25519 public key, raw, hex: signs replies, shares, lists, receipts, submissions."""
+    fleet_key: Annotated[str, Field(pattern=r"^([0-9a-f]{182})?$")]
+    """P-256 public key of Flower's node authentication, DER SubjectPublicKeyInfo, hex; "" unless a node."""
+    tls_key: Sha256
+    """SHA-256 of the TLS key's SubjectPublicKeyInfo."""
+    admitted_at: Seconds
+    revoked_at: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.role is Role.NODE) != bool(self.fleet_key):
+            raise ValueError(f"{self.name} is a {self.role.value}; a fleet_key goes with role node, and only with it")
+        if self.fleet_key:
+            try:
+                load_spki(bytes.fromhex(self.fleet_key), "fleet_key")
+            except IdentityError as error:
+                raise ValueError(str(error)) from error
+        return self
+
+
+class Roster(Document):
+    """One version of the membership. Members stand in order of their names."""
+
+    version: Annotated[int, Field(ge=1, lt=2**40)]
+    previous: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    """Digest of the version before this one; "" for version 1."""
+    consortium: Name
+    demo: bool
+    """True for a root that lies beside its members on one machine. A production node refuses it."""
+    issued_at: Seconds
+    expires_at: Seconds
+    """Unix seconds."""
+    ca_certificate: str
+    """PEM: issues every member's TLS certificate."""
+    members: tuple[Member, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.version == 1) != (self.previous == ""):
+            raise ValueError(f"version {self.version} names the predecessor {self.previous!r}; only version 1 has none")
+        if self.expires_at <= self.issued_at:
+            raise ValueError(f"expires_at {self.expires_at} is not after issued_at {self.issued_at}")
+        names = [member.name for member in self.members]
+        if names != sorted(set(names)):
+            raise ValueError("members are not in order of their names, or a name stands twice")
+        for field in ("identity_key", "fleet_key", "tls_key"):
+            keys = Counter(getattr(member, field) for member in self.members)
+            twice = [key for key, count in keys.items() if key and count > 1]
+            if twice:
+                raise ValueError(f"two members share the {field} {twice[0][:16]}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, hex."""
+        return canonical.digest(self.model_dump(mode="json"))
+
+    def member(self, name: str) -> Member:
+        """The member of this name. Raises IdentityError when unknown, ProtocolFailure REVOKED when revoked."""
+        for member in self.members:
+            if member.name == name:
+                return self._standing(member)
+        raise IdentityError(
+            f"{name!r} is not in version {self.version} of the roster of {self.consortium}; "
+            "the consortium's administrator admits members with `confide consortium admit`"
+        )
+
+    def active(self, role: Role | str) -> tuple[Member, ...]:
+        """Members of this role that are not revoked, sorted by name."""
+        return tuple(member for member in self.members if member.role == Role(role) and member.revoked_at is None)
+
+    def by_fleet_key(self, fleet_key: str) -> Member:
+        """The node with this fleet key (hex). Raises as `member` does."""
+        for member in self.members:
+            if fleet_key and member.fleet_key == fleet_key:
+                return self._standing(member)
+        raise IdentityError(
+            f"no node of version {self.version} of the roster has the fleet key {fleet_key[-32:]!r}; "
+            "is this node admitted, and the roster the newest?"
+        )
+
+    def check_fresh(self, now: float) -> None:
+        """Raise ProtocolFailure ROSTER_STALE after `expires_at`, IdentityError well before `issued_at`."""
+        if now >= self.expires_at:
+            raise ProtocolFailure(
+                FailureName.ROSTER_STALE,
+                f"version {self.version} of the roster of {self.consortium} "
+                f"expired {int(now) - self.expires_at} s ago; "
+                "the consortium's administrator renews it with `confide consortium renew` and `roster publish`",
+            )
+        if now < self.issued_at - MAX_CLOCK_SKEW_S:
+            raise IdentityError(
+                f"the roster was issued {self.issued_at - int(now)} s in the future: set this machine's clock"
+            )
+
+    def _standing(self, member: Member) -> Member:
+        if member.revoked_at is not None:
+            raise ProtocolFailure(
+                FailureName.REVOKED,
+                f"{member.name} was revoked in the roster of {self.consortium} (at Unix time {member.revoked_at})",
+                culprit=member.name,
+            )
+        return member
+
+
+def sign_roster(roster: Roster, root_key: SigningKey) -> bytes:
+    """The bytes that travel: the roster and the root's signature over it."""
+    return sign_document(roster.model_dump(mode="json"), DOMAIN, root_key)
+
+
+def open_roster(data: bytes, root_public: bytes) -> Roster:
+    """The roster, verified under the root's key, expired or not. Raises IdentityError."""
+    return validated(Roster, open_document(data, DOMAIN, root_public), "the roster")
+
+
+def verify_roster(data: bytes, root_public: bytes, now: float) -> Roster:
+    """The roster, verified and in force at `now` (Unix seconds). Raises IdentityError or ROSTER_STALE.
+
+    Guarantee: what is returned was signed by the root and has not expired, against anyone without the root's key.
+    """
+    roster = open_roster(data, root_public)
+    roster.check_fresh(now)
+    return roster
+
+
+class RosterStore:
+    """The newest roster that this party has seen, on disk. It never goes back.
+
+    Guarantee: after `accept` returned, no older, other or expired roster is accepted in its place, crashes included,
+    as long as the disk is not restored from an older state.
+    """
+
+    def __init__(self, path: Path, root_public: bytes) -> None:
+        self._path = path
+        self._root_public = root_public
+        self._lock = threading.RLock()
+        self._current: Roster | None = None
+        self._signed = b""
+        self._stamp: tuple[int, int, int] | None = None
+        self._refresh()
+
+    @property
+    def current(self) -> Roster:
+        """The newest one, also when another process accepted it. Raises IdentityError when there is none yet."""
+        with self._lock:
+            self._refresh()
+            if self._current is None:
+                raise IdentityError(f"{self._path} holds no roster yet; accept the consortium's admission first")
+            return self._current
+
+    @property
+    def signed(self) -> bytes:
+        """The newest one as signed bytes, to pass on."""
+        with self._lock:
+            _ = self.current
+            return self._signed
+
+    def accept(self, data: bytes, *, now: float | None = None) -> Roster:
+        """Take a newer roster; durable before it returns. The newest one again changes nothing.
+
+        Raises ProtocolFailure ROSTER_STALE for an older, forked or expired one, IdentityError for a foreign one.
+        """
+        with self._lock, self._exclusive():
+            roster = verify_roster(data, self._root_public, time.time() if now is None else now)
+            self._refresh()
+            if self._current is not None:
+                _check_succession(self._current, roster)
+                if roster.version == self._current.version:
+                    return self._current
+            write_atomic(self._path, data)
+            self._refresh()
+            return roster
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return
+        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if stamp == self._stamp:
+            return
+        signed = self._path.read_bytes()
+        self._current, self._signed, self._stamp = open_roster(signed, self._root_public), signed, stamp
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        # Two processes of one member (the agent and a command) may accept at once.
+        descriptor = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _check_succession(current: Roster, new: Roster) -> None:
+    def stale(detail: str) -> ProtocolFailure:
+        return ProtocolFailure(FailureName.ROSTER_STALE, detail)
+
+    if (new.consortium, new.demo) != (current.consortium, current.demo):
+        raise IdentityError(
+            f"a roster of {new.consortium} (demo: {new.demo}) came where that of {current.consortium} "
+            f"(demo: {current.demo}) is held; a consortium never changes either"
+        )
+    if new.version < current.version:
+        raise stale(f"version {new.version} of the roster came; version {current.version} is held already")
+    if new.version == current.version and new.digest != current.digest:
+        raise stale(f"two different rosters carry version {new.version}; tell the consortium's administrator")
+    if new.version == current.version + 1 and new.previous != current.digest:
+        raise stale(f"version {new.version} does not follow from the version {current.version} that is held here")
