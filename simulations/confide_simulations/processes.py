@@ -1,0 +1,138 @@
+"""Real child processes that never outlive their parent, and what the whole tree costs in memory.
+
+>>> with ProcessGroup() as group:
+...     child = group.start("sleeper", ["sleep", "60"], Path("/tmp/sleeper.log"))
+...     child.poll() is None
+True
+>>> child.poll() is None
+False
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+from confide.errors import TransportError
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: be killed should the parent die in a way that runs no clean-up."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class ProcessGroup:
+    """Children by name, each with a log file; leaving the block ends all of them: SIGTERM, then SIGKILL."""
+
+    def __init__(self, *, grace_s: float = 8.0) -> None:
+        self._grace_s = grace_s
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.logs: dict[str, Path] = {}
+
+    def start(
+        self, name: str, command: Sequence[str], log: Path, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start `command`; its output goes to `log` (mode 0600)."""
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, its library is loaded before the fork
+            )
+        finally:
+            os.close(descriptor)
+        self.children[name] = child
+        self.logs[name] = log
+        return child
+
+    def check_alive(self) -> None:
+        """Raises TransportError, with the end of its log, when a child has ended by itself."""
+        for name, child in self.children.items():
+            if child.poll() is not None:
+                tail = self.logs[name].read_text("utf-8", "replace").strip().splitlines()[-12:]
+                raise TransportError(
+                    f"process {name} ended with status {child.returncode}. The end of {self.logs[name]}:\n"
+                    + "\n".join(tail)
+                )
+
+    def stop(self, name: str) -> None:
+        """End one child and forget it."""
+        child = self.children.pop(name)
+        _end([child], self._grace_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _end(list(self.children.values()), self._grace_s)
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
+    for child in children:
+        if child.poll() is None:
+            _signal_session(child, signal.SIGTERM)
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(grace_s)
+        _signal_session(child, signal.SIGKILL)
+        child.wait()
+
+
+def _signal_session(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+def tree_pss_mib(root: psutil.Process | None = None) -> float:
+    """Proportional set size of a process and all below it, in MiB: shared pages are counted once."""
+    root = root or psutil.Process()
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 2**20
+
+
+class PeakMemory:
+    """Samples the PSS of this process's tree in the background; `peak_mib` is the largest sum seen."""
+
+    def __init__(self, interval_s: float = 1.0) -> None:
+        self.peak_mib = 0.0
+        self._interval_s = interval_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def _sample(self) -> None:
+        while not self._done.wait(self._interval_s):
+            self.peak_mib = max(self.peak_mib, tree_pss_mib())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self.peak_mib = max(self.peak_mib, tree_pss_mib())

@@ -1,0 +1,82 @@
+"""The run specification: strict, canonical, and clear about what is wrong."""
+
+import json
+
+import pytest
+from confide.errors import SpecificationError
+from confide.runs.specification import EXAMPLE, parse_canonical, parse_toml
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_canonical_bytes_round_trip_and_defaults_are_hashed() -> None:
+    specification = parse_toml(EXAMPLE)
+    assert parse_canonical(specification.canonical_bytes()) == specification
+    spelled_out = parse_toml(EXAMPLE + "\n[sealing]\nbits = 16\n")
+    assert spelled_out.digest == specification.digest
+    assert parse_toml(EXAMPLE + "\n[sealing]\nbits = 8\n").digest != specification.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("version = 1", "version = 2"), "version"),
+        (('name = "support-answers"', 'name = "Bad Name"'), "name"),
+        (("rounds = 3", "rounds = 0"), "federation.rounds"),
+        (("rounds = 3", 'rounds = "3"'), "federation.rounds"),
+        (("rounds = 3", "rounds = 3\nrouns = 4"), "federation.rouns: unknown field"),
+        (("learning_rate = 3e-3", "learning_rate = nan"), "learning_rate|valid"),
+        (("clip_norm = 12.0", ""), "clip_norm"),
+        (("[training]", '[method]\nname = "mind_reading"\n[training]'), "method.name"),
+        (("[training]", '[method]\nname = "classification"\n[training]'), "labels"),
+        (("[training]", '[privacy]\nunit = "record"\nepsilon = 0.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "epsilon"),
+        (("[training]", '[privacy]\nunit = "user"\nepsilon = 1.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "user_key"),
+        (("[training]", "[privacy]\nepsilon = 1.0\n[training]"), "unit"),
+        (("version = 1", "version = "), "TOML"),
+    ],
+)
+def test_bad_specifications_name_field_and_remedy(change: tuple[str, str], says: str) -> None:
+    assert change[0] in EXAMPLE
+    with pytest.raises(SpecificationError, match=says):
+        parse_toml(EXAMPLE.replace(*change))
+
+
+def test_only_the_canonical_form_is_taken_from_the_network() -> None:
+    data = parse_toml(EXAMPLE).canonical_bytes()
+    with pytest.raises(SpecificationError, match="canonical"):
+        parse_canonical(json.dumps(json.loads(data)).encode())
+    with pytest.raises(SpecificationError, match="canonical"):
+        parse_canonical(data.replace(b'"seed":0,', b""))
+
+
+@given(st.binary(max_size=400) | st.text(max_size=200).map(str.encode))
+def test_arbitrary_bytes_raise_only_the_named_error(data: bytes) -> None:
+    with pytest.raises(SpecificationError):
+        parse_canonical(data)
+
+
+_LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=3)
+)
+
+
+@given(st.data())
+def test_a_changed_leaf_is_refused_or_changes_the_hash(data: st.DataObject) -> None:
+    original = parse_toml(EXAMPLE)
+    document = json.loads(original.canonical_bytes())
+    section = data.draw(st.sampled_from([key for key, value in document.items() if isinstance(value, dict)]))
+    field = data.draw(st.sampled_from(sorted(document[section])))
+    before = document[section][field]
+    document[section][field] = data.draw(_LEAVES)
+    encoded = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        changed = parse_canonical(encoded)
+    except SpecificationError:
+        return
+    assert (changed.digest == original.digest) == (document[section][field] == before)
+
+
+@given(st.text(max_size=200))
+def test_arbitrary_text_raises_only_the_named_error(text: str) -> None:
+    with pytest.raises(SpecificationError):
+        parse_toml(text)
