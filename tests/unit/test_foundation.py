@@ -105,9 +105,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"write_atomic(Path({str(path)!r}), b'x' * 100000)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=dict(os.environ)
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode != 0
     assert "StateError: cannot write" in done.stderr
     assert path.read_bytes() == b"old"
