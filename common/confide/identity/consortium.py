@@ -127,8 +127,9 @@ class Consortium:
         renewed = asked.member(known.admitted_at)
         if renewed.model_copy(update={"tls_key": known.tls_key}) != known:
             raise IdentityError(
-                f"the renewal of {asked.name} is signed by the identity key {asked.identity_key[:16]} as a "
-                f"{asked.role.value}; the roster says {known.identity_key[:16]}, {known.role.value}; fleet keys must agree"
+                f"the renewal of {asked.name} has the identity key {asked.identity_key[:16]} and the role "
+                f"{asked.role.value}; the roster says {known.identity_key[:16]} and {known.role.value} "
+                "(and the fleet key must be the same)"
             )
         if renewed != known:
             members = [renewed if member.name == known.name else member for member in self.roster.current.members]
