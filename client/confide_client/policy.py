@@ -1,0 +1,247 @@
+"""What this node allows: policy.toml, read anew for every decision. The default allows nothing.
+
+>>> policy = parse_policy('''
+... version = 1
+... consortium_root = "%s"
+... methods = ["sft"]
+... ''' % ("0" * 64))
+>>> policy.min_cohort, policy.sealing, policy.approval
+(3, 'required', 'ask')
+"""
+
+import re
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+from confide import canonical
+from confide.errors import PolicyRefusal
+from confide.runs.specification import Name, Sha256, Specification
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Unit = Literal["none", "record", "user", "organization"]
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_HOURS = re.compile(r"(?:(?P<days>[a-z,-]+) )?(?P<from>\d\d:\d\d)-(?P<to>\d\d:\d\d)")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Budget(_Frozen):
+    """The most privacy that may ever be spent on a group of data sets, over all runs."""
+
+    epsilon: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=0.01)
+
+
+class Policy(_Frozen):
+    """Every field that is left out denies, or is the stricter choice."""
+
+    version: Literal[1]
+    consortium_root: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """The root's public key. Empty: no consortium is obeyed."""
+    allow_demo_root: bool = False
+    """A demo's root lies on the same machine as its members: never for real data."""
+    methods: tuple[str, ...] = ()
+    models: tuple[Sha256, ...] = ()
+    """Base models by hash, as `confide model add` prints them."""
+    data_sets: tuple[Name, ...] = ()
+    min_cohort: int = Field(default=3, ge=1)
+    """Fewest organizations in any sum that this node's update is in."""
+    max_rounds: int = Field(default=0, ge=0)
+    max_local_steps: int = Field(default=0, ge=0)
+    """Optimizer steps a round."""
+    max_attempts: int = Field(default=2, ge=1)
+    """Times that one model may be trained on."""
+    training_hours: tuple[str, ...] = ()
+    """Local time, e.g. "00:00-24:00" or "mon-fri 20:00-06:00". Training outside is refused."""
+    sealing: Literal["required", "optional"] = "required"
+    waive_colluding: bool = False
+    """Accept runs that promise nothing against a coordinator that colludes with a node (colluding = 0)."""
+    privacy_units: tuple[Unit, ...] = ()
+    """Which differential privacy a run may have; "none" must be written to allow runs without."""
+    budgets: dict[Name, Budget] = {}
+    """Per data set group: what may be spent in all. A private run needs one."""
+    canaries: bool = False
+    """Consent to planting made-up records into training for a privacy audit."""
+    approval: Literal["auto", "ask"] = "ask"
+    """ask: a person approves each run with `confide node approve`."""
+
+    def check_root(self, root_public: bytes, demo: bool) -> None:
+        """Raise PolicyRefusal unless this is the consortium that the node obeys."""
+        if self.consortium_root != root_public.hex():
+            stated = self.consortium_root[:16] or "none"
+            _refuse(
+                f"the consortium's root key is {root_public.hex()[:16]}…; the policy obeys {stated}. "
+                "Compare the key with your consortium and set consortium_root in policy.toml"
+            )
+        if demo and not self.allow_demo_root:
+            _refuse("this is a demo's root, which lies beside its members; a production node does not obey it")
+
+    def check(self, specification: Specification, *, group: str) -> None:
+        """Raise PolicyRefusal unless the policy allows this run on a data set of this group."""
+        federation, training, sealing = specification.federation, specification.training, specification.sealing
+        _member("method", specification.method.name, self.methods, "methods")
+        _member("base model", specification.model.sha256, self.models, "models")
+        _member("data set", federation.data, self.data_sets, "data_sets")
+        _at_least("federation.min_cohort", federation.min_cohort, self.min_cohort, "min_cohort")
+        if federation.nodes:
+            _at_least("the number of named nodes", len(federation.nodes), self.min_cohort, "min_cohort")
+        _at_most("federation.rounds", federation.rounds, self.max_rounds, "max_rounds")
+        _at_most("training.local_steps", training.local_steps, self.max_local_steps, "max_local_steps")
+        _at_most("sealing.max_attempts", sealing.max_attempts, self.max_attempts, "max_attempts")
+        if sealing.kind == "none" and self.sealing == "required":
+            _refuse(
+                "sealing.kind is none, so the coordinator would see this node's update by itself; the policy requires "
+                'sealing. Seal the run, or set sealing = "optional" in policy.toml for research'
+            )
+        if sealing.kind == "sealed" and sealing.colluding < 1 and not self.waive_colluding:
+            _refuse(
+                "sealing.colluding is 0; the policy requires at least 1. Raise it, or set waive_colluding = true in policy.toml"
+            )
+        self._check_privacy(specification, group)
+
+    def _check_privacy(self, specification: Specification, group: str) -> None:
+        privacy = specification.privacy
+        if privacy.unit not in self.privacy_units:
+            _refuse(
+                f"privacy.unit is {privacy.unit!r}; the policy allows {_listed(self.privacy_units)}. "
+                "Change the run, or add the unit to privacy_units in policy.toml"
+            )
+        if privacy.unit == "none":
+            return
+        budget = self.budgets.get(group)
+        if budget is None:
+            _refuse(
+                "the run spends privacy, and the policy sets no budget for its data. Add one under [budgets] in policy.toml"
+            )
+        if (privacy.epsilon or 0) > budget.epsilon or (privacy.delta or 0) > budget.delta:
+            _refuse(
+                f"the run may spend epsilon {privacy.epsilon} and delta {privacy.delta} on its data; the policy allows "
+                f"{budget.epsilon} and {budget.delta} over all runs. Lower the run's epsilon"
+            )
+
+    def check_hours(self, now: datetime) -> None:
+        """Raise PolicyRefusal when the local time `now` is outside the training hours."""
+        if not any(_within(window, now) for window in self.training_hours):
+            _refuse(
+                f"it is {now:%a %H:%M} at the node; the policy trains {_listed(self.training_hours)}. "
+                "Try again then, or widen training_hours in policy.toml"
+            )
+
+
+def _refuse(what: str) -> NoReturn:
+    raise PolicyRefusal(f"{what}.")
+
+
+def _listed(values: tuple[str, ...]) -> str:
+    return ", ".join(values) or "none"
+
+
+def _member(what: str, value: str, allowed: tuple[str, ...], field: str) -> None:
+    # The allowed names are not listed: a refusal goes to the coordinator, and names of data sets are the node's own.
+    if value not in allowed:
+        _refuse(
+            f"{what} {value!r} is not allowed by this node's policy ({len(allowed)} are); add it to {field} in policy.toml"
+        )
+
+
+def _at_least(what: str, value: int, bound: int, field: str) -> None:
+    if value < bound:
+        _refuse(f"{what} is {value}; the policy allows {bound} or more. Raise it, or lower {field} in policy.toml")
+
+
+def _at_most(what: str, value: int, bound: int, field: str) -> None:
+    if value > bound:
+        _refuse(f"{what} is {value}; the policy allows at most {bound}. Lower it, or raise {field} in policy.toml")
+
+
+def _minutes(clock: str) -> int:
+    hours, minutes = (int(part) for part in clock.split(":"))
+    if hours * 60 + minutes > 24 * 60 or minutes > 59:
+        raise ValueError(f"{clock} is not a time of day between 00:00 and 24:00")
+    return hours * 60 + minutes
+
+
+def _days(text: str | None) -> set[int]:
+    if text is None:
+        return set(range(7))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first not in _DAYS or (last or first) not in _DAYS:
+            raise ValueError(f"{part!r} names no days; write for example mon-fri or sat,sun")
+        start, stop = _DAYS.index(first), _DAYS.index(last or first)
+        chosen |= {(start + i) % 7 for i in range((stop - start) % 7 + 1)}
+    return chosen
+
+
+def _parse_window(window: str) -> tuple[set[int], int, int]:
+    match = _HOURS.fullmatch(window)
+    if match is None:
+        raise ValueError(f'{window!r} is not a window such as "00:00-24:00" or "mon-fri 20:00-06:00"')
+    return _days(match["days"]), _minutes(match["from"]), _minutes(match["to"])
+
+
+def _within(window: str, now: datetime) -> bool:
+    days, start, stop = _parse_window(window)
+    minute, day = now.hour * 60 + now.minute, now.weekday()
+    if start < stop:
+        return day in days and start <= minute < stop
+    # The window runs over midnight: its second half belongs to the day on which it began.
+    return (day in days and minute >= start) or ((day - 1) % 7 in days and minute < stop)
+
+
+def parse_policy(text: str, source: str = "policy.toml") -> Policy:
+    """Parse what an operator wrote. Raises PolicyRefusal naming each field: an unclear policy allows nothing."""
+    try:
+        policy = Policy.model_validate_json(canonical.encode(tomllib.loads(text)))
+        for window in policy.training_hours:
+            _parse_window(window)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:6])
+        raise PolicyRefusal(f"{source} is not valid, so nothing is allowed: {faults}") from error
+    except (tomllib.TOMLDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise PolicyRefusal(f"{source} is not valid, so nothing is allowed: {error}") from error
+    return policy
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy as it stands now. Raises PolicyRefusal when it is missing or unclear."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PolicyRefusal("this node has no policy.toml, so nothing is allowed; write one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyRefusal("policy.toml of this node cannot be read, so nothing is allowed; correct it") from error
+    return parse_policy(text)
+
+
+TEMPLATE = """\
+# What this node allows. What is not written here is denied; changes take effect at once.
+version = 1
+
+# The consortium's root key. Compare it with your consortium over another channel before you write it here.
+consortium_root = "{root}"
+
+methods = []                        # e.g. ["sft"]
+models = []                         # hashes that `confide model add` printed
+data_sets = []                      # names that `confide data add` registered
+
+min_cohort = 3                      # fewest organizations in any sum that holds this node's update
+max_rounds = 0
+max_local_steps = 0                 # optimizer steps a round
+max_attempts = 2                    # times that one model may be trained on
+training_hours = []                 # local time, e.g. ["mon-fri 20:00-06:00", "sat,sun 00:00-24:00"]
+
+sealing = "required"                # "optional" lets a run show this node's update to the coordinator: research only
+privacy_units = ["record", "user", "organization"]   # add "none" to allow runs without differential privacy
+approval = "ask"                    # "auto": what passes the rules above needs no person
+
+# What may be spent in all, per group of data sets.
+# [budgets.faq]
+# epsilon = 8.0
+# delta = 1e-6
+"""
