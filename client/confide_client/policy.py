@@ -99,7 +99,8 @@ class Policy(_Frozen):
             )
         if sealing.kind == "sealed" and sealing.colluding < 1 and not self.waive_colluding:
             _refuse(
-                "sealing.colluding is 0; the policy requires at least 1. Raise it, or set waive_colluding = true in policy.toml"
+                "sealing.colluding is 0; the policy requires at least 1. "
+                "Raise it, or set waive_colluding = true in policy.toml"
             )
         self._check_privacy(specification, group)
 
@@ -115,7 +116,8 @@ class Policy(_Frozen):
         budget = self.budgets.get(group)
         if budget is None:
             _refuse(
-                "the run spends privacy, and the policy sets no budget for its data. Add one under [budgets] in policy.toml"
+                "the run spends privacy, and the policy sets no budget for its data. "
+                "Add one under [budgets] in policy.toml"
             )
         if (privacy.epsilon or 0) > budget.epsilon or (privacy.delta or 0) > budget.delta:
             _refuse(
@@ -144,7 +146,8 @@ def _member(what: str, value: str, allowed: tuple[str, ...], field: str) -> None
     # The allowed names are not listed: a refusal goes to the coordinator, and names of data sets are the node's own.
     if value not in allowed:
         _refuse(
-            f"{what} {value!r} is not allowed by this node's policy ({len(allowed)} are); add it to {field} in policy.toml"
+            f"{what} {value!r} is not allowed by this node's policy ({len(allowed)} are); "
+            f"add it to {field} in policy.toml"
         )
 
 
