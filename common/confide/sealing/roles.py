@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 
 
@@ -137,6 +138,14 @@ class Collector(Protocol):
 
     outcome: Opened | Abandoned | None
 
+    @property
+    def resumable(self) -> SlotPlan | None:
+        """After a restart: the slot that is still open. Pass this plan to `open_slot` to go on with it; when its
+        round was committed already, call `end_message` instead. None when no slot is open."""
+
+    def update_roster(self, roster: Roster) -> None:
+        """A newer roster came. Raises ROSTER_STALE for an older one; a revoked member ends the epoch."""
+
     def begin_epoch(self, present: tuple[str, ...]) -> None:
         """Start a new epoch with these members; its exchanges come from `exchange` until it returns None."""
 
@@ -176,11 +185,15 @@ Train = Callable[[fleet_pb2.SlotOpen], Contribution]
 class Member(Protocol):
     """Node half, for one run."""
 
-    def handle(self, step: fleet_pb2.Step, body: bytes, train: Train) -> Answer:
+    def handle(self, step: fleet_pb2.Step, body: bytes, train: Train, model: bytes | memoryview = b"") -> Answer:
         """Answer one instruction of the epoch or slot; calls `train` at most once per slot, when all checks passed.
 
+        model: with TRAIN, the bytes of payload "model" (sealed transport hashes them and checks the model chain).
         The same instruction again gets the same bytes again. Raises ProtocolFailure by name.
         """
 
     def slot_ended(self, end: fleet_pb2.End) -> None:
         """The coordinator committed or abandoned a slot: erase its secrets, keep or roll back error feedback."""
+
+    def update_roster(self, roster: Roster) -> None:
+        """A newer roster came. Raises ROSTER_STALE for an older one; a revoked member ends the epoch."""

@@ -1,0 +1,42 @@
+"""Rosters of invented organizations with real keys, for tests of update transport."""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+
+from confide.identity.keys import SigningKey, new_p256, spki
+from confide.identity.roster import Member, Role, Roster
+
+ISSUED_AT, EXPIRES_AT = 1_000_000, 2_000_000
+
+
+@functools.cache
+def fleet_key(name: str) -> str:
+    """A P-256 public key that stays the same for one name."""
+    return spki(new_p256()).hex()
+
+
+def make_roster(keys: dict[str, SigningKey], *, version: int = 1, revoked: Iterable[str] = ()) -> Roster:
+    """A roster in which everyone of `keys` is a node."""
+    members = tuple(
+        Member(
+            name=name,
+            role=Role.NODE,
+            identity_key=key.public.hex(),
+            fleet_key=fleet_key(name),
+            tls_key=hashlib.sha256(name.encode()).hexdigest(),
+            admitted_at=ISSUED_AT,
+            revoked_at=ISSUED_AT + 1 if name in set(revoked) else None,
+        )
+        for name, key in sorted(keys.items())
+    )
+    return Roster(
+        version=version,
+        previous="" if version == 1 else "0" * 64,
+        consortium="example",
+        demo=True,
+        issued_at=ISSUED_AT,
+        expires_at=EXPIRES_AT,
+        ca_certificate="",
+        members=members,
+    )
