@@ -1,0 +1,87 @@
+"""The local optimizer, its schedule by global step, and its state between rounds."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from confide.codec.tensors import TensorSchema
+from confide.errors import TrainingError
+from confide.files import private_folder, write_atomic
+from confide.runs.specification import Specification, Training
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+Parameters = Mapping[str, torch.nn.Parameter]
+
+
+def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Optimizer:
+    """AdamW or SGD. Vectors (biases, norms) are not decayed."""
+    decayed = [p for p in parameters.values() if p.ndim > 1]
+    others = [p for p in parameters.values() if p.ndim <= 1]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, training.weight_decay), (others, 0.0))
+        if params
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(training.beta1, training.beta2))
+
+
+def learning_rate(specification: Specification, global_step: int) -> float:
+    """Of the step `global_step` (0-based over all rounds): linear warm-up, then constant or a cosine down to zero."""
+    training = specification.training
+    if global_step < training.warmup_steps:
+        return training.learning_rate * (global_step + 1) / training.warmup_steps
+    if training.schedule == "constant":
+        return training.learning_rate
+    total = specification.federation.rounds * training.local_steps
+    progress = (global_step - training.warmup_steps) / max(1, total - training.warmup_steps)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class OptimizerStates:
+    """Optimizer state on this node's disk, one file per round, so that a retried round starts where the first try did.
+
+    Holds nothing that leaves the node.
+    """
+
+    def __init__(self, folder: Path, schema: TensorSchema) -> None:
+        self._folder = folder
+        self._schema = schema
+
+    def _path(self, round: int) -> Path:
+        return self._folder / f"optimizer-{round:06d}.safetensors"
+
+    def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
+        """Load the newest state from before `round`; none: start fresh."""
+        earlier = [p for p in sorted(self._folder.glob("optimizer-*.safetensors")) if p < self._path(round)]
+        if not earlier:
+            return
+        try:
+            tensors = load_file(earlier[-1])
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"the local optimizer state {earlier[-1].name} is damaged; delete it, and training starts it afresh"
+            ) from error
+        for key, tensor in tensors.items():
+            kind, name = key.split("/", 1)
+            parameter = parameters[name]
+            value = tensor if kind == "step" else tensor.to(parameter.device)
+            optimizer.state[parameter][kind] = value
+
+    def keep(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
+        """Save the state after `round` and forget what no retry can need."""
+        tensors = {
+            f"{kind}/{name}": value.detach().cpu().contiguous()
+            for name, parameter in parameters.items()
+            for kind, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, torch.Tensor)
+        }
+        if tensors:
+            private_folder(self._folder)
+            write_atomic(self._path(round), save(tensors))
+        for path in self._folder.glob("optimizer-*.safetensors"):
+            if path < self._path(round - 1):
+                path.unlink()

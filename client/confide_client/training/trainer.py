@@ -1,0 +1,199 @@
+"""One node's local training of one run. The base model stays loaded between rounds.
+
+    trainer = LocalTrainer(specification, store.path(specification.model.sha256), node="hospital-a", folder=folder)
+    contribution = trainer.contribute(received, data, slot)
+
+With one thread the same inputs give the same bits. Errors carry nothing of the records: they travel to the coordinator.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from confide.errors import ConfideError, DataError, SpecificationError, TrainingError
+from confide.methods import base as methods
+from confide.models import aggregation, seeds
+from confide.models.architecture import load_tokenizer
+from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
+from confide.proto import fleet_pb2
+from confide.runs.specification import Specification
+from confide.sealing.roles import Contribution, Metric
+from numpy.typing import NDArray
+
+from confide_client.training.loop import run_steps
+from confide_client.training.optimizers import OptimizerStates, make_optimizer
+
+_MOST_PASSES = 1000
+"""Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
+
+
+class LocalData(Protocol):
+    """A node's shard of one run: records with the fields of the run's method."""
+
+    @property
+    def train(self) -> Sequence[methods.Record]:
+        """What is learned from."""
+
+    @property
+    def evaluation(self) -> Sequence[methods.Record]:
+        """The node's fixed evaluation split; may be empty."""
+
+
+class LocalTrainer:
+    """Turns a received model into this node's contribution."""
+
+    def __init__(
+        self,
+        specification: Specification,
+        base: Path,
+        *,
+        node: str,
+        folder: Path,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Load the base. folder: where local optimizer state is kept. device: default a GPU where there is one."""
+        if specification.privacy.unit in {"record", "user"}:
+            raise SpecificationError(
+                f'privacy.unit is "{specification.privacy.unit}": a plain local step must not run; it needs DP-SGD'
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._specification = specification
+        self._node = node
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        methods.check(specification, base)
+        self.schema = schema_of(specification, base)
+        self._method = methods.create(specification, load_tokenizer(base))
+        with _named_failures(specification):
+            model = build(specification, base, self._device)
+        self._model: Any = model
+        self._parameters = trainable_tensors(model)
+        self._states = OptimizerStates(folder, self.schema)
+        self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
+        _set_up(self._model, specification)
+
+    def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
+        """Evaluate and train the received model, float32 of shape (schema.size,).
+
+        Raises DataError, TrainingError or UpdateError; then nothing of this slot is sent.
+        """
+        specification = self._specification
+        received = self.schema.unflatten(model)
+        load_trainable(self._model, received)
+        with _named_failures(specification):
+            metrics = self._evaluate(data)
+            if slot.evaluate_only or specification.training.local_steps == 0:
+                return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
+            metrics[Metric.TRAIN_LOSS] = self._train(data, slot)
+        update = self._trained() - model
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        if not np.isfinite(norm):
+            raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
+        metrics[Metric.UPDATE_NORM] = norm
+        return Contribution(update, self._weight(data), metrics)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._specification.training.autocast)
+
+    def _weight(self, data: LocalData) -> float:
+        federation = self._specification.federation
+        if federation.weights == "uniform":
+            return 1.0
+        return min(1.0, len(data.train) / federation.max_examples)
+
+    def _examples(self, split: str, records: Sequence[methods.Record]) -> Sequence[methods.Example]:
+        """Encoded once for as long as the node hands out the same records."""
+        cached = self._prepared.get(split)
+        if cached is None or cached[0] is not records:
+            cached = (records, self._method.prepare(records))
+            self._prepared[split] = cached
+        return cached[1]
+
+    def _evaluate(self, data: LocalData) -> dict[Metric, float]:
+        if not len(data.evaluation):
+            return {}
+        examples = self._examples("evaluation", data.evaluation)
+        if not examples:
+            return {}
+        support = self._examples("train", data.train) if self._method.name == "in_context" else []
+        self._model.eval()
+        size = self._specification.training.micro_batch_size
+        with torch.no_grad(), self._autocast():
+            metrics = self._method.evaluate(self._model, examples, support, size)
+        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if bad:
+            raise TrainingError(f"the received model evaluates to NaN or infinity ({bad[0]}); it is not trained on")
+        return metrics
+
+    def _train(self, data: LocalData, slot: fleet_pb2.SlotOpen) -> float:
+        training = self._specification.training
+        examples = self._examples("train", data.train)
+        if not examples:
+            raise DataError("this node's shard is empty: there is nothing to train on")
+        if training.local_steps * training.batch_size > _MOST_PASSES * len(examples):
+            raise DataError(
+                f"training.local_steps x batch_size is {training.local_steps * training.batch_size} records a round, "
+                f"more than {_MOST_PASSES} passes over this node's shard; lower local_steps"
+            )
+        active = {
+            name: parameter
+            for name, parameter in self._parameters.items()
+            if aggregation.is_active(self._specification, name, slot.round)
+        }
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in active)
+        optimizer = make_optimizer(training, active)
+        if training.keep_optimizer_state:
+            self._states.restore(optimizer, active, slot.round)
+        seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
+        torch.manual_seed(seed)
+        self._model.train()
+        try:
+            loss = run_steps(
+                self._specification, self._model, self._method, active, optimizer, examples, self._node, slot, seed
+            )
+        finally:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+                parameter.requires_grad_(True)
+        if training.keep_optimizer_state:
+            self._states.keep(optimizer, active, slot.round)
+        return loss
+
+    def _trained(self) -> NDArray[np.float32]:
+        return self.schema.flatten(dict(self._parameters))
+
+
+def _set_up(model: Any, specification: Specification) -> None:
+    if specification.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if specification.training.compile:
+        model.base_model.compile(dynamic=True)
+
+
+@contextlib.contextmanager
+def _named_failures(specification: Specification) -> Iterator[None]:
+    """Out of memory and other failures inside torch become named errors, without text that could quote data."""
+    training = specification.training
+    try:
+        yield
+    except ConfideError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(_out_of_memory(specification)) from error
+    except RuntimeError as error:
+        if "memory" in str(error) and ("alloc" in str(error) or "CUDA" in str(error)):
+            raise TrainingError(_out_of_memory(specification)) from error
+        where = "compiling or running the model" if training.compile else "running the model"
+        raise TrainingError(f"{where} failed inside torch ({type(error).__name__}); see this node's log") from error
+
+
+def _out_of_memory(specification: Specification) -> str:
+    return (
+        f"out of memory with training.micro_batch_size = {specification.training.micro_batch_size} and "
+        f"method.max_length = {specification.method.max_length}; lower one, or set training.gradient_checkpointing"
+    )

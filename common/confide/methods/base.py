@@ -1,0 +1,151 @@
+"""What every training objective provides, and the closed set of their names.
+
+A method turns records into examples, examples into batches, and a batch into a summed loss; the local step divides
+by the count over the whole optimizer step, so that micro batches change nothing but rounding.
+
+    method = create(specification, load_tokenizer(folder))
+    examples = method.prepare(records)
+    batch = method.collate(examples[:8], seed=1)
+    mean = method.loss(model, batch) / batch.count
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from confide.errors import DataError, ModelError
+from confide.models.architecture import empty_model, load_config, load_tokenizer
+from confide.runs.specification import Specification
+from confide.sealing.roles import Metric
+
+IGNORED = -100
+"""The label of a position at which no loss is taken."""
+
+Record = Mapping[str, Any]
+Example = Any
+"""What `prepare` made of a record; only the method that made it looks inside."""
+
+FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sft": (("messages",), ("prompt", "completion"), ("question", "answer")),
+    "causal_lm": (("text",),),
+    "masked_lm": (("text",),),
+    "classification": (("text", "label"),),
+    "contrastive": (("anchor", "positive"), ("text", "label"), ("question", "answer")),
+    "in_context": (("input", "output"), ("question", "answer"), ("text", "label"), ("prompt", "completion")),
+}
+"""For each method the alternatives of fields that a record must have."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro batch.
+
+    inputs: keyword arguments of the model's body, such as input_ids (B, T).
+    labels: what the loss compares with; its meaning is the method's.
+    count: over how many terms (tokens, records) the summed loss runs.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    count: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch({name: t.to(device) for name, t in self.inputs.items()}, self.labels.to(device), self.count)
+
+
+class Method(Protocol):
+    """One training objective, bound to a specification and a tokenizer."""
+
+    name: str
+    whole_batch: bool
+    """The loss relates the records of a batch to each other, so that it cannot be taken in parts."""
+
+    def prepare(self, records: Sequence[Record]) -> Sequence[Example]:
+        """Encode a shard. Raises DataError for a malformed record or when nothing can be learned from it."""
+
+    def length(self, example: Example) -> int:
+        """Tokens, by which the records of a batch are sorted into micro batches with little padding."""
+
+    def collate(self, examples: Sequence[Example], seed: int) -> Batch:
+        """Pad on the right. `seed` decides whatever is drawn (masked positions)."""
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The summed loss: float32 scalar, with a graph where gradients are on."""
+
+    def evaluate(
+        self, model: Any, evaluation: Sequence[Example], train: Sequence[Example], micro_batch_size: int
+    ) -> dict[Metric, float]:
+        """Metrics of the model on the evaluation examples, the same ones every time."""
+
+
+def create(specification: Specification, tokenizer: Any) -> Method:
+    """The method that the specification names."""
+    module = importlib.import_module(f"confide.methods.{specification.method.name}")
+    method: Method = module.METHOD(specification, tokenizer)
+    return method
+
+
+def check(specification: Specification, base_folder: Path) -> None:
+    """What `plan` can know without data: the model has the head, the tokenizer what the method needs.
+
+    Raises ModelError or SpecificationError by name.
+    """
+    config = load_config(base_folder)
+    empty_model(specification, base_folder)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and specification.method.max_length > limit:
+        raise ModelError(
+            f"method.max_length is {specification.method.max_length}, but this model reads at most {limit} tokens"
+        )
+    create(specification, load_tokenizer(base_folder))
+
+
+def fields_of(method: str, record: Record) -> tuple[str, ...]:
+    """Which alternative of FIELDS a record has. Raises DataError; the text holds nothing of the record."""
+    for alternative in FIELDS[method]:
+        if all(record.get(name) is not None for name in alternative):
+            return alternative
+    needed = " or ".join("{" + ", ".join(names) + "}" for names in FIELDS[method])
+    raise DataError(
+        f"a record lacks the fields that method {method!r} needs: {needed}. Rename the data set's fields on the node"
+    )
+
+
+def text_of(record: Record, name: str) -> str:
+    """A field as text. Raises DataError for anything else."""
+    value = record[name]
+    if not isinstance(value, str):
+        raise DataError(f"field {name!r} of a record is {type(value).__name__}; it must be text")
+    return value
+
+
+def micro_batches(method: Method, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    """At most `size` examples at a time, of similar lengths. The order is a function of the examples."""
+    ordered = sorted(examples, key=method.length)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def mean_loss(method: Method, model: Any, examples: Sequence[Example], size: int) -> float:
+    """Mean loss per counted term over all examples, in float64, without gradients."""
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for index, part in enumerate(micro_batches(method, examples, size)):
+            batch = method.collate(part, seed=index)
+            total += float(method.loss(model, batch.to(device)))
+            count += batch.count
+    return total / max(count, 1)
+
+
+def pad_right(rows: Sequence[Any], value: int) -> torch.Tensor:
+    """int64, shape (B, T): rows of different lengths, filled up with `value`."""
+    out = torch.full((len(rows), max(len(row) for row in rows)), value, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+    return out

@@ -1,0 +1,138 @@
+"""Supervised fine-tuning: the model learns to write the assistant's turns, given everything before them.
+
+Records: {messages: [{role, content}, ...]}, {prompt, completion} or {question, answer}. With a chat template in the
+tokenizer, prompts become user turns and completions assistant turns; without one, the two texts follow each other and
+an end token closes the completion. Loss is taken on what the assistant writes, in every turn, and nowhere else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.errors import DataError
+from confide.methods.base import IGNORED, Batch, Record, fields_of, mean_loss, pad_right, text_of
+from confide.methods.token_loss import TokenLoss
+from confide.runs.specification import Specification
+from confide.sealing.roles import Metric
+
+_ROLES = {"system", "user", "assistant", "tool"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """ids, learned: shape (T,): tokens, and which of them the assistant wrote."""
+
+    ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+
+
+class SupervisedFineTuning:
+    """Loss on completions."""
+
+    name = "sft"
+    whole_batch = False
+
+    def __init__(self, specification: Specification, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = specification.method.max_length
+        self.loss = TokenLoss()
+
+    def prepare(self, records: Sequence[Record]) -> list[Conversation]:
+        """Conversations with at least one token to learn, cut to max_length. Raises DataError when none is left."""
+        encoded = [self.encode(record) for record in records]
+        usable = [example for example in encoded if example.learned[1:].any()]
+        if encoded and not usable:
+            raise DataError(
+                f"in no record a completion begins within method.max_length = {self._max_length} tokens; raise it"
+            )
+        return usable
+
+    def encode(self, record: Record) -> Conversation:
+        """One record's tokens. Raises DataError for a malformed one."""
+        ids: list[int] = []
+        learned: list[bool] = []
+        for text, is_learned in self._pieces(_messages(record)):
+            piece = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            learned += [is_learned] * len(piece)
+        if self._tokenizer.chat_template is None:
+            ids.append(self._tokenizer.eos_token_id)
+            learned.append(True)
+            if self._tokenizer.bos_token_id not in (None, self._tokenizer.eos_token_id):
+                ids, learned = [self._tokenizer.bos_token_id, *ids], [False, *learned]
+        cut = slice(0, self._max_length)
+        return Conversation(np.asarray(ids[cut], dtype=np.int32), np.asarray(learned[cut], dtype=np.bool_))
+
+    def _pieces(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
+        """Texts in order with whether they are learned. Pieces are cut where generation starts, as when answering."""
+        if self._tokenizer.chat_template is None:
+            return [(message["content"], message["role"] == "assistant") for message in messages]
+        pieces: list[tuple[str, bool]] = []
+        done = ""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:index], generate=True)
+            through = self._render(messages[: index + 1], generate=False)
+            if not (before.startswith(done) and through.startswith(before)):
+                raise DataError(
+                    "this model's chat template rewrites earlier turns when a turn is added, so that the assistant's "
+                    "turns cannot be told apart; split conversations into single turns"
+                )
+            pieces += [(before[len(done) :], False), (through[len(before) :], True)]
+            done = through
+        return pieces
+
+    def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        except Exception as error:  # templates raise what they like, mostly about the order of roles
+            raise DataError(
+                f"this model's chat template refuses the order of turns in a record ({type(error).__name__}); "
+                "turns should alternate between user and assistant, after at most one system turn"
+            ) from error
+        return text
+
+    def length(self, example: Conversation) -> int:
+        """Tokens."""
+        return len(example.ids)
+
+    def collate(self, examples: Sequence[Conversation], seed: int) -> Batch:
+        """labels[b, t] is the token after t where the assistant wrote it, else IGNORED."""
+        labels = [np.where(e.learned, e.ids, IGNORED)[1:] for e in examples]
+        inputs = {
+            "input_ids": pad_right([e.ids[:-1] for e in examples], self._tokenizer.pad_token_id),
+            "attention_mask": pad_right([np.ones(len(e.ids) - 1) for e in examples], 0),
+        }
+        return Batch(inputs, pad_right(labels, IGNORED), int(sum(e.learned[1:].sum() for e in examples)))
+
+    def evaluate(
+        self, model: Any, evaluation: Sequence[Conversation], train: Sequence[Conversation], micro_batch_size: int
+    ) -> dict[Metric, float]:
+        """EVAL_LOSS: nats per completion token."""
+        return {Metric.EVAL_LOSS: mean_loss(self, model, evaluation, micro_batch_size)}
+
+
+def _messages(record: Record) -> list[dict[str, str]]:
+    names = fields_of("sft", record)
+    if names != ("messages",):
+        prompt, completion = names
+        return [
+            {"role": "user", "content": text_of(record, prompt)},
+            {"role": "assistant", "content": text_of(record, completion)},
+        ]
+    turns = record["messages"]
+    if not isinstance(turns, list | tuple):
+        raise DataError("field 'messages' of a record is not a list of turns {role, content}")
+    messages = []
+    for turn in turns:
+        if not (isinstance(turn, dict) and turn.get("role") in _ROLES and isinstance(turn.get("content"), str)):
+            raise DataError(f"a turn in 'messages' needs a role ({', '.join(sorted(_ROLES))}) and a content of text")
+        messages.append({"role": turn["role"], "content": turn["content"]})
+    return messages
+
+
+METHOD = SupervisedFineTuning

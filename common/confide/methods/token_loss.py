@@ -1,0 +1,106 @@
+"""Cross-entropy over a vocabulary, with logits only at positions that have a label.
+
+Logits of every position are what fills memory in language-model training: 49,152 of them a token here. The model's
+body gives hidden states; the head runs on the labelled ones, in chunks.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from confide.methods.base import IGNORED, Batch
+
+_CHUNK_POSITIONS = 256
+
+
+class TokenLoss:
+    """Summed cross-entropy in nats of a batch whose labels (B, T) stand where they are predicted."""
+
+    def __init__(self) -> None:
+        self._checked: tuple[int, nn.Module | None] | None = None
+
+    def __call__(self, model: Any, batch: Batch) -> torch.Tensor:
+        """float32 scalar. Model: any transformers model with a language head, causal or masked."""
+        wanted = batch.labels != IGNORED
+        labels = batch.labels[wanted]
+        head = self._head(model, batch)
+        if head is None:
+            return F.cross_entropy(model(**batch.inputs).logits[wanted].float(), labels, reduction="sum")
+        hidden = body_of(model)(**batch.inputs).last_hidden_state[wanted]
+        if isinstance(head, nn.Linear) and not any(p.requires_grad or p.ndim != 2 for p in head.parameters()):
+            loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, labels)  # type: ignore[no-untyped-call]
+            return loss
+        return F.cross_entropy(head(hidden).float(), labels, reduction="sum")
+
+    def _head(self, model: Any, batch: Batch) -> nn.Module | None:
+        """The module that turns hidden states into logits, or None when the model does more than that (found out)."""
+        if self._checked is None or self._checked[0] != id(model):
+            self._checked = (id(model), _plain_head(model, batch))
+        return self._checked[1]
+
+
+def body_of(model: Any) -> Any:
+    """The model without its head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def accepts(module: Any, argument: str) -> bool:
+    """Whether a module's forward takes an argument by this name."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def _plain_head(model: Any, batch: Batch) -> nn.Module | None:
+    """Some models scale or cap their logits after the head: compare on one short row instead of keeping a list."""
+    training = model.training
+    model.eval()
+    ids = batch.inputs["input_ids"][:1, :8]
+    try:
+        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+            expected = model(input_ids=ids).logits
+            hidden = body_of(model)(input_ids=ids).last_hidden_state
+            for head in (getattr(model, "cls", None), model.get_output_embeddings(), getattr(model, "lm_head", None)):
+                if isinstance(head, nn.Module) and _same(head, hidden, expected):
+                    return head
+    finally:
+        model.train(training)
+    return None
+
+
+def _same(head: nn.Module, hidden: torch.Tensor, expected: torch.Tensor) -> bool:
+    try:
+        logits = head(hidden)
+    except RuntimeError:  # shapes do not fit: a head that expects something else than hidden states
+        return False
+    return logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross-entropy through a frozen linear head: its gradient is made in the forward pass, chunk by chunk.
+
+    hidden: (N, D); weight: (V, D); labels: (N,). At most _CHUNK_POSITIONS x V logits exist at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needs_gradient else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], _CHUNK_POSITIONS):
+            part = slice(start, start + _CHUNK_POSITIONS)
+            logits = (hidden[part] @ weight.T.to(hidden.dtype)).float()
+            log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_z - logits.gather(1, labels[part, None])).sum()
+            if gradient is not None:
+                probabilities = logits.sub_(log_z).exp_()
+                probabilities.scatter_add_(1, labels[part, None], torch.full_like(log_z, -1.0))
+                gradient[part] = probabilities.to(hidden.dtype) @ weight.to(hidden.dtype)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outputs[0].to(gradient.dtype), None, None

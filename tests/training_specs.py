@@ -1,0 +1,27 @@
+"""Run specifications of tests, from a few changes to a small default."""
+
+from typing import Any
+
+from confide import canonical
+from confide.runs.specification import Specification
+
+_BASE: dict[str, Any] = {
+    "version": 1,
+    "name": "test",
+    "seed": 5,
+    "model": {"sha256": "0" * 64},
+    "adapter": {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"]},
+    "method": {"max_length": 64},
+    "training": {"local_steps": 3, "batch_size": 4, "learning_rate": 1e-2},
+    "federation": {"rounds": 2, "data": "shard"},
+    "sealing": {"kind": "none"},
+}
+
+
+def specification(**sections: dict[str, Any]) -> Specification:
+    """The default with some fields of some sections replaced: specification(adapter={"rank": 2})."""
+    document = {
+        key: {**value, **sections.get(key, {})} if isinstance(value, dict) else value for key, value in _BASE.items()
+    }
+    document |= {key: value for key, value in sections.items() if key not in _BASE}
+    return Specification.model_validate_json(canonical.encode(document))
