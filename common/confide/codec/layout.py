@@ -1,0 +1,153 @@
+"""The shape of one sealed vector: everything that both sides must agree on before a single mask is added.
+
+A layout fixes how a flat update of `parameters` float32 values and `scalars` exact integers becomes lanes of
+`lane_bits` bits. docs/benchmarks.md shows what it costs; this page is the specification.
+
+Matrix. The update is read as a row-major matrix of 1024 rows and `columns` columns, zeros after its end:
+coordinate i stands in row i // columns, column i % columns. `columns` is ceil(parameters / 1024), plus one if
+that is even and above 64: an odd stride keeps a column of some weight matrix from falling into few columns here.
+
+Tile. Columns are taken 64 at a time, the last tile may be narrower. Within tile t of width C, the value of row r
+and column c is lane t * 65536 + r * C + c. The rotation works on one tile at a time (kernels.py): it mixes every
+value with 1023 others spaced evenly over the whole update, so that a layer that moved much does not overflow its
+own block, and with three neighbours 16 columns apart.
+
+Scale. After the rotation a coordinate of an update of norm `clip` has mean square at most about
+sigma^2 = clip^2 / (1024 * columns) and, over the random signs, a sub-Gaussian tail: P(|y| > k sigma) <= 2 exp(-k^2/2)
+(Hoeffding; close to the normal tail in practice). Integers reach +-levels, levels = 2^(bits-1) - 1, and
+`step` = k sigma / levels, so zero is exact. What lies beyond k sigma is clamped, never wrapped:
+
+| bits | k | P(clamped), normal | norm lost by clamping / clip | rounding error / clip, at most |
+| 4    | 3 | 2.7e-3             | 2.0e-2                       | 2.1e-1                         |
+| 8    | 4 | 6.3e-5             | 2.5e-3                       | 1.6e-2                         |
+| 12   | 6 | 2.0e-9             | 1.0e-5                       | 1.5e-3                         |
+| 16   | 8 | 1.2e-15            | < 1e-7                       | 1.2e-4                         |
+
+Ring. Integers are lanes modulo 2^lane_bits, lane_bits = ceil(log2(members * (2^bits - 1) + 1)) + noise_bits, and
+are read back as two's complement: a sum of `members` of them cannot wrap.
+
+Exact scalars. Each is an integer in [0, 2^32), written as ceil(32 / bits) digits of base 2^bits, lowest first, one
+lane each, after the vector's lanes. Digit sums are at most members * (2^bits - 1) < 2^lane_bits, hence exact.
+Zero lanes fill up to a multiple of 1024.
+
+Packing. 1024 lanes make a group. With words of W = 16 bits (lane_bits <= 16) or 32 bits, a group is W rows of
+1024 / W lanes. Column j's W lanes, row 0 first, are one little-endian bit string of W * lane_bits bits, cut into
+lane_bits words; word i of column j is the group's word i * (1024 / W) + j. Words are little-endian.
+
+>>> layout = VectorLayout(parameters=10_000_000, scalars=3, bits=8, members=8, clip=1.0, rotation_seed=bytes(32))
+>>> layout.lane_bits, layout.lanes, round(8 * layout.wire_bytes / layout.parameters, 3)
+(11, 10002432, 11.003)
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from confide.errors import SpecificationError
+
+ROWS = 1024
+TILE_COLUMNS = 64
+TILE = ROWS * TILE_COLUMNS
+GROUP = 1024
+SCALAR_BITS = 32
+MAX_MEMBERS = 4096
+
+# bits -> k: how many standard deviations the integers reach. Few bits buy a finer step with a nearer clamp.
+_REACH = {4: 3.0, 8: 4.0, 12: 6.0, 16: 8.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorLayout:
+    """How one update becomes lanes. Frozen; its bytes go into the slot's context hash.
+
+    parameters: D, length of the flat float32 update; may be 0.
+    scalars: exact extra coordinates (weight, metrics), each an integer in [0, 2^32).
+    bits: width of one coordinate before summing: 4, 8, 12 or 16.
+    members: n, the largest number of vectors that are summed.
+    clip: L2 norm to which every update is clipped; sets the common scale. Finite, above 0.
+    rotation_seed: 32 public bytes, fresh per slot, that choose the rotation's signs.
+    noise_bits: further bits of room for integer noise added before masking; 0 without.
+    """
+
+    parameters: int
+    scalars: int
+    bits: int
+    members: int
+    clip: float
+    rotation_seed: bytes
+    noise_bits: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.parameters < 2**40, "parameters", self.parameters, "0 to 2^40 - 1")
+        _require(0 <= self.scalars <= 4096, "scalars", self.scalars, "0 to 4096")
+        _require(self.bits in _REACH, "bits", self.bits, "4, 8, 12 or 16")
+        _require(1 <= self.members <= MAX_MEMBERS, "members", self.members, f"1 to {MAX_MEMBERS}")
+        _require(math.isfinite(self.clip) and self.clip > 0, "clip", self.clip, "a finite norm above 0")
+        _require(len(self.rotation_seed) == 32, "rotation_seed", f"{len(self.rotation_seed)} bytes", "32 bytes")
+        _require(self.noise_bits >= 0, "noise_bits", self.noise_bits, "0 or more")
+        _require(self.lane_bits <= 32, "lane_bits", self.lane_bits, "32 at most: fewer bits or less noise")
+
+    @property
+    def lane_bits(self) -> int:
+        """w, bits of one lane: ceil(log2(members * (2^bits - 1) + 1)) + noise_bits."""
+        return (self.members * ((1 << self.bits) - 1)).bit_length() + self.noise_bits
+
+    @property
+    def lane_dtype(self) -> np.dtype[Any]:
+        """Little-endian uint16 when lane_bits <= 16, else uint32; also the unit of the mask keystream."""
+        return np.dtype("<u2" if self.lane_bits <= 16 else "<u4")
+
+    @property
+    def levels(self) -> int:
+        """The largest integer of one coordinate: 2^(bits-1) - 1, negative values alike."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def reach(self) -> float:
+        """k: the clamp stands at k * clip / sqrt(coordinates)."""
+        return _REACH[self.bits]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the 1024-row matrix; 0 for an empty update."""
+        columns = -(-self.parameters // ROWS)
+        return columns + 1 if columns > TILE_COLUMNS and columns % 2 == 0 else columns
+
+    @property
+    def coordinates(self) -> int:
+        """Lanes of the rotated update: 1024 * columns."""
+        return ROWS * self.columns
+
+    @property
+    def step(self) -> float:
+        """The value of one integer unit in the rotated update."""
+        return self.reach * self.clip / (self.levels * math.sqrt(max(1, self.coordinates)))
+
+    @property
+    def digits(self) -> int:
+        """Lanes per exact scalar."""
+        return -(-SCALAR_BITS // self.bits)
+
+    @property
+    def lanes(self) -> int:
+        """All lanes, padding included: a multiple of 1024."""
+        used = self.coordinates + self.scalars * self.digits
+        return -(-used // GROUP) * GROUP
+
+    @property
+    def wire_bytes(self) -> int:
+        """Exact size of one packed upload."""
+        return self.lanes * self.lane_bits // 8
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes of fixed length: version marker, integers and clip big-endian, seed."""
+        integers = (self.parameters, self.scalars, self.bits, self.members, self.noise_bits)
+        return b"confide/v1/vector-layout" + struct.pack(">5Qd", *integers, self.clip) + self.rotation_seed
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise SpecificationError(f"vector layout: {name} is {value}; allowed: {allowed}")
