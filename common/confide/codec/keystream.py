@@ -8,7 +8,7 @@ Guarantee: pseudo-random to everyone without the key, as long as AES-256 is a ps
 key serves one stream of one vector. The nonce is zero, so a key must be derived for exactly one purpose (HKDF
 with the slot's context); two vectors under one key reveal their difference.
 
->>> >>> import numpy as np
+>>> import numpy as np
 >>> Keystream(bytes(32)).fill(np.empty(2, dtype="<u2")).tolist()
 [38364, 30912]
 """
