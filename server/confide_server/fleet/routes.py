@@ -1,0 +1,165 @@
+"""Flower's Fleet handlers, each behind the check of ownership that Flower leaves out.
+
+Who calls was settled before (door, then Flower's NodeAuthMiddleware, which binds the node id in the request to the
+signing key). Here the request's other ids are held against the switchboard: 403 for what belongs to somebody else.
+"""
+
+from typing import Annotated, NoReturn
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    DeactivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.protobuf.routing import ProtobufRoute
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_DEPENDENCY
+from flwr.superlink.dependencies.linkstate import get_linkstate
+from flwr.superlink.servicer.fleet import fleet_handlers
+from starlette.concurrency import run_in_threadpool
+
+from confide_server.fleet.switchboard import Switchboard
+
+POLL_HOLD_S = 2.0
+"""How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little."""
+MAX_OBJECTS = 20_000
+"""In one reply: 100 GB in chunks of 5 MiB."""
+
+router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
+
+
+def get_board(request: Request) -> Switchboard:
+    """The switchboard of this app."""
+    board = request.app.state.board
+    assert isinstance(board, Switchboard)  # noqa: S101 - set by the link that made the app
+    return board
+
+
+State = Annotated[LinkState, Depends(get_linkstate)]
+Board = Annotated[Switchboard, Depends(get_board)]
+
+
+def _refuse(what: str) -> NoReturn:
+    raise HTTPException(status_code=403, detail=f"{what} is not this node's, or no longer open")
+
+
+@router.post("/activate-node")
+def activate_node(
+    request: Annotated[ActivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> ActivateNodeResponse:
+    """A node connects; what it had pulled on an earlier connection is lost."""
+    response = fleet_handlers.activate_node(request=request, state=state)
+    board.activated(response.node_id)
+    board.mail(response.node_id)
+    return response
+
+
+@router.post("/deactivate-node")
+def deactivate_node(
+    request: Annotated[DeactivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State
+) -> DeactivateNodeResponse:
+    """A node leaves."""
+    return fleet_handlers.deactivate_node(request=request, state=state)
+
+
+@router.post("/send-node-heartbeat")
+def send_node_heartbeat(
+    request: Annotated[SendNodeHeartbeatRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State
+) -> SendNodeHeartbeatResponse:
+    """A node is alive."""
+    return fleet_handlers.send_node_heartbeat(request=request, state=state)
+
+
+@router.post("/pull-messages")
+async def pull_messages(
+    request: Annotated[PullMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PullMessagesResponse:
+    """The next instruction; held open for a moment when there is none, which costs the coordinator no query."""
+    node_id = request.node.node_id
+    if not await board.wait_mail(node_id, POLL_HOLD_S):
+        return PullMessagesResponse()
+    response = await run_in_threadpool(
+        fleet_handlers.pull_messages, request=request, state=state, store=state.object_store
+    )
+    if response.messages_list:
+        board.mail(node_id)
+    return response
+
+
+@router.post("/push-messages")
+def push_messages(
+    request: Annotated[PushMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PushMessagesResponse:
+    """Announce a reply: in the caller's own name, to an instruction that is out to it."""
+    node_id = request.node.node_id
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        raise HTTPException(status_code=400, detail="exactly one reply with its object tree goes into a call")
+    metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+    if metadata.src_node_id != node_id:
+        _refuse(f"the reply's sender {metadata.src_node_id}")
+    if not board.is_to(node_id, metadata.reply_to_message_id):
+        _refuse(f"the instruction {metadata.reply_to_message_id[:64]}")
+    if tree.object_id != metadata.message_id or _count(tree, MAX_OBJECTS) > MAX_OBJECTS:
+        raise HTTPException(status_code=400, detail="the object tree is not that of the reply, or is too big")
+    response = fleet_handlers.push_messages(request=request, state=state)
+    if tree.object_id in state.object_store:  # not so for a second, different reply, which Flower drops silently
+        board.begin_reply(metadata.reply_to_message_id, tree.object_id, response.session_id, response.objects_to_push)
+    return response
+
+
+def _count(tree: ObjectTree, most: int) -> int:
+    total, waiting = 0, [tree]
+    while waiting and total <= most:
+        total += 1
+        waiting.extend(waiting.pop().children)
+    return total
+
+
+@router.post("/push-object")
+def push_object(
+    request: Annotated[PushObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PushObjectResponse:
+    """An object of a reply that this node announced, within the reply's limit."""
+    size = len(request.object_content)
+    if not board.may_push(request.node.node_id, request.session_id, request.object_id, size):
+        _refuse(f"the object {request.object_id[:64]} (with these {size} bytes)")
+    response = fleet_handlers.push_object(request=request, state=state)
+    if response.stored:
+        board.pushed(request.session_id, request.object_id)
+    return response
+
+
+@router.post("/pull-object")
+def pull_object(
+    request: Annotated[PullObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PullObjectResponse:
+    """An object of an instruction that is out to this node."""
+    if not board.may_read(request.node.node_id, request.object_id):
+        _refuse(f"the object {request.object_id[:64]}")
+    return fleet_handlers.pull_object(request=request, state=state)
+
+
+@router.post("/confirm-message-received")
+def confirm_message_received(
+    request: Annotated[ConfirmMessageReceivedRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> ConfirmMessageReceivedResponse:
+    """The node has all of an instruction that is out to it; its objects may go."""
+    if not board.is_to(request.node.node_id, request.message_object_id):
+        _refuse(f"the instruction {request.message_object_id[:64]}")
+    return fleet_handlers.confirm_message_received(request=request, state=state, store=state.object_store)
