@@ -123,6 +123,23 @@ def initial_state(specification: Specification, base_folder: Path) -> dict[str, 
     return state
 
 
+def lora_matrices(
+    specification: Specification, base_folder: Path, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """(A (rank, in), B (out, rank)) of every adapted layer, under any scheme of aggregation.
+
+    Matrices that did not travel are drawn again from the run's seed; a Fed-SB core R is multiplied into B.
+    """
+    shapes = _lora_shapes(_empty(specification, base_folder))
+    matrices = {**aggregation.fixed_matrices(specification, shapes), **tensors}
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for target in sorted({name.rsplit(".", 1)[0] for name in shapes}):
+        b = matrices[f"{target}.lora_B"].float()
+        core = matrices.get(f"{target}.lora_core")
+        pairs[target] = (matrices[f"{target}.lora_A"].float(), b if core is None else b @ core.float())
+    return pairs
+
+
 def _empty(specification: Specification, base_folder: Path) -> Any:
     check(specification)
     model = empty_model(specification, base_folder)

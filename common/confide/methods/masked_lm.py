@@ -1,0 +1,110 @@
+"""Pre-training on masked tokens (Devlin et al. 2019, section 3.1): 80% [MASK], 10% a random token, 10% unchanged.
+
+Records: {text}. Documents, with the tokenizer's own special tokens around each, are packed to full sequences; attention
+is block-diagonal, so that no document sees another. Which tokens are masked is drawn anew for every batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from confide.errors import ModelError
+from confide.methods.base import IGNORED, Batch, Record, mean_loss, pad_right
+from confide.methods.causal_lm import Packed, pack, tokenized
+from confide.methods.token_loss import TokenLoss, accepts, body_of
+from confide.runs.specification import Specification
+from confide.sealing.roles import Metric
+
+
+class MaskedLanguageModel:
+    """Prediction of hidden tokens from both sides."""
+
+    name = "masked_lm"
+    whole_batch = False
+
+    def __init__(self, specification: Specification, tokenizer: Any) -> None:
+        if tokenizer.mask_token_id is None:
+            raise ModelError("masked_lm needs a mask token in the tokenizer; choose an encoder such as a BERT as base")
+        self._tokenizer = tokenizer
+        self._max_length = specification.method.max_length
+        self._probability = specification.method.mask_probability
+        self._special = np.asarray(tokenizer.all_special_ids)
+        self._token_loss = TokenLoss()
+
+    def prepare(self, records: Sequence[Record]) -> list[Packed]:
+        """Packed sequences that hold at least one token to mask."""
+        packed = pack(tokenized(self._tokenizer, records, self.name, special=True), self._max_length)
+        return [sequence for sequence in packed if self._maskable(sequence.ids).any()]
+
+    def _maskable(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        return np.isin(ids, self._special, invert=True)
+
+    def length(self, example: Packed) -> int:
+        """Tokens."""
+        return len(example.ids)
+
+    def collate(self, examples: Sequence[Packed], seed: int) -> Batch:
+        """inputs: ids, positions and piece numbers (B, T); labels: the hidden tokens, IGNORED elsewhere."""
+        random = np.random.Generator(np.random.PCG64(seed))
+        rows, labels = [], []
+        for example in examples:
+            ids, hidden = self._mask(example.ids, random)
+            rows.append(ids)
+            labels.append(np.where(hidden, example.ids, IGNORED))
+        label_tensor = pad_right(labels, IGNORED)
+        inputs = {
+            "input_ids": pad_right(rows, self._tokenizer.pad_token_id),
+            "position_ids": pad_right([e.positions for e in examples], 0),
+            "pieces": pad_right([np.cumsum(e.positions == 0) for e in examples], 0),
+        }
+        return Batch(inputs, label_tensor, int((label_tensor != IGNORED).sum()))
+
+    def _mask(self, ids: NDArray[np.int32], random: np.random.Generator) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """(tokens that the model sees, which are hidden); at least one is."""
+        maskable = self._maskable(ids)
+        hidden = maskable & (random.random(len(ids)) < self._probability)
+        if not hidden.any():
+            hidden[random.choice(np.flatnonzero(maskable))] = True
+        choice = random.random(len(ids))
+        seen = ids.copy()
+        seen[hidden & (choice < 0.8)] = self._tokenizer.mask_token_id
+        drawn = random.integers(0, len(self._tokenizer), len(ids), dtype=np.int32)
+        swapped = hidden & (choice >= 0.8) & (choice < 0.9)
+        seen[swapped] = drawn[swapped]
+        return seen, hidden
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy over the hidden tokens."""
+        return self._token_loss(model, Batch(_body_inputs(model, batch.inputs), batch.labels, batch.count))
+
+    def evaluate(
+        self, model: Any, evaluation: Sequence[Packed], train: Sequence[Packed], micro_batch_size: int
+    ) -> dict[Metric, float]:
+        """EVAL_LOSS: nats per hidden token, the same tokens hidden every time."""
+        return {Metric.EVAL_LOSS: mean_loss(self, model, evaluation, micro_batch_size)}
+
+
+def _body_inputs(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Piece numbers become an additive mask (B, 1, T, T): 0 inside a piece, the dtype's lowest value elsewhere."""
+    pieces = inputs["pieces"]
+    same = pieces[:, :, None] == pieces[:, None, :]
+    dtype = next(model.parameters()).dtype
+    mask = torch.zeros(same.shape, dtype=dtype, device=pieces.device).masked_fill_(~same, torch.finfo(dtype).min)
+    prepared = {"input_ids": inputs["input_ids"], "attention_mask": mask[:, None]}
+    body = body_of(model)
+    if accepts(body, "position_ids"):
+        prepared["position_ids"] = inputs["position_ids"] + _first_position(body)
+    return prepared
+
+
+def _first_position(body: Any) -> int:
+    """RoBERTa counts positions from its padding index + 1; everyone else from 0."""
+    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+METHOD = MaskedLanguageModel

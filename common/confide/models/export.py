@@ -1,0 +1,126 @@
+"""A run's result as files that others can load: a PEFT adapter, or a whole model folder, each with its manifest.
+
+    write_adapter(folder, tensors, manifest, specification, base_folder)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
+
+`tensors` are the trainable tensors of a checkpoint (confide.models.trainable); `manifest` is the coordinator's record
+of how they came about, and is written beside them as manifest.json together with the hash of every file.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import save
+from transformers.pytorch_utils import Conv1D
+
+from confide.codec.tensors import TensorSchema
+from confide.errors import ModelError
+from confide.files import private_folder, sha256_file, write_atomic
+from confide.models.architecture import DTYPES, empty_model, head_names, load_base, load_tokenizer
+from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
+from confide.runs.specification import Specification
+
+Tensors = Mapping[str, torch.Tensor]
+_PEFT_TASKS = {"sft": "CAUSAL_LM", "causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
+
+
+def write_export(
+    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+) -> Path:
+    """What the run trained: an adapter folder for LoRA, a model folder for full fine-tuning."""
+    if trains_all(specification):
+        return write_merged(folder, tensors, manifest, specification, base_folder)
+    return write_adapter(folder, tensors, manifest, specification, base_folder)
+
+
+def write_adapter(
+    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+) -> Path:
+    """adapter_config.json and adapter_model.safetensors in PEFT's format, and manifest.json. Returns the folder.
+
+    Whatever the scheme of aggregation, the adapter holds plain A and B: fixed matrices are drawn again from the run's
+    seed, and a Fed-SB core R is multiplied into B.
+    """
+    if not uses_lora(specification):
+        raise ModelError("this run trained no adapter; export it as a whole model instead")
+    _check(tensors, specification, base_folder)
+    model = empty_model(specification, base_folder)
+    heads = {name: tensors[name] for name in head_names(specification, model)}
+    weights = {f"base_model.model.{name}": tensor for name, tensor in heads.items()}
+    for target, (a, b) in lora_matrices(specification, base_folder, tensors).items():
+        weights[f"base_model.model.{target}.lora_A.weight"] = a
+        weights[f"base_model.model.{target}.lora_B.weight"] = b
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+    config = _peft_config(specification, model, list(heads))
+    private_folder(folder)
+    write_atomic(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
+    _write_manifest(folder, manifest)
+    return folder
+
+
+def write_merged(
+    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+) -> Path:
+    """A whole model folder in the base's dtype, tokenizer included: adapters are added to the weights in float32."""
+    _check(tensors, specification, base_folder)
+    model = load_base(specification, base_folder, torch.float32)
+    with torch.no_grad():
+        parameters = dict(model.named_parameters())
+        for name in set(parameters) & set(tensors):
+            parameters[name].copy_(tensors[name])
+        if uses_lora(specification):
+            scale = specification.adapter.alpha / specification.adapter.rank
+            for target, (a, b) in lora_matrices(specification, base_folder, tensors).items():
+                layer = model.get_submodule(target)
+                change = scale * (b.float() @ a.float())
+                layer.weight += change.T if isinstance(layer, Conv1D) else change
+    model.to(DTYPES[specification.model.dtype])
+    private_folder(folder)
+    model.save_pretrained(folder)
+    load_tokenizer(base_folder).save_pretrained(folder)
+    _write_manifest(folder, manifest)
+    return folder
+
+
+def _check(tensors: Tensors, specification: Specification, base_folder: Path) -> None:
+    schema = schema_of(specification, base_folder)
+    if TensorSchema.of(tensors) != schema:
+        odd = sorted(set(schema.names) ^ set(tensors))[:3] or "their shapes"
+        raise ModelError(f"the checkpoint does not belong to this specification and base model; it differs in {odd}")
+
+
+def _peft_config(specification: Specification, model: Any, heads: list[str]) -> dict[str, Any]:
+    """PEFT's description of the adapter. The base is called by its name and hash, never by a path of this machine."""
+    adapter = specification.adapter
+    targets = target_names(specification, model)
+    conv = isinstance(model.get_submodule(targets[0]), Conv1D)
+    prefix = f"{model.base_model_prefix}."
+    modules = {name.removeprefix(prefix).split(".", 1)[0] for name in heads}
+    config: dict[str, Any] = peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        fan_in_fan_out=conv,
+        modules_to_save=sorted(modules) or None,
+        task_type=_PEFT_TASKS.get(specification.method.name),
+        base_model_name_or_path=f"{specification.model.name}@sha256:{specification.model.sha256}",
+        inference_mode=True,
+    ).to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """manifest.json, with the SHA-256 of every other file under "files". Files may be read by everyone: a release."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
+    document = {**manifest, "files": {path.name: sha256_file(path) for path in files}}
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
+    write_atomic(folder / "manifest.json", text.encode())
+    folder.chmod(0o755)
+    for path in [*files, folder / "manifest.json"]:
+        path.chmod(0o644)
