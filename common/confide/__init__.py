@@ -17,5 +17,6 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "GRPC_VERBOSITY": "NONE",  # what fails is raised, by name
 }.items():
     os.environ.setdefault(_name, _value)
