@@ -205,9 +205,9 @@ class ExportRunReply(_message.Message):
     def __init__(self, header: _Optional[_Union[ExportRunHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ExportRunHeader(_message.Message):
-    __slots__ = ("manifest", "model_bytes")
-    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("manifest_bytes", "model_bytes")
+    MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
-    manifest: bytes
+    manifest_bytes: int
     model_bytes: int
-    def __init__(self, manifest: _Optional[bytes] = ..., model_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, manifest_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ...) -> None: ...
