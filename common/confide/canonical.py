@@ -22,7 +22,7 @@ def digest(document: Any) -> str:
     return hashlib.sha256(encode(document)).hexdigest()
 
 
-def hash_fields(domain: str, *fields: bytes) -> bytes:
+def hash_fields(domain: str, *fields: bytes | memoryview) -> bytes:
     """SHA-256 over a domain name and length-prefixed fields: no two field lists share an input.
 
     Guarantee: injective encoding; collisions are those of SHA-256.

@@ -54,12 +54,13 @@ def unpack(record: RecordDict) -> tuple[bytes, dict[str, bytes]]:
 
 
 def payload_digest(payload: Mapping[str, Bytes]) -> bytes:
-    """SHA-256 over the entries in name order; empty bytes when there is no payload."""
+    """SHA-256 over the entries in name order, without a copy of them; empty bytes when there is no payload."""
     if not payload:
         return b""
     fields: list[bytes] = []
     for name in sorted(payload):
-        fields += [name.encode(), canonical.hash_fields("confide/v1/payload-entry", bytes(payload[name]))]
+        entry = canonical.hash_fields("confide/v1/payload-entry", memoryview(payload[name]))
+        fields += [name.encode(), entry]
     return canonical.hash_fields("confide/v1/payload", *fields)
 
 
