@@ -1,0 +1,244 @@
+"""The coordinator's database: runs, slots, rounds, checkpoints, events, instructions, and a chained audit log.
+
+SQLite by default (write-ahead log, every commit on disk before it returns), PostgreSQL by its URL. Payloads are never
+in it. Tables change through migrations/ only.
+
+>>> import tempfile; database = Database(f"sqlite:///{tempfile.mkdtemp()}/coordinator.db")
+>>> with database.transaction() as session: append_audit(session, {"event": "example"})
+>>> database.verify_audit()
+1
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from confide import canonical
+from confide.errors import StateError
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    create_engine,
+    event,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+GENESIS = "0" * 64
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    type_annotation_map = {Json: JSON, list[str]: JSON}  # noqa: RUF012 - SQLAlchemy reads it from the class
+
+
+class Run(Base):
+    """A run as submitted, and where it stands."""
+
+    __tablename__ = "runs"
+    run_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, unique=True)
+    """Order of submission."""
+    name: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    detail: Mapped[str] = mapped_column(Text, default="")
+    specification: Mapped[bytes] = mapped_column(LargeBinary)
+    initial_model_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    signature: Mapped[bytes] = mapped_column(LargeBinary(64))
+    administrator: Mapped[str] = mapped_column(String(64))
+    submitted_at: Mapped[float] = mapped_column(Float)
+    round: Mapped[int] = mapped_column(Integer, default=0)
+    """Last committed round."""
+    rounds: Mapped[int] = mapped_column(Integer)
+    sealing: Mapped[str] = mapped_column(String(16))
+    cohort: Mapped[list[str]] = mapped_column(default=list)
+    answers: Mapped[Json] = mapped_column(default=dict)
+    """Node name to accepted | waiting | refused."""
+    stop_requested_by: Mapped[str | None] = mapped_column(String(64))
+    flower_run_id: Mapped[str | None] = mapped_column(String(20))
+    """The Flower run in which this run goes on, decimal."""
+
+
+class Slot(Base):
+    """Journal of slots: planned, then committed or abandoned."""
+
+    __tablename__ = "slots"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    slot: Mapped[int] = mapped_column(Integer, primary_key=True)
+    round: Mapped[int] = mapped_column(Integer)
+    attempt: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(String(16))
+    code: Mapped[str] = mapped_column(String(64), default="")
+    reason: Mapped[str] = mapped_column(Text, default="")
+    planned_at: Mapped[float] = mapped_column(Float)
+
+
+class Round(Base):
+    """A committed round."""
+
+    __tablename__ = "rounds"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    round: Mapped[int] = mapped_column(Integer, primary_key=True)
+    slot: Mapped[int] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer)
+    contributors: Mapped[list[str]]
+    dropped: Mapped[Json]
+    metrics: Mapped[Json]
+    promise: Mapped[Json]
+    update_norm: Mapped[float] = mapped_column(Float)
+    seconds: Mapped[float] = mapped_column(Float)
+    committed_at: Mapped[float] = mapped_column(Float)
+
+
+class Checkpoint(Base):
+    """The model after a round (round 0: the first model), by the names of its files."""
+
+    __tablename__ = "checkpoints"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    round: Mapped[int] = mapped_column(Integer, primary_key=True)
+    model_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    """confide.codec.tensors.model_digest: the hash that nodes check."""
+    model_file: Mapped[str] = mapped_column(String(80))
+    outer_file: Mapped[str] = mapped_column(String(80))
+    """The outer optimizer's state after this round; "" for none."""
+
+
+class Event(Base):
+    """What happened in a run, in order."""
+
+    __tablename__ = "events"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True)
+    time: Mapped[float] = mapped_column(Float)
+    kind: Mapped[str] = mapped_column(String(32))
+    data: Mapped[Json]
+
+
+class Instruction(Base):
+    """The sequence number under which an instruction's bytes go out, now and when they are sent again."""
+
+    __tablename__ = "instructions"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+
+
+class Audit(Base):
+    """Append-only, each entry covering the one before it."""
+
+    __tablename__ = "audit"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    time: Mapped[float] = mapped_column(Float)
+    body: Mapped[Json]
+    previous: Mapped[str] = mapped_column(String(64), unique=True)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+def _chain(previous: str, when: float, body: Json) -> str:
+    fields = canonical.encode({"body": body, "time": when})
+    return canonical.hash_fields("confide/v1/audit", bytes.fromhex(previous), fields).hex()
+
+
+def append_audit(session: Session, body: Json) -> None:
+    """Add an entry to the audit log, in the caller's transaction."""
+    last = session.scalars(select(Audit).order_by(Audit.number.desc()).limit(1)).first()
+    previous, number, when = (last.hash, last.number + 1, time.time()) if last else (GENESIS, 1, time.time())
+    session.add(Audit(number=number, time=when, body=body, previous=previous, hash=_chain(previous, when, body)))
+    session.flush()
+
+
+class Database:
+    """The engine, migrated to the newest schema."""
+
+    def __init__(self, url: str) -> None:
+        """Open, check and migrate. Raises StateError when it is damaged, unreachable, or of a newer release."""
+        self.url = url
+        try:
+            self._engine = _engine(url)
+            self._check()
+            self._migrate()
+            self.verify_audit()
+        except (DBAPIError, ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            raise StateError(self._explain(error)) from error
+
+    def _explain(self, error: Exception) -> str:
+        shown = make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else repr(self.url)
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return (
+            f"the database {shown} cannot be used: {cause}. If it is damaged, restore it from a backup (checkpoints "
+            "are files beside it); if it is elsewhere, correct --database."
+        )
+
+    def _check(self) -> None:
+        if self._engine.dialect.name != "sqlite":
+            return
+        with self._engine.connect() as connection:
+            verdict = connection.execute(text("PRAGMA quick_check(1)")).scalar()
+        if verdict != "ok":
+            raise OperationalError("PRAGMA quick_check", {}, Exception(f"database is malformed: {verdict}"))
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except command.util.CommandError as error:
+                raise StateError(f"the database is of another release: {error}. Upgrade this coordinator.") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """All or nothing. Raises StateError when the disk is full or the database is gone."""
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            raise StateError(self._explain(error)) from error
+
+    def verify_audit(self) -> int:
+        """Number of audit entries, after checking their chain. Raises StateError naming the first that breaks it."""
+        head, count = GENESIS, 0
+        with Session(self._engine) as session:
+            for entry in session.scalars(select(Audit).order_by(Audit.number)).yield_per(1000):
+                count += 1
+                sound = entry.number == count and entry.previous == head
+                if not sound or entry.hash != _chain(head, entry.time, entry.body):
+                    raise StateError(
+                        f"audit entry {entry.number} does not follow from the one before it: the database was edited. "
+                        "Restore it from a backup, or ask your auditor."
+                    )
+                head = entry.hash
+        return count
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _durable(connection: Any, _: Any) -> None:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+                connection.execute(f"PRAGMA {pragma}")
+
+    return engine

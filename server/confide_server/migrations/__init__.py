@@ -1,0 +1,1 @@
+"""Changes of the coordinator's database, run by Database at start."""

@@ -1,0 +1,68 @@
+"""The outer step: a torch optimizer over the mean update (Reddi et al. 2021, algorithm 2).
+
+The mean update is the negative gradient: SGD with learning rate 1 is FedAvg (McMahan et al. 2017), momentum makes it
+FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Adam FedAdam.
+
+>>> import numpy as np
+>>> step = OuterStep(Outer(), b"")
+>>> step.apply(np.array([1.0, 2.0], dtype="<f4"), np.array([3.0, 6.0]), weight_sum=3.0).tolist()
+[2.0, 4.0]
+"""
+
+import numpy as np
+import torch
+from confide.errors import StateError, TrainingError
+from confide.runs.specification import Outer
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+
+class OuterStep:
+    """One run's outer optimizer."""
+
+    def __init__(self, outer: Outer, state: bytes) -> None:
+        """state: what `state` returned after the last committed round; b"" before the first."""
+        self._outer = outer
+        try:
+            self._state = load(state) if state else {}
+        except SafetensorError as error:
+            raise StateError(f"the outer optimizer's saved state is damaged: {error}") from error
+
+    def _optimizer(self, parameter: torch.Tensor) -> torch.optim.Optimizer:
+        outer = self._outer
+        if outer.name == "adam":
+            return torch.optim.Adam(
+                [parameter], lr=outer.learning_rate, betas=(outer.beta1, outer.beta2), eps=outer.epsilon, foreach=False
+            )
+        return torch.optim.SGD(
+            [parameter], lr=outer.learning_rate, momentum=outer.momentum, nesterov=outer.nesterov, foreach=False
+        )
+
+    def apply(
+        self, model: NDArray[np.float32], update_sum: NDArray[np.floating], weight_sum: float
+    ) -> NDArray[np.float32]:
+        """The next model, float32, shape (parameters,). `model` is left as it is.
+
+        update_sum: sum of weight_i * update_i, same shape; weight_sum > 0: sum of weight_i.
+        Raises TrainingError when the result is not finite: the state is then the old one.
+        """
+        if not weight_sum > 0:
+            raise TrainingError(f"the weights of the contributions add up to {weight_sum}; there is nothing to average")
+        mean = np.asarray(update_sum / weight_sum, dtype=np.float32)
+        parameter = torch.from_numpy(model.astype(np.float32, copy=True))
+        parameter.grad = torch.from_numpy(mean).neg_()
+        optimizer = self._optimizer(parameter)
+        optimizer.state[parameter].update({name: tensor.clone() for name, tensor in self._state.items()})
+        optimizer.step()
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingError(
+                "the outer step gave NaN or infinity; lower federation.outer.learning_rate or the local learning rate"
+            )
+        kept = optimizer.state[parameter].items()
+        self._state = {name: tensor for name, tensor in kept if isinstance(tensor, torch.Tensor)}
+        return parameter.numpy()
+
+    def state(self) -> bytes:
+        """The optimizer's state as safetensors; b"" when it has none."""
+        return save(self._state) if self._state else b""
