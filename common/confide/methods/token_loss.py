@@ -27,7 +27,7 @@ class TokenLoss:
         wanted = batch.labels != IGNORED
         labels = batch.labels[wanted]
         head = self._head(model, batch)
-        if head is None:
+        if head is None or _wants_rows(head):
             return F.cross_entropy(model(**batch.inputs).logits[wanted].float(), labels, reduction="sum")
         hidden = body_of(model)(**batch.inputs).last_hidden_state[wanted]
         if isinstance(head, nn.Linear) and not any(p.requires_grad or p.ndim != 2 for p in head.parameters()):
@@ -40,6 +40,11 @@ class TokenLoss:
         if self._checked is None or self._checked[0] != id(model):
             self._checked = (id(model), _plain_head(model, batch))
         return self._checked[1]
+
+
+def _wants_rows(head: nn.Module) -> bool:
+    """Whether hooks on a trained head take gradients row by row (DP-SGD): then it must see (B, T, D), not positions."""
+    return any(len(module._forward_hooks) > 0 for module in head.modules())
 
 
 def body_of(model: Any) -> Any:
