@@ -1,0 +1,239 @@
+"""`confide run`: an administrator plans, submits, watches, stops and exports runs.
+
+confide run submit spec.toml --admin admin --model-folder models/smollm2 --watch
+confide run export adapter --admin admin --model-folder models/smollm2
+"""
+
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from confide import canonical
+from confide.errors import IdentityError, ModelError, SpecificationError, TransportError
+from confide.identity.enrolment import accept_admission, make_request
+from confide.identity.member import load_member
+from confide.identity.roster import Role
+from confide.runs.specification import Specification, parse_toml
+from confide.transport.control import ControlClient
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from confide_server.run_view import RunView, sealing_markup
+
+app = typer.Typer(no_args_is_help=True, help="Runs: plan, submit, watch, stop, export.")
+console = Console()
+
+Admin = Annotated[Path, typer.Option("--admin", envvar="CONFIDE_ADMIN", help="The administrator's folder.")]
+Coordinator = Annotated[
+    str, typer.Option("--coordinator", envvar="CONFIDE_COORDINATOR", help="host:port; default: from the admission.")
+]
+ModelFolder = Annotated[Path, typer.Option("--model-folder", help="The base model, as `confide model add` keeps it.")]
+Run = Annotated[str, typer.Argument(help="Run id or its beginning; default: the newest run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+EXIT_FAILED, EXIT_STOPPED = 1, 3
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the administrator's keys will lie (0700).")],
+    name: Annotated[str, typer.Option(help="The administrator's name in the roster.")] = "administrator",
+) -> None:
+    """Make an administrator's keys and request.json, which the consortium's root admits."""
+    make_request(folder, name, Role.ADMINISTRATOR)
+    console.print(f"keys made in {folder}; have the root admit {folder / 'request.json'}", soft_wrap=True)
+
+
+@app.command()
+def accept(
+    folder: Annotated[Path, typer.Argument(help="The administrator's folder.")],
+    admission: Annotated[Path, typer.Argument(help="admission.json from the root.")],
+    root: Annotated[
+        str, typer.Option(help="The root's public key (hex), as told to you; another one is refused.")
+    ] = "",
+) -> None:
+    """Take the root's admission."""
+    try:
+        data = admission.read_bytes()
+    except OSError as error:
+        raise IdentityError(f"cannot read {admission}: {error.strerror}") from error
+    member = accept_admission(folder, data, time.time(), root=root or None)
+    console.print(f"{member.name} is an administrator of {member.membership.consortium}")
+    console.print(f"root public key: {member.membership.root_public}", soft_wrap=True)
+
+
+@app.command()
+def plan(
+    specification: Path,
+    nodes: Annotated[int, typer.Option(min=1, max=100, help="How many organizations are expected.")] = 4,
+) -> None:
+    """Say in words and numbers what a run will do, and what it protects."""
+    renderer = importlib.import_module("confide.runs.plan")
+    typer.echo(renderer.render(_specification(specification), nodes=nodes))
+
+
+@app.command()
+def submit(
+    specification: Path,
+    admin: Admin,
+    model_folder: ModelFolder,
+    coordinator: Coordinator = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Go on watching it.")] = False,
+) -> None:
+    """Sign a specification with its first model, and submit it."""
+    member, parsed = load_member(admin), _specification(specification)
+    initial = _initial_model(parsed, model_folder)
+    with ControlClient.of_member(member, coordinator) as client:
+        run_id = client.submit(parsed, initial, member.identity)
+        console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
+        console.print(f"sealing {sealing_markup(parsed.sealing.kind)}")
+        if watch:
+            _watch(client, run_id, as_json=False)
+
+
+@app.command("list")
+def list_runs(admin: Admin, coordinator: Coordinator = "", as_json: AsJson = False) -> None:
+    """Show the coordinator's runs, newest first."""
+    with ControlClient.of_member(load_member(admin), coordinator) as client:
+        runs = client.runs()
+    if as_json:
+        fields = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at")
+        for run in runs:
+            typer.echo(json.dumps({name: getattr(run, name) for name in fields}))
+        return
+    table = Table("run", "name", "status", "round", "sealing", "detail")
+    for run in runs:
+        progress = f"{run.round}/{run.rounds}"
+        cells = (run.run_id, escape(run.name), run.status, progress, sealing_markup(run.sealing), escape(run.detail))
+        table.add_row(*cells)
+    console.print(table)
+
+
+@app.command()
+def watch(admin: Admin, run: Run = "", coordinator: Coordinator = "", as_json: AsJson = False) -> None:
+    """Watch a run until it ends. Exit status 1 when it failed, 3 when it was stopped."""
+    with ControlClient.of_member(load_member(admin), coordinator) as client:
+        _watch(client, _resolve(client, run), as_json=as_json)
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(help="Run id or its beginning.")], admin: Admin, coordinator: Coordinator = ""
+) -> None:
+    """Stop a run after the open slot's bookkeeping."""
+    with ControlClient.of_member(load_member(admin), coordinator) as client:
+        run_id = _resolve(client, run)
+        client.stop(run_id)
+    console.print(f"run {run_id} is told to stop")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    admin: Admin,
+    model_folder: ModelFolder,
+    run: Annotated[str, typer.Option(help="Run id or its beginning; default: the newest run.")] = "",
+    round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
+    merged: Annotated[bool, typer.Option("--merged", help="A whole model instead of an adapter.")] = False,
+    coordinator: Coordinator = "",
+) -> None:
+    """Write a run's adapter (PEFT's format) or merged model, with its manifest."""
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{out} is not empty; choose another folder")
+    with ControlClient.of_member(load_member(admin), coordinator) as client:
+        manifest, model = client.export(_resolve(client, run), round or None)
+    write_export(out, manifest, model, model_folder, merged=merged)
+    console.print(f"round {manifest['round']} of run {manifest['run_id']} written to {out}", soft_wrap=True)
+
+
+def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder: Path, *, merged: bool) -> None:
+    """Check a received checkpoint against its manifest, and write it. Raises ModelError when they do not agree."""
+    from confide.codec.tensors import model_digest
+    from confide.models import export
+    from confide.models.store import folder_digest
+    from confide.models.trainable import schema_of
+
+    specification = _from_manifest(manifest)
+    if model_digest(model).hex() != manifest.get("model_sha256"):
+        raise ModelError("the received model does not have the hash that its manifest names; export it again")
+    found = folder_digest(model_folder)
+    if found != specification.model.sha256:
+        raise ModelError(f"{model_folder} has the hash {found}; the run's base model is {specification.model.sha256}")
+    schema = schema_of(specification, model_folder)
+    tensors = schema.unflatten(schema.decode(model))
+    writer = export.write_merged if merged else export.write_export
+    writer(out, tensors, manifest, specification, model_folder)
+
+
+def _from_manifest(manifest: dict[str, Any]) -> Specification:
+    from confide.runs.specification import parse_canonical
+
+    specification = parse_canonical(canonical.encode(manifest.get("specification")), "the manifest's specification")
+    if specification.digest != manifest.get("specification_sha256"):
+        raise ModelError("the manifest's specification does not have the hash that the manifest names")
+    return specification
+
+
+def _initial_model(specification: Specification, model_folder: Path) -> bytes:
+    from confide.codec.tensors import TensorSchema
+    from confide.models.store import folder_digest
+    from confide.models.trainable import initial_state
+
+    found = folder_digest(model_folder)
+    if found != specification.model.sha256:
+        raise ModelError(
+            f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
+            "Put the hash into model.sha256, or give the folder that has it."
+        )
+    tensors = initial_state(specification, model_folder)
+    return TensorSchema.of(tensors).encode(tensors)
+
+
+def _specification(path: Path) -> Specification:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecificationError(f"cannot read the specification {path}: {error}") from error
+    return parse_toml(text, str(path))
+
+
+def _resolve(client: ControlClient, beginning: str) -> str:
+    runs = [run.run_id for run in client.runs()]
+    found = [run_id for run_id in runs if run_id.startswith(beginning)]
+    if not found:
+        raise TransportError(f"the coordinator has no run {beginning!r}; `confide run list` shows those it has")
+    if beginning and len(found) > 1:
+        raise TransportError(f"{beginning!r} is the beginning of {len(found)} run ids; give more of it")
+    return found[0]
+
+
+def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
+    view = RunView(run_id)
+    live = console.is_terminal and not as_json
+    with Live(view.table(), console=console, auto_refresh=False) if live else _Nothing() as screen:
+        for event in client.watch(run_id):
+            data = json.loads(event.data)
+            line = view.feed(event.kind, data)
+            if as_json:
+                shown = {"sequence": event.sequence, "time": event.time, "kind": event.kind, "data": data}
+                typer.echo(json.dumps(shown))
+            elif isinstance(screen, Live):
+                screen.update(view.table(), refresh=True)
+            else:
+                console.print(escape(line), soft_wrap=True)
+    if not as_json and not live:
+        console.print(view.table())
+    if view.status == "failed":
+        raise typer.Exit(EXIT_FAILED)
+    if view.status == "stopped":
+        raise typer.Exit(EXIT_STOPPED)
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...

@@ -1,0 +1,124 @@
+"""A run as a table that grows with its events: rounds, contributors, losses, who was dropped and why.
+
+>>> view = RunView("run")
+>>> view.feed("run_started", {"nodes": ["a", "b"], "rounds": 2, "sealing": "none", "name": "example"})
+'example started: 2 nodes, 2 rounds, sealing none'
+>>> view.feed("round_committed", {"round": 1, "metrics": {"train_loss": {"mean": 2.5, "count": 2}},
+...                               "contributors": ["a", "b"], "dropped": {}, "seconds": 3.0})
+'round 1: 2 of 2 contributed, train_loss 2.5000, 3.0 s'
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+SEALING_NONE = "[bold red]none: the coordinator sees each update[/bold red]"
+
+
+def sealing_markup(kind: str) -> str:
+    """The kind for a table; "none" is red wherever it appears."""
+    return SEALING_NONE if kind == "none" else f"[green]{escape(kind)}[/green]"
+
+
+@dataclass
+class _Row:
+    metrics: dict[str, float]
+    contributors: Sequence[str]
+    seconds: float
+
+
+@dataclass
+class RunView:
+    """What is known of one run so far. `status` is "failed", "stopped", "finished", or something before that."""
+
+    run_id: str
+    name: str = ""
+    status: str = "submitted"
+    detail: str = ""
+    sealing: str = ""
+    rounds: int = 0
+    nodes: tuple[str, ...] = ()
+    _rows: dict[int, _Row] = field(default_factory=dict)
+    _dropped: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.status in {"failed", "stopped", "finished"}
+
+    def feed(self, kind: str, data: Mapping[str, Any]) -> str:
+        """Take one event (kinds and data: confide_server.runbook.RunEvent); returns it as one line of text."""
+        handler = getattr(self, f"_on_{kind}", None)
+        return str(handler(data)) if handler is not None else f"{kind} {dict(data)}"
+
+    def table(self) -> Table:
+        """Rounds so far, with the losses that nodes reported on average."""
+        names = sorted({name for row in self._rows.values() for name in row.metrics})
+        title = f"{escape(self.name or self.run_id[:8])}: {self.status}"
+        if self.sealing:
+            title += f"  sealing {sealing_markup(self.sealing)}"
+        table = Table("round", "contributors", *names, "seconds", "dropped", title=title, caption=escape(self.detail))
+        for number in sorted(set(self._rows) | set(self._dropped)):
+            row = self._rows.get(number)
+            reasons = "; ".join(f"{node}: {why}" for node, why in sorted(self._dropped.get(number, {}).items()))
+            cells = [f"{row.metrics[name]:.4f}" if row and name in row.metrics else "" for name in names]
+            who = f"{len(row.contributors)} of {len(self.nodes) or '?'}" if row else "open"
+            seconds = f"{row.seconds:.1f}" if row else ""
+            table.add_row(str(number), who, *cells, seconds, f"[yellow]{escape(reasons)}[/yellow]" if reasons else "")
+        return table
+
+    def _on_offer_answered(self, data: Mapping[str, Any]) -> str:
+        self.status = "offering"
+        verdict = "accepts" if data["accepted"] else ("waits for approval" if data["waiting"] else "refuses")
+        reason = f": {data['reason']}" if data.get("reason") else ""
+        self.detail = f"{data['node']} {verdict}{reason}"
+        return self.detail
+
+    def _on_run_started(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = "running", ""
+        self.name, self.sealing = data["name"], data["sealing"]
+        self.nodes, self.rounds = tuple(data["nodes"]), data["rounds"]
+        return f"{self.name} started: {len(self.nodes)} nodes, {self.rounds} rounds, sealing {self.sealing}"
+
+    def _on_epoch_started(self, data: Mapping[str, Any]) -> str:
+        return f"epoch of {len(data['members'])} members, {data['slots']} slots"
+
+    def _on_round_started(self, data: Mapping[str, Any]) -> str:
+        self.detail = f"round {data['round']} of {self.rounds}, attempt {data['attempt']}"
+        return self.detail
+
+    def _on_contributed(self, data: Mapping[str, Any]) -> str:
+        return f"round {data['round']}: {data['node']} contributed {data['bytes']} bytes"
+
+    def _on_dropped(self, data: Mapping[str, Any]) -> str:
+        why = f"{data['code']}: {data['reason']}"
+        self._dropped.setdefault(data["round"], {})[data["node"]] = why
+        return f"round {data['round']}: {data['node']} did not contribute, because {why}"
+
+    def _on_slot_abandoned(self, data: Mapping[str, Any]) -> str:
+        self.detail = f"round {data['round']}, attempt {data['attempt']} abandoned: {data['code']}: {data['reason']}"
+        return self.detail
+
+    def _on_round_committed(self, data: Mapping[str, Any]) -> str:
+        number, means = data["round"], {name: value["mean"] for name, value in data["metrics"].items()}
+        self._rows[number] = _Row(means, data["contributors"], data["seconds"])
+        for node, why in dict(data["dropped"]).items():
+            self._dropped.setdefault(number, {}).setdefault(node, str(why))
+        shown = "".join(f", {name} {value:.4f}" for name, value in sorted(means.items()))
+        count = f"{len(data['contributors'])} of {len(self.nodes) or '?'}"
+        return f"round {number}: {count} contributed{shown}, {data['seconds']:.1f} s"
+
+    def _on_run_finished(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = "finished", f"model {data['model_sha256'][:16]} after {data['rounds']} rounds"
+        return f"finished: {self.detail}"
+
+    def _on_run_failed(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = "failed", f"{data['code']}: {data['reason']}"
+        return f"failed: {self.detail}"
+
+    def _on_run_stopped(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = "stopped", f"in round {data['round']}"
+        return f"stopped {self.detail}"
