@@ -287,7 +287,7 @@ dtype = "bfloat16"
 
 [adapter]
 rank = 8
-alpha = 16.0
+alpha = 32.0
 target_modules = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
 first_layer = 18
 

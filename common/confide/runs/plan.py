@@ -1,0 +1,190 @@
+"""What a run will do, in words and numbers, before anybody is asked: `confide run plan spec.toml`.
+
+Everything here follows from the specification, the number of nodes and the base model's configuration. What depends
+on a node's own data (number of records, noise, spend), `confide node plan` says on the node.
+
+    print(render(specification, nodes=4, base=Path("model-folder")))
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide.codec.layout import VectorLayout
+from confide.errors import FailureName, ProtocolFailure
+from confide.runs.specification import Specification
+from confide.sealing import parameters
+from confide.sealing.roles import Metric
+
+_SMALL_MESSAGES_BYTES = 4096
+"""Of one node and round beside model and update: instruction, list, signatures, shares. Measured at n = 4."""
+
+_SUSTAINED_FLOPS = {"one CPU core": 4e10, "one data-centre GPU (bfloat16)": 2e14}
+"""What training reaches in practice; for orders of magnitude, not promises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The base model and what of it travels, in scalars."""
+
+    base: int
+    trainable: int
+    hidden: int
+    layers: int
+    trained_layers: int
+
+
+def measure(specification: Specification, base: Path) -> Size:
+    """Read the sizes from a model folder's configuration, without its weights."""
+    from confide.models.architecture import empty_model, load_config
+    from confide.models.trainable import schema_of
+
+    config = load_config(base).get_text_config()
+    layers = int(config.num_hidden_layers)
+    full = specification.adapter.kind == "full"
+    return Size(
+        base=sum(parameter.numel() for parameter in empty_model(specification, base).parameters()),
+        trainable=schema_of(specification, base).size,
+        hidden=int(config.hidden_size),
+        layers=layers,
+        trained_layers=layers if full else max(0, layers - specification.adapter.first_layer),
+    )
+
+
+def upload_bytes(specification: Specification, nodes: int, trainable: int) -> int:
+    """Of one node and slot."""
+    if specification.sealing.kind == "none":
+        return 4 * trainable
+    layout = VectorLayout(
+        parameters=trainable,
+        scalars=1 + 2 * len(Metric),
+        bits=specification.sealing.bits,
+        members=nodes,
+        clip=specification.federation.clip_norm or 1.0,
+        rotation_seed=bytes(32),
+    )
+    return layout.wire_bytes
+
+
+def flops_per_round(specification: Specification, size: Size) -> float:
+    """Of one node: 2 P a token forward, 4 P backward through what is trained and above (Kaplan et al. 2020, 2.1)."""
+    training, method = specification.training, specification.method
+    tokens = training.local_steps * training.batch_size * method.max_length
+    trained_share = size.trained_layers / max(1, size.layers)
+    backward = 4.0 if specification.adapter.kind == "full" else 2.0
+    return tokens * size.base * (2.0 + backward * trained_share)
+
+
+def memory_bytes(specification: Specification, size: Size) -> int:
+    """Of one node while training: weights, gradients, optimizer, received model and update, activations."""
+    training = specification.training
+    full = specification.adapter.kind == "full"
+    width = 4 if full or specification.model.dtype == "float32" else 2
+    states = {"adamw": 2, "sgd": 0}[training.optimizer]
+    trainable = size.trainable * 4 * (1 + 1 + states + 3)
+    tokens = training.micro_batch_size * specification.method.max_length
+    # About 34 values a token, layer and hidden unit stay for the backward pass (Korthikanti et al. 2022, 4.1).
+    activations = 34 * tokens * size.hidden * size.trained_layers * width // 2
+    if training.gradient_checkpointing:
+        activations //= max(1, size.trained_layers // 2)
+    return (0 if full else size.base * width) + trainable + activations
+
+
+def refuse_impossible(specification: Specification, nodes: int) -> None:
+    """Raises ProtocolFailure PARAMETERS_IMPOSSIBLE when this run cannot be kept with this many nodes."""
+    if nodes < specification.federation.min_cohort:
+        raise ProtocolFailure(
+            FailureName.PARAMETERS_IMPOSSIBLE,
+            f"{nodes} nodes, but federation.min_cohort is {specification.federation.min_cohort}; more must take part",
+        )
+    if specification.sealing.kind == "sealed":
+        parameters.planned(specification, nodes)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
+
+
+def _work(specification: Specification, nodes: int) -> list[str]:
+    training, federation = specification.training, specification.federation
+    outer = federation.outer
+    return [
+        f"run {specification.name}, specification {specification.digest[:16]}",
+        f"  {federation.rounds} rounds with {nodes} nodes (never fewer than {federation.min_cohort} in a sum), "
+        f"each on its data set {federation.data!r}",
+        f"  a round on a node: {training.local_steps} steps of {training.batch_size} records, {training.optimizer} at "
+        f"{training.learning_rate:g}, method {specification.method.name}",
+        f"  base model {specification.model.name} ({specification.model.sha256[:16]}), trained: "
+        + (
+            "all parameters"
+            if specification.adapter.kind == "full"
+            else f"LoRA of rank {specification.adapter.rank}, aggregated by {specification.adapter.aggregation!r}"
+        ),
+        f"  outer step: {outer.name}, learning rate {outer.learning_rate:g}, momentum {outer.momentum:g}"
+        + (", Nesterov" if outer.nesterov else "")
+        + f"; weights {federation.weights}",
+    ]
+
+
+def _costs(specification: Specification, nodes: int, size: Size) -> list[str]:
+    down, up = 4 * size.trainable, upload_bytes(specification, nodes, size.trainable)
+    rounds = specification.federation.rounds
+    flops = flops_per_round(specification, size)
+    times = ", ".join(f"{_duration(flops / speed)} on {name}" for name, speed in _SUSTAINED_FLOPS.items())
+    return [
+        f"  {size.trainable:,} of {size.base:,} parameters are trained",
+        f"  traffic of one node and round: {_bytes(down)} down, {_bytes(up)} up "
+        f"({8 * up / max(1, size.trainable):.3g} bits a parameter), about {_bytes(_SMALL_MESSAGES_BYTES)} of small "
+        f"messages; whole run, all nodes: {_bytes((down + up + _SMALL_MESSAGES_BYTES) * rounds * nodes)}",
+        f"  memory of one node: about {_bytes(memory_bytes(specification, size))} for model and training, beside the "
+        "program itself (about 0.5 GB)",
+        f"  time of one node and round, if every record fills {specification.method.max_length} tokens: {times}",
+    ]
+
+
+def _protection(specification: Specification, nodes: int) -> list[str]:
+    sealing, privacy = specification.sealing, specification.privacy
+    lines = ["what is protected:"]
+    if sealing.kind == "sealed":
+        lines.append("  " + parameters.words(parameters.planned(specification, nodes)))
+        lines.append(
+            f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
+        )
+    lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
+    lines.append("what is not protected:")
+    if sealing.kind == "none":
+        lines.append("  SEALING IS OFF: the coordinator sees every single organization's update. For research only.")
+    if privacy.unit == "none":
+        lines.append("  no differential privacy: the model may remember and repeat training text")
+    lines.append("  a member can send a wrong update (its size is bounded, its honesty is not)")
+    lines.append("  the coordinator and every member see each round's model")
+    if specification.adapter.kind == "lora" and specification.adapter.aggregation == "average":
+        lines.append("note: A and B of LoRA are averaged separately, which is not the average of the products B A")
+    return lines
+
+
+def render(specification: Specification, *, nodes: int, base: Path | None = None) -> str:
+    """The plan as text. `base` is a model folder; without it sizes, traffic, memory and time are left out.
+
+    Raises ProtocolFailure PARAMETERS_IMPOSSIBLE, SpecificationError or ModelError for a run that cannot work.
+    """
+    refuse_impossible(specification, nodes)
+    lines = _work(specification, nodes)
+    if base is not None:
+        from confide.methods.base import check
+
+        check(specification, base)
+        lines += _costs(specification, nodes, measure(specification, base))
+    else:
+        lines.append("  (give --model-folder for traffic, memory and time)")
+    lines += _protection(specification, nodes)
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""The plan says what will happen, and refuses what cannot."""
+
+import pytest
+from confide.errors import ProtocolFailure
+from confide.runs.plan import render, upload_bytes
+from confide.runs.specification import EXAMPLE, parse_toml
+
+SEALED = parse_toml(EXAMPLE)
+OPEN = parse_toml(EXAMPLE + '\n[sealing]\nkind = "none"\n')
+
+
+def test_it_promises_what_the_parameters_give() -> None:
+    text = render(SEALED, nodes=5)
+    assert "with 5 organizations, the coordinator and any 1 of them together learn nothing about another" in text
+    assert "1 may be missing" in text
+    assert "SEALING IS OFF" not in text
+
+
+def test_it_says_loudly_when_nothing_is_sealed() -> None:
+    text = render(OPEN, nodes=5)
+    assert "SEALING IS OFF" in text
+    assert "learn nothing" not in text
+
+
+@pytest.mark.parametrize(("nodes", "says"), [(2, "min_cohort"), (101, "2 to 100")])
+def test_impossible_runs_are_refused_by_name(nodes: int, says: str) -> None:
+    with pytest.raises(ProtocolFailure, match=says) as caught:
+        render(SEALED, nodes=nodes)
+    assert caught.value.code == "PARAMETERS_IMPOSSIBLE"
+
+
+def test_more_colluders_than_can_be_are_refused() -> None:
+    greedy = parse_toml(EXAMPLE + "\n[sealing]\ncolluding = 3\n")
+    with pytest.raises(ProtocolFailure, match="at least two must be honest"):
+        render(greedy, nodes=4)
+
+
+def test_traffic_counts_bits() -> None:
+    assert upload_bytes(OPEN, 8, 1_000_000) == 4_000_000
+    eight = parse_toml(EXAMPLE + "\n[sealing]\nbits = 8\n")
+    bits = 8 * upload_bytes(eight, 8, 1_000_000) / 1_000_000
+    assert 11 <= bits < 11.1
