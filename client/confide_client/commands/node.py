@@ -1,0 +1,208 @@
+"""`confide node`: an organization's node, from its keys to its daily running. Every command names the state folder."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from confide.errors import IdentityError
+from confide.files import write_atomic
+from confide.identity.enrolment import accept_admission, make_renewal, make_request
+from confide.identity.member import LocalMember, load_member
+from rich.console import Console
+
+from confide_client import approvals
+from confide_client.policy import TEMPLATE
+from confide_client.state import Settings, StateFolder
+
+app = typer.Typer(no_args_is_help=True, help="Run this organization's node beside its data.")
+
+Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
+Run = Annotated[str, typer.Argument(help="the run's id, or its first characters")]
+
+
+@app.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="the node's name in the consortium")] = "",
+    admission: Annotated[
+        Path | None, typer.Option(help="admission.json, the consortium's answer", dir_okay=False)
+    ] = None,
+    invitation: Annotated[
+        Path | None, typer.Option(help="invitation.json: ask and answer by network instead of by file", dir_okay=False)
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="the consortium root's key, as you learned it elsewhere")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="host:port of the fleet port, if not the admission's")] = None,
+    models: Annotated[Path | None, typer.Option(help="folder of base models, to share one between nodes")] = None,
+    proxy: Annotated[str | None, typer.Option(help="outbound proxy, http://host:port")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
+) -> None:
+    """Make keys and request.json; later take the admission. Run again to change a setting."""
+    state = StateFolder.at(folder)
+    _change_settings(state, coordinator=coordinator, models=models, proxy=proxy, threads=threads)
+    if not state.policy.exists():
+        write_atomic(state.policy, TEMPLATE.format(root=root or "").encode())
+        typer.echo(f"wrote {state.policy}: it denies everything until you edit it")
+    if not (state.root / "identity.key").exists():
+        _ask(state, name)
+    if invitation is not None:
+        _enrol(state, invitation)
+    elif admission is not None:
+        _accept(state, _read(admission), root)
+
+
+def _change_settings(
+    state: StateFolder, *, coordinator: str | None, models: Path | None, proxy: str | None, threads: int | None
+) -> None:
+    changes: dict[str, object] = {
+        "coordinator": coordinator,
+        "models": None if models is None else str(models.expanduser().resolve()),
+        "proxy": proxy,
+        "threads": threads,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if given or not (state.root / "node.json").exists():
+        state.save_settings(Settings.model_validate({**state.settings.model_dump(), **given}))
+
+
+def _ask(state: StateFolder, name: str) -> None:
+    if not name:
+        raise IdentityError(f"{state.root} has no keys yet; give the node a name: --name hospital-a")
+    make_request(state.root, name, "node")
+    request = json.loads((state.root / "request.json").read_bytes())["document"]
+    typer.echo(f"made the keys of {name} and {state.root / 'request.json'}")
+    typer.echo(f"identity key {request['identity_key']}: read it to the consortium's administrator over the telephone")
+
+
+def _enrol(state: StateFolder, path: Path) -> None:
+    from confide.identity.invitation import read_invitation
+    from confide.transport.control import ControlClient
+
+    invitation = read_invitation(_read(path))
+    with ControlClient.of_invitation(invitation, proxy=state.settings.proxy) as client:
+        admission = client.fetch_admission()
+        if admission is None:
+            client.enrol((state.root / "request.json").read_bytes())
+            typer.echo("the request is with the coordinator; run the same command again when you were admitted")
+            return
+    _accept(state, admission, invitation.root_public)
+
+
+def _accept(state: StateFolder, admission: bytes, root: str | None) -> None:
+    member = accept_admission(state.root, admission, time.time(), root=root)
+    key = member.membership.root_public
+    typer.echo(f"{member.name} is a member of {member.membership.consortium}, whose root key is {key}")
+    if key not in state.policy.read_text(encoding="utf-8"):
+        typer.echo(f"compare that key with the consortium, then set consortium_root in {state.policy}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IdentityError(f"cannot read {path}: {error.strerror}; give the file that you received") from error
+
+
+@app.command()
+def renew(
+    folder: Folder,
+    admission: Annotated[Path | None, typer.Option(help="the answer, when it came as a file", dir_okay=False)] = None,
+) -> None:
+    """Ask for a new TLS certificate over a fresh key, or take the answer. Restart the agent afterwards."""
+    state = StateFolder.at(folder)
+    if admission is not None:
+        _accept(state, _read(admission), None)
+        return
+    member = state.member()
+    if not (state.root / "tls.key.next").exists():
+        make_renewal(state.root)
+    if not member.membership.control_address:
+        typer.echo(f"send {state.root / 'request.json'} to the consortium, then run this with --admission")
+        return
+    answer = _ask_renewal(state, member)
+    if answer is None:
+        typer.echo("the request is with the coordinator; run the same command again when it was answered")
+        return
+    _accept(state, answer, None)
+
+
+def _ask_renewal(state: StateFolder, member: LocalMember) -> bytes | None:
+    from confide.transport.control import ControlClient
+
+    with ControlClient.of_member(member, proxy=state.settings.proxy) as client:
+        client.enrol((state.root / "request.json").read_bytes())
+        return client.fetch_admission()
+
+
+@app.command()
+def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="write warnings only")] = False) -> None:
+    """Run the agent until Ctrl-C or SIGTERM. It waits by itself for a coordinator that is away."""
+    from confide_client.agent import Agent
+
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("confide_client").setLevel(level)
+    Agent(StateFolder.at(folder)).run()
+
+
+@app.command()
+def status(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    entries: Annotated[int, typer.Option(help="audit entries to show", min=0)] = 20,
+) -> None:
+    """Show the agent, its runs and data, and what was asked, allowed, refused and sent."""
+    from confide_client.status import gather, show
+
+    document = gather(StateFolder.at(folder), entries=entries)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        show(document, Console())
+
+
+@app.command()
+def plan(
+    folder: Folder, what: Annotated[str, typer.Argument(help="a specification's TOML file, or a run's id")]
+) -> None:
+    """Say what a run would do on this node and its data, and whether the policy allows it."""
+    from confide_client.plan import plan_of, show
+
+    lines = plan_of(StateFolder.at(folder), what)
+    if not show(lines, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def approve(folder: Folder, run: Run) -> None:
+    """Approve a run that waits, exactly as it was offered."""
+    _decide(folder, run, "approved", "")
+
+
+@app.command()
+def refuse(folder: Folder, run: Run, reason: Annotated[str, typer.Option(help="for your own records")] = "") -> None:
+    """Refuse a run that waits."""
+    _decide(folder, run, "refused", reason)
+
+
+def _decide(folder: Path, run: str, answer: approvals.Decision, reason: str) -> None:
+    from confide_client.offers import load_offer
+
+    state = StateFolder.at(folder)
+    run_id = state.find_run(run)
+    offer = load_offer(state.run(run_id), load_member(state.root))
+    approvals.decide(state.run(run_id), offer.sha256, answer, reason)
+    name, digest = offer.specification.name, offer.specification.digest
+    typer.echo(f"{answer} run {run_id[:8]} ({name}, specification {digest[:16]}…) of {offer.administrator}")
+
+
+@app.command("seal-log")
+def seal_log(folder: Folder, run: Annotated[str, typer.Argument(help="a run's id; none: every run")] = "") -> None:
+    """Show per slot what this node signed and revealed."""
+    from confide_client.status import show_seal_log
+
+    state = StateFolder.at(folder)
+    for run_id in [state.find_run(run)] if run else state.run_ids():
+        show_seal_log(state.run(run_id), Console())

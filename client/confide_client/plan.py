@@ -1,0 +1,201 @@
+"""`confide node plan`: what a run would do on this node, with its own data. Nothing of it leaves.
+
+Estimates are upper bounds from the model's configuration: activations after Korthikanti et al. 2022 (section 4.1),
+arithmetic as 6 operations per parameter and token (4 where the base is frozen), speed as measured here for a second.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confide.errors import ConfideError, SpecificationError
+from confide.models.store import ModelStore
+from confide.runs.specification import Specification, parse_canonical, parse_toml
+from rich.console import Console
+
+from confide_client.datasets import DataSet, DataSets
+from confide_client.offers import parse_offer
+from confide_client.policy import Policy, load_policy
+from confide_client.state import StateFolder
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is said, in order; and why the policy would refuse, if it would."""
+
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sizes of one local round."""
+
+    base_parameters: int
+    trained_parameters: int
+    activation_bytes: int
+    operations_per_token: float
+
+
+def plan_of(state: StateFolder, what: str) -> Plan:
+    """The plan for a TOML file or a run that was offered. Raises ConfideError when there is no such thing."""
+    specification = _specification(state, what)
+    data_sets = DataSets(state.root).all()
+    entry = data_sets.get(specification.federation.data)
+    lines = [
+        f"run {specification.name}, specification {specification.digest[:16]}…: {specification.federation.rounds} "
+        f"rounds of {specification.training.local_steps} local steps of {specification.training.batch_size} records "
+        f"({specification.method.name})"
+    ]
+    warnings: list[str] = []
+    refusal = _refusal(state, specification, entry)
+    if entry is None:
+        warnings.append(f"data set {specification.federation.data!r} is not registered here: `confide data add`")
+    else:
+        _about_data(specification, entry, lines, warnings)
+    _about_work(state, specification, lines, warnings)
+    _about_protection(specification, lines, warnings)
+    return Plan(tuple(lines), tuple(warnings), refusal)
+
+
+def _specification(state: StateFolder, what: str) -> Specification:
+    path = Path(what)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            return parse_toml(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecificationError(f"cannot read {path}: {error}") from error
+    folder = state.run(state.find_run(what))
+    return parse_canonical(parse_offer((folder / "offer.bin").read_bytes()).specification)
+
+
+def _refusal(state: StateFolder, specification: Specification, entry: DataSet | None) -> str | None:
+    try:
+        policy: Policy = load_policy(state.policy)
+        policy.check(specification, group=entry.group if entry else specification.federation.data)
+        ModelStore(state.models).path(specification.model.sha256)
+    except ConfideError as error:
+        return str(error)
+    return None
+
+
+def _about_data(specification: Specification, entry: DataSet, lines: list[str], warnings: list[str]) -> None:
+    training = specification.training
+    records = entry.records - entry.evaluation_records
+    used = training.local_steps * training.batch_size
+    lines.append(
+        f"data: {records} training and {entry.evaluation_records} evaluation records; "
+        f"{math.ceil(records / training.batch_size)} steps see each record once"
+    )
+    passes = used / records if records else math.inf
+    lines.append(
+        f"each round takes {used} records, {passes:.2f} passes; the run {passes * specification.federation.rounds:.2f}"
+    )
+    if passes * specification.federation.rounds > 20:
+        warnings.append("each record would be seen more than 20 times: expect the model to learn it by heart")
+    if entry.evaluation_records == 0:
+        warnings.append("no records are kept for evaluation: this node reports no evaluation metrics")
+
+
+def _about_work(state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]) -> None:
+    try:
+        base = ModelStore(state.models).path(specification.model.sha256)
+        work = _work(specification, base)
+    except ConfideError as error:
+        warnings.append(f"memory and time cannot be estimated: {error}")
+        return
+    training = specification.training
+    per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
+    base_bytes = work.base_parameters * (2 if specification.model.dtype == "bfloat16" else 4)
+    # Weights, received weights, gradients and both moments of AdamW, all float32.
+    trained_bytes = work.trained_parameters * 4 * 5
+    memory = base_bytes + trained_bytes + work.activation_bytes
+    lines.append(
+        f"trained: {work.trained_parameters:,} of {work.base_parameters:,} parameters; each round receives "
+        f"{work.trained_parameters * 4 / MIB:.1f} MiB and sends "
+        f"about {work.trained_parameters * per_scalar / MIB:.1f} MiB"
+    )
+    lines.append(
+        f"memory: at most about {memory / MIB:,.0f} MiB beside the libraries ({base_bytes / MIB:,.0f} base, "
+        f"{trained_bytes / MIB:,.0f} trained, {work.activation_bytes / MIB:,.0f} activations)"
+    )
+    tokens = training.local_steps * training.batch_size * specification.method.max_length
+    seconds = tokens * work.operations_per_token / _operations_per_s(state.settings.threads)
+    lines.append(
+        f"time: at least about {seconds:,.0f} s a round if every record fills {specification.method.max_length} tokens "
+        "and this machine is otherwise idle"
+    )
+
+
+def _work(specification: Specification, base: Path) -> Work:
+    from confide.models.trainable import schema_of
+
+    config: dict[str, Any] = json.loads((base / "config.json").read_bytes())
+    config = config.get("text_config", config)
+
+    def number(*names: str, default: int) -> int:
+        return next((int(config[name]) for name in names if config.get(name)), default)
+
+    layers = number("num_hidden_layers", "n_layer", default=12)
+    hidden = number("hidden_size", "n_embd", default=768)
+    heads = number("num_attention_heads", "n_head", default=12)
+    vocabulary = number("vocab_size", default=50_000)
+    stored = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    width = 2 if config.get("dtype", config.get("torch_dtype")) in {"bfloat16", "float16"} else 4
+    parameters, trained = stored // width, schema_of(specification, base).size
+    length, micro = specification.method.max_length, specification.training.micro_batch_size
+    micro = min(micro, specification.training.batch_size)
+    scale = 1 if specification.model.dtype == "bfloat16" or specification.training.autocast else 2
+    live = 1 if specification.training.gradient_checkpointing else layers
+    activations = int(scale * live * length * micro * hidden * (34 + 5 * heads * length / hidden))
+    logits = 2 * 4 * length * micro * vocabulary
+    frozen = specification.adapter.kind == "lora"
+    return Work(parameters, trained, activations + logits, (4 if frozen else 6) * max(parameters, trained))
+
+
+def _operations_per_s(threads: int | None) -> float:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.ones(1024, 1024, device=device)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < 0.5:
+        float((a @ a)[0, 0])
+        done += 1
+    return 2 * 1024**3 * done / (time.perf_counter() - began)
+
+
+def _about_protection(specification: Specification, lines: list[str], warnings: list[str]) -> None:
+    if specification.sealing.kind == "none":
+        warnings.append("sealing is off: the coordinator sees this node's update by itself")
+    else:
+        lines.append(
+            f"sealed: the coordinator learns only sums over at least {specification.federation.min_cohort} "
+            f"organizations, also together with {specification.sealing.colluding} of them"
+        )
+    privacy = specification.privacy
+    if privacy.unit == "none":
+        warnings.append("no differential privacy: the model may remember single records")
+    else:
+        lines.append(f"privacy: epsilon {privacy.epsilon}, delta {privacy.delta} per {privacy.unit} over the whole run")
+
+
+def show(plan: Plan, console: Console) -> bool:
+    """Print it; returns whether the policy allows the run."""
+    for line in plan.lines:
+        console.print(line, highlight=False, markup=False)
+    for warning in plan.warnings:
+        console.print(f"! {warning}", style="yellow", highlight=False, markup=False)
+    if plan.refusal is None:
+        console.print("the policy allows it", style="green")
+    else:
+        console.print(f"refused: {plan.refusal}", style="bold red", highlight=False, markup=False)
+    return plan.refusal is None

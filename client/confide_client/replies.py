@@ -1,0 +1,148 @@
+"""From an instruction's bytes to a signed reply's bytes, and the same reply again for the same instruction.
+
+Guarantee: a reply that was given once is given again bit by bit, also after a crash, until its slot has ended; the
+same sequence number with other content is refused. Nothing that must not be recomputed is ever recomputed.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide import __version__, canonical
+from confide.errors import ConfideError, StateError, TransportError
+from confide.files import private_folder, write_atomic
+from confide.identity.keys import SigningKey
+from confide.proto import fleet_pb2
+from confide.transport.envelope import payload_digest
+from google.protobuf.message import DecodeError
+
+from confide_client.state import read_json
+
+VERSION = 1
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?(?:/[^\s'\":,;]+)+")
+_MESSAGE_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A reply's body, and the file that travels as payload "upload" beside it, if any."""
+
+    body: bytes
+    upload: Path | None = None
+
+
+def parse_instruction(body: bytes) -> fleet_pb2.Instruction:
+    """The instruction as it came, not yet checked. Raises TransportError."""
+    instruction = fleet_pb2.Instruction()
+    try:
+        instruction.ParseFromString(body)
+    except DecodeError as error:
+        raise TransportError("the message is not an instruction; both sides need the same release") from error
+    return instruction
+
+
+def check_instruction(instruction: fleet_pb2.Instruction, payload: Mapping[str, bytes]) -> None:
+    """Raise TransportError unless version, run id, step and payload hash hold."""
+    if instruction.version != VERSION:
+        older = "node" if instruction.version > VERSION else "coordinator"
+        raise TransportError(
+            f"the coordinator (confide {instruction.release[:32] or 'unknown'}) speaks fleet message version "
+            f"{instruction.version}; this node (confide {__version__}) speaks {VERSION}. Upgrade the {older}."
+        )
+    if not _RUN_ID.fullmatch(instruction.run_id):
+        raise TransportError(f"{instruction.run_id[:64]!r} is not a run id (32 characters of lower-case hex)")
+    if instruction.step == fleet_pb2.STEP_UNSPECIFIED or instruction.step not in fleet_pb2.Step.values():
+        raise TransportError(f"step {instruction.step} is unknown to confide {__version__}; upgrade the node")
+    if instruction.payload_sha256 != payload_digest(payload):
+        raise TransportError("the payload does not have the stated SHA-256: it was damaged or exchanged on its way")
+
+
+def signed_reply(
+    instruction: fleet_pb2.Instruction,
+    node: str,
+    key: SigningKey,
+    outcome: Outgoing | fleet_pb2.Failure,
+    payload: Mapping[str, bytes],
+) -> bytes:
+    """The serialized SignedReply. Signature: domain "reply", over the reply's bytes."""
+    reply = fleet_pb2.Reply(
+        version=VERSION,
+        release=__version__,
+        run_id=instruction.run_id,
+        step=instruction.step,
+        sequence=instruction.sequence,
+        node=node,
+        payload_sha256=payload_digest(payload),
+    )
+    if isinstance(outcome, Outgoing):
+        reply.body = outcome.body
+    else:
+        reply.failure.CopyFrom(outcome)
+    data = reply.SerializeToString(deterministic=True)
+    signed = fleet_pb2.SignedReply(reply=data, signature=key.sign("reply", data))
+    return signed.SerializeToString(deterministic=True)
+
+
+def failure_of(error: BaseException) -> fleet_pb2.Failure:
+    """What the coordinator may know of an error: never a path, never text that was not written for it."""
+    if isinstance(error, ConfideError):
+        return fleet_pb2.Failure(code=error.code, message=public_text(str(error)))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return fleet_pb2.Failure(
+            code="TrainingError", message="the node ran out of memory; lower training.micro_batch_size or max_length"
+        )
+    return fleet_pb2.Failure(
+        code="InternalError", message=f"{type(error).__name__} on the node; its operator finds the details in its log"
+    )
+
+
+def public_text(text: str) -> str:
+    """A message without the node's paths, of bounded length."""
+    return _PATH.sub("(a path on the node)", text)[:_MESSAGE_CHARACTERS]
+
+
+class ReplyStore:
+    """Replies of one run that were given and may be asked for again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, instruction: bytes, sequence: int) -> tuple[bytes, Path | None] | None:
+        """(signed reply, file of payload "upload") for exactly this instruction, or None.
+
+        Raises TransportError when the sequence number was used for another instruction.
+        """
+        note = read_json(self._folder / f"{sequence}.json")
+        if not note:
+            return None
+        if note.get("instruction_sha256") != hashlib.sha256(instruction).hexdigest():
+            raise TransportError(
+                f"instruction {sequence} of this run came before with other content; a sequence number is used once"
+            )
+        signed = (self._folder / f"{sequence}.reply").read_bytes()
+        upload = note.get("upload")
+        if upload is None:
+            return signed, None
+        path = Path(upload)
+        if not path.is_file():
+            raise StateError("the upload of this slot is no longer held; the slot has ended")
+        return signed, path
+
+    def keep(self, instruction: bytes, sequence: int, signed: bytes, upload: Path | None) -> None:
+        """Durable before it returns."""
+        private_folder(self._folder)
+        write_atomic(self._folder / f"{sequence}.reply", signed)
+        note = {
+            "instruction_sha256": hashlib.sha256(instruction).hexdigest(),
+            "upload": None if upload is None else str(upload),
+        }
+        write_atomic(self._folder / f"{sequence}.json", canonical.encode(note))
+
+    def erase(self) -> None:
+        """The slot has ended."""
+        if self._folder.is_dir():
+            for path in self._folder.iterdir():
+                path.unlink(missing_ok=True)

@@ -1,0 +1,251 @@
+"""One node's answers to instructions: the Runtime behind the ClientApp.
+
+Order of every answer: parse and check; the same reply again if it was given before; decide or work; sign; keep;
+write the audit log; send. What goes wrong becomes a Failure with a code and a message for the coordinator's operator.
+"""
+
+import logging
+from typing import Any
+
+from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
+from confide.proto import fleet_pb2
+from confide.transport.envelope import pack, unpack
+from flwr.app import RecordDict
+from google.protobuf.message import DecodeError
+
+from confide_client import approvals
+from confide_client.offers import VerifiedOffer, parse_offer, verify_offer
+from confide_client.replies import (
+    Outgoing,
+    ReplyStore,
+    check_instruction,
+    failure_of,
+    parse_instruction,
+    public_text,
+    signed_reply,
+)
+from confide_client.runs import Node, Record, Run
+
+log = logging.getLogger(__name__)
+
+_KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
+"""Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
+
+
+class NodeRuntime:
+    """Answers for one node, one instruction at a time."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._runs: dict[str, Run] = {}
+
+    @property
+    def open_runs(self) -> int:
+        """How many accepted runs have not ended: while there are some, the agent polls quickly."""
+        return len(self._runs)
+
+    def warm_up(self) -> None:
+        """Load the base model of a run that was accepted, while there is nothing else to do."""
+        for run_id, run in self._runs.items():
+            if not run.ready:
+                try:
+                    _ = run.trainer
+                except Exception as error:  # it is said again, to the coordinator, when training is asked for
+                    log.warning("run %s cannot train yet: %s", run_id[:8], error)
+                    self._runs.pop(run_id)
+                return
+
+    def answer(self, record: RecordDict) -> RecordDict:
+        """A signed reply to one instruction. Never raises for what came."""
+        instruction = fleet_pb2.Instruction(version=1)
+        try:
+            body, payload = unpack(record)
+            instruction = parse_instruction(body)
+            check_instruction(instruction, payload)
+            return self._answer(instruction, body, payload)
+        except Exception as error:
+            return self._fail(instruction, error)
+
+    def _answer(self, instruction: fleet_pb2.Instruction, body: bytes, payload: dict[str, bytes]) -> RecordDict:
+        keep = instruction.step in _KEPT
+        replies = ReplyStore(self._node.state.run(instruction.run_id) / "replies")
+        if keep and (given := replies.find(body, instruction.sequence)) is not None:
+            signed, path = given
+            return self._send(instruction, signed, Outgoing(b"", path), again=True)
+        outcome: Outgoing | fleet_pb2.Failure
+        try:
+            outcome = self._work(instruction, payload)
+        except Exception as error:
+            self._note_failure(instruction, error)
+            outcome = failure_of(error)
+        sending = _payload(outcome)
+        signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, outcome, sending)
+        if keep and instruction.run_id in self._runs:
+            replies.keep(body, instruction.sequence, signed, outcome.upload if isinstance(outcome, Outgoing) else None)
+        return self._send(instruction, signed, outcome, again=False, payload=sending)
+
+    def _work(self, instruction: fleet_pb2.Instruction, payload: dict[str, bytes]) -> Outgoing:
+        if instruction.step == fleet_pb2.OFFER:
+            answer = self._offer(instruction)
+            return Outgoing(answer.SerializeToString(deterministic=True))
+        if instruction.step == fleet_pb2.END:
+            return self._end(instruction)
+        return self._run(instruction.run_id).step(instruction, payload)
+
+    def _run(self, run_id: str) -> Run:
+        if run_id not in self._runs:
+            self._runs[run_id] = Run.load(self._node, run_id)
+        return self._runs[run_id]
+
+    # --- the offer
+
+    def _offer(self, instruction: fleet_pb2.Instruction) -> fleet_pb2.OfferAnswer:
+        run_id, node = instruction.run_id, self._node
+        message = parse_offer(instruction.body)
+        asked = {"run": run_id, "administrator": message.administrator[:64]}
+        try:
+            roster = node.member.roster.accept(message.roster, now=node.clock())
+            for run in self._runs.values():
+                run.update_roster()
+            offer = verify_offer(message, node.member, roster)
+            asked |= {"specification": offer.specification.digest, "name": offer.specification.name}
+            self._check_unchanged(run_id, offer)
+        except ConfideError as error:
+            # Nothing of it is believed, so nothing of it is kept beside the audit log.
+            node.audit.note("offer refused", **asked, code=error.code, reason=str(error))
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{error.code}: {error}"))
+        return self._decide(run_id, offer, asked)
+
+    def _check_unchanged(self, run_id: str, offer: VerifiedOffer) -> None:
+        known = Record.load(self._node.state.run(run_id))
+        if known is not None and known.offer_sha256 != offer.sha256:
+            raise ProtocolFailure(
+                FailureName.SPEC_CHANGED, f"run {run_id[:8]} was offered before with another specification"
+            )
+        if known is not None and known.status == "ended":
+            raise TransportError(f"run {run_id[:8]} has ended on this node; submit it as a new run")
+
+    def _decide(self, run_id: str, offer: VerifiedOffer, asked: dict[str, Any]) -> fleet_pb2.OfferAnswer:
+        node, folder = self._node, self._node.state.run(run_id)
+        known = Record.load(folder)
+        if known is not None and known.status == "accepted":
+            self._runs.setdefault(run_id, Run(node, run_id, offer))
+            return fleet_pb2.OfferAnswer(accepted=True)
+        offer.save(folder)
+        record = Record(
+            status="waiting",
+            name=offer.specification.name,
+            administrator=offer.administrator,
+            offer_sha256=offer.sha256,
+            rounds=offer.specification.federation.rounds,
+            sealing=offer.specification.sealing.kind,
+            offered_at=known.offered_at if known else node.clock(),
+        )
+        try:
+            node.check_allowed(offer.specification)
+            decision = approvals.decision(folder, offer.sha256)
+            if node.policy.approval == "auto" and decision is None:
+                decision = "approved"
+        except ConfideError as error:
+            record.status, record.reason = "refused", f"{error.code}: {error}"
+            record.save(folder)
+            node.audit.note("offer refused", **asked, code=error.code, reason=str(error))
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(record.reason))
+        return self._settle(run_id, offer, record, decision, asked, new=known is None or known.status != "waiting")
+
+    def _settle(
+        self,
+        run_id: str,
+        offer: VerifiedOffer,
+        record: Record,
+        decision: approvals.Decision | None,
+        asked: dict[str, Any],
+        *,
+        new: bool,
+    ) -> fleet_pb2.OfferAnswer:
+        node, folder = self._node, self._node.state.run(run_id)
+        answered = approvals.load(folder)
+        by = answered.by if answered and decision and answered.offer_sha256 == offer.sha256 else "policy"
+        if decision is None:
+            record.save(folder)
+            if new:
+                node.audit.note("offer waits for approval", **asked)
+            return fleet_pb2.OfferAnswer(
+                accepted=False, waiting=True, reason="the node's operator has not approved this run yet"
+            )
+        if decision == "refused":
+            record.status, record.reason = "refused", f"refused by {by}"
+            record.save(folder)
+            node.audit.note("offer refused", **asked, code="Refused", reason=record.reason)
+            return fleet_pb2.OfferAnswer(accepted=False, reason="the node's operator refused this run")
+        record.status = "accepted"
+        record.save(folder)
+        node.audit.note("offer accepted", **asked, by=by)
+        self._runs[run_id] = Run(node, run_id, offer)
+        return fleet_pb2.OfferAnswer(accepted=True)
+
+    # --- the end
+
+    def _end(self, instruction: fleet_pb2.Instruction) -> Outgoing:
+        end = fleet_pb2.End()
+        try:
+            end.ParseFromString(instruction.body)
+        except DecodeError as error:
+            raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
+        record = Record.load(self._node.state.run(instruction.run_id))
+        if record is not None and record.status == "accepted":
+            self._run(instruction.run_id).end(end)
+        elif record is not None and record.status == "waiting" and end.run_ended:
+            record.status, record.reason = "ended", "it ended before anybody approved it here"
+            record.save(self._node.state.run(instruction.run_id))
+        if end.run_ended:
+            self._runs.pop(instruction.run_id, None)
+            self._node.audit.note("run ended", run=instruction.run_id, reason=end.failure)
+        return Outgoing(b"")
+
+    # --- sending
+
+    def _send(
+        self,
+        instruction: fleet_pb2.Instruction,
+        signed: bytes,
+        outcome: Outgoing | fleet_pb2.Failure,
+        *,
+        again: bool,
+        payload: dict[str, bytes] | None = None,
+    ) -> RecordDict:
+        sending = _payload(outcome) if payload is None else payload
+        self._node.audit.sent(instruction.run_id, _step_name(instruction), signed, sending, again=again)
+        run = self._runs.get(instruction.run_id)
+        if run is not None and not again:
+            size = len(signed) + sum(len(data) for data in sending.values())
+            run.sent(size, uploaded=bool(sending))
+        return pack(signed, sending)
+
+    def _note_failure(self, instruction: fleet_pb2.Instruction, error: Exception) -> None:
+        step, failure = _step_name(instruction), failure_of(error)
+        if isinstance(error, ConfideError):
+            log.warning("run %s: %s failed: %s", instruction.run_id[:8], step, error)
+        else:
+            log.error("run %s: %s failed", instruction.run_id[:8], step, exc_info=error)
+        self._node.audit.note(
+            "step failed", run=instruction.run_id[:64], step=step, code=failure.code, reason=failure.message
+        )
+
+    def _fail(self, instruction: fleet_pb2.Instruction, error: Exception) -> RecordDict:
+        """What could not even be parsed, or not be kept: answered, never acted on."""
+        self._note_failure(instruction, error)
+        failure = failure_of(error)
+        signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, failure, {})
+        return pack(signed)
+
+
+def _step_name(instruction: fleet_pb2.Instruction) -> str:
+    known = instruction.step in fleet_pb2.Step.values()
+    return fleet_pb2.Step.Name(instruction.step) if known else str(int(instruction.step))
+
+
+def _payload(outcome: Outgoing | fleet_pb2.Failure) -> dict[str, bytes]:
+    if not isinstance(outcome, Outgoing) or outcome.upload is None:
+        return {}
+    return {"upload": outcome.upload.read_bytes()}
