@@ -46,15 +46,15 @@ def _dp_event(event: GaussianRelease | SampledGaussian) -> dp_event.DpEvent:
     return dp_event.SelfComposedDpEvent(sampled, event.steps)
 
 
-def merge(events: Iterable[Event]) -> tuple[Event, ...]:
-    """The same events with equal mechanisms added up, so that 1000 equal slots cost one computation."""
+def _counted(events: Iterable[Event]) -> dict[Event, int]:
+    """Each mechanism, run once, and how often: 1000 equal slots cost one computation."""
     counts: dict[Event, int] = {}
     for event in events:
         count = event.steps if isinstance(event, SampledGaussian) else event.count
         field = "steps" if isinstance(event, SampledGaussian) else "count"
         single: Event = event.model_copy(update={field: 1})
         counts[single] = counts.get(single, 0) + count
-    return tuple(single.times(count) for single, count in counts.items())
+    return counts
 
 
 def _check_delta(delta: float) -> None:
@@ -86,15 +86,14 @@ def _pld(events: tuple[Event, ...], delta: float) -> float:
 def epsilon_by_pld(events: Iterable[Event], *, delta: float) -> float:
     """Epsilon at `delta` by composing privacy loss distributions; Gaussian events only."""
     _check_delta(delta)
-    merged = merge(events)
+    merged = tuple(single.times(count) for single, count in _counted(events).items())
     return _pld(merged, delta) if merged else 0.0
 
 
 @lru_cache(maxsize=4096)
 def _renyi_of_one(event: Event, orders: tuple[float, ...]) -> tuple[float, ...]:
     if isinstance(event, SkellamRelease):
-        per_release = [skellam_renyi(order, variance=event.variance, l1=event.l1, l2=event.l2) for order in orders]
-        return tuple(event.count * value for value in per_release)
+        return tuple(skellam_renyi(order, variance=event.variance, l1=event.l1, l2=event.l2) for order in orders)
     accountant = rdp_privacy_accountant.RdpAccountant(list(orders))
     return tuple(float(value) for value in accountant.compose(_dp_event(event)).rdp)
 
@@ -102,8 +101,8 @@ def _renyi_of_one(event: Event, orders: tuple[float, ...]) -> tuple[float, ...]:
 def renyi(events: Iterable[Event], orders: Sequence[float]) -> tuple[float, ...]:
     """Renyi divergence bound of all events together at each order > 1; they add up (Mironov 2017, Proposition 1)."""
     totals = np.zeros(len(orders))
-    for event in merge(events):
-        totals += _renyi_of_one(event, tuple(orders))
+    for single, count in _counted(events).items():
+        totals += count * np.array(_renyi_of_one(single, tuple(orders)))
     return tuple(totals.tolist())
 
 
@@ -117,7 +116,7 @@ def epsilon_by_rdp(events: Iterable[Event], *, delta: float, orders: Sequence[fl
 
 
 def conversion(order: float, delta: float) -> float:
-    """What (order, r)-Renyi privacy adds to r to become (epsilon, delta): Canonne, Kamath and Steinke 2020, Prop. 12."""
+    """What (order, r)-Renyi privacy adds to r to become (epsilon, delta): Canonne et al. 2020, Prop. 12."""
     return math.log1p(-1.0 / order) - math.log(delta * order) / (order - 1.0)
 
 

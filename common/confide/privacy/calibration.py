@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 """Relative: the noise is at most this much larger than the accountant requires."""
 
 _COARSE_ORDERS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
-_SKELLAM_ORDERS = tuple(range(2, 65)) + (80, 96, 128, 192, 256, 384, 512)
+_SKELLAM_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 _LEAST_NOISE, _MOST_NOISE = 1e-2, 1e6
 
 
@@ -38,7 +38,7 @@ def check_target(epsilon: float, delta: float) -> None:
 
 
 def _smallest(cost: Callable[[float], float], target: float, start: float) -> float:
-    """The smallest noise, to TOLERANCE, at which the falling function `cost` is at most `target`; searched from start."""
+    """The smallest noise, to TOLERANCE, at which the falling function `cost` is at most `target`."""
     high = start
     while cost(high) > target:
         high *= 1.25

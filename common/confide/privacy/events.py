@@ -101,9 +101,7 @@ def parse_events(data: bytes) -> tuple[Event, ...]:
     try:
         events = _EVENTS.validate_json(data)
         if serialize_events(events) != data:
-            raise LedgerError(
-                "privacy events are not in canonical form; they were altered or written by another program"
-            )
+            raise LedgerError("privacy events are not in canonical form; another program wrote or altered them")
     except (ValidationError, RecursionError, json.JSONDecodeError) as error:
         raise LedgerError(f"unknown or malformed privacy event; nothing is guessed: {error}") from error
     return events
