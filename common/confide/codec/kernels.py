@@ -1,68 +1,30 @@
-"""Compiled inner loops of the codec: rotate and round, restore, pack, unpack. Everything about one tile or group.
-
-Numba compiles them on first use and keeps the machine code in a private folder (XDG_CACHE_HOME/confide/numba)
-unless NUMBA_CACHE_DIR names another, so that later processes start at once, from a wheel too. They release the
-interpreter lock.
+"""Compiled inner loops of the codec: rotate, round, restore, pack, unpack. Each works on one tile or on groups.
 
 The rotation of a tile of 1024 rows and C columns: flip the sign of (r, c) by bit c of 64-bit word r of the tile's
 part of the sign stream; with g = C // 4, columns c, c+g, c+2g, c+3g (c < g) go through the orthonormal 4-point
-Hadamard transform; every column goes through the 1024-point one in natural order. It is its own inverse, up to
-the order of the steps. Radix-4 passes run over 64 rows at a time and then over 16 rows 64 apart, so that each
-sweep works within the first-level cache and the innermost loop is contiguous (vectorized by the compiler).
+Hadamard transform; every column goes through the 1024-point one in natural order. All but the flip commute, so the
+inverse is the same steps with the flip last. Radix-4 passes run over 64 rows at a time ("near": `load`, `store`) and
+over 16 rows 64 apart ("far": `round_lanes`, `restore_lanes`): either sweep stays in the first-level cache. Loops
+over columns are written for the constant 64 where it holds, which lets the compiler vectorize them fully.
 """
 
-import atexit
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from confide.files import private_folder
+import numpy as np
+from numpy.typing import NDArray
 
+from confide.codec.compiled import compiled, inlined
 
-def _cache_folder() -> str:
-    """A folder that only this user writes: compiled code is loaded from it."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return str(private_folder(Path(base).expanduser() / "confide" / "numba"))
-    except OSError:
-        folder = tempfile.mkdtemp(prefix="confide-numba-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
-
-
-if not os.environ.get("NUMBA_CACHE_DIR"):
-    os.environ["NUMBA_CACHE_DIR"] = _cache_folder()
-
-import numba  # noqa: E402  (its cache folder is set above)
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Floats = NDArray[np.float32]
 _Integers = NDArray[Any]
 
-_U2, _U4, _I4, _F4 = numba.uint16[::1], numba.uint32[::1], numba.int32[::1], numba.float32[::1]
-_I8, _S4, _S8, _VOID = numba.int64, numba.float32, numba.float64, numba.void
-
-
-def _compiled(signatures: object, **options: object) -> Callable[[_Function], _Function]:
-    """Compile for these signatures when this module is imported, or load the code compiled earlier."""
-    made = numba.njit(signatures, cache=True, nogil=True, error_model="numpy", **options)
-    return cast(Callable[[_Function], _Function], made)
-
-
-def _inlined(function: _Function) -> _Function:
-    """Compile into each caller."""
-    return cast(_Function, numba.njit(inline="always", error_model="numpy")(function))
-
-
 _TOP = np.int32(-(2**31))
+_HALF = np.float32(0.5)
+_ROUNDING_UNIT = np.float32(2.0**-16)
+_ORTHONORMAL = np.float32(1.0 / 32.0)
 
 
-@_inlined
+@inlined
 def _butterfly(x: _Floats, a: int, b: int, c: int, d: int, count: int) -> None:
     """The unnormalised 4-point Hadamard transform of x[a + i], x[b + i], x[c + i], x[d + i] for i < count."""
     p = x[a : a + count]
@@ -80,7 +42,7 @@ def _butterfly(x: _Floats, a: int, b: int, c: int, d: int, count: int) -> None:
         s[i] = v - z
 
 
-@_inlined
+@inlined
 def _near_rows(x: _Floats, first: int, width: int) -> None:
     """Passes over 64 neighbouring rows: distances 1, 4, 16."""
     o = first * width
@@ -91,7 +53,7 @@ def _near_rows(x: _Floats, first: int, width: int) -> None:
     _butterfly(x, o, o + 16 * width, o + 32 * width, o + 48 * width, 16 * width)
 
 
-@_inlined
+@inlined
 def _far_rows(x: _Floats, first: int, width: int) -> None:
     """Passes over the 16 rows `first` + 64 i: distances 64, 256."""
     for b in range(first, 1024, 256):
@@ -100,153 +62,183 @@ def _far_rows(x: _Floats, first: int, width: int) -> None:
         _butterfly(x, b * width, (b + 256) * width, (b + 512) * width, (b + 768) * width, width)
 
 
-@_inlined
-def _near_columns(x: _Floats, row: int, width: int) -> None:
+@inlined
+def _columns(x: _Floats, row: int, width: int) -> None:
     """The orthonormal 4-point transform over a row's columns in four groups; up to 3 left-over columns stay."""
     group = width // 4
-    o = row * width
-    _butterfly(x, o, o + group, o + 2 * group, o + 3 * group, group)
-    for i in range(o, o + 4 * group):
-        x[i] *= np.float32(0.5)
+    for i in range(row * width, row * width + group):
+        u = (x[i] + x[i + group]) * _HALF
+        v = (x[i] - x[i + group]) * _HALF
+        w = (x[i + 2 * group] + x[i + 3 * group]) * _HALF
+        z = (x[i + 2 * group] - x[i + 3 * group]) * _HALF
+        x[i] = u + w
+        x[i + group] = v + z
+        x[i + 2 * group] = u - w
+        x[i + 3 * group] = v - z
 
 
-@_inlined
-def _flip(bits: _Integers, signs: _Integers, row: int, width: int) -> None:
-    """Flip the sign bit of column c of a row where bit c of the row's 64-bit word is set; float32 seen as int32."""
-    for half in range(2):
-        word = signs[2 * row + half]
-        start = min(32 * half, width)
-        piece = bits[row * width + start : row * width + min(start + 32, width)]
-        for c in range(piece.size):
-            piece[c] = piece[c] ^ (np.int32(word << np.int32(31 - c)) & _TOP)
+@inlined
+def _flipped(value: np.int32, word: np.int32, c: int) -> np.int32:
+    """A float32, seen as int32, with its sign flipped where bit c of the word is set."""
+    return value ^ (np.int32(word << np.int32(31 - c)) & _TOP)
 
 
-@_compiled(_S8(_F4, _F4), fastmath={"reassoc", "contract"})
-def squared_norm(update: _Floats, feedback: _Floats) -> float:
-    """Sum of squares, in float64, of update + feedback (of the same length, or empty). NaN and infinity show."""
-    total = 0.0
-    if feedback.size:
-        for i in range(update.size):
-            value = np.float64(update[i] + feedback[i])
-            total += value * value
+@inlined
+def _load_row(update: _Integers, base: int, signs: _Integers, row: int, width: int, tile: _Integers) -> None:
+    """The update from `base` on with signs flipped, zeros after its end; float32 seen as int32."""
+    if width == 64 and base + 64 <= update.size:
+        for half in range(2):
+            word = signs[2 * row + half]
+            into = tile[row * 64 + 32 * half : row * 64 + 32 * half + 32]
+            source = update[base + 32 * half : base + 32 * half + 32]
+            for c in range(32):
+                into[c] = _flipped(source[c], word, c)
     else:
-        for i in range(update.size):
-            total += np.float64(update[i]) * np.float64(update[i])
-    return total
+        for c in range(width):
+            value = update[base + c] if base + c < update.size else np.int32(0)
+            tile[row * width + c] = _flipped(value, signs[2 * row + c // 32], c % 32)
 
 
-@_compiled([_VOID(_F4, _F4, _I4, _I8, _I8, _I8, _F4, _I4, _U2, _S4, _S4, lanes) for lanes in (_U2, _U4)])
-def rotate_and_round(
-    update: _Floats,
-    feedback: _Floats,
-    signs: _Integers,
-    start: int,
-    stride: int,
-    width: int,
-    tile: _Floats,
-    tile_bits: _Integers,
-    uniform: _Integers,
-    scale: Any,
-    levels: Any,
-    lanes: _Integers,
+@inlined
+def _load(
+    update: _Integers, signs: _Integers, start: int, stride: int, width: int, tile: _Floats, bits: _Integers
 ) -> None:
-    """One tile: columns start .. start + width of update + feedback, rotated, times scale, rounded, as integers.
-
-    uniform: one 16-bit random integer u per lane; x becomes floor(x + (u + 1/2) / 2^16), clamped to +-levels before
-    and after, so that E[result] = x within 2^-17 for |x| <= levels and zero stays zero.
-    tile: scratch of 1024 * width float32; tile_bits: the same memory as int32.
-    lanes: the integers in two's complement, 1024 * width.
-    """
     for near in range(0, 1024, 64):
         for row in range(near, near + 64):
-            base = row * stride + start
-            count = min(width, max(0, update.size - base))
-            into = tile[row * width : row * width + width]
-            source = update[base : base + count]
-            for c in range(count):
-                into[c] = source[c]
-            if feedback.size:
-                extra = feedback[base : base + count]
-                for c in range(count):
-                    into[c] += extra[c]
-            for c in range(count, width):
-                into[c] = np.float32(0.0)
-            _flip(tile_bits, signs, row, width)
-            _near_columns(tile, row, width)
+            _load_row(update, row * stride + start, signs, row, width, bits)
+            _columns(tile, row, width)
         _near_rows(tile, near, width)
+
+
+@compiled("void(int32[::1], int32[::1], int64, int64, int64, float32[::1], int32[::1])")
+def load(
+    update: _Integers, signs: _Integers, start: int, stride: int, width: int, tile: _Floats, bits: _Integers
+) -> None:
+    """First half of the rotation: columns start .. start + width of the update into `tile`.
+
+    update: float32 seen as int32. signs: 2048 words. stride: columns in all. bits: the tile's memory as int32.
+    """
+    if width == 64:
+        _load(update, signs, start, stride, 64, tile, bits)
+    else:
+        _load(update, signs, start, stride, width, tile, bits)
+
+
+@compiled("void(float32[::1], int64, uint16[::1], float32, float32, {lanes})")
+def round_lanes(
+    tile: _Floats, width: int, uniform: _Integers, scale: np.float32, levels: np.float32, lanes: _Integers
+) -> None:
+    """Second half of the rotation, then scale and round stochastically to integers in two's complement.
+
+    uniform: one 16-bit random integer u per lane; x becomes floor(x + (u + 1/2) / 2^16), clamped to +-levels before
+    and after: the result's mean is x to within 2^-17 for |x| <= levels, and zero stays zero. `tile` is overwritten.
+    """
     for first in range(64):
         _far_rows(tile, first, width)
         for row in range(first, 1024, 64):
-            values = tile[row * width : row * width + width]
-            random = uniform[row * width : row * width + width]
-            into = lanes[row * width : row * width + width]
+            values = tile[row * width : (row + 1) * width]
+            random = uniform[row * width : (row + 1) * width]
+            into = lanes[row * width : (row + 1) * width]
             for c in range(width):
                 x = values[c] * scale
                 x = levels if x > levels else x
                 x = -levels if x < -levels else x
-                x = np.floor(x + (np.float32(np.int32(random[c])) + np.float32(0.5)) * np.float32(2.0**-16))
+                x = np.floor(x + (np.float32(np.int32(random[c])) + _HALF) * _ROUNDING_UNIT)
                 x = levels if x > levels else x
                 into[c] = np.int32(x)
 
 
-@_compiled([_VOID(lanes, _I8, _S4, _I4, _I8, _F4, _I4) for lanes in (_U2, _U4)])
-def restore(
-    lanes: _Integers, lane_bits: int, step: Any, signs: _Integers, width: int, tile: _Floats, tile_bits: _Integers
-) -> None:
-    """The inverse of the rotation: lanes read as two's complement of lane_bits, times step; result in `tile`."""
+@compiled("void({lanes}, int64, float32, int64, float32[::1])")
+def restore_lanes(lanes: _Integers, lane_bits: int, step: np.float32, width: int, tile: _Floats) -> None:
+    """First half of the inverse: lanes as two's complement of lane_bits, times step, into `tile`."""
     spare = np.int32(32 - lane_bits)
-    unit = step * np.float32(1.0 / 32.0)
+    unit = step * _ORTHONORMAL
     for first in range(64):
         for row in range(first, 1024, 64):
-            values = tile[row * width : row * width + width]
-            source = lanes[row * width : row * width + width]
+            values = tile[row * width : (row + 1) * width]
+            source = lanes[row * width : (row + 1) * width]
             for c in range(width):
                 values[c] = np.float32(np.int32(np.int32(source[c]) << spare) >> spare) * unit
         _far_rows(tile, first, width)
+
+
+@inlined
+def _store_row(
+    tile: _Floats, tile_bits: _Integers, signs: _Integers, row: int, width: int, base: int, update: _Floats,
+    bits: _Integers, subtract: bool,
+) -> None:  # fmt: skip
+    """update from `base` on = (or -=) the row with signs flipped, as far as the update reaches.
+
+    Flipping on the way keeps the compiler from calling memcpy, which costs more than it copies here.
+    """
+    if width == 64 and base + 64 <= update.size:
+        for half in range(2):
+            word = signs[2 * row + half]
+            o = row * 64 + 32 * half
+            source = tile_bits[o : o + 32]
+            if subtract:
+                for c in range(32):
+                    source[c] = _flipped(source[c], word, c)
+                for c in range(32):
+                    update[base + 32 * half + c] -= tile[o + c]
+            else:
+                into = bits[base + 32 * half : base + 32 * half + 32]
+                for c in range(32):
+                    into[c] = _flipped(source[c], word, c)
+    else:
+        for c in range(min(width, update.size - base)):
+            tile_bits[row * width + c] = _flipped(tile_bits[row * width + c], signs[2 * row + c // 32], c % 32)
+            value = tile[row * width + c]
+            update[base + c] = update[base + c] - value if subtract else value
+
+
+@inlined
+def _store(
+    tile: _Floats, tile_bits: _Integers, signs: _Integers, start: int, stride: int, width: int, update: _Floats,
+    bits: _Integers, subtract: bool,
+) -> None:  # fmt: skip
     for near in range(0, 1024, 64):
         _near_rows(tile, near, width)
         for row in range(near, near + 64):
-            _near_columns(tile, row, width)
-            _flip(tile_bits, signs, row, width)
+            _columns(tile, row, width)
+            _store_row(tile, tile_bits, signs, row, width, row * stride + start, update, bits, subtract)
 
 
-@_compiled(_VOID(_F4, _I8, _I8, _I8, _F4))
-def scatter(tile: _Floats, start: int, stride: int, width: int, update: _Floats) -> None:
-    """Write a tile's columns back to where they stand in the update."""
-    for row in range(1024):
-        base = row * stride + start
-        into = update[base : min(base + width, update.size)]
-        source = tile[row * width : row * width + width]
-        for c in range(into.size):
-            into[c] = source[c]
+@compiled("void(float32[::1], int32[::1], int32[::1], int64, int64, int64, float32[::1], int32[::1], boolean)")
+def store(
+    tile: _Floats, tile_bits: _Integers, signs: _Integers, start: int, stride: int, width: int, update: _Floats,
+    bits: _Integers, subtract: bool,
+) -> None:  # fmt: skip
+    """Second half of the inverse: the tile's values to where they stand in the update, or subtracted there.
+
+    tile_bits, bits: the memory of the tile and of the update seen as int32. `tile` is overwritten.
+    """
+    if width == 64:
+        _store(tile, tile_bits, signs, start, stride, 64, update, bits, subtract)
+    else:
+        _store(tile, tile_bits, signs, start, stride, width, update, bits, subtract)
 
 
-@_compiled(_VOID(_F4, _F4, _S4, _F4, _I8, _I8, _I8))
-def keep_loss(
-    update: _Floats, feedback: _Floats, factor: Any, tile: _Floats, start: int, stride: int, width: int
-) -> None:
-    """feedback = (update + feedback) * factor - what the tile's integers stand for."""
-    for row in range(1024):
-        base = row * stride + start
-        into = feedback[base : min(base + width, update.size)]
-        source = update[base : min(base + width, update.size)]
-        sent = tile[row * width : row * width + width]
-        for c in range(into.size):
-            into[c] = (source[c] + into[c]) * factor - sent[c]
+@compiled("float64(float32[::1])", fastmath={"reassoc", "contract"})
+def squared_norm(update: _Floats) -> float:
+    """Sum of squares in float64. NaN and infinity show in it."""
+    total = 0.0
+    for i in range(update.size):
+        total += np.float64(update[i]) * np.float64(update[i])
+    return total
 
 
-@_compiled([_VOID(lanes, _I8, lanes) for lanes in (_U2, _U4)])
+@compiled("void({lanes}, int64, {lanes})")
 def pack(lanes: _Integers, lane_bits: int, words: _Integers) -> None:
     """Keep lane_bits of each lane, in groups of 1024 (layout.py, Packing)."""
     word_bits = 8 * lanes.itemsize
-    rows = word_bits
-    count = 1024 // rows
+    count = 1024 // word_bits
     mask = (1 << lane_bits) - 1
     for group in range(lanes.size // 1024):
-        source = lanes[group * 1024 : group * 1024 + 1024]
+        source = lanes[group * 1024 : (group + 1) * 1024]
         into = words[group * count * lane_bits : (group + 1) * count * lane_bits]
-        for row in range(rows):
-            lane = source[row * count : row * count + count]
+        for row in range(word_bits):
+            lane = source[row * count : (row + 1) * count]
             shift = row * lane_bits & (word_bits - 1)
             place = row * lane_bits // word_bits * count
             low = into[place : place + count]
@@ -262,18 +254,17 @@ def pack(lanes: _Integers, lane_bits: int, words: _Integers) -> None:
                     high[i] = (lane[i] & mask) >> (word_bits - shift)
 
 
-@_compiled([_VOID(lanes, _I8, lanes) for lanes in (_U2, _U4)])
+@compiled("void({lanes}, int64, {lanes})")
 def unpack_add(words: _Integers, lane_bits: int, total: _Integers) -> None:
-    """total += the packed lanes, modulo the word (reduced to lane_bits when it is read)."""
+    """total += the packed lanes, modulo the word; it is reduced to lane_bits when it is read."""
     word_bits = 8 * total.itemsize
-    rows = word_bits
-    count = 1024 // rows
+    count = 1024 // word_bits
     mask = (1 << lane_bits) - 1
     for group in range(total.size // 1024):
-        into = total[group * 1024 : group * 1024 + 1024]
+        into = total[group * 1024 : (group + 1) * 1024]
         source = words[group * count * lane_bits : (group + 1) * count * lane_bits]
-        for row in range(rows):
-            lane = into[row * count : row * count + count]
+        for row in range(word_bits):
+            lane = into[row * count : (row + 1) * count]
             shift = row * lane_bits & (word_bits - 1)
             place = row * lane_bits // word_bits * count
             low = source[place : place + count]

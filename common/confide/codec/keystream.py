@@ -13,6 +13,7 @@ with the slot's context); two vectors under one key reveal their difference.
 [38364, 30912]
 """
 
+import functools
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -21,7 +22,12 @@ from numpy.typing import NDArray
 from confide.errors import UpdateError
 
 KEY_BYTES = 32
-_ZEROS = bytes(1 << 18)
+_PIECE = 1 << 18
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(count: int) -> bytes:
+    return bytes(count)
 
 
 class Keystream:
@@ -35,7 +41,10 @@ class Keystream:
     def fill(self, integers: NDArray[Any]) -> NDArray[Any]:
         """Overwrite a contiguous unsigned array by the next integers of the stream, and return it."""
         target = integers.reshape(-1).view("u1").data
-        for start in range(0, len(target), len(_ZEROS)):
-            piece = target[start : start + len(_ZEROS)]
-            self._cipher.update_into(memoryview(_ZEROS)[: len(piece)], piece)
+        if len(target) <= _PIECE:
+            self._cipher.update_into(_zeros(len(target)), target)
+            return integers
+        for start in range(0, len(target), _PIECE):
+            piece = target[start : start + _PIECE]
+            self._cipher.update_into(_zeros(len(piece)), piece)
         return integers

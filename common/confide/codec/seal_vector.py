@@ -24,8 +24,9 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,51 +39,64 @@ from confide.errors import StateError, UpdateError
 Lanes = NDArray[Any]
 Noise = Callable[[int], NDArray[np.int64]]
 
-_NONE = np.empty(0, dtype=np.float32)
+
+@dataclass(frozen=True)
+class _Tile:
+    """One tile's place, signs and scratch: `values` and `bits` are the same memory as float32 and as int32."""
+
+    start: int
+    width: int
+    signs: NDArray[np.int32]
+    values: NDArray[np.float32]
+    bits: NDArray[np.int32]
 
 
 class _Rotation:
-    """Scratch memory and the sign stream of one pass over the tiles of a layout, in order."""
+    """The tiles of a layout in order, with the stream of signs. A tile's arrays serve until the next one is asked."""
 
     def __init__(self, layout: VectorLayout) -> None:
-        self._layout = layout
-        self._signs = Keystream(layout.rotation_seed)
-        self.words = np.empty(2 * ROWS, dtype="<i4")
-        self._memory = np.empty(ROWS * min(TILE_COLUMNS, layout.columns), dtype="<f4")
+        self._columns = layout.columns
+        self._stream = Keystream(layout.rotation_seed)
+        self._signs = np.empty(2 * ROWS, dtype="<i4")
+        self._scratch = np.empty(ROWS * min(TILE_COLUMNS, layout.columns), dtype="<f4")
 
-    def tiles(self) -> Iterator[tuple[int, int, NDArray[np.float32], NDArray[np.int32]]]:
-        """(first column, width, float scratch, the same memory as int32); fills `words` with the tile's signs."""
-        for start in range(0, self._layout.columns, TILE_COLUMNS):
-            width = min(TILE_COLUMNS, self._layout.columns - start)
-            self._signs.fill(self.words)
-            tile = self._memory[: ROWS * width]
-            yield start, width, tile, tile.view("<i4")
+    def tiles(self) -> Iterator[_Tile]:
+        for start in range(0, self._columns, TILE_COLUMNS):
+            width = min(TILE_COLUMNS, self._columns - start)
+            values = self._scratch[: ROWS * width]
+            yield _Tile(start, width, self._stream.fill(self._signs), values, values.view("<i4"))
 
 
 class _Packer:
     """Masks and packs lanes chunk by chunk into a file; one reused buffer for all keystreams."""
 
     def __init__(self, layout: VectorLayout, masks: Sequence[tuple[bytes, int]], out: Path) -> None:
-        self._layout = layout
-        self._masks = [(Keystream(seed), _checked_sign(sign)) for seed, sign in masks]
+        self._lane_bits, self._word_bits = layout.lane_bits, _word_bits(layout)
+        self._masks = [(Keystream(seed), np.add if _checked_sign(sign) > 0 else np.subtract) for seed, sign in masks]
         self._stream = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
-        self._words = np.empty(min(TILE, layout.lanes) * layout.lane_bits // _word_bits(layout), layout.lane_dtype)
+        self._words = np.empty(self._stream.size * self._lane_bits // self._word_bits, dtype=layout.lane_dtype)
         self._hash = hashlib.sha256()
         self._file = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
 
-    def put(self, lanes: Lanes) -> None:
-        stream = self._stream[: lanes.size]
-        for keystream, sign in self._masks:
-            keystream.fill(stream)
-            (np.add if sign > 0 else np.subtract)(lanes, stream, out=lanes)
-        words = self._words[: lanes.size * self._layout.lane_bits // _word_bits(self._layout)]
-        kernels.pack(lanes, self._layout.lane_bits, words)
-        self._hash.update(words.data)
-        self._file.write(words.data)
+    def __enter__(self) -> Self:
+        return self
 
-    def close(self) -> bytes:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    @property
+    def digest(self) -> bytes:
         return self._hash.digest()
+
+    def put(self, lanes: Lanes) -> None:
+        """Mask in place, pack and write the next lanes: a multiple of 1024, at most one tile."""
+        stream = self._stream[: lanes.size]
+        for keystream, apply in self._masks:
+            apply(lanes, keystream.fill(stream), out=lanes)
+        words = self._words[: lanes.size * self._lane_bits // self._word_bits]
+        kernels.pack(lanes, self._lane_bits, words)
+        self._hash.update(words.data)
+        _write_fully(self._file, words.view("u1").data)
 
 
 def encode_upload(
@@ -111,34 +125,57 @@ def encode_upload(
     Raises UpdateError for a wrong length, dtype, NaN, infinity, scalar or key.
     """
     _check_inputs(update, scalars, layout, feedback, noise)
-    extra = _NONE if feedback is None else feedback
-    norm = math.sqrt(kernels.squared_norm(update, extra))
-    if not math.isfinite(norm):
-        raise UpdateError("the update holds NaN or infinity; nothing of it is sent")
-    factor = min(1.0, layout.clip / norm) if norm > 0 else 1.0
+    source, factor = _clipped(update, layout.clip, feedback)
     rotation, uniform = _Rotation(layout), Keystream(rounding_key)
     random = np.empty(min(TILE, layout.coordinates), dtype="<u2")
     lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
-    packer = _Packer(layout, masks, out)
-    # The rotation's kernel leaves out the factor 1/32 that makes the 1024-point transform orthonormal.
-    scale = np.float32(factor / layout.step / 32)
-    for start, width, tile, bits in rotation.tiles():
-        size = ROWS * width
-        kernels.rotate_and_round(
-            update, extra, rotation.words, start, layout.columns, width, tile, bits,
-            uniform.fill(random[:size]), scale, np.float32(layout.levels), lanes[:size],
-        )  # fmt: skip
-        if feedback is not None:
-            word = _word_bits(layout)
-            kernels.restore(lanes[:size], word, np.float32(layout.step), rotation.words, width, tile, bits)
-            kernels.keep_loss(update, feedback, np.float32(factor), tile, start, layout.columns, width)
-        if noise is not None:
-            lanes[:size] += noise(size).astype(layout.lane_dtype)
-        packer.put(lanes[:size])
-    tail = _scalar_lanes(scalars, layout)
-    if tail.size:
-        packer.put(tail)
-    return packer.close()
+    # The kernels leave out the factor that makes the 1024-point transform orthonormal.
+    scale, levels = np.float32(factor / layout.step / math.sqrt(ROWS)), np.float32(layout.levels)
+    with _Packer(layout, masks, out) as packer:
+        for tile in rotation.tiles():
+            part = lanes[: tile.values.size]
+            kernels.load(source.view("<i4"), tile.signs, tile.start, layout.columns, tile.width, tile.values, tile.bits)
+            kernels.round_lanes(tile.values, tile.width, uniform.fill(random[: part.size]), scale, levels, part)
+            if feedback is not None:
+                _decode(part, _word_bits(layout), tile, layout, feedback, subtract=True)
+            if noise is not None:
+                part += noise(part.size).astype(layout.lane_dtype)
+            packer.put(part)
+        packer.put(_scalar_lanes(scalars, layout))
+    return packer.digest
+
+
+def _clipped(
+    update: NDArray[np.float32], clip: float, feedback: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], float]:
+    """(the vector to send, the factor still to be applied to it). With feedback the vector is built in its place."""
+    if feedback is not None:
+        _finite_norm(update)
+        np.add(update, feedback, out=feedback)
+    source = update if feedback is None else feedback
+    norm = _finite_norm(source)
+    factor = clip / norm if norm > clip else 1.0
+    if feedback is None or factor == 1.0:
+        return source, factor
+    feedback *= np.float32(factor)
+    return feedback, 1.0
+
+
+def _finite_norm(vector: NDArray[np.float32]) -> float:
+    norm = math.sqrt(kernels.squared_norm(vector))
+    if not math.isfinite(norm):
+        raise UpdateError("the update holds NaN or infinity; nothing of it is sent")
+    return norm
+
+
+def _decode(
+    lanes: Lanes, lane_bits: int, tile: _Tile, layout: VectorLayout, into: NDArray[np.float32], *, subtract: bool
+) -> None:
+    """Write (or subtract) what a tile's integers stand for."""
+    kernels.restore_lanes(lanes, lane_bits, np.float32(layout.step), tile.width, tile.values)
+    kernels.store(
+        tile.values, tile.bits, tile.signs, tile.start, layout.columns, tile.width, into, into.view("<i4"), subtract
+    )
 
 
 class RunningSum:
@@ -190,10 +227,9 @@ class RunningSum:
             raise UpdateError(f"{contributors} contributors; the layout allows 1 to {layout.members}")
         scalars = self._open_scalars(contributors)
         update = np.empty(layout.parameters, dtype=np.float32)
-        for start, width, tile, bits in rotation.tiles():
-            lanes = self._total[ROWS * start : ROWS * (start + width)]
-            kernels.restore(lanes, layout.lane_bits, np.float32(layout.step), rotation.words, width, tile, bits)
-            kernels.scatter(tile, start, layout.columns, width, update)
+        for tile in rotation.tiles():
+            lanes = self._total[ROWS * tile.start : ROWS * (tile.start + tile.width)]
+            _decode(lanes, layout.lane_bits, tile, layout, update, subtract=False)
         return update, scalars
 
     def _open_scalars(self, contributors: int) -> list[int]:
@@ -216,6 +252,11 @@ class RunningSum:
                 words = np.frombuffer(packed, dtype=self._layout.lane_dtype)
                 kernels.unpack_add(words, self._layout.lane_bits, piece)
         return digest.digest()
+
+
+def _write_fully(file: Any, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
 
 
 def _read_fully(file: Any, into: memoryview, upload: Path) -> None:
