@@ -1,0 +1,48 @@
+"""`confide demo`: four organizations, as real processes, fine-tune one model on real text."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+
+def demo(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds.", min=1, max=100)] = 3,
+    nodes: Annotated[int, typer.Option(help="Organizations.", min=2, max=16)] = 4,
+    data: Annotated[
+        Path | None,
+        typer.Option(help='Your own questions: JSON lines {"question", "answer", "category"}.', exists=True),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder instead of SmolLM2.", exists=True, file_okay=False)
+    ] = None,
+    sealing: Annotated[Literal["sealed", "none"], typer.Option(help="none: for comparison only.")] = "sealed",
+    output: Annotated[Path, typer.Option(help="Where adapter and plot go.", file_okay=False)] = Path("demo-output"),
+    held_out: Annotated[int, typer.Option(help="Questions that nobody trains on.", min=1)] = 40,
+    local_steps: Annotated[int, typer.Option(help="Optimizer steps of a node in a round.", min=1)] = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep state folders and logs.")] = False,
+) -> None:
+    """Start a coordinator and nodes, train one model together, and score it against training alone."""
+    from confide_simulations.demo import report
+    from confide_simulations.demo.run import Options, run
+
+    console = Console()
+    options = Options(
+        rounds=rounds,
+        nodes=nodes,
+        data=data,
+        model=model,
+        sealing=sealing,
+        output=output,
+        held_out=held_out,
+        local_steps=local_steps,
+        keep=keep,
+    )
+    result = run(options, console)
+    report.print_report(console, result)
+    console.print(f"adapter: {result.adapter}   plot: {output / 'loss.png'}", highlight=False)
+    console.print(f"{result.seconds:.0f} s, peak memory of all processes {result.peak_memory_mib:.0f} MiB (PSS)")
+    if json is not None:
+        report.write_json(json, result)

@@ -1,0 +1,227 @@
+"""A whole federation on this machine: a root, a coordinator and nodes, made by the commands that people type.
+
+Set-up commands run in this process, one after the other; the coordinator and every node are processes of their own.
+The demo, the benchmarks and the integration tests stand on it.
+
+    with ProcessGroup() as processes:
+        federation = LocalFederation(folder, nodes={"hospital-a": Path("a.jsonl"), ...}, base=model_folder)
+        federation.set_up()
+        federation.start(processes)
+        run_id = federation.submit(specification)
+        for event in federation.watch(run_id): ...
+
+All on one machine is one trust domain: the root is a demo root, which production nodes refuse.
+"""
+
+import contextlib
+import io
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from confide.cli import app
+from confide.errors import TransportError
+from confide.files import private_folder, write_atomic
+from confide.identity.member import load_member
+from confide.models.store import ModelStore
+from confide.proto import control_pb2
+from confide.runs.specification import Specification
+from confide.transport.control import ControlClient
+from typer.main import get_command
+
+from confide_simulations.processes import ProcessGroup
+
+_POLICY = """version = 1
+consortium_root = "{root}"
+allow_demo_root = true
+methods = ["{method}"]
+models = ["{model}"]
+data_sets = ["{data}"]
+min_cohort = {min_cohort}
+max_rounds = {rounds}
+max_local_steps = {local_steps}
+max_attempts = {max_attempts}
+training_hours = ["00:00-24:00"]
+sealing = "{sealing}"
+waive_colluding = {waive_colluding}
+privacy_units = ["{unit}"]
+approval = "auto"
+"""
+
+
+def run_command(*arguments: str) -> str:
+    """Run one `confide` command in this process and return what it printed. Raises ConfideError as it does."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            get_command(app).main(args=list(arguments), prog_name="confide", standalone_mode=False)
+        except typer.Exit as end:
+            if end.exit_code:
+                raise TransportError(f"`confide {' '.join(arguments)}` ended with {end.exit_code}") from end
+    return printed.getvalue()
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nothing listens on at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+class LocalFederation:
+    """One federation below `folder`; each member has a state folder there."""
+
+    def __init__(
+        self, folder: Path, *, nodes: Mapping[str, Path], base: Path, data: str = "shard", model_name: str = "base"
+    ) -> None:
+        """nodes: each node's own data file. base: a model folder."""
+        self.folder = private_folder(folder)
+        self.nodes = dict(nodes)
+        self.data = data
+        self.base = base
+        self.model_name = model_name
+        self.fleet_port, self.control_port = free_ports(2)
+        self.models = folder / "models"
+        self.model_sha256 = ""
+        self.root_public = ""
+
+    def node_folder(self, name: str) -> Path:
+        """A node's state folder."""
+        return self.folder / "nodes" / name
+
+    @property
+    def server_folder(self) -> Path:
+        """The coordinator's state folder."""
+        return self.folder / "coordinator"
+
+    @property
+    def admin_folder(self) -> Path:
+        """The administrator's folder."""
+        return self.folder / "administrator"
+
+    def set_up(self) -> None:
+        """Keys, admissions, data sets and the base model; no process yet."""
+        root = self.folder / "consortium"
+        fleet, control = f"127.0.0.1:{self.fleet_port}", f"127.0.0.1:{self.control_port}"
+        addresses = ("--fleet-address", fleet, "--control-address", control)
+        run_command(
+            "consortium", "init", str(root), "--name", "demo", "--demo", *addresses, "--admin", str(self.admin_folder)
+        )
+        self.root_public = load_member(self.admin_folder).root_public.hex()
+        self.model_sha256 = ModelStore(self.models).add(str(self.base), self.model_name)
+        for name, path in self.nodes.items():
+            folder = self.node_folder(name)
+            run_command("node", "init", str(folder), "--name", name, "--models", str(self.models), "--threads", "1")
+            admission = self._admit(folder, root)
+            run_command("node", "init", str(folder), "--admission", str(admission), "--root", self.root_public)
+            run_command("data", "add", str(folder), self.data, str(path))
+        # Last, so that its admission carries the roster with everybody in it.
+        ports = ("--fleet-port", str(self.fleet_port), "--control-port", str(self.control_port))
+        run_command(
+            "server", "init", str(self.server_folder), "--name", "coordinator", "--address", "127.0.0.1", *ports
+        )
+        admission = self._admit(self.server_folder, root)
+        run_command("server", "init", str(self.server_folder), "--admission", str(admission))
+
+    def _admit(self, folder: Path, root: Path) -> Path:
+        admission = folder / "admission.json"
+        run_command("consortium", "admit", str(folder / "request.json"), "--folder", str(root), "--out", str(admission))
+        return admission
+
+    def allow(self, specification: Specification) -> None:
+        """Write every node's policy so that it allows exactly this run."""
+        sealing = specification.sealing
+        text = _POLICY.format(
+            root=self.root_public,
+            method=specification.method.name,
+            model=specification.model.sha256,
+            data=self.data,
+            min_cohort=specification.federation.min_cohort,
+            rounds=specification.federation.rounds,
+            local_steps=specification.training.local_steps,
+            max_attempts=sealing.max_attempts,
+            sealing="optional" if sealing.kind == "none" else "required",
+            waive_colluding="true" if sealing.colluding == 0 else "false",
+            unit=specification.privacy.unit,
+        )
+        for name in self.nodes:
+            write_atomic(self.node_folder(name) / "policy.toml", text.encode())
+
+    def start(self, processes: ProcessGroup, *, nodes: Sequence[str] | None = None, timeout_s: float = 120.0) -> None:
+        """Start the coordinator, wait until it answers, then start the nodes."""
+        self.start_server(processes)
+        self.wait_for_server(processes, timeout_s)
+        for name in self.nodes if nodes is None else nodes:
+            self.start_node(processes, name)
+
+    def start_server(self, processes: ProcessGroup, environment: dict[str, str] | None = None) -> None:
+        """Start (or start again) the coordinator's process."""
+        self._start(processes, "coordinator", ["server", "start", str(self.server_folder)], environment)
+
+    def start_node(self, processes: ProcessGroup, name: str, environment: dict[str, str] | None = None) -> None:
+        """Start (or start again) one node's process."""
+        self._start(processes, name, ["node", "start", str(self.node_folder(name))], environment)
+
+    def _start(
+        self, processes: ProcessGroup, name: str, arguments: list[str], environment: dict[str, str] | None
+    ) -> None:
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "confide", *arguments]
+        processes.start(name, command, self.folder / f"{name}.log", {**threads, **(environment or {})})
+
+    def wait_for_server(self, processes: ProcessGroup, timeout_s: float) -> None:
+        """Until the control service answers. Raises TransportError when it does not in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            processes.check_alive()
+            try:
+                with self.client() as client:
+                    client.hello()
+                return
+            except TransportError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def client(self) -> ControlClient:
+        """The control service as the administrator."""
+        return ControlClient.of_member(load_member(self.admin_folder), f"127.0.0.1:{self.control_port}")
+
+    def submit(self, specification: Specification) -> str:
+        """Sign and submit; returns the run id."""
+        from confide.codec.tensors import TensorSchema
+        from confide.models.trainable import initial_state
+
+        state = initial_state(specification, self.base)
+        member = load_member(self.admin_folder)
+        with self.client() as client:
+            return client.submit(specification, TensorSchema.of(state).encode(state), member.identity)
+
+    def watch(self, run_id: str, after: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(kind, data) of each event until the run has ended; comes back by itself when the coordinator restarts."""
+        while True:
+            try:
+                with self.client() as client:
+                    for event in client.watch(run_id, after):
+                        after = event.sequence
+                        yield event.kind, _data(event)
+                return
+            except TransportError:
+                time.sleep(0.2)
+
+    def checkpoint(self, run_id: str, round_number: int | None = None) -> tuple[dict[str, Any], bytes]:
+        """(manifest, raw trainable tensors) of a committed round."""
+        with self.client() as client:
+            return client.export(run_id, round_number)
+
+
+def _data(event: control_pb2.RunEvent) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(event.data)
+    return data
