@@ -259,6 +259,10 @@ class PlainCollector:
             contributors=contributors,
         )
 
+    def close(self) -> None:
+        """Release the journal."""
+        self._journal.close()
+
 
 def checked_update(update: NDArray[np.float32], size: int, evaluate_only: bool) -> NDArray[np.float32]:
     """The update as a little-endian float32 vector. Raises UpdateError for a wrong shape or NaN."""

@@ -170,6 +170,9 @@ class Collector(Protocol):
     def end_message(self, next_model_sha256: bytes) -> fleet_pb2.End:
         """What to tell the members at the end of the slot (after the round was committed durably)."""
 
+    def close(self) -> None:
+        """The run has ended: release the files of its folder."""
+
 
 @dataclass(frozen=True)
 class Answer:
