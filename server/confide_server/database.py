@@ -17,6 +17,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from confide import canonical
 from confide.errors import StateError
 from sqlalchemy import (
@@ -200,7 +201,7 @@ class Database:
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
-            except command.util.CommandError as error:
+            except CommandError as error:
                 raise StateError(f"the database is of another release: {error}. Upgrade this coordinator.") from error
 
     @contextmanager

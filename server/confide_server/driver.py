@@ -1,0 +1,177 @@
+"""The run driver: takes submitted runs one after the other from offer to last round, and survives being killed.
+
+    RunDriver     a thread; one run at a time, oldest first
+    offering.py   who takes part
+    rounds.py     one round after the other
+    courier.py    questions to nodes, proven answers back
+
+Whatever fails for a reason that can pass (a full disk, a Flower run that lapsed) is tried again from the last durable
+state; whatever cannot pass ends the run with its name. Guarantee: a round that was reported is durable, and a crash
+at any moment loses no reported round.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide.errors import ConfideError, StateError
+from confide.identity.roster import RosterStore
+from confide.sealing.factory import make_collector
+from confide.sealing.roles import Collector
+
+from confide_server.book import Book, OpenRun
+from confide_server.courier import Courier
+from confide_server.fleet import FleetLink, FleetSession
+from confide_server.offering import Cohort
+from confide_server.rounds import Rounds
+
+RETRY_S = 5.0
+SPARE_REPLY_BYTES = 64 << 20
+"""A reply may hold this much more than four times the model (masks, shares, wide lanes)."""
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """An administrator asked the run to stop."""
+
+
+class GoingDown(Exception):
+    """The process is to end; the run goes on when it is started again."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the driver works with."""
+
+    book: Book
+    link: FleetLink
+    roster: RosterStore
+    folder: Path
+    """Where collectors keep what they must find again: one folder a run."""
+
+
+class RunDriver:
+    """Drives runs in a thread of its own."""
+
+    def __init__(self, parts: Parts, retry_s: float = RETRY_S) -> None:
+        self._parts = parts
+        self._retry_s = retry_s
+        self._down = threading.Event()
+        self._collectors: dict[str, Collector] = {}
+        self._thread = threading.Thread(target=self._loop, name="run-driver", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with the runs that an earlier process left open first."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave the open run as it is and end the thread."""
+        self._down.set()
+        self._parts.book.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._down.is_set():
+            try:
+                run = self._parts.book.next_run(timeout_s=1.0)
+                if run is not None:
+                    self._drive(run)
+            except GoingDown:
+                return
+            except StateError as error:
+                log.error("%s Trying again in %.0f s.", error, self._retry_s)
+                self._down.wait(self._retry_s)
+
+    def _drive(self, run: OpenRun) -> None:
+        try:
+            self._run(run)
+        except GoingDown:
+            raise
+        except StateError as error:
+            self._parts.book.update(run.run_id, detail=f"waiting: {error}")
+            raise
+        except Exception as error:
+            log.exception("run %s failed for a reason that has no name", run.run_id)
+            reason = f"the coordinator failed ({type(error).__name__}); its log says more"
+            self._parts.book.end(run.run_id, "failed", {"code": "Internal", "reason": reason}, reason)
+
+    def _run(self, run: OpenRun) -> None:
+        parts = self._parts
+        model_bytes = len(parts.book.model(run.run_id, 0).data)
+        session = parts.link.open_session(run.flower_run_id, 4 * model_bytes + SPARE_REPLY_BYTES)
+        try:
+            parts.book.update(run.run_id, flower_run_id=str(session.run_id), detail="")
+            courier = self._courier(run, session, lambda: self._check(run.run_id))
+            closing = self._courier(run, session, self._check_down)
+            cohort = Cohort(run, parts.book, parts.link, parts.roster, courier, lambda s: self._pause(run.run_id, s))
+            rounds = Rounds(
+                run,
+                parts.book,
+                parts.roster,
+                courier,
+                closing,
+                cohort,
+                self._collector(run, model_bytes // 4),
+                lambda s: self._pause(run.run_id, s),
+            )
+            self._to_the_end(run, cohort, rounds)
+            session.end()
+            self._collectors.pop(run.run_id).close()
+        finally:
+            session.leave()
+
+    def _courier(self, run: OpenRun, session: FleetSession, check: Callable[[], None]) -> Courier:
+        return Courier(
+            link=self._parts.link,
+            session=session,
+            book=self._parts.book,
+            run_id=run.run_id,
+            roster=lambda: self._parts.roster.current,
+            check=check,
+            silence_s=run.specification.federation.exchange_deadline_s,
+        )
+
+    def _to_the_end(self, run: OpenRun, cohort: Cohort, rounds: Rounds) -> None:
+        book = self._parts.book
+        try:
+            self._check(run.run_id)
+            cohort.gather()
+            last = rounds.run_all()
+        except Stopped:
+            rounds.abandon_open("STOPPED", "an administrator stopped the run")
+            rounds.farewell("STOPPED")
+            done = book.committed(run.run_id)
+            book.end(run.run_id, "stopped", {"round": done}, f"stopped after round {done}")
+        except StateError:
+            raise
+        except ConfideError as error:
+            log.warning("run %s failed: %s", run.run_id, error)
+            rounds.abandon_open(error.code, str(error))
+            rounds.farewell(error.code)
+            book.end(run.run_id, "failed", {"code": error.code, "reason": str(error)}, f"{error.code}: {error}")
+        else:
+            rounds.farewell("")
+            book.end(run.run_id, "finished", {"rounds": last.round, "model_sha256": last.sha256.hex()})
+
+    def _collector(self, run: OpenRun, schema_size: int) -> Collector:
+        # Kept while the run is open: it holds its journal, and a second one could not open it.
+        if run.run_id not in self._collectors:
+            folder, roster = self._parts.folder / run.run_id, self._parts.roster.current
+            self._collectors[run.run_id] = make_collector(run.specification, roster, folder, run.run_id, schema_size)
+        return self._collectors[run.run_id]
+
+    def _check_down(self) -> None:
+        if self._down.is_set():
+            raise GoingDown
+
+    def _check(self, run_id: str) -> None:
+        self._check_down()
+        if self._parts.book.stop_requested(run_id):
+            raise Stopped
+
+    def _pause(self, run_id: str, seconds: float) -> None:
+        self._down.wait(seconds)
+        self._check(run_id)

@@ -1,0 +1,195 @@
+"""Who takes part in a run: every member of the cohort is offered it, and answers for itself.
+
+A node accepts, refuses (for good), or waits for a person. It is offered the run again when it waits, and when it
+connects anew, since what it accepted before its restart is its own business to know.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from confide.errors import ConfideError, TransportError
+from confide.identity.roster import Role, RosterStore
+from confide.proto import fleet_pb2
+from google.protobuf.message import DecodeError
+
+from confide_server.book import Book, OpenRun
+from confide_server.courier import Answer, Courier, Question, printable
+from confide_server.fleet import FleetLink
+
+OFFER_AGAIN_S = 1.0
+PAUSE_S = 0.2
+
+
+class CohortTooSmall(ConfideError):
+    """Fewer organizations take part than the specification allows."""
+
+    @property
+    def code(self) -> str:
+        return "COHORT_TOO_SMALL"
+
+
+class Cohort:
+    """The members of one run and how they stand to it."""
+
+    def __init__(
+        self,
+        run: OpenRun,
+        book: Book,
+        link: FleetLink,
+        roster: RosterStore,
+        courier: Courier,
+        pause: Callable[[float], None],
+    ) -> None:
+        """pause: sleeps, and raises when the run or the process is to stop."""
+        self._run = run
+        self._federation = run.specification.federation
+        self._book = book
+        self._link = link
+        self._roster = roster
+        self._courier = courier
+        self._pause = pause
+        self._answers = dict(run.answers)
+        self._offered: dict[str, tuple[int, float]] = {}
+        """Connection at which a node was last offered the run, and when."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The cohort: named by the specification, else every node of the roster when the run began."""
+        return tuple(sorted(self._answers))
+
+    def accepted(self) -> tuple[str, ...]:
+        """Who accepted, present or not."""
+        return tuple(name for name in self.names if self._answers[name] == "accepted")
+
+    def connected(self) -> tuple[str, ...]:
+        """Who accepted or waits, and is connected now: without asking anyone."""
+        presence = self._link.presence()
+        return tuple(
+            name
+            for name in self.names
+            if self._answers[name] in ("accepted", "waiting") and name in presence and presence[name].online
+        )
+
+    def gather(self) -> None:
+        """Offer the run until enough accepted; the others may join later. Raises CohortTooSmall.
+
+        Nodes that are not connected, and people who have not answered, are waited for until `exchange_deadline_s`
+        passed; longer where the run cannot begin without those people.
+        """
+        if not self._answers:
+            active = [member.name for member in self._roster.current.active(Role.NODE)]
+            self._answers = dict.fromkeys(self._federation.nodes or active, "")
+            self._book.update(self._run.run_id, cohort=list(self.names), answers=self._answers)
+        if self._run.status == "submitted":
+            self._book.update(self._run.run_id, status="offering")
+        patience = time.monotonic() + self._federation.exchange_deadline_s
+        while True:
+            self.offer()
+            open_ = [name for name, answer in self._answers.items() if answer in ("", "waiting")]
+            late = time.monotonic() > patience
+            enough = len(self.accepted()) >= self._federation.min_cohort
+            possible = len(self.accepted()) + len(open_) >= self._federation.min_cohort
+            people = [name for name in open_ if self._answers[name] == "waiting"]
+            if not open_ or not possible or (late and (enough or not people)):
+                break
+            self._pause(PAUSE_S)
+        if len(self.accepted()) < self._federation.min_cohort:
+            raise CohortTooSmall(self._too_small())
+        if self._run.status != "running":
+            self._book.update(self._run.run_id, status="running")
+            self._book.record(
+                self._run.run_id,
+                "run_started",
+                {
+                    "nodes": list(self.accepted()),
+                    "rounds": self._federation.rounds,
+                    "sealing": self._run.specification.sealing.kind,
+                    "name": self._run.specification.name,
+                },
+            )
+
+    def present(self) -> tuple[str, ...]:
+        """Who accepted and is connected now, sorted; newcomers and those who connected anew are offered the run."""
+        self.offer()
+        presence = self._link.presence()
+        return tuple(name for name in self.accepted() if name in presence and presence[name].online)
+
+    def wait_present(self) -> tuple[str, ...]:
+        """As `present`, waiting for the smallest cohort up to `step_deadline_s`. Raises CohortTooSmall."""
+        end = time.monotonic() + self._federation.step_deadline_s
+        while len(present := self.present()) < self._federation.min_cohort:
+            if time.monotonic() > end:
+                raise CohortTooSmall(self._too_small(present))
+            self._pause(PAUSE_S)
+        return present
+
+    def _too_small(self, present: Sequence[str] | None = None) -> str:
+        there = self.accepted() if present is None else present
+        words = {"": "did not answer", "waiting": "waits for a person", "refused": "refused", "accepted": "is away"}
+        others = [f"{name} {words[self._answers[name]]}" for name in self.names if name not in there]
+        return (
+            f"{len(there)} of {len(self.names)} organizations take part, and min_cohort is "
+            f"{self._federation.min_cohort}: {', '.join(others)}"
+        )
+
+    def offer(self) -> None:
+        """Offer the run to every connected member that has yet to answer, waits, or connected anew."""
+        presence = self._link.presence()
+        due = {}
+        for name in self.names:
+            there = presence.get(name)
+            if there is None or not there.online or self._answers[name] == "refused":
+                continue
+            connection, when = self._offered.get(name, (-1, 0.0))
+            again = self._answers[name] != "accepted" and time.monotonic() - when >= OFFER_AGAIN_S
+            if connection != there.activations or again:
+                due[name] = there.activations
+        if not due:
+            return
+        body = self._offer_body()
+        question = Question(
+            step=fleet_pb2.OFFER,
+            bodies=dict.fromkeys(due, body),
+            deadline_s=self._federation.exchange_deadline_s,
+            payload={},
+            once=True,
+        )
+        for answer in self._courier.ask(question):
+            if isinstance(answer, Answer):
+                self._offered[answer.node] = (due[answer.node], time.monotonic())
+                self._take(answer.node, answer.body)
+            elif answer.answered:
+                self._offered[answer.node] = (due[answer.node], time.monotonic())
+                self._set(answer.node, "refused", f"{answer.code}: {answer.reason}")
+
+    def _offer_body(self) -> bytes:
+        submission = self._run.submission
+        offer = fleet_pb2.Offer(
+            specification=submission.specification,
+            initial_model_sha256=submission.initial_model_sha256,
+            signature=submission.signature,
+            administrator=submission.administrator,
+            roster=self._roster.signed,
+        )
+        return offer.SerializeToString(deterministic=True)
+
+    def _take(self, node: str, body: bytes) -> None:
+        try:
+            answer = fleet_pb2.OfferAnswer.FromString(body)
+        except DecodeError:
+            self._set(node, "refused", str(TransportError("its answer is not an OfferAnswer")))
+            return
+        if answer.accepted:
+            self._set(node, "accepted", "")
+        elif answer.waiting:
+            self._set(node, "waiting", printable(answer.reason))
+        else:
+            self._set(node, "refused", printable(answer.reason))
+
+    def _set(self, node: str, answer: str, reason: str) -> None:
+        if self._answers[node] == answer:
+            return
+        self._answers[node] = answer
+        self._book.update(self._run.run_id, answers=dict(self._answers))
+        event = {"node": node, "accepted": answer == "accepted", "waiting": answer == "waiting", "reason": reason}
+        self._book.record(self._run.run_id, "offer_answered", event)

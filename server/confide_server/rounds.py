@@ -1,0 +1,259 @@
+"""One round after the other: epoch where one is needed, slot, outer step, checkpoint, commit, end.
+
+The order is what makes a crash harmless: the slot is in the journal before anyone is asked; an answer is on disk
+before it counts; the checkpoint is durable before the round is committed in one transaction; the nodes hear of the
+end after that. What a crash cuts off is found again in the collector's folder and the database.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from confide.codec.tensors import model_digest
+from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError
+from confide.identity.roster import Roster, RosterStore
+from confide.proto import fleet_pb2
+from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
+
+from confide_server.book import Book, Committed, Model, OpenRun
+from confide_server.courier import Answer, Courier, Question
+from confide_server.memory import trim
+from confide_server.offering import Cohort
+from confide_server.outer import OuterStep
+
+END_DEADLINE_S = 10.0
+EPOCH_TRIES = 3
+ROSTER_PAUSE_S = 1.0
+
+
+class AttemptsUsedUp(ConfideError):
+    """No slot for this model opened a sum."""
+
+    @property
+    def code(self) -> str:
+        return "ATTEMPTS_USED_UP"
+
+
+class Rounds:
+    """Drives one run from its last committed round on."""
+
+    def __init__(
+        self,
+        run: OpenRun,
+        book: Book,
+        roster: RosterStore,
+        courier: Courier,
+        closing: Courier,
+        cohort: Cohort,
+        collector: Collector,
+        pause: Callable[[float], None],
+    ) -> None:
+        """closing: a courier that still works when the run is to stop. pause: as for Cohort."""
+        self._run = run
+        self._specification = run.specification
+        self._federation = run.specification.federation
+        self._book = book
+        self._roster = roster
+        self._courier = courier
+        self._closing = closing
+        self._cohort = cohort
+        self._collector = collector
+        self._pause = pause
+        self._roster_version = roster.current.version
+        self._open: SlotPlan | None = None
+        self._heard: set[str] = set()
+        """Who answered something in the open slot: they are waited for at its end."""
+        self._untold: list[str] = []
+
+    def run_all(self) -> Model:
+        """All rounds that are left; returns the last model."""
+        model = self._book.model(self._run.run_id, self._run.round)
+        self._settle(model)
+        while model.round < self._federation.rounds:
+            model = self._round(model)
+            trim()
+        return model
+
+    def _settle(self, model: Model) -> None:
+        """End a slot that was decided, but whose end the nodes may not have heard."""
+        plan = self._collector.resumable
+        if plan is not None and plan.round <= model.round:
+            self._tell_end(plan, model.sha256, self._cohort.accepted(), self._courier)
+
+    # --- one round
+
+    def _round(self, model: Model) -> Model:
+        number = model.round + 1
+        began = time.monotonic()
+        while True:
+            self._refresh_roster()
+            plan = self._resumed(number) or self._planned(number, model)
+            outcome = self._slot(plan, model)
+            if isinstance(outcome, Opened):
+                return self._commit(plan, outcome, model, time.monotonic() - began)
+            self._abandon(plan, outcome.code, outcome.reason, model.sha256, self._courier)
+
+    def _refresh_roster(self) -> None:
+        roster = self._fresh_roster()
+        if roster.version != self._roster_version:
+            self._collector.update_roster(roster)
+            self._roster_version = roster.version
+
+    def _fresh_roster(self) -> Roster:
+        while True:
+            roster = self._roster.current
+            try:
+                roster.check_fresh(time.time())
+            except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
+                self._book.update(self._run.run_id, detail=f"waiting: {error}")
+                self._pause(ROSTER_PAUSE_S)
+            else:
+                return roster
+
+    def _resumed(self, number: int) -> SlotPlan | None:
+        plan = self._collector.resumable
+        if plan is None or plan.round != number:
+            return None
+        if self._open is None:
+            self._open, self._heard = plan, set()
+        return plan
+
+    def _planned(self, number: int, model: Model) -> SlotPlan:
+        made, most = self._book.attempts(self._run.run_id, number), self._specification.sealing.max_attempts
+        if made >= most:
+            raise AttemptsUsedUp(
+                f"round {number} was tried {made} times and opened no sum; sealing.max_attempts is {most}. "
+                "The run's events say who did not contribute and why."
+            )
+        self._epoch(number)
+        slot, attempt = self._book.plan_slot(self._run.run_id, number)
+        plan = SlotPlan(
+            slot=slot,
+            round=number,
+            attempt=attempt,
+            model_sha256=model.sha256,
+            parent_model_sha256=model.parent_sha256,
+            evaluate_only=self._specification.training.local_steps == 0,
+        )
+        self._book.record(self._run.run_id, "round_started", {"round": number, "attempt": attempt, "slot": slot})
+        self._open, self._heard = plan, set()
+        return plan
+
+    def _epoch(self, number: int) -> None:
+        """Start an epoch where one is needed. Raises ProtocolFailure when none comes about."""
+        for _ in range(EPOCH_TRIES):
+            present = self._cohort.wait_present()
+            if not self._collector.epoch_needed(present):
+                return
+            self._collector.begin_epoch(present)
+            self._exchanges(number, {})
+            outcome = self._collector.outcome
+            if not isinstance(outcome, Abandoned) and not self._collector.epoch_needed(present):
+                data = {"members": list(present), "slots": self._specification.sealing.slots_per_epoch}
+                self._book.record(self._run.run_id, "epoch_started", data)
+                return
+        raise ProtocolFailure(
+            FailureName.COHORT_NOT_EPOCH,
+            f"no epoch came about in {EPOCH_TRIES} tries; the run's events say who is missing",
+        )
+
+    def _slot(self, plan: SlotPlan, model: Model) -> Opened | Abandoned:
+        self._collector.open_slot(plan)
+        self._exchanges(plan.round, {"model": model.data})
+        outcome = self._collector.outcome
+        if outcome is None:
+            raise StateError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
+        return outcome
+
+    def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:
+        while (exchange := self._collector.exchange()) is not None:
+            self._exchange(number, exchange, model)
+            self._collector.close_exchange()
+
+    def _exchange(self, number: int, exchange: Exchange, model: Mapping[str, bytes]) -> None:
+        question = Question(
+            step=exchange.step,
+            bodies=exchange.bodies,
+            deadline_s=exchange.deadline_s,
+            payload=model if exchange.with_model else {},
+        )
+        for answer in self._courier.ask(question):
+            if not isinstance(answer, Answer):
+                self._collector.lost(answer.node, answer.code, answer.reason)
+                self._dropped(number, answer.node, answer.code, answer.reason, answered=answer.answered)
+                continue
+            self._heard.add(answer.node)
+            size = answer.upload.stat().st_size if answer.upload else 0
+            try:
+                self._collector.receive(answer.node, answer.body, answer.upload)
+            except StateError:
+                raise
+            except ConfideError as error:
+                self._dropped(number, answer.node, error.code, str(error), answered=True)
+                continue
+            if exchange.step == fleet_pb2.TRAIN:
+                data = {"round": number, "node": answer.node, "bytes": size}
+                self._book.record(self._run.run_id, "contributed", data)
+
+    def _dropped(self, number: int, node: str, code: str, reason: str, *, answered: bool) -> None:
+        if answered:
+            self._heard.add(node)
+        else:
+            self._heard.discard(node)
+        data = {"round": number, "node": node, "code": code, "reason": reason}
+        self._book.record(self._run.run_id, "dropped", data)
+
+    # --- ends
+
+    def _commit(self, plan: SlotPlan, opened: Opened, model: Model, seconds: float) -> Model:
+        store, flat = self._book.checkpoints, np.frombuffer(model.data, dtype="<f4")
+        data, outer_state, update_norm = model.data, model.outer_state, 0.0
+        if not plan.evaluate_only:
+            step = OuterStep(self._federation.outer, model.outer_state)
+            data = step.apply(flat, opened.update_sum, opened.weight_sum).astype("<f4").tobytes()
+            outer_state = step.state()
+            update_norm = float(np.linalg.norm(opened.update_sum)) / opened.weight_sum
+        done = Committed(
+            plan=plan,
+            opened=opened,
+            model_file=store.put(data, "bin"),
+            outer_file=store.put(outer_state, "safetensors") if outer_state else "",
+            model_sha256=model_digest(data),
+            update_norm=update_norm,
+            seconds=round(seconds, 3),
+        )
+        self._book.commit_round(self._run.run_id, done)
+        self._tell_end(plan, done.model_sha256, tuple(self._heard), self._courier)
+        return Model(plan.round, done.model_sha256, model.sha256, data, outer_state)
+
+    def _abandon(self, plan: SlotPlan, code: str, reason: str, model_sha256: bytes, courier: Courier) -> None:
+        self._book.abandon_slot(self._run.run_id, plan, code, reason)
+        self._tell_end(plan, model_sha256, tuple(self._heard), courier)
+
+    def abandon_open(self, code: str, reason: str) -> None:
+        """Close the open slot, if there is one: the run ends without it."""
+        if self._open is not None:
+            end = fleet_pb2.End(slot=self._open.slot, committed=False, failure=code)
+            self._book.abandon_slot(self._run.run_id, self._open, code, reason)
+            self._say(end, tuple(self._heard), self._closing)
+            self._open = None
+
+    def _tell_end(self, plan: SlotPlan, next_model_sha256: bytes, wait_for: tuple[str, ...], courier: Courier) -> None:
+        self._open = None
+        self._say(self._collector.end_message(next_model_sha256), wait_for, courier)
+
+    def _say(self, end: fleet_pb2.End, wait_for: tuple[str, ...], courier: Courier) -> None:
+        """Tell everyone who accepted; wait a moment for those who were heard of, not for the others."""
+        courier.withdraw(self._untold)
+        body = end.SerializeToString(deterministic=True)
+        others = [name for name in self._cohort.accepted() if name not in wait_for]
+        self._untold = courier.tell(Question(fleet_pb2.END, dict.fromkeys(others, body), END_DEADLINE_S, {}))
+        if wait_for:
+            question = Question(fleet_pb2.END, dict.fromkeys(sorted(wait_for), body), END_DEADLINE_S, {})
+            for _ in courier.ask(question):  # the answers are receipts; they also come by the control service
+                pass
+
+    def farewell(self, failure: str) -> None:
+        """Tell everyone who is connected that the run has ended."""
+        end = fleet_pb2.End(slot=0, committed=not failure, failure=failure, run_ended=True)
+        self._say(end, self._cohort.connected(), self._closing)
