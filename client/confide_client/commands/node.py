@@ -17,7 +17,7 @@ from confide_client import approvals
 from confide_client.policy import TEMPLATE
 from confide_client.state import Settings, StateFolder
 
-app = typer.Typer(no_args_is_help=True, help="Run this organization's node beside its data.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run this organization's node beside its data.")
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters")]
