@@ -78,7 +78,4 @@ def read_invitation(data: bytes) -> Invitation:
         raise IdentityError("the invitation is not JSON: the file is damaged or is something else") from error
     if not isinstance(document, dict):
         raise IdentityError("the invitation is not a JSON object: the file is something else")
-    try:
-        return validated(Invitation, document, "the invitation")
-    except (TypeError, ValueError) as error:
-        raise IdentityError(f"the invitation cannot be read: {error}") from error
+    return validated(Invitation, document, "the invitation")

@@ -68,3 +68,5 @@ def validated(kind: type[D], document: dict[str, Any], what: str) -> D:
     except ValidationError as error:
         places = [f"{'.'.join(map(str, item['loc'])) or what}: {item['msg']}" for item in error.errors()[:4]]
         raise IdentityError(f"{what} is not valid: " + "; ".join(places)) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise IdentityError(f"{what} is not valid: {error}") from error
