@@ -1,0 +1,66 @@
+"""`confide model`: base models on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from confide.models.store import ModelStore
+from rich.console import Console
+from rich.table import Column, Table
+
+from confide_client.state import StateFolder
+
+app = typer.Typer(no_args_is_help=True, help="Base models on this machine, each pinned by a hash over its files.")
+
+State = Annotated[
+    Path, typer.Option("--state", envvar="CONFIDE_STATE", help="The node's state folder; its models folder is used.")
+]
+Models = Annotated[
+    Path | None, typer.Option("--models", envvar="CONFIDE_MODELS", help="A models folder outside a node's state.")
+]
+_STATE = Path("~/.confide/node")
+
+
+def _store(state: Path, models: Path | None) -> ModelStore:
+    return ModelStore(models.expanduser() if models is not None else StateFolder.at(state).models)
+
+
+@app.command()
+def add(
+    source: Annotated[str, typer.Argument(help="A folder, or a hub id such as organization/model.")],
+    name: Annotated[str | None, typer.Option(help="For people; default the folder's name.")] = None,
+    state: State = _STATE,
+    models: Models = None,
+) -> None:
+    """Copy a model in and print the hash by which runs and policies name it."""
+    chosen = name or Path(source).name.lower()
+    digest = _store(state, models).add(source, chosen)
+    typer.echo(f"{chosen} is here as")
+    typer.echo(digest)
+
+
+@app.command(name="list")
+def list_models(state: State = _STATE, models: Models = None) -> None:
+    """Names, hashes, sizes."""
+    table = Table("name", Column("sha256", no_wrap=True, min_width=64), "size", "from")
+    for model in _store(state, models).list():
+        table.add_row(model.name, model.sha256, f"{model.bytes / 1e6:.1f} MB", model.source)
+    Console().print(table)
+
+
+@app.command()
+def verify(reference: str, state: State = _STATE, models: Models = None) -> None:
+    """Hash every file of a model again and compare."""
+    store = _store(state, models)
+    digest = store.find(reference).sha256
+    store.path(digest, verify=True)
+    typer.echo(f"{digest} is unaltered")
+
+
+@app.command()
+def remove(reference: str, state: State = _STATE, models: Models = None) -> None:
+    """Delete a model, by name or by the beginning of its hash."""
+    store = _store(state, models)
+    digest = store.find(reference).sha256
+    store.remove(digest)
+    typer.echo(f"removed {digest}")
