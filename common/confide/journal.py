@@ -80,6 +80,13 @@ class Journal:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(list(self._bodies))
 
+    def head_at(self, length: int) -> str:
+        """The head when the journal had `length` entries; GENESIS for 0."""
+        head = GENESIS
+        for body in self._bodies[:length]:
+            head = _chain(head, body)
+        return head
+
     def append(self, body: dict[str, Any]) -> str:
         """Append durably and return the new head. When this returns, the entry survives a power cut."""
         with self._lock:
