@@ -59,7 +59,7 @@ class AdvertiseRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., first_slot: _Optional[int] = ..., slots: _Optional[int] = ..., specification_sha256: _Optional[bytes] = ..., roster_version: _Optional[int] = ..., roster_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Bundle(_message.Message):
-    __slots__ = ("version", "run_id", "epoch", "node", "first_slot", "share_key", "mask_keys", "seed_commitments", "incarnation", "ledger_length", "ledger_head", "specification_sha256", "roster_version", "roster_sha256")
+    __slots__ = ("version", "run_id", "epoch", "node", "first_slot", "share_key", "mask_keys", "seed_commitments", "incarnation", "ledger_length", "ledger_head", "specification_sha256", "roster_version", "roster_sha256", "ledger_signature")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class Bundle(_message.Message):
     SPECIFICATION_SHA256_FIELD_NUMBER: _ClassVar[int]
     ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROSTER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     version: int
     run_id: str
     epoch: int
@@ -88,7 +89,8 @@ class Bundle(_message.Message):
     specification_sha256: bytes
     roster_version: int
     roster_sha256: bytes
-    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., node: _Optional[str] = ..., first_slot: _Optional[int] = ..., share_key: _Optional[bytes] = ..., mask_keys: _Optional[_Iterable[bytes]] = ..., seed_commitments: _Optional[_Iterable[bytes]] = ..., incarnation: _Optional[bytes] = ..., ledger_length: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., specification_sha256: _Optional[bytes] = ..., roster_version: _Optional[int] = ..., roster_sha256: _Optional[bytes] = ...) -> None: ...
+    ledger_signature: bytes
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., node: _Optional[str] = ..., first_slot: _Optional[int] = ..., share_key: _Optional[bytes] = ..., mask_keys: _Optional[_Iterable[bytes]] = ..., seed_commitments: _Optional[_Iterable[bytes]] = ..., incarnation: _Optional[bytes] = ..., ledger_length: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., specification_sha256: _Optional[bytes] = ..., roster_version: _Optional[int] = ..., roster_sha256: _Optional[bytes] = ..., ledger_signature: _Optional[bytes] = ...) -> None: ...
 
 class SignedBundle(_message.Message):
     __slots__ = ("bundle", "signature")
@@ -131,16 +133,18 @@ class Dealing(_message.Message):
     def __init__(self, dealer: _Optional[str] = ..., receiver: _Optional[str] = ..., ciphertext: _Optional[bytes] = ...) -> None: ...
 
 class DealtShares(_message.Message):
-    __slots__ = ("self_mask", "mask_secret", "ledger_length", "ledger_head")
+    __slots__ = ("self_mask", "mask_secret", "ledger_length", "ledger_head", "ledger_signature")
     SELF_MASK_FIELD_NUMBER: _ClassVar[int]
     MASK_SECRET_FIELD_NUMBER: _ClassVar[int]
     LEDGER_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     self_mask: _containers.RepeatedCompositeFieldContainer[DealtShare]
     mask_secret: _containers.RepeatedCompositeFieldContainer[DealtShare]
     ledger_length: int
     ledger_head: bytes
-    def __init__(self, self_mask: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., mask_secret: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., ledger_length: _Optional[int] = ..., ledger_head: _Optional[bytes] = ...) -> None: ...
+    ledger_signature: bytes
+    def __init__(self, self_mask: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., mask_secret: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., ledger_length: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., ledger_signature: _Optional[bytes] = ...) -> None: ...
 
 class DealtShare(_message.Message):
     __slots__ = ("share", "signature")
@@ -151,30 +155,30 @@ class DealtShare(_message.Message):
     def __init__(self, share: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class SealedOpen(_message.Message):
-    __slots__ = ("version", "run_id", "epoch", "slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only", "cohort", "dealings")
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    RUN_ID_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only", "version", "run_id", "epoch", "cohort", "dealings")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     PARENT_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
     DEALINGS_FIELD_NUMBER: _ClassVar[int]
-    version: int
-    run_id: str
-    epoch: int
     slot: int
     round: int
     attempt: int
     model_sha256: bytes
     parent_model_sha256: bytes
     evaluate_only: bool
+    version: int
+    run_id: str
+    epoch: int
     cohort: _containers.RepeatedScalarFieldContainer[str]
     dealings: _containers.RepeatedCompositeFieldContainer[Dealing]
-    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ..., cohort: _Optional[_Iterable[str]] = ..., dealings: _Optional[_Iterable[_Union[Dealing, _Mapping]]] = ...) -> None: ...
+    def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ..., version: _Optional[int] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., dealings: _Optional[_Iterable[_Union[Dealing, _Mapping]]] = ...) -> None: ...
 
 class SealedUpload(_message.Message):
     __slots__ = ("version", "slot", "context", "upload_sha256")

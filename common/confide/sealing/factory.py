@@ -1,23 +1,38 @@
 """The two halves of update transport as a run's specification wants them. The set is closed.
 
->>> # collector = make_collector(specification, roster, folder, run_id, schema_size)
->>> # member = make_member(specification, roster, node, identity_key, folder, run_id, schema_size, ...)
+collector = make_collector(specification, roster, folder, run_id, schema_size)
+member = make_member(specification, roster, node, identity_key, folder, run_id, schema_size,
+                     initial_model_sha256=offer.initial_model_sha256)
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from confide.errors import FailureName, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.runs.specification import Specification
+from confide.sealing.collector import SealedCollector
+from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.plain import PlainCollector, PlainMember
 from confide.sealing.roles import Collector, Member
+from confide.sealing.seal_log import Costs
 
 
 def make_collector(
     specification: Specification, roster: Roster, folder: Path, run_id: str, schema_size: int
 ) -> Collector:
-    """The coordinator half for one run; goes on with what an earlier process left in `folder`."""
-    return PlainCollector(specification=specification, roster=roster, folder=folder, schema_size=schema_size)
+    """The coordinator half for one run; goes on with what an earlier process left in `folder`, the run's own.
+
+    schema_size: scalars of the flat update.
+    """
+    _refuse_unnoised(specification)
+    if specification.sealing.kind == "none":
+        return PlainCollector(specification=specification, roster=roster, folder=folder, schema_size=schema_size)
+    return SealedCollector(
+        specification=specification, roster=roster, folder=folder, run_id=run_id, schema_size=schema_size
+    )
 
 
 def make_member(
@@ -30,6 +45,36 @@ def make_member(
     schema_size: int,
     *,
     initial_model_sha256: bytes,
+    rules: NodeRules | None = None,
+    costs: Costs | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Member:
-    """The node half for one run."""
-    return PlainMember(specification=specification, folder=folder, schema_size=schema_size)
+    """The node half for one run; `folder` is the run's own at this node and has to survive restarts.
+
+    initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
+    """
+    _refuse_unnoised(specification)
+    if specification.sealing.kind == "none":
+        return PlainMember(specification=specification, folder=folder, schema_size=schema_size)
+    return SealedMember(
+        specification=specification,
+        roster=roster,
+        node=node,
+        identity_key=identity_key,
+        folder=folder,
+        run_id=run_id,
+        schema_size=schema_size,
+        initial_model_sha256=initial_model_sha256,
+        rules=rules or NodeRules(),
+        costs=costs,
+        clock=clock,
+    )
+
+
+def _refuse_unnoised(specification: Specification) -> None:
+    if specification.privacy.unit == "organization":
+        raise ProtocolFailure(
+            FailureName.NOISE_INSUFFICIENT,
+            'privacy.unit is "organization", whose noise this release does not add to sealed updates; '
+            'choose "record" or "user"',
+        )

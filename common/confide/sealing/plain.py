@@ -87,6 +87,9 @@ class PlainMember:
     def update_roster(self, roster: Roster) -> None:
         """Membership does not matter here: nothing is encrypted to anybody."""
 
+    def close(self) -> None:
+        """Nothing is held open."""
+
 
 class PlainCollector:
     """Coordinator half."""

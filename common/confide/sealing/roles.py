@@ -200,3 +200,6 @@ class Member(Protocol):
 
     def update_roster(self, roster: Roster) -> None:
         """A newer roster came. Raises ROSTER_STALE for an older one; a revoked member ends the epoch."""
+
+    def close(self) -> None:
+        """The run has ended, or the process does: release the files of its folder."""

@@ -1,0 +1,491 @@
+"""The coordinator half of sealing: asks, keeps every answer durably, decides, opens.
+
+collector_state.py holds what is known; this module decides what is asked next. What it asks after a crash has the
+bytes that it had before. It cannot learn more than a sum, whatever it does: that is the members' doing (member.py).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from confide.errors import ConfideError, FailureName, IdentityError, ProtocolFailure, UpdateError
+from confide.files import private_folder, write_atomic
+from confide.identity.roster import Role, Roster
+from confide.journal import Journal
+from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.specification import Specification
+from confide.sealing import bundles, context, opening, wire
+from confide.sealing.boundaries import reached
+from confide.sealing.collector_state import Books, EpochBook, SlotBook
+from confide.sealing.member_slot import check_confirmation
+from confide.sealing.parameters import for_epoch, words
+from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
+from confide.sealing.uploads import UploadStore
+
+# After these the node needs an epoch of which it holds the secrets, under one roster.
+_RENEWS = {
+    FailureName.EPOCH_REPLAYED,
+    FailureName.ROSTER_STALE,
+    FailureName.CONTEXT_MISMATCH,
+    FailureName.COHORT_NOT_EPOCH,
+    FailureName.SLOT_REUSED,
+    FailureName.BUNDLE_EQUIVOCATION,
+}
+# After these it cannot take part in this run any more until somebody has looked.
+_EXCLUDES = {
+    FailureName.ROLLBACK_DETECTED,
+    FailureName.REVOKED,
+    FailureName.BAD_DEALING,
+    FailureName.BAD_SHARE,
+    FailureName.SPEC_CHANGED,
+    FailureName.LOW_ORDER_KEY,
+    FailureName.BUDGET_EXHAUSTED,
+}
+_NO_ANSWER = "TransportError: no answer before the deadline"
+
+
+class SealedCollector:
+    """One run at the coordinator; goes on with what an earlier process left in its folder."""
+
+    def __init__(
+        self, *, specification: Specification, roster: Roster, folder: Path, run_id: str, schema_size: int
+    ) -> None:
+        """folder: this run's own; journal, dealings and uploads lie in it."""
+        self.outcome: Opened | Abandoned | None = None
+        self._specification = specification
+        self._federation = specification.federation
+        self._roster = roster
+        self._folder = private_folder(folder)
+        self._uploads = UploadStore(folder / "uploads")
+        self._dealings = private_folder(folder / "dealings")
+        self._journal = Journal(folder / "collector.jsonl")
+        self._reasons: dict[str, str] = {}
+        self._silent: set[str] = set()
+        self._excluded: set[str] = set()
+        self._renew = False
+        self._books = Books(
+            specification, run_id, schema_size, lambda epoch, node: self._dealing(epoch, node).read_bytes()
+        )
+        for event in self._journal:
+            self._books.apply(event)
+
+    def _record(self, event: str, **fields: Any) -> None:
+        body = {"event": event, **fields}
+        self._journal.append(body)
+        self._books.apply(body)
+
+    def _dealing(self, epoch: int, node: str) -> Path:
+        return self._dealings / f"{epoch}-{node}"
+
+    @property
+    def resumable(self) -> SlotPlan | None:
+        """The slot that is open, or that was when the last process ended."""
+        slot = self._books.slot
+        return None if slot is None or slot.ended else slot.plan
+
+    def update_roster(self, roster: Roster) -> None:
+        """Use a newer roster. A revoked member ends the epoch; an open slot with it is abandoned."""
+        if roster.version < self._roster.version:
+            raise ProtocolFailure(
+                FailureName.ROSTER_STALE,
+                f"version {roster.version} of the roster came; version {self._roster.version} is in use",
+            )
+        self._roster = roster
+        epoch, slot = self._books.epoch, self._books.slot
+        gone = sorted(set(epoch.members if epoch else ()) - self._standing())
+        if gone and slot is not None and slot.phase != "decided":
+            self._abandon(FailureName.REVOKED.value, f"{gone[0]} was revoked; nothing was opened")
+
+    def _standing(self) -> set[str]:
+        return {member.name for member in self._roster.active(Role.NODE)}
+
+    # ------------------------------------------------------------------ epoch
+
+    def _eligible(self, present: tuple[str, ...]) -> tuple[str, ...]:
+        named = set(self._federation.nodes) or set(present)
+        left_out = self._excluded | self._books.convicted
+        return tuple(sorted((set(present) & named & self._standing()) - left_out))
+
+    def epoch_needed(self, present: tuple[str, ...]) -> bool:
+        """Whether there is no epoch, it is used up, its members or roster changed, or one lost its secrets."""
+        epoch = self._books.epoch
+        if self.resumable is not None:
+            return False
+        if epoch is None or epoch.phase != "stands" or self._renew:
+            return True
+        used_up = self._books.last_slot + 1 >= epoch.terms.first_slot + epoch.terms.slots
+        changed = epoch.terms.roster_sha256.hex() != self._roster.digest or epoch.members != self._eligible(present)
+        return used_up or changed
+
+    def begin_epoch(self, present: tuple[str, ...]) -> None:
+        """Start an epoch with fresh keys; drops the one before."""
+        self._silent, self._renew = set(), False
+        self._record(
+            "epoch",
+            epoch=self._books.last_epoch + 1,
+            first_slot=self._books.last_slot + 1,
+            members=list(self._eligible(present)),
+            roster_version=self._roster.version,
+            roster_sha256=self._roster.digest,
+        )
+        for path in self._dealings.iterdir():
+            path.unlink()
+        reached("collector.epoch_written")
+
+    def _close_epoch(self, epoch: EpochBook) -> None:
+        self._silent = set()
+        if epoch.phase == "advertise":
+            try:
+                for_epoch(self._specification, len(epoch.signed), waive_colluding=True)
+            except ProtocolFailure as error:
+                self._record("epoch_failed", code=error.code, reason=error.detail)
+                return
+            self._record("sharing")
+        elif set(epoch.dealings) == set(epoch.members):
+            self._record("stands")
+            reached("collector.epoch_stands")
+        else:
+            # Nobody holds shares of a member that did not deal: begin again without it, with fresh keys.
+            self.begin_epoch(tuple(epoch.dealings))
+
+    def _epoch_exchange(self, epoch: EpochBook) -> Exchange:
+        deadline_s = self._federation.exchange_deadline_s
+        if epoch.phase == "advertise":
+            body = wire.encode(epoch.terms.to_request())
+            return Exchange(
+                fleet_pb2.ADVERTISE, dict.fromkeys(self._waiting(epoch.asked, epoch.signed), body), deadline_s
+            )
+        request = sealing_pb2.ShareRequest(
+            version=wire.VERSION,
+            run_id=epoch.terms.run_id,
+            epoch=epoch.terms.epoch,
+            bundles=[epoch.signed[name] for name in epoch.members],
+        )
+        waiting = self._waiting(epoch.members, epoch.dealings)
+        return Exchange(fleet_pb2.SHARE, dict.fromkeys(waiting, wire.encode(request)), deadline_s)
+
+    def _take_bundle(self, epoch: EpochBook, node: str, body: bytes) -> None:
+        signed = wire.decode(sealing_pb2.SignedBundle, body)
+        bundle = bundles.open_bundle(signed, epoch.terms, self._roster)
+        if bundle.node != node:
+            raise IdentityError(f"{node} sent a bundle of {bundle.node}")
+        if node in epoch.signed:
+            if epoch.signed[node] != signed:
+                error = bundles.equivocation(node, epoch.terms.epoch)
+                both = [epoch.signed[node].bundle.hex(), signed.bundle.hex()]
+                self._record("convicted", node=node, name=error.code, evidence=both)
+                raise error
+            return
+        self._record("bundle", node=node, body=body.hex())
+        reached("collector.bundle_kept")
+
+    def _take_dealings(self, epoch: EpochBook, node: str, body: bytes) -> None:
+        reply = wire.decode(sealing_pb2.ShareReply, body)
+        receivers = [name for name in epoch.members if name != node]
+        if reply.epoch != epoch.terms.epoch or [item.receiver for item in reply.dealings] != receivers:
+            raise ProtocolFailure(FailureName.COHORT_NOT_EPOCH, f"{node} did not deal to every other member")
+        if any(item.dealer != node for item in reply.dealings):
+            raise IdentityError(f"{node} sent dealings in another's name")
+        if node in epoch.dealings:
+            return
+        write_atomic(self._dealing(epoch.terms.epoch, node), body)
+        self._record("dealings", node=node)
+        reached("collector.dealing_kept")
+
+    # ------------------------------------------------------------------ the driver's loop
+
+    def open_slot(self, plan: SlotPlan) -> None:
+        """Begin a slot, or go on with the one that a crash left open. Without an epoch it is abandoned at once."""
+        books = self._books
+        if books.slot is not None and books.slot.plan == plan and not books.slot.ended:
+            self._resume(books.slot)
+            return
+        if plan.slot <= books.last_slot:
+            raise ProtocolFailure(FailureName.SLOT_REUSED, f"slot {plan.slot} was opened before; slots only go up")
+        self.outcome, self._reasons, self._silent = None, {}, set()
+        epoch = books.epoch
+        stands = epoch is not None and epoch.phase == "stands"
+        sealed = epoch is not None and stands and plan.slot < epoch.terms.first_slot + epoch.terms.slots
+        self._record("slot", plan=wire.encode(plan.to_message()).hex(), sealed=sealed)
+        reached("collector.slot_written")
+        if not sealed:
+            code, reason = epoch.failure if epoch is not None and epoch.failure[0] else (
+                FailureName.COHORT_NOT_EPOCH.value,
+                "no epoch stands that holds this slot; call begin_epoch and finish its exchanges first",
+            )  # fmt: skip
+            self._abandon(code, reason)
+
+    def _resume(self, slot: SlotBook) -> None:
+        if slot.phase != "decided":
+            return
+        if slot.committed:
+            self._open()
+        else:
+            self.outcome = Abandoned(slot.failure, "abandoned before the coordinator restarted", dict(self._reasons))
+
+    def exchange(self) -> Exchange | None:
+        """What to ask now, of those whose answers are not held; None when there is nothing to ask."""
+        while True:
+            made = self._next_exchange()
+            if made is None or made.bodies:
+                return made
+            self.close_exchange()
+
+    def _next_exchange(self) -> Exchange | None:
+        epoch, slot = self._books.epoch, self._books.slot
+        if slot is not None and slot.phase != "decided":
+            return self._slot_exchange(epoch, slot) if epoch is not None else None
+        if epoch is not None and epoch.phase in {"advertise", "share"} and self.resumable is None:
+            return self._epoch_exchange(epoch)
+        return None
+
+    def _waiting(self, members: tuple[str, ...], answered: dict[str, Any]) -> list[str]:
+        return [name for name in members if name not in answered and name not in self._silent]
+
+    def receive(self, node: str, body: bytes, payload: Path | None) -> None:
+        """Take one answer to the exchange that is open; durable when it returns."""
+        try:
+            self._taker()(node, body, payload)
+        except ConfideError as error:
+            self.lost(node, error.code, str(error))
+            raise
+
+    def _taker(self) -> Callable[[str, bytes, Path | None], None]:
+        epoch, slot = self._books.epoch, self._books.slot
+        if epoch is not None and slot is not None and slot.phase != "decided":
+            take = {"train": self._take_upload, "confirm": self._take_confirmation, "reveal": self._take_reveal}
+            return lambda node, body, payload: take[slot.phase](epoch, slot, node, body, payload)
+        if epoch is not None and self.resumable is None and epoch.phase == "advertise":
+            return lambda node, body, payload: self._take_bundle(epoch, node, body)
+        if epoch is not None and self.resumable is None and epoch.phase == "share":
+            return lambda node, body, payload: self._take_dealings(epoch, node, body)
+        return _too_late
+
+    def lost(self, node: str, code: str, message: str) -> None:
+        """The node does not answer this exchange."""
+        slot = self._books.slot
+        self._silent.add(node)
+        detail = message.removeprefix(f"{code}: ")
+        self._reasons.setdefault(node, f"{code}: {detail}")
+        if code in _RENEWS:
+            self._renew = True
+        if code in _EXCLUDES or (code == FailureName.MODEL_CHAIN_BROKEN and slot is not None and slot.phase == "train"):
+            self._excluded.add(node)
+
+    def close_exchange(self) -> None:
+        """All answered or the deadline passed: the next phase, or an outcome."""
+        epoch, slot = self._books.epoch, self._books.slot
+        if epoch is not None and slot is not None and slot.phase != "decided":
+            self._close_slot(epoch, slot)
+        elif epoch is not None and self.resumable is None and epoch.phase in {"advertise", "share"}:
+            self._close_epoch(epoch)
+
+    # ------------------------------------------------------------------ slot
+
+    def _slot_exchange(self, epoch: EpochBook, slot: SlotBook) -> Exchange:
+        deadline_s = self._federation.exchange_deadline_s
+        if slot.phase == "train":
+            waiting = self._waiting(epoch.members, slot.uploads)
+            bodies = {name: self._open_body(epoch, slot, name) for name in waiting}
+            return Exchange(fleet_pb2.TRAIN, bodies, self._federation.step_deadline_s, with_model=True)
+        if slot.phase == "confirm":
+            request = sealing_pb2.ConfirmRequest(
+                version=wire.VERSION, slot=slot.plan.slot, context=slot.context, survivors=slot.survivor_list()
+            )
+            waiting = self._waiting(slot.survivors, slot.confirmations)
+            return Exchange(fleet_pb2.CONFIRM, dict.fromkeys(waiting, wire.encode(request)), deadline_s)
+        reveal = sealing_pb2.RevealRequest(
+            version=wire.VERSION,
+            slot=slot.plan.slot,
+            context=slot.context,
+            survivors=slot.survivor_list(),
+            confirmations=[slot.confirmations[name] for name in slot.quorum],
+            self_masks=slot.survivors,
+            mask_secrets=[name for name in epoch.members if name not in slot.survivors],
+        )
+        waiting = self._waiting(slot.quorum, slot.reveals)
+        return Exchange(fleet_pb2.REVEAL, dict.fromkeys(waiting, wire.encode(reveal)), deadline_s)
+
+    def _open_body(self, epoch: EpochBook, slot: SlotBook, node: str) -> bytes:
+        dealings = (
+            [] if node in epoch.delivered else [epoch.dealings[name][node] for name in epoch.members if name != node]
+        )
+        plan = slot.plan
+        return wire.encode(
+            sealing_pb2.SealedOpen(
+                version=wire.VERSION,
+                run_id=epoch.terms.run_id,
+                epoch=epoch.terms.epoch,
+                slot=plan.slot,
+                round=plan.round,
+                attempt=plan.attempt,
+                model_sha256=plan.model_sha256,
+                parent_model_sha256=plan.parent_model_sha256,
+                evaluate_only=plan.evaluate_only,
+                cohort=epoch.members,
+                dealings=dealings,
+            )
+        )
+
+    def _take_upload(self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: Path | None) -> None:
+        upload = wire.decode(sealing_pb2.SealedUpload, body)
+        if node not in epoch.members:
+            raise ProtocolFailure(FailureName.COHORT_NOT_EPOCH, f"{node} is not a member of this epoch")
+        if upload.slot != slot.plan.slot:
+            raise ProtocolFailure(
+                FailureName.LATE_UPLOAD, f"{node} answered slot {upload.slot}; slot {slot.plan.slot} is open"
+            )
+        if upload.context != slot.context:
+            raise ProtocolFailure(FailureName.CONTEXT_MISMATCH, f"{node} has another context in slot {upload.slot}")
+        if node in slot.uploads:
+            return
+        if payload is None or slot.layout is None:
+            raise UpdateError(f"the reply of {node} has no payload 'upload'")
+        wire.require_length("upload_sha256", upload.upload_sha256, wire.DIGEST_BYTES)
+        self._uploads.keep(upload.slot, node, payload, upload.upload_sha256, slot.layout.wire_bytes)
+        self._record("upload", node=node, sha256=upload.upload_sha256.hex())
+        reached("collector.upload_kept")
+
+    def _take_confirmation(
+        self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: Path | None
+    ) -> None:
+        if payload is not None:
+            raise _too_late_for_upload(node, slot)
+        item = wire.decode(sealing_pb2.Confirmation, body)
+        if item.node != node or node not in slot.survivors:
+            raise ProtocolFailure(
+                FailureName.COHORT_NOT_EPOCH, f"{node} answers for {item.node!r}, or is not in the list"
+            )
+        listed = context.list_digest(slot.context, slot.plan.slot, slot.survivor_list())
+        check_confirmation(item, listed, slot.plan.slot, self._roster.member(node).identity_key)
+        if node not in slot.confirmations:
+            self._record("confirmation", node=node, body=body.hex())
+            reached("collector.confirmation_kept")
+
+    def _take_reveal(self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: Path | None) -> None:
+        if payload is not None:
+            raise _too_late_for_upload(node, slot)
+        reveal = wire.decode(sealing_pb2.Reveal, body)
+        if reveal.slot != slot.plan.slot or node not in slot.quorum:
+            raise ProtocolFailure(
+                FailureName.CONTEXT_MISMATCH, f"no reveal of {node} for slot {reveal.slot} is awaited"
+            )
+        identities = {name: self._roster.member(name).identity_key for name in epoch.members}
+        opening.check_reveal(epoch, slot, node, reveal, identities)
+        if node not in slot.reveals:
+            self._record("reveal", node=node, body=body.hex())
+            reached("collector.reveal_kept")
+
+    def _close_slot(self, epoch: EpochBook, slot: SlotBook) -> None:
+        parameters = epoch.parameters
+        assert parameters is not None  # noqa: S101 - the epoch stands
+        self._silent = set()
+        if slot.phase == "train":
+            names = sorted(slot.uploads)
+            if len(names) < parameters.smallest_list:
+                self._abandon(
+                    FailureName.LIST_TOO_SMALL.value,
+                    f"{len(names)} of {parameters.members} uploaded; at least {parameters.smallest_list} are needed",
+                )
+                return
+            self._record("list", nodes=names)
+            reached("collector.list_written")
+        elif slot.phase == "confirm":
+            names = sorted(slot.confirmations)
+            if len(names) < parameters.quorum:
+                self._abandon(
+                    FailureName.QUORUM_SHORT.value,
+                    f"{len(names)} of {parameters.members} confirmed; at least {parameters.quorum} are needed",
+                )
+                return
+            self._record("quorum", nodes=names)
+            reached("collector.quorum_written")
+        elif len(slot.reveals) < parameters.threshold:
+            self._abandon(
+                FailureName.QUORUM_SHORT.value,
+                f"{len(slot.reveals)} of {parameters.members} revealed; at least {parameters.threshold} are needed",
+            )
+        else:
+            self._open()
+
+    def _open(self) -> None:
+        epoch, slot = self._books.epoch, self._books.slot
+        assert epoch is not None and slot is not None and epoch.parameters is not None  # noqa: S101 - it is decided
+        paths = {name: self._uploads.path(slot.plan.slot, name) for name in slot.survivors}
+        try:
+            update, weight, metrics = opening.open_sum(epoch, slot, paths)
+        except ProtocolFailure as error:
+            if error.culprit is not None and error.name is FailureName.BAD_DEALING:
+                proof = opening.evidence(epoch, slot, error.culprit)
+                self._record("convicted", node=error.culprit, name=error.code, evidence=proof)
+            self._abandon(error.code, error.detail)
+            return
+        parameters = epoch.parameters
+        self.outcome = Opened(
+            update_sum=update,
+            weight_sum=weight,
+            metrics=metrics,
+            contributors=slot.survivors,
+            dropped={name: self._reasons.get(name, _NO_ANSWER) for name in epoch.members if name not in slot.survivors},
+            promise={
+                "kind": "sealed",
+                "n": parameters.members,
+                "c": parameters.colluding,
+                "q": parameters.quorum,
+                "t": parameters.threshold,
+                "d": parameters.missing,
+                "list_size": len(slot.survivors),
+                "words": words(parameters),
+            },
+        )
+        self._decide(committed=True, failure="", contributors=slot.survivors)
+
+    def _abandon(self, code: str, reason: str) -> None:
+        epoch, slot = self._books.epoch, self._books.slot
+        assert slot is not None  # noqa: S101 - callers have one
+        members = () if epoch is None else epoch.members or epoch.asked
+        dropped = {
+            name: self._reasons.get(name, _NO_ANSWER)
+            for name in members
+            if name in self._reasons or (slot.phase == "train" and name not in slot.uploads)
+        }
+        self.outcome = Abandoned(code, reason, dropped)
+        self._decide(committed=False, failure=code, contributors=())
+
+    def _decide(self, *, committed: bool, failure: str, contributors: tuple[str, ...]) -> None:
+        slot = self._books.slot
+        if slot is not None and slot.phase != "decided":
+            self._record("decided", committed=committed, failure=failure, contributors=list(contributors))
+            reached("collector.decided")
+
+    def end_message(self, next_model_sha256: bytes) -> fleet_pb2.End:
+        """The slot's end, after its round is durable; erases its uploads. The same again after a restart."""
+        slot = self._books.slot
+        if slot is None or slot.phase != "decided":
+            raise UpdateError("no slot has been decided; end_message comes after an outcome")
+        if not slot.ended:
+            self._record("ended")
+        self._uploads.erase(slot.plan.slot)
+        reached("collector.ended")
+        return fleet_pb2.End(
+            slot=slot.plan.slot,
+            committed=slot.committed,
+            failure=slot.failure,
+            next_model_sha256=next_model_sha256,
+            contributors=slot.contributors,
+        )
+
+    def close(self) -> None:
+        """Release the journal."""
+        self._journal.close()
+
+
+def _too_late(node: str, body: bytes, payload: Path | None) -> None:
+    raise ProtocolFailure(FailureName.LATE_UPLOAD, f"an answer of {node} came when none was awaited")
+
+
+def _too_late_for_upload(node: str, slot: SlotBook) -> ProtocolFailure:
+    return ProtocolFailure(
+        FailureName.LATE_UPLOAD,
+        f"the upload of {node} came after the list of slot {slot.plan.slot} was made; it is dropped",
+    )

@@ -1,0 +1,193 @@
+"""What a coordinator knows of the open epoch and slot, rebuilt from its journal after a crash.
+
+Every change is an event: written to the journal first, then applied by `Books.apply`; a restarted coordinator
+applies the same events again and stands where it stood.
+
+    epoch         {epoch, first_slot, members, roster_version, roster_sha256}
+    bundle        {node, body}
+    sharing       {}                     the bundles are complete: who sent none is not in the epoch
+    dealings      {node}                 the ciphertexts lie in a file
+    stands        {}
+    epoch_failed  {code, reason}
+    slot          {plan, sealed}         `sealed` is false when no epoch stood
+    upload        {node, sha256}
+    list          {nodes}
+    confirmation  {node, body}
+    quorum        {nodes}
+    reveal        {node, body}
+    decided       {committed, failure, reason, contributors}
+    ended         {}
+    convicted     {node, name, evidence}
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from confide.codec.layout import VectorLayout
+from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.specification import Specification
+from confide.sealing import bundles, context, wire
+from confide.sealing.bundles import EpochTerms
+from confide.sealing.dealing import EpochKey
+from confide.sealing.parameters import Parameters, for_epoch
+from confide.sealing.roles import SlotPlan
+
+
+@dataclass
+class EpochBook:
+    """One epoch. phase: advertise -> share -> stands, or failed."""
+
+    terms: EpochTerms
+    asked: tuple[str, ...]
+    phase: str = "advertise"
+    failure: tuple[str, str] = ("", "")
+    signed: dict[str, sealing_pb2.SignedBundle] = field(default_factory=dict)
+    dealings: dict[str, dict[str, sealing_pb2.Dealing]] = field(default_factory=dict)
+    delivered: set[str] = field(default_factory=set)
+    """Who uploaded in an earlier slot, and so holds its dealings."""
+    key: EpochKey | None = None
+    parameters: Parameters | None = None
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who advertised, in order of the names."""
+        return tuple(sorted(self.signed))
+
+    def bundle(self, node: str) -> sealing_pb2.Bundle:
+        """A member's bundle."""
+        return wire.decode(sealing_pb2.Bundle, self.signed[node].bundle)
+
+
+@dataclass
+class SlotBook:
+    """One slot. phase: train -> confirm -> reveal -> decided."""
+
+    plan: SlotPlan
+    layout: VectorLayout | None = None
+    context: bytes = b""
+    phase: str = "train"
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    survivors: tuple[str, ...] = ()
+    confirmations: dict[str, sealing_pb2.Confirmation] = field(default_factory=dict)
+    quorum: tuple[str, ...] = ()
+    reveals: dict[str, sealing_pb2.Reveal] = field(default_factory=dict)
+    committed: bool = False
+    failure: str = ""
+    contributors: tuple[str, ...] = ()
+    ended: bool = False
+
+    def survivor_list(self) -> list[sealing_pb2.Survivor]:
+        """The list L with the uploads' digests."""
+        return [sealing_pb2.Survivor(node=name, upload_sha256=self.uploads[name]) for name in self.survivors]
+
+
+@dataclass
+class Books:
+    """Epoch and slot, and what outlives them."""
+
+    specification: Specification
+    run_id: str
+    schema_size: int
+    load_dealings: Callable[[int, str], bytes]
+    last_epoch: int = 0
+    last_slot: int = 0
+    epoch: EpochBook | None = None
+    slot: SlotBook | None = None
+    convicted: set[str] = field(default_factory=set)
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Change the books as one event says."""
+        kind = event["event"]
+        if kind == "epoch":
+            self._epoch(event)
+        elif kind == "convicted":
+            self.convicted.add(event["node"])
+        elif kind in {"bundle", "sharing", "dealings", "stands", "epoch_failed"}:
+            self._within_epoch(kind, event)
+        elif kind == "slot":
+            self._slot(event)
+        else:
+            self._within_slot(kind, event)
+
+    def _epoch(self, event: dict[str, Any]) -> None:
+        self.last_epoch = event["epoch"]
+        terms = EpochTerms(
+            run_id=self.run_id,
+            epoch=event["epoch"],
+            first_slot=event["first_slot"],
+            slots=self.specification.sealing.slots_per_epoch,
+            specification_sha256=bytes.fromhex(self.specification.digest),
+            roster_version=event["roster_version"],
+            roster_sha256=bytes.fromhex(event["roster_sha256"]),
+        )
+        self.epoch = EpochBook(terms=terms, asked=tuple(event["members"]))
+
+    def _within_epoch(self, kind: str, event: dict[str, Any]) -> None:
+        epoch = self.epoch
+        assert epoch is not None  # noqa: S101 - the journal's order
+        match kind:
+            case "bundle":
+                epoch.signed[event["node"]] = wire.decode(sealing_pb2.SignedBundle, bytes.fromhex(event["body"]))
+            case "sharing":
+                # A node's own policy decides about c = 0; the coordinator asks for what is specified.
+                epoch.parameters = for_epoch(self.specification, len(epoch.signed), waive_colluding=True)
+                epoch.key = EpochKey(
+                    terms=epoch.terms,
+                    members=epoch.members,
+                    bundles=bundles.digest([epoch.signed[name] for name in epoch.members]),
+                    threshold=epoch.parameters.threshold,
+                )
+                epoch.phase = "share"
+            case "dealings":
+                data = self.load_dealings(epoch.terms.epoch, event["node"])
+                reply = wire.decode(sealing_pb2.ShareReply, data)
+                epoch.dealings[event["node"]] = {item.receiver: item for item in reply.dealings}
+            case "stands":
+                epoch.phase = "stands"
+            case "epoch_failed":
+                epoch.phase, epoch.failure = "failed", (event["code"], event["reason"])
+
+    def _slot(self, event: dict[str, Any]) -> None:
+        message = wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(event["plan"]))
+        plan = SlotPlan(
+            slot=message.slot,
+            round=message.round,
+            attempt=message.attempt,
+            model_sha256=message.model_sha256,
+            parent_model_sha256=message.parent_model_sha256,
+            evaluate_only=message.evaluate_only,
+        )
+        self.last_slot = max(self.last_slot, plan.slot)
+        previous, self.slot = self.slot, SlotBook(plan=plan)
+        epoch = self.epoch
+        if not event["sealed"] or epoch is None or epoch.parameters is None or epoch.key is None:
+            return
+        if previous is not None and previous.plan.slot >= epoch.terms.first_slot:
+            epoch.delivered |= set(previous.uploads)
+        layout = context.slot_layout(
+            self.specification, epoch.parameters, epoch.key.bundles, plan, self.schema_size
+        )  # fmt: skip
+        self.slot.layout = layout
+        self.slot.context = context.slot_context(epoch.terms, epoch.parameters, epoch.key.bundles, plan, layout)
+
+    def _within_slot(self, kind: str, event: dict[str, Any]) -> None:
+        slot = self.slot
+        assert slot is not None  # noqa: S101 - the journal's order
+        match kind:
+            case "upload":
+                slot.uploads[event["node"]] = bytes.fromhex(event["sha256"])
+            case "list":
+                slot.survivors, slot.phase = tuple(event["nodes"]), "confirm"
+            case "confirmation":
+                body = bytes.fromhex(event["body"])
+                slot.confirmations[event["node"]] = wire.decode(sealing_pb2.Confirmation, body)
+            case "quorum":
+                slot.quorum, slot.phase = tuple(event["nodes"]), "reveal"
+            case "reveal":
+                slot.reveals[event["node"]] = wire.decode(sealing_pb2.Reveal, bytes.fromhex(event["body"]))
+            case "decided":
+                slot.phase, slot.committed, slot.failure = "decided", event["committed"], event["failure"]
+                slot.contributors = tuple(event["contributors"])
+            case "ended":
+                slot.ended = True

@@ -1,0 +1,76 @@
+"""The context of a slot: one hash over everything that all members of it must agree on.
+
+Guarantee: members with different contexts derive unrelated masks and sign unrelated statements, so that showing
+different things to different nodes yields garbage and no quorum (Pasquini et al. 2022), as far as SHA-256 holds.
+"""
+
+from collections.abc import Sequence
+
+from confide import canonical
+from confide.codec.layout import VectorLayout
+from confide.proto import sealing_pb2
+from confide.runs.specification import Specification
+from confide.sealing import scalars, wire
+from confide.sealing.bundles import EpochTerms
+from confide.sealing.parameters import Parameters
+from confide.sealing.roles import SlotPlan
+
+LIST_DOMAIN = "sealing/list"
+
+
+def slot_layout(
+    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, schema_size: int
+) -> VectorLayout:
+    """How this slot's updates become integers. The rotation's seed follows from the bundles: nobody chooses it."""
+    clip = specification.federation.clip_norm
+    if clip is None:
+        raise ValueError("a sealed specification has a clip_norm")
+    return VectorLayout(
+        parameters=0 if plan.evaluate_only else schema_size,
+        scalars=scalars.COUNT,
+        bits=specification.sealing.bits,
+        members=parameters.members,
+        clip=clip,
+        rotation_seed=canonical.hash_fields("confide/v1/sealing/rotation", bundles, _number(plan.slot)),
+    )
+
+
+def slot_context(
+    terms: EpochTerms, parameters: Parameters, bundles: bytes, plan: SlotPlan, layout: VectorLayout
+) -> bytes:
+    """32 bytes that stand for the slot in every key, mask and signature."""
+    return canonical.hash_fields(
+        "confide/v1/sealing/context",
+        _number(wire.VERSION),
+        terms.run_id.encode(),
+        terms.specification_sha256,
+        plan.model_sha256,
+        plan.parent_model_sha256,
+        terms.roster_sha256,
+        bundles,
+        _number(terms.epoch),
+        _number(plan.slot),
+        _number(plan.round),
+        _number(plan.attempt),
+        _number(int(plan.evaluate_only)),
+        layout.to_bytes(),
+        _number(parameters.members),
+        _number(parameters.colluding),
+        _number(parameters.threshold),
+        _number(parameters.quorum),
+    )
+
+
+def list_digest(context: bytes, slot: int, survivors: Sequence[sealing_pb2.Survivor]) -> bytes:
+    """Names one list of survivors with their uploads in one slot."""
+    fields = [field for item in survivors for field in (item.node.encode(), item.upload_sha256)]
+    return canonical.hash_fields("confide/v1/sealing/survivors", context, _number(slot), *fields)
+
+
+def list_statement(survivors: bytes, signer: str, anchored: bool) -> bytes:
+    """What `signer` signs about a list (its `list_digest`), domain LIST_DOMAIN."""
+    return canonical.hash_fields("confide/v1/sealing/list", survivors, signer.encode(), _number(int(anchored)))
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(8, "big")

@@ -1,0 +1,87 @@
+"""Whole epochs and slots through the real members and the real collector."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from confide.proto import fleet_pb2
+from confide.sealing.roles import Abandoned, Metric, Opened
+
+from tests.sealing_harness import Federation, names, specify
+
+
+def assert_sum(federation: Federation, outcome: object, contributors: tuple[str, ...], slot: int) -> None:
+    assert isinstance(outcome, Opened), outcome
+    assert outcome.contributors == contributors
+    expected = federation.expected_sum(contributors, slot)
+    rms = float(np.sqrt(np.mean((outcome.update_sum - expected) ** 2)))
+    assert rms < 1e-3 * 1.0 * len(contributors)
+    assert outcome.weight_sum == len(contributors)
+    losses = [1.0 + int(name[-2:]) for name in contributors]
+    total, count = outcome.metrics[Metric.TRAIN_LOSS]
+    assert total == pytest.approx(sum(losses), abs=1e-6) and count == len(contributors)
+
+
+def test_several_slots_in_one_epoch_and_the_next_epoch(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 5)
+    for slot in range(1, 7):
+        assert_sum(federation, federation.slot(), names(5), slot)
+    advertised = {body for step, _, body, _ in federation.seen if step == fleet_pb2.ADVERTISE}
+    assert len(advertised) == 2
+    assert not federation.failures
+    assert isinstance(federation.collector.outcome, Opened)
+    assert federation.collector.outcome.promise["words"] == (
+        "with 5 organizations, the coordinator and any 1 of them together learn nothing about another beyond the sum "
+        "of the others; 1 may be missing"
+    )
+
+
+@pytest.mark.parametrize("step", [fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL])
+def test_one_missing_member_of_five_does_not_matter(tmp_path: Path, step: fleet_pb2.Step) -> None:
+    federation = Federation(tmp_path, 5)
+    outcome = federation.slot({step: names(5)[2:3]})
+    expected = tuple(name for name in names(5) if step != fleet_pb2.TRAIN or name != names(5)[2])
+    assert_sum(federation, outcome, expected, 1)
+    assert_sum(federation, federation.slot(), names(5), 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        (fleet_pb2.TRAIN, "LIST_TOO_SMALL"),
+        (fleet_pb2.CONFIRM, "QUORUM_SHORT"),
+        (fleet_pb2.REVEAL, "QUORUM_SHORT"),
+    ],
+)
+def test_more_missing_than_d_abandons_and_training_goes_on(tmp_path: Path, step: fleet_pb2.Step, code: str) -> None:
+    federation = Federation(tmp_path, 5)
+    outcome = federation.slot({step: names(5)[:2]})
+    assert isinstance(outcome, Abandoned) and outcome.code == code
+    retry = federation.slot(round=1, attempt=2)
+    assert_sum(federation, retry, names(5), 2)
+
+
+@pytest.mark.parametrize("step", [fleet_pb2.ADVERTISE, fleet_pb2.SHARE])
+def test_members_lost_while_the_epoch_is_made_are_not_in_it(tmp_path: Path, step: fleet_pb2.Step) -> None:
+    federation = Federation(tmp_path, 5)
+    assert_sum(federation, federation.slot({step: names(5)[4:]}), names(4), 1)
+    assert_sum(federation, federation.slot(), names(5), 2)
+
+
+def test_a_restarted_member_is_missed_once_and_then_in_a_new_epoch(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 5)
+    federation.slot()
+    federation.restart_member("hospital-01")
+    others = tuple(name for name in names(5) if name != "hospital-01")
+    assert_sum(federation, federation.slot(), others, 2)
+    assert federation.failures["hospital-01", "TRAIN"].code == "EPOCH_REPLAYED"
+    assert_sum(federation, federation.slot(), names(5), 3)
+
+
+def test_evaluation_slots_carry_metrics_only(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 3, specify("colluding = 0"))
+    outcome = federation.slot(evaluate_only=True)
+    assert isinstance(outcome, Opened)
+    assert outcome.update_sum.shape == (0,)
+    total, count = outcome.metrics[Metric.EVAL_ACCURACY]
+    assert (round(total, 6), count) == (1.5, 3)
