@@ -373,11 +373,12 @@ class ControlServer:
         return port
 
     def stop(self, grace_s: float = 2.0) -> None:
-        """End open calls and release the port."""
+        """End open calls and release the port. Idempotent."""
         self._server.stop(grace_s).wait()
         self._pool.shutdown(wait=True)
         if self._owns_receipts:
             self.receipts.close()
+            self._owns_receipts = False
 
 
 class _TlsFiles:

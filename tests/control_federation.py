@@ -1,0 +1,125 @@
+"""A consortium, its coordinator's control service on loopback, and members, for tests of the service."""
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confide.errors import StateError
+from confide.identity.certificates import issue_certificate
+from confide.identity.consortium import Consortium
+from confide.identity.enrolment import accept_admission, make_request
+from confide.identity.keys import load_p256
+from confide.identity.member import LocalMember
+from confide.transport.control import ControlClient
+from confide_server.control import ControlServer
+from confide_server.runbook import RunEvent, RunSummary, Submission
+
+MODEL = bytes(range(256)) * 20000  # 5 chunks
+RUN_ID = "0123456789abcdef" * 2
+
+
+@dataclass
+class MemoryRunBook:
+    """A run book in memory with one run, whose events a test adds."""
+
+    submitted: list[Submission] = field(default_factory=list)
+    happened: list[RunEvent] = field(default_factory=list)
+    stopped: list[tuple[str, str]] = field(default_factory=list)
+    status: str = "running"
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def submit(self, submission):
+        self.submitted.append(submission)
+        return RUN_ID
+
+    def runs(self):
+        return [RunSummary(RUN_ID, "example", self.status, 1, 3, "none", "über alles", 12.5)]
+
+    def add(self, kind, data):
+        with self.changed:
+            self.happened.append(RunEvent(len(self.happened) + 1, 1.5, kind, data))
+            self.changed.notify_all()
+
+    def events(self, run_id, after, timeout_s):
+        self._known(run_id)
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.happened) > after, timeout_s)
+            return self.happened[after:]
+
+    def stop(self, run_id, administrator):
+        self._known(run_id)
+        self.stopped.append((run_id, administrator))
+
+    def checkpoint(self, run_id, round):
+        self._known(run_id)
+        return {"run_id": run_id, "round": round or 3}, MODEL
+
+    def _known(self, run_id):
+        if run_id != RUN_ID:
+            raise StateError(f"there is no run {run_id}; `confide run list` shows those there are")
+
+
+@dataclass
+class Federation:
+    """A consortium, its coordinator's control service, and members' folders."""
+
+    folder: Path
+    consortium: Consortium
+    server: ControlServer
+    book: MemoryRunBook
+    coordinator: LocalMember
+    address: str
+    accepted: list[int]
+
+    def admit(self, name, role="node", *, publish=True):
+        folder = self.folder / name
+        admission = self.consortium.admit(make_request(folder, name, role))
+        member = accept_admission(folder, admission, time.time(), root=self.consortium.root.public.hex())
+        if publish:
+            self.coordinator.roster.accept(self.consortium.roster.signed)
+        return member
+
+    def client(self, member):
+        return ControlClient.of_member(member, self.address)
+
+    def raw(self, member, **changes):
+        """A client without the checks that `of_member` makes on its own side."""
+        given = {
+            "address": self.address,
+            "ca_certificate": self.consortium.roster.current.ca_certificate.encode(),
+            "private_key": member.tls_key_path.read_bytes(),
+            "certificate": member.tls_certificate_path.read_bytes(),
+            "root_public": member.root_public,
+            "roster": member.roster,
+        }
+        return ControlClient(**(given | changes))
+
+    def certify(self, member, **options):
+        """A certificate over the member's own TLS key that says something else."""
+        authority, key = self.consortium.roster.current.ca_certificate, load_p256(self.consortium.folder / "ca.key")
+        said = {"name": member.name, "role": member.membership.role.value, "now": time.time()} | options
+        return issue_certificate(authority, key, load_p256(member.tls_key_path).public_key(), **said).encode()
+
+
+@contextlib.contextmanager
+def running_federation(tmp_path):
+    """A consortium with one coordinator, whose control service runs on loopback."""
+    consortium = Consortium.create(tmp_path / "root", "example")
+    folder = tmp_path / "coordinator"
+    admission = consortium.admit(make_request(folder, "coordinator", "coordinator", ["127.0.0.1"]))
+    coordinator, book, accepted = accept_admission(folder, admission, time.time()), MemoryRunBook(), []
+    server = ControlServer(
+        member=coordinator,
+        runbook=book,
+        folder=tmp_path / "state",
+        address="127.0.0.1:0",
+        on_roster=lambda roster: accepted.append(roster.version),
+        max_model_bytes=len(MODEL),
+    )
+    address = f"127.0.0.1:{server.start()}"
+    try:
+        yield Federation(tmp_path, consortium, server, book, coordinator, address, accepted)
+    finally:
+        server.stop()
