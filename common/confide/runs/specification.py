@@ -65,6 +65,8 @@ class Method(_Frozen):
     """Tokens. A longer text is cut (or packed, in pre-training)."""
     labels: tuple[str, ...] = ()
     """Classification: the label set, in order."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Classification: "balanced" weighs rare classes more, by each node's own counts. Not under privacy."""
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
     """masked_lm (Devlin et al. 2019)."""
     temperature: Positive = 0.05
@@ -217,6 +219,8 @@ class Specification(_Frozen):
             raise ValueError("example counts are private; under privacy weights must be uniform")
         if self.method.name == "in_context" and self.training.local_steps != 0:
             raise ValueError("in_context trains nothing: training.local_steps must be 0")
+        if self.privacy.unit != "none" and self.method.class_weights != "none":
+            raise ValueError('method.class_weights come from counts of classes, which are private; use "none"')
         if self.method.name == "classification" and len(self.method.labels) < 2:
             raise ValueError("classification needs method.labels with at least two labels")
         if self.federation.nodes and len(self.federation.nodes) < self.federation.min_cohort:
