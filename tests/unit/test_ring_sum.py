@@ -1,0 +1,164 @@
+"""The ring: masks that cancel leave exactly the sum of the integers, whatever the sizes and whoever drops out."""
+
+import hashlib
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from confide.codec.layout import VectorLayout
+from confide.codec.seal_vector import RunningSum, encode_upload
+from confide.errors import StateError, UpdateError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+# Sizes around each boundary: groups of 1024, tiles of 64 columns, and the odd stride above them.
+SIZES = st.one_of(
+    st.sampled_from([0, 1, 1023, 1024, 1025, 65_535, 65_536, 65_537, 66_560, 66_561, 131_073]),
+    st.integers(0, 140_000),
+)
+
+
+def seed_of(*names: int) -> bytes:
+    return hashlib.sha256(repr(names).encode()).digest()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    parameters=SIZES,
+    bits=st.sampled_from([4, 8, 12, 16]),
+    members=st.integers(2, 6),
+    scalars=st.lists(st.one_of(st.integers(0, 2**32 - 1), st.just(2**32 - 1)), max_size=5),
+    noise_bits=st.integers(0, 2),
+    data=st.data(),
+)
+def test_random_vectors_with_random_dropouts_always_sum_exactly(
+    parameters: int, bits: int, members: int, scalars: list[int], noise_bits: int, data: st.DataObject
+) -> None:
+    layout = VectorLayout(
+        parameters=parameters, scalars=len(scalars), bits=bits, members=members, clip=1.0,
+        rotation_seed=seed_of(parameters), noise_bits=noise_bits,
+    )  # fmt: skip
+    alive = sorted(data.draw(st.sets(st.integers(0, members - 1), min_size=1)))
+    masked, plain = RunningSum(layout), RunningSum(layout)
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "upload"
+        for i in alive:
+            update = np.random.default_rng(i).standard_normal(parameters).astype(np.float32)
+            masks = [(seed_of(min(i, j), max(i, j)), 1 if i < j else -1) for j in range(members) if j != i]
+            masks.append((seed_of(i), 1))
+            for total, used in ((masked, masks), (plain, [])):
+                digest = encode_upload(update, scalars, layout, rounding_key=seed_of(i, 9), masks=used, out=out)
+                total.add(out, digest)
+    for i in alive:
+        masked.remove_mask(seed_of(i), 1)
+    for i, j in itertools.product(alive, set(range(members)) - set(alive)):
+        masked.remove_mask(seed_of(min(i, j), max(i, j)), 1 if i < j else -1)
+    vector, sums = masked.open(len(alive))
+    expected, expected_sums = plain.open(len(alive))
+    assert vector.tobytes() == expected.tobytes()
+    assert sums == expected_sums == [len(alive) * value for value in scalars]
+
+
+def two_uploads(folder: Path, layout: VectorLayout) -> list[tuple[Path, bytes]]:
+    made = []
+    for i in range(2):
+        update = np.full(layout.parameters, i + 1, dtype=np.float32)
+        out = folder / f"upload-{i}"
+        digest = encode_upload(
+            update, [i] * layout.scalars, layout, rounding_key=seed_of(i), masks=[(seed_of(7), 1 - 2 * i)], out=out
+        )
+        made.append((out, digest))
+    return made
+
+
+def layout(parameters: int = 70_000, scalars: int = 2) -> VectorLayout:
+    return VectorLayout(parameters=parameters, scalars=scalars, bits=8, members=4, clip=1.0, rotation_seed=bytes(32))
+
+
+def test_a_sum_kept_in_a_file_is_the_same_and_private(tmp_path: Path) -> None:
+    in_memory, on_disk = RunningSum(layout()), RunningSum(layout(), tmp_path / "sum")
+    for upload, digest in two_uploads(tmp_path, layout()):
+        in_memory.add(upload, digest)
+        on_disk.add(upload, digest)
+    assert (tmp_path / "sum").stat().st_mode & 0o777 == 0o600
+    assert on_disk.open(2)[0].tobytes() == in_memory.open(2)[0].tobytes()
+
+
+@pytest.mark.parametrize("damage", ["other digest", "one bit", "short", "long", "empty"])
+def test_a_damaged_upload_is_refused_and_the_sum_is_as_before(tmp_path: Path, damage: str) -> None:
+    total, uploads = RunningSum(layout()), two_uploads(tmp_path, layout())
+    total.add(*uploads[0])
+    bad, digest = tmp_path / "bad", uploads[1][1]
+    data = bytearray(uploads[1][0].read_bytes())
+    if damage == "other digest":
+        digest = bytes(32)
+    elif damage == "one bit":
+        data[len(data) // 2] ^= 1
+    else:
+        data = {"short": data[:-1], "long": data + b"x", "empty": bytearray()}[damage]
+    bad.write_bytes(data)
+    with pytest.raises(UpdateError, match="upload bad has"):
+        total.add(bad, digest)
+    total.add(*uploads[1])
+    untouched = RunningSum(layout())
+    for upload in uploads:
+        untouched.add(*upload)
+    assert total.open(2)[0].tobytes() == untouched.open(2)[0].tobytes()
+
+
+def test_an_upload_that_changes_while_it_is_refused_stops_the_slot(tmp_path: Path) -> None:
+    [(upload, _), *_] = two_uploads(tmp_path, layout())
+    total = RunningSum(layout())
+    again = total._accumulate
+
+    def changing(path: Path) -> bytes:
+        digest = again(path)
+        path.write_bytes(bytes(path.stat().st_size))
+        return digest
+
+    total._accumulate = changing  # type: ignore[method-assign]
+    with pytest.raises(StateError, match="changed while"):
+        total.add(upload, bytes(32))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(data=st.binary(max_size=3000), digest=st.binary(max_size=40))
+def test_arbitrary_bytes_never_raise_anything_but_the_named_error(data: bytes, digest: bytes) -> None:
+    small = layout(parameters=10, scalars=1)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "upload"
+        for content in (data, (data * small.wire_bytes + bytes(small.wire_bytes))[: small.wire_bytes]):
+            path.write_bytes(content)
+            with pytest.raises(UpdateError):
+                RunningSum(small).add(path, digest)
+
+
+def test_a_sum_with_a_mask_left_does_not_open(tmp_path: Path) -> None:
+    total = RunningSum(layout())
+    total.add(*two_uploads(tmp_path, layout())[0])
+    with pytest.raises(UpdateError, match="masks are left"):
+        total.open(1)
+    total.remove_mask(seed_of(7), 1)
+    assert total.open(1)[1] == [0, 0]
+
+
+@pytest.mark.parametrize("contributors", [0, 5])
+def test_the_number_of_contributors_is_checked(contributors: int) -> None:
+    with pytest.raises(UpdateError, match="allows 1 to 4"):
+        RunningSum(layout()).open(contributors)
+
+
+def test_the_largest_scalars_of_the_most_members_sum_exactly(tmp_path: Path) -> None:
+    for bits, members in itertools.product((4, 8, 12, 16), (1, 2, 100)):
+        made = VectorLayout(parameters=0, scalars=3, bits=bits, members=members, clip=1.0, rotation_seed=bytes(32))
+        top, out, total = 2**32 - 1, tmp_path / "u", RunningSum(made)
+        digest = encode_upload(
+            np.empty(0, dtype=np.float32), [top, 0, 1], made, rounding_key=seed_of(1), masks=[], out=out
+        )
+        for _ in range(members):
+            total.add(out, digest)
+        vector, sums = total.open(members)
+        assert vector.shape == (0,)
+        assert sums == [top * members, 0, members]
