@@ -18,9 +18,14 @@ from rich.table import Table
 SEALING_NONE = "[bold red]none: the coordinator sees each update[/bold red]"
 
 
+def plain(text: str) -> str:
+    """Text that came from elsewhere, made harmless for a terminal: no markup, no control characters."""
+    return escape("".join(character if character.isprintable() else "?" for character in text))
+
+
 def sealing_markup(kind: str) -> str:
     """The kind for a table; "none" is red wherever it appears."""
-    return SEALING_NONE if kind == "none" else f"[green]{escape(kind)}[/green]"
+    return SEALING_NONE if kind == "none" else f"[green]{plain(kind)}[/green]"
 
 
 @dataclass
@@ -57,17 +62,17 @@ class RunView:
     def table(self) -> Table:
         """Rounds so far, with the losses that nodes reported on average."""
         names = sorted({name for row in self._rows.values() for name in row.metrics})
-        title = f"{escape(self.name or self.run_id[:8])}: {self.status}"
+        title = f"{plain(self.name or self.run_id[:8])}: {self.status}"
         if self.sealing:
             title += f"  sealing {sealing_markup(self.sealing)}"
-        table = Table("round", "contributors", *names, "seconds", "dropped", title=title, caption=escape(self.detail))
+        table = Table("round", "contributors", *names, "seconds", "dropped", title=title, caption=plain(self.detail))
         for number in sorted(set(self._rows) | set(self._dropped)):
             row = self._rows.get(number)
             reasons = "; ".join(f"{node}: {why}" for node, why in sorted(self._dropped.get(number, {}).items()))
             cells = [f"{row.metrics[name]:.4f}" if row and name in row.metrics else "" for name in names]
             who = f"{len(row.contributors)} of {len(self.nodes) or '?'}" if row else "open"
             seconds = f"{row.seconds:.1f}" if row else ""
-            table.add_row(str(number), who, *cells, seconds, f"[yellow]{escape(reasons)}[/yellow]" if reasons else "")
+            table.add_row(str(number), who, *cells, seconds, f"[yellow]{plain(reasons)}[/yellow]" if reasons else "")
         return table
 
     def _on_offer_answered(self, data: Mapping[str, Any]) -> str:

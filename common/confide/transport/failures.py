@@ -42,7 +42,11 @@ def message_of(error: ConfideError) -> str:
 
 
 def revive(code: str, message: str) -> ConfideError:
-    """The error that the other side raised. An unknown code becomes a TransportError that says it."""
+    """The error that the other side raised. An unknown code becomes a TransportError that says it.
+
+    Control characters are dropped: the text ends up on a terminal.
+    """
+    code, message = ("".join(one for one in text if one.isprintable() or one == "\n") for text in (code, message))
     if code in FailureName.__members__:
         return ProtocolFailure(FailureName(code), message)
     kind = _KINDS.get(code)

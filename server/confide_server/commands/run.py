@@ -4,7 +4,6 @@ confide run submit spec.toml --admin admin --model-folder models/smollm2 --watch
 confide run export adapter --admin admin --model-folder models/smollm2
 """
 
-import importlib
 import json
 import time
 from pathlib import Path
@@ -20,10 +19,9 @@ from confide.runs.specification import Specification, parse_toml
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
-from confide_server.run_view import RunView, sealing_markup
+from confide_server.run_view import RunView, plain, sealing_markup
 
 app = typer.Typer(no_args_is_help=True, help="Runs: plan, submit, watch, stop, export.")
 console = Console()
@@ -70,10 +68,14 @@ def accept(
 def plan(
     specification: Path,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many organizations are expected.")] = 4,
+    model_folder: Annotated[
+        Path | None, typer.Option("--model-folder", help="The base model: traffic, memory and time depend on it.")
+    ] = None,
 ) -> None:
     """Say in words and numbers what a run will do, and what it protects."""
-    renderer = importlib.import_module("confide.runs.plan")
-    typer.echo(renderer.render(_specification(specification), nodes=nodes))
+    from confide.runs.plan import render
+
+    typer.echo(render(_specification(specification), nodes=nodes, base=model_folder))
 
 
 @app.command()
@@ -108,7 +110,7 @@ def list_runs(admin: Admin, coordinator: Coordinator = "", as_json: AsJson = Fal
     table = Table("run", "name", "status", "round", "sealing", "detail")
     for run in runs:
         progress = f"{run.round}/{run.rounds}"
-        cells = (run.run_id, escape(run.name), run.status, progress, sealing_markup(run.sealing), escape(run.detail))
+        cells = (run.run_id, plain(run.name), run.status, progress, sealing_markup(run.sealing), plain(run.detail))
         table.add_row(*cells)
     console.print(table)
 
@@ -224,7 +226,7 @@ def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
             elif isinstance(screen, Live):
                 screen.update(view.table(), refresh=True)
             else:
-                console.print(escape(line), soft_wrap=True)
+                console.print(plain(line), soft_wrap=True)
     if not as_json and not live:
         console.print(view.table())
     if view.status == "failed":
