@@ -128,11 +128,14 @@ class FleetSession:
         if node_id is None or not self.alive:
             raise TransportError(f"{node} cannot be reached: it is not in the roster, or the Flower run lapsed")
         message, tree, objects = self._build(node_id, instruction, payload)
-        session_id = self._state.start_session(self.run_id)
-        for object_id in self._state.preregister_object_tree(tree, session_id):
-            content = objects[object_id].deflate()
-            if not self._state.store_object(self.run_id, session_id, object_id, content):
-                raise StateError(f"an object of {len(content)} bytes cannot be stored for {node}. Is the disk full?")
+        store = self._state.object_store
+        for object_id in store.preregister(self.run_id, tree):
+            try:
+                store.put(object_id, objects[object_id].deflate())
+            except OSError as error:
+                raise StateError(
+                    f"an instruction for {node} cannot be stored: {error.strerror}. Free space."
+                ) from error
         message_id = message.metadata.message_id
         readable = {part.object_id for part in iterate_object_tree(tree)}
         self._board.post(message_id, node_id, readable, self._reply_limit_bytes)
