@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ def _verified(path: Path, data: bytes) -> tuple[list[dict[str, Any]], str, int]:
         bodies.append(body)
         head, good = stated, good + len(line) + 1
     return bodies, head, good
+
+
+def heads(bodies: Iterable[dict[str, Any]]) -> list[str]:
+    """The head after 0, 1, 2, ... of the bodies, for checking what somebody remembers: heads(bodies)[length]."""
+    result = [GENESIS]
+    for body in bodies:
+        result.append(_chain(result[-1], body))
+    return result
 
 
 class Journal:
