@@ -127,3 +127,18 @@ def refactor(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     largest = new_a.gather(1, new_a.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
     return (new_a * sign).to(a.dtype).contiguous(), (new_b * sign.T).to(b.dtype).contiguous()
+
+
+def rank_mask(name: str, shape: tuple[int, ...], rank: int) -> torch.Tensor:
+    """Bool of `shape`: which entries of a LoRA matrix a node of smaller rank trains; the rest is zero-padding.
+
+    A node that trains the first `rank` columns of B (rows of A, both of a core) still shares every fixed matrix with
+    the others, so that under ffa, rolora, fedsvd and fedsb sums over mixed ranks stay exact.
+    """
+    mask = torch.ones(shape, dtype=torch.bool)
+    kind = name.rsplit(".", 1)[-1]
+    if kind in {"lora_A", "lora_core"}:
+        mask[rank:] = False
+    if kind in {"lora_B", "lora_core"}:
+        mask[:, rank:] = False
+    return mask
