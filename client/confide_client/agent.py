@@ -22,6 +22,7 @@ from flwr.app import Context, RecordDict
 from confide_client.app import make_app
 from confide_client.audit import Audit
 from confide_client.fleet import FleetLink, FleetSettings, RunOver
+from confide_client.roster_watch import RosterWatch
 from confide_client.runs import Node
 from confide_client.runtime import NodeRuntime
 from confide_client.state import StateFolder
@@ -110,14 +111,18 @@ class Agent:
         )
         self._audit.note("agent started", coordinator=settings.coordinator)
         reason = "error"
+        rosters = RosterWatch(self._member, proxy=self._state.settings.proxy)
         try:
             with stoppable():
+                rosters.start()
                 self._serve_forever(settings)
         except Stopped as stopped:
             reason = str(stopped)
         finally:
+            rosters.stop()
             self._audit.note("agent stopped", reason=reason)
             self._note(connected=False, running=False)
+            self._runtime.close()
             self._audit.close()
 
     def _serve_forever(self, settings: FleetSettings) -> None:
@@ -149,7 +154,6 @@ class Agent:
                 log.info("dropped: %s", over)
                 continue
             polled_s = time.monotonic() - began
-            self._runtime.warm_up()
             time.sleep(pace.pause_s(polled_s, self._runtime.open_runs))
 
     def _connected(self, coordinator: str) -> None:

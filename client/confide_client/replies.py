@@ -122,27 +122,31 @@ class ReplyStore:
             raise TransportError(
                 f"instruction {sequence} of this run came before with other content; a sequence number is used once"
             )
-        signed = (self._folder / f"{sequence}.reply").read_bytes()
         upload = note.get("upload")
-        if upload is None:
-            return signed, None
-        path = Path(upload)
-        if not path.is_file():
+        if upload is not None and not Path(upload).is_file():
             raise StateError("the upload of this slot is no longer held; the slot has ended")
-        return signed, path
+        try:
+            signed = (self._folder / f"{sequence}.reply").read_bytes()
+        except OSError as error:
+            raise StateError(f"the reply to instruction {sequence} is no longer held: {error.strerror}") from error
+        return signed, None if upload is None else Path(upload)
 
-    def keep(self, instruction: bytes, sequence: int, signed: bytes, upload: Path | None) -> None:
-        """Durable before it returns."""
+    def keep(self, instruction: bytes, sequence: int, signed: bytes, upload: Path | None, *, slot: int) -> None:
+        """Durable before it returns. slot: the one that was open; its end erases the reply."""
         private_folder(self._folder)
         write_atomic(self._folder / f"{sequence}.reply", signed)
         note = {
             "instruction_sha256": hashlib.sha256(instruction).hexdigest(),
             "upload": None if upload is None else str(upload),
+            "slot": slot,
         }
         write_atomic(self._folder / f"{sequence}.json", canonical.encode(note))
 
-    def erase(self) -> None:
-        """The slot has ended."""
-        if self._folder.is_dir():
-            for path in self._folder.iterdir():
-                path.unlink(missing_ok=True)
+    def erase(self, slot: int | None = None) -> None:
+        """The slot has ended, or with None the run: replies of later slots stay."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.glob("*.json"):
+            if slot is None or read_json(path).get("slot", 0) <= slot:
+                path.unlink()
+                path.with_suffix(".reply").unlink(missing_ok=True)

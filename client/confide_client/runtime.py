@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from confide_client import approvals
 from confide_client.offers import VerifiedOffer, parse_offer, verify_offer
+from confide_client.records import Record
 from confide_client.replies import (
     Outgoing,
     ReplyStore,
@@ -24,7 +25,7 @@ from confide_client.replies import (
     public_text,
     signed_reply,
 )
-from confide_client.runs import Node, Record, Run
+from confide_client.runs import Node, Run
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,11 @@ class NodeRuntime:
         """How many accepted runs have not ended: while there are some, the agent polls quickly."""
         return len(self._runs)
 
-    def warm_up(self) -> None:
-        """Load the base model of a run that was accepted, while there is nothing else to do."""
-        for run_id, run in self._runs.items():
-            if not run.ready:
-                try:
-                    _ = run.trainer
-                except Exception as error:  # it is said again, to the coordinator, when training is asked for
-                    log.warning("run %s cannot train yet: %s", run_id[:8], error)
-                    self._runs.pop(run_id)
-                return
+    def close(self) -> None:
+        """Let go of every run's files; they go on from there after a restart."""
+        for run in self._runs.values():
+            run.close()
+        self._runs.clear()
 
     def answer(self, record: RecordDict) -> RecordDict:
         """A signed reply to one instruction. Never raises for what came."""
@@ -81,7 +77,8 @@ class NodeRuntime:
         sending = _payload(outcome)
         signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, outcome, sending)
         if keep and instruction.run_id in self._runs:
-            replies.keep(body, instruction.sequence, signed, outcome.upload if isinstance(outcome, Outgoing) else None)
+            upload = outcome.upload if isinstance(outcome, Outgoing) else None
+            replies.keep(body, instruction.sequence, signed, upload, slot=self._runs[instruction.run_id].slot)
         return self._send(instruction, signed, outcome, again=False, payload=sending)
 
     def _work(self, instruction: fleet_pb2.Instruction, payload: dict[str, bytes]) -> Outgoing:
@@ -105,14 +102,12 @@ class NodeRuntime:
         asked = {"run": run_id, "administrator": message.administrator[:64]}
         try:
             roster = node.member.roster.accept(message.roster, now=node.clock())
-            for run in self._runs.values():
-                run.update_roster()
             offer = verify_offer(message, node.member, roster)
             asked |= {"specification": offer.specification.digest, "name": offer.specification.name}
             self._check_unchanged(run_id, offer)
         except ConfideError as error:
             # Nothing of it is believed, so nothing of it is kept beside the audit log.
-            node.audit.note("offer refused", **asked, code=error.code, reason=str(error))
+            node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
             return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{error.code}: {error}"))
         return self._decide(run_id, offer, asked)
 
@@ -129,7 +124,8 @@ class NodeRuntime:
         node, folder = self._node, self._node.state.run(run_id)
         known = Record.load(folder)
         if known is not None and known.status == "accepted":
-            self._runs.setdefault(run_id, Run(node, run_id, offer))
+            if run_id not in self._runs:
+                self._open(run_id, offer)
             return fleet_pb2.OfferAnswer(accepted=True)
         offer.save(folder)
         record = Record(
@@ -149,7 +145,7 @@ class NodeRuntime:
         except ConfideError as error:
             record.status, record.reason = "refused", f"{error.code}: {error}"
             record.save(folder)
-            node.audit.note("offer refused", **asked, code=error.code, reason=str(error))
+            node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
             return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(record.reason))
         return self._settle(run_id, offer, record, decision, asked, new=known is None or known.status != "waiting")
 
@@ -181,8 +177,12 @@ class NodeRuntime:
         record.status = "accepted"
         record.save(folder)
         node.audit.note("offer accepted", **asked, by=by)
-        self._runs[run_id] = Run(node, run_id, offer)
+        self._open(run_id, offer)
         return fleet_pb2.OfferAnswer(accepted=True)
+
+    def _open(self, run_id: str, offer: VerifiedOffer) -> None:
+        self._runs[run_id] = Run(self._node, run_id, offer)
+        self._runs[run_id].warm_up()
 
     # --- the end
 

@@ -112,7 +112,7 @@ def _runs(runs: list[dict[str, Any]]) -> Table:
             run["run"][:8],
             str(run.get("name", "")),
             str(run.get("status", "")),
-            f"{run.get('round', 0)}/{run.get('rounds', 0)}",
+            f"{run.get('links', {}).get('round', 0)}/{run.get('rounds', 0)}",
             sealing,
             f"{run.get('bytes_sent', 0):,} bytes",
             str(run.get("reason", "")),
@@ -142,7 +142,8 @@ def show_seal_log(folder: Path, console: Console) -> None:
     """One row per slot of a run: what was reserved, sent, signed and revealed."""
     from confide.sealing.seal_log import rows
 
-    for path in sorted(folder.glob("member/**/seal*.log")) + sorted(folder.glob("member/**/seal*.jsonl")):
+    path = folder / "member" / "seal-log.jsonl"
+    if path.exists():
         table = Table("slot", "event", "what", title=f"run {folder.name[:8]}", title_justify="left")
         for row in rows(path):
             for event in ("reserved", "spent", "signed", "revealed", "ended"):

@@ -118,7 +118,7 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
         assert opened(reply.body, world.members["node-b"]).WhichOneof("outcome") == "body"
         session.end()
     record = json.loads((world.state("node-b").run(run.run_id) / "run.json").read_bytes())
-    assert (record["status"], record["round"], record["uploads"]) == ("ended", 1, 1)
+    assert (record["status"], record["links"]["round"], record["uploads"]) == ("ended", 1, 1)
     assert not list((world.state("node-b").run(run.run_id) / "replies").iterdir())
 
 

@@ -9,7 +9,11 @@ from confide_client.datasets import DataSets, describe
 from confide_client.readers import Format
 from confide_client.state import StateFolder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Register and check data sets. Nothing of them leaves this machine.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Register and check data sets.",
+)
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
 Name = Annotated[str, typer.Argument(help="the name by which runs ask for it")]

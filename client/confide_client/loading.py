@@ -1,0 +1,97 @@
+"""How a run's trainer comes to be. torch takes seconds to import: nothing here does so before it is asked to."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from confide.errors import StateError
+from confide.proto import fleet_pb2
+from confide.runs.specification import Specification
+from confide.sealing.roles import Contribution
+from numpy.typing import NDArray
+
+from confide_client.datasets import LocalData
+
+if TYPE_CHECKING:
+    from confide.codec.tensors import TensorSchema
+
+
+class Trainer(Protocol):
+    """Local training of one run, with its model loaded."""
+
+    schema: "TensorSchema"
+
+    def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
+        """Train or evaluate from `model`, float32 of shape (schema.size,)."""
+
+
+class MakeTrainer(Protocol):
+    """How a trainer comes to be: the simulation shares one loaded base among its virtual nodes."""
+
+    def __call__(
+        self, specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None
+    ) -> Trainer:
+        """Load the base model and get ready."""
+
+
+def local_trainer(specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None) -> Trainer:
+    """Training on this machine. Imported late: torch takes seconds, and `confide node status` needs none of it."""
+    from confide_client.training import LocalTrainer
+
+    return LocalTrainer(specification, base, node=node, folder=folder, threads=threads)
+
+
+def local_schema_size(specification: Specification, base: Path) -> int:
+    """Scalars of the flat update, from the model's configuration alone: small exchanges need not wait for weights."""
+    from confide.models.trainable import schema_of
+
+    return schema_of(specification, base).size
+
+
+class Loading:
+    """A trainer that gets ready in a thread, while small exchanges are answered.
+
+    One thread does all of it: transformers imports its parts when they are first touched, which two threads at once
+    cannot do.
+    """
+
+    def __init__(self, measure: Callable[[], int], make: Callable[[], Trainer]) -> None:
+        """measure: scalars of the flat update; done first."""
+        self._measure, self._make = measure, make
+        self._measured = threading.Event()
+        self._size: int | None = None
+        self._trainer: Trainer | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
+        self._thread.start()
+
+    def _load(self) -> None:
+        try:
+            self._size = self._measure()
+            self._measured.set()
+            self._trainer = self._make()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._measured.set()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without a trainer."""
+        return self._error is not None
+
+    def schema_size(self) -> int:
+        """Wait for the size; raises what measuring raised."""
+        self._measured.wait()
+        if self._size is None:
+            raise self._error or StateError("loading the base model was interrupted")
+        return self._size
+
+    def trainer(self) -> Trainer:
+        """Wait for the trainer; raises what loading raised."""
+        self._thread.join()
+        if self._trainer is None:
+            raise self._error or StateError("loading the base model was interrupted")
+        return self._trainer
