@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from confide.errors import ConfideError, DataError, SpecificationError, TrainingError
+from confide.errors import ConfideError, DataError, TrainingError
 from confide.methods import base as methods
 from confide.models import aggregation, seeds
 from confide.models.architecture import load_tokenizer
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from confide_client.training.loop import run_steps
 from confide_client.training.optimizers import OptimizerStates, make_optimizer
+from confide_client.training.private import PROTECTED, PrivateSteps
 
 _MOST_PASSES = 1000
 """Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
@@ -56,10 +57,6 @@ class LocalTrainer:
         device: str | None = None,
     ) -> None:
         """Load the base. folder: where local optimizer state is kept. device: default a GPU where there is one."""
-        if specification.privacy.unit in {"record", "user"}:
-            raise SpecificationError(
-                f'privacy.unit is "{specification.privacy.unit}": a plain local step must not run; it needs DP-SGD'
-            )
         if threads is not None:
             torch.set_num_threads(threads)
         self._specification = specification
@@ -73,27 +70,32 @@ class LocalTrainer:
         self._model: Any = model
         self._parameters = trainable_tensors(model)
         self._states = OptimizerStates(folder, self.schema)
+        self._private = (
+            PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
+        )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
         _set_up(self._model, specification)
 
     def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
         """Evaluate and train the received model, float32 of shape (schema.size,).
 
+        Under privacy no metric is reported: each would be a release of its own, without noise.
         Raises DataError, TrainingError or UpdateError; then nothing of this slot is sent.
         """
         specification = self._specification
         received = self.schema.unflatten(model)
         load_trainable(self._model, received)
         with _named_failures(specification):
-            metrics = self._evaluate(data)
+            metrics = {} if specification.privacy.unit != "none" else self._evaluate(data)
             if slot.evaluate_only or specification.training.local_steps == 0:
                 return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
-            metrics[Metric.TRAIN_LOSS] = self._train(data, slot)
+            loss = self._train(data, slot)
         update = self._trained() - model
         norm = float(np.linalg.norm(update.astype(np.float64)))
         if not np.isfinite(norm):
             raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
-        metrics[Metric.UPDATE_NORM] = norm
+        if specification.privacy.unit == "none" and loss is not None:
+            metrics |= {Metric.TRAIN_LOSS: loss, Metric.UPDATE_NORM: norm}
         return Contribution(update, self._weight(data), metrics)
 
     def _autocast(self) -> torch.autocast:
@@ -129,7 +131,7 @@ class LocalTrainer:
             raise TrainingError(f"the received model evaluates to NaN or infinity ({bad[0]}); it is not trained on")
         return metrics
 
-    def _train(self, data: LocalData, slot: fleet_pb2.SlotOpen) -> float:
+    def _shard(self, data: LocalData) -> Sequence[methods.Example]:
         training = self._specification.training
         examples = self._examples("train", data.train)
         if not examples:
@@ -139,6 +141,12 @@ class LocalTrainer:
                 f"training.local_steps x batch_size is {training.local_steps * training.batch_size} records a round, "
                 f"more than {_MOST_PASSES} passes over this node's shard; lower local_steps"
             )
+        return examples
+
+    def _train(self, data: LocalData, slot: fleet_pb2.SlotOpen) -> float | None:
+        """The mean loss of the steps; None where it may not be measured (privacy.unit record or user)."""
+        training = self._specification.training
+        examples = self._shard(data) if self._private is None else []
         active = {
             name: parameter
             for name, parameter in self._parameters.items()
@@ -152,10 +160,14 @@ class LocalTrainer:
         seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
         torch.manual_seed(seed)
         self._model.train()
+        loss: float | None = None
         try:
-            loss = run_steps(
-                self._specification, self._model, self._method, active, optimizer, examples, self._node, slot, seed
-            )
+            if self._private is not None:
+                self._private.run(data.train, active, optimizer, slot)
+            else:
+                loss = run_steps(
+                    self._specification, self._model, self._method, active, optimizer, examples, self._node, slot, seed
+                )
         finally:
             for parameter in self._parameters.values():
                 parameter.grad = None

@@ -1,0 +1,136 @@
+"""The local step under record- or user-level privacy: DP-SGD over Poisson samples of the node's units.
+
+The batch size is the specification's; how many units there are, the sampling rate and the noise are this node's own and
+never leave it. Nothing is measured on the way: a training loss or an evaluation would be one more release.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from confide.errors import DataError, SpecificationError, TrainingError
+from confide.methods.base import Method, Record
+from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, private_gradients
+from confide.privacy.families import check_trainable
+from confide.privacy.per_sample import PerSampleGradients
+from confide.privacy.plan import UnitPlan, check_user_key, unit_plan
+from confide.privacy.randomness import SecureRandom
+from confide.proto import fleet_pb2
+from confide.runs.specification import Specification
+
+from confide_client.training.optimizers import learning_rate
+
+PROTECTED = frozenset({"record", "user"})
+"""Units of privacy for which the node's own step adds the noise."""
+
+
+def units_of(specification: Specification, method: Method, records: Sequence[Record | None]) -> list[Unit]:
+    """What privacy protects, each as its training examples: one record, or all records of one user.
+
+    None stands for a record that was left out but is still counted (a canary of an audit that lost its coin toss).
+    A long text of which a method makes several examples stays one unit. Raises DataError for a malformed record, when
+    nothing at all can be learned, or when records lack the user key.
+    """
+    kept = [record for record in records if record is not None]
+    if not kept or not method.prepare(kept):
+        raise DataError("this node's shard is empty: there is nothing to train on")
+    check_user_key(kept, specification)
+    examples = [_examples(method, record) for record in records]
+    key = specification.privacy.user_key
+    if specification.privacy.unit == "record" or key is None:
+        return list(examples)
+    users: dict[Any, list[Any]] = {}
+    for number, (record, made) in enumerate(zip(records, examples, strict=True)):
+        user = ("left out", number) if record is None else ("user", record[key])
+        users.setdefault(user, []).extend(made)
+    return list(users.values())
+
+
+def _examples(method: Method, record: Record | None) -> list[Any]:
+    if record is None:
+        return []
+    try:
+        return list(method.prepare([record]))
+    except DataError:
+        # All records together were well-formed: nothing can be learned from this one alone. It is still a unit.
+        return []
+
+
+def mechanism_of(plan: UnitPlan) -> ClippedGaussian:
+    """Every step of the run as planned, and as the node's ledger charges it.
+
+    The specified batch is q * N for every node with at least that many units, and a constant for all.
+    """
+    return ClippedGaussian(
+        clip=plan.clip, noise_multiplier=plan.noise_multiplier, expected_batch=float(plan.batch_size)
+    )
+
+
+class PrivateSteps:
+    """The steps of one run on one node, with its units and its noise fixed."""
+
+    def __init__(self, specification: Specification, model: Any, method: Method) -> None:
+        """Raises ModelError or SpecificationError for what cannot be trained privately."""
+        training = specification.training
+        if training.compile:
+            raise SpecificationError(
+                "training.compile is on; gradients of single records are not taken from a compiled model. Switch it off"
+            )
+        if training.gradient_checkpointing:
+            raise SpecificationError(
+                "training.gradient_checkpointing is on; it breaks gradients of single records without an error. "
+                "Switch it off and lower training.micro_batch_size"
+            )
+        check_trainable(model)
+        self._specification, self._model, self._method = specification, model, method
+        self._loss = RecordLoss(model, method, autocast=training.autocast)
+        self._random = SecureRandom()
+        self._prepared: tuple[Sequence[Record | None], list[Unit]] | None = None
+        self._plans: dict[int, UnitPlan] = {}
+
+    def units(self, records: Sequence[Record | None]) -> list[Unit]:
+        """Encoded once for as long as the node hands out the same records."""
+        if self._prepared is None or self._prepared[0] is not records:
+            self._prepared = (records, units_of(self._specification, self._method, records))
+        return self._prepared[1]
+
+    def plan(self, units: int) -> UnitPlan:
+        """The noise of the whole run for this many units: calculated once, the same in every slot."""
+        if units not in self._plans:
+            self._plans[units] = unit_plan(self._specification, units)
+        return self._plans[units]
+
+    def run(
+        self,
+        records: Sequence[Record | None],
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        slot: fleet_pb2.SlotOpen,
+    ) -> None:
+        """All local steps of a slot, in place. Nothing about the data is returned, logged or raised."""
+        specification, training = self._specification, self._specification.training
+        units = self.units(records)
+        plan = self.plan(len(units))
+        mechanism = mechanism_of(plan)
+        with PerSampleGradients(self._model) as per_sample:
+            if {id(p) for p in per_sample.parameters} != {id(p) for p in parameters.values()}:
+                raise TrainingError("the model trains parameters that the run does not name; nothing was trained")
+            for step in range(training.local_steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(specification, (slot.round - 1) * training.local_steps + step)
+                batch = [units[index] for index in self._random.poisson_sample(len(units), plan.sampling_rate)]
+                private_gradients(
+                    per_sample,
+                    _by_length(self._method, batch),
+                    loss=self._loss,
+                    mechanism=mechanism,
+                    micro_batch_size=training.micro_batch_size,
+                    random=self._random,
+                )
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+
+def _by_length(method: Method, batch: list[Unit]) -> list[Unit]:
+    """Units of similar length next to each other: less padding in a micro-batch. The sum does not depend on order."""
+    return sorted(batch, key=lambda unit: max((method.length(example) for example in unit), default=0))
