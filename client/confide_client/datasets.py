@@ -170,7 +170,9 @@ class DataSets:
     def load(self, name: str) -> LocalData:
         """Training and evaluation records of a registered data set. Raises DataError without naming its path."""
         entry = self._unchanged(name)
-        cache = private_folder(self._cache(entry))
+        cache = self._cache(entry)
+        for folder in (cache.parent.parent, cache.parent, cache):
+            private_folder(folder)
         rows = read_records(Path(entry.path), entry.format, cache)
         if len(rows) != entry.records:
             raise DataError(f"data set {name!r} has {len(rows)} records; {entry.records} were registered")

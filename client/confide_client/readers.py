@@ -111,9 +111,15 @@ def read_records(path: Path, format: Format, cache: Path) -> Any:
     """
     import datasets
 
-    options: dict[str, Any] = {"keep_default_na": False, "dtype": str} if format == "csv" else {}
     datasets.disable_progress_bars()
     try:
+        options: dict[str, Any] = {}
+        if format == "csv":
+            # A cell is text: "007" stays "007", and "NA" is not a missing value.
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                columns = next(csv.reader(file))
+            text = datasets.Features({column: datasets.Value("string") for column in columns})
+            options = {"features": text, "na_filter": False}
         return datasets.load_dataset(
             _BUILDERS[format],
             data_files={"train": str(path)},

@@ -1,0 +1,167 @@
+"""The policy denies by default; each refusal names value, bound and remedy, and tells nothing about what is here."""
+
+import contextlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confide.errors import PolicyRefusal
+from confide_client.policy import TEMPLATE, Policy, load_policy, parse_policy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training_specs import specification
+
+ROOT = bytes(range(32))
+ALLOWING: dict[str, Any] = {
+    "version": 1,
+    "consortium_root": ROOT.hex(),
+    "methods": ("sft",),
+    "models": ("0" * 64,),
+    "data_sets": ("shard",),
+    "min_cohort": 3,
+    "max_rounds": 5,
+    "max_local_steps": 10,
+    "training_hours": ("00:00-24:00",),
+    "sealing": "optional",
+    "privacy_units": ("none", "record"),
+}
+
+
+def policy(**changes: Any) -> Policy:
+    return Policy(**{**ALLOWING, **changes})
+
+
+def test_what_is_allowed_passes() -> None:
+    policy().check_root(ROOT, demo=False)
+    policy().check(specification(), group="shard")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ()}, r"method 'sft' is not allowed .* add it to methods"),
+        ({"models": ("1" * 64,)}, "base model '000000"),
+        ({"data_sets": ("other",)}, "data set 'shard'"),
+        ({"min_cohort": 4}, r"federation.min_cohort is 3; the policy allows 4 or more"),
+        ({"max_rounds": 1}, r"federation.rounds is 2; the policy allows at most 1"),
+        ({"max_local_steps": 2}, r"training.local_steps is 3; the policy allows at most 2"),
+        ({"max_attempts": 1}, r"sealing.max_attempts is 2"),
+        ({"sealing": "required"}, "sealing.kind is none"),
+        ({"privacy_units": ("record",)}, "privacy.unit is 'none'; the policy allows record"),
+        ({"privacy_units": ()}, "allows none"),
+    ],
+)
+def test_each_bound_refuses(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(PolicyRefusal, match=said):
+        policy(**changes).check(specification(), group="shard")
+
+
+def test_a_refusal_does_not_list_what_else_is_here() -> None:
+    with pytest.raises(PolicyRefusal) as refusal:
+        policy(data_sets=("oncology-notes",)).check(specification(), group="shard")
+    assert "oncology" not in str(refusal.value)
+
+
+def test_fewer_named_nodes_than_the_cohort_are_refused() -> None:
+    named = specification(federation={"nodes": ["a", "b", "c"], "min_cohort": 3})
+    policy().check(named, group="shard")
+    with pytest.raises(PolicyRefusal, match="number of named nodes is 3"):
+        policy(min_cohort=4).check(
+            specification(federation={"nodes": ["a", "b", "c"], "min_cohort": 3}).model_copy(
+                update={"federation": named.federation.model_copy(update={"min_cohort": 4})}
+            ),
+            group="shard",
+        )
+
+
+def test_colluding_zero_needs_a_waiver() -> None:
+    sealed = specification(sealing={"kind": "sealed", "colluding": 0}, federation={"clip_norm": 1.0})
+    with pytest.raises(PolicyRefusal, match="colluding is 0"):
+        policy().check(sealed, group="shard")
+    policy(waive_colluding=True).check(sealed, group="shard")
+
+
+def test_privacy_needs_a_budget_of_its_group() -> None:
+    private = specification(privacy={"unit": "record", "epsilon": 3.0, "delta": 1e-6, "clip": 1.0})
+    with pytest.raises(PolicyRefusal, match="no budget"):
+        policy().check(private, group="shard")
+    low = policy(budgets={"shard": {"epsilon": 2.0, "delta": 1e-5}})
+    with pytest.raises(PolicyRefusal, match=r"epsilon 3.0 and delta 1e-06 .* allows 2.0"):
+        low.check(private, group="shard")
+    policy(budgets={"shard": {"epsilon": 4.0, "delta": 1e-5}}).check(private, group="shard")
+
+
+def test_another_root_and_a_demo_root_are_refused() -> None:
+    with pytest.raises(PolicyRefusal, match="root key"):
+        policy().check_root(bytes(32), demo=False)
+    with pytest.raises(PolicyRefusal, match="demo"):
+        policy().check_root(ROOT, demo=True)
+    policy(allow_demo_root=True).check_root(ROOT, demo=True)
+    with pytest.raises(PolicyRefusal, match="obeys none"):
+        policy(consortium_root="").check_root(ROOT, demo=False)
+
+
+@pytest.mark.parametrize(
+    ("window", "moment", "inside"),
+    [
+        ("00:00-24:00", "2026-11-22 23:59", True),
+        ("09:00-17:00", "2026-11-22 17:00", False),
+        ("mon-fri 20:00-06:00", "2026-11-21 05:59", True),  # Saturday morning belongs to Friday's night
+        ("mon-fri 20:00-06:00", "2026-11-23 05:00", False),  # Monday morning belongs to Sunday's
+        ("mon-fri 20:00-06:00", "2026-11-20 20:00", True),
+        ("sat,sun 00:00-24:00", "2026-11-20 12:00", False),
+        ("fri-mon 08:00-09:00", "2026-11-22 08:30", True),
+    ],
+)
+def test_training_hours(window: str, moment: str, inside: bool) -> None:
+    now = datetime.fromisoformat(moment)
+    if inside:
+        policy(training_hours=(window,)).check_hours(now)
+    else:
+        with pytest.raises(PolicyRefusal, match="the policy trains"):
+            policy(training_hours=(window,)).check_hours(now)
+
+
+def test_no_hours_mean_never() -> None:
+    with pytest.raises(PolicyRefusal, match="trains none"):
+        policy(training_hours=()).check_hours(datetime(2026, 1, 1, 12))
+
+
+def test_the_template_denies_everything(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(TEMPLATE.format(root=ROOT.hex()))
+    with pytest.raises(PolicyRefusal):
+        load_policy(path).check(specification(), group="shard")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "version"),
+        ("version = 2", "version"),
+        ("version = 1\nmethod = ['sft']", "method"),
+        ("version = 1\nmin_cohort = 2.5", "min_cohort"),
+        ("version = 1\nconsortium_root = 'xyz'", "consortium_root"),
+        ("version = 1\ntraining_hours = ['9-5']", "window"),
+        ("version = 1\ntraining_hours = ['00:00-25:00']", "24:00"),
+        ("version = 1\ntraining_hours = ['funday 00:00-24:00']", "days"),
+        ("version = ", "not valid"),
+        ("version = 1\nat = 2026-01-01", "not valid"),
+    ],
+)
+def test_an_unclear_policy_allows_nothing(text: str, said: str) -> None:
+    with pytest.raises(PolicyRefusal, match=f"(?s)nothing is allowed.*{said}|{said}.*nothing is allowed"):
+        parse_policy(text)
+
+
+def test_a_missing_policy_allows_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PolicyRefusal, match=r"no policy\.toml"):
+        load_policy(tmp_path / "policy.toml")
+
+
+@given(st.text(max_size=200))
+def test_arbitrary_text_is_refused_or_parsed(text: str) -> None:
+    with contextlib.suppress(PolicyRefusal):
+        parse_policy(text)
