@@ -189,6 +189,19 @@ def test_a_request_must_prove_every_key_it_names(tmp_path):
         read_request(mine.replace(b"hospital-a", b"hospital-c"))
 
 
+def test_what_a_request_asks_for_cannot_be_changed_on_the_way(tmp_path):
+    request = make_request(tmp_path / "server", "coordinator", "coordinator", ["10.0.0.1"], now=NOW)
+    assert read_request(request).addresses == ("10.0.0.1",)
+    for changed in (
+        request.replace(b"10.0.0.1", b"10.0.0.2"),
+        request.replace(str(NOW).encode(), str(NOW + 1).encode()),
+        request.replace(b'"name":"coordinator"', b'"name":"coordinator-2"'),
+    ):
+        assert changed != request
+        with pytest.raises(IdentityError, match="'request' does not verify"):
+            read_request(changed)
+
+
 def test_a_csr_of_another_curve_is_refused(tmp_path):
     document = json.loads(make_request(tmp_path / "mine", "hospital-a", "node"))["document"]
     key = SigningKey.load(tmp_path / "mine" / "identity.key")
@@ -243,6 +256,34 @@ def test_an_acceptance_cut_short_is_completed_by_accepting_again(consortium, tmp
     with pytest.raises(IdentityError, match="accept the newest admission"):
         load_member(folder)
     assert accept_admission(folder, admission, NOW).claim == load_member(folder).claim
+
+
+def test_a_roster_that_overtook_the_admission_decides(consortium, tmp_path):
+    member = joined(consortium, tmp_path / "node", "hospital-a")
+    admission = consortium.renew(make_renewal(tmp_path / "node"), now=NOW)
+    newer = consortium.refresh(now=NOW)
+    member.roster.accept(consortium.roster.signed, now=NOW)
+    assert accept_admission(tmp_path / "node", admission, NOW).roster.current == newer
+    consortium.revoke("hospital-a", now=NOW)
+    member.roster.accept(consortium.roster.signed, now=NOW)
+    with pytest.raises(ProtocolFailure, match="REVOKED"):
+        accept_admission(tmp_path / "node", admission, NOW)
+
+
+def test_an_admission_whose_certificate_says_another_role_is_refused(consortium, tmp_path):
+    request = make_request(tmp_path / "node", "hospital-a", "node")
+    document = json.loads(consortium.admit(request, now=NOW))["document"]
+    forged = issued(
+        name="hospital-a",
+        role="administrator",
+        key=load_p256(tmp_path / "node" / "tls.key"),
+        authority=consortium.roster.current.ca_certificate,
+        authority_key=load_p256(consortium.folder / "ca.key"),
+    )
+    admission = sign_document(document | {"certificate": forged}, "admission", consortium.root)
+    with pytest.raises(IdentityError, match="certificate of a administrator"):
+        accept_admission(tmp_path / "node", admission, NOW)
+    assert not (tmp_path / "node" / "roster.json").exists()
 
 
 def test_nobody_renews_for_another(consortium, tmp_path):

@@ -168,18 +168,19 @@ def accept_admission(folder: Path, admission: bytes, now: float, *, root: str | 
     membership = parsed.membership
     if (roster.consortium, roster.demo) != (membership.consortium, membership.demo):
         raise IdentityError(f"the admission to {membership.consortium} carries the roster of {roster.consortium}")
+    store, signed = RosterStore(folder / "roster.json", bytes.fromhex(membership.root_public)), parsed.roster.encode()
+    if (folder / "roster.json").exists() and store.current.version > roster.version:
+        # One that came since the admission was made decides, revocations included.
+        roster, signed = store.current, store.signed
     member = roster.member(membership.name)
-    identity = SigningKey.load(folder / "identity.key")
-    if member.identity_key != identity.public.hex() or member.role != membership.role:
-        raise IdentityError(
-            f"the admission is for {member.name} ({member.role.value}) with the identity key "
-            f"{member.identity_key[:16]}, and {folder} has {identity.public.hex()[:16]}; is it the right folder?"
-        )
-    if member.fleet_key and member.fleet_key != spki(load_p256(folder / "fleet.key")).hex():
-        raise IdentityError(f"the admission names another fleet key than {folder / 'fleet.key'}; enrol again")
+    _check_own_keys(folder, member, membership)
     tls_key_path = _matching_tls_key(folder, member)
-    check_certificate(parsed.certificate, roster.ca_certificate, now, name=membership.name, key=load_p256(tls_key_path))
-    RosterStore(folder / "roster.json", bytes.fromhex(membership.root_public)).accept(parsed.roster.encode(), now=now)
+    claim = check_certificate(
+        parsed.certificate, roster.ca_certificate, now, name=membership.name, key=load_p256(tls_key_path)
+    )
+    if claim.role != membership.role:
+        raise IdentityError(f"the admission of a {membership.role.value} carries the certificate of a {claim.role}")
+    store.accept(signed, now=now)
     write_atomic(folder / "root.pub", membership.root_public.encode())
     write_atomic(folder / "ca.crt", roster.ca_certificate.encode())
     write_atomic(folder / "consortium.json", canonical.encode(membership.model_dump(mode="json")))
@@ -188,6 +189,17 @@ def accept_admission(folder: Path, admission: bytes, now: float, *, root: str | 
         tls_key_path.replace(folder / "tls.key")
     write_atomic(folder / "tls.crt", parsed.certificate.encode())
     return load_member(folder, now=now)
+
+
+def _check_own_keys(folder: Path, member: Member, membership: Membership) -> None:
+    identity = SigningKey.load(folder / "identity.key")
+    if member.identity_key != identity.public.hex() or member.role != membership.role:
+        raise IdentityError(
+            f"the admission is for {member.name} ({member.role.value}) with the identity key "
+            f"{member.identity_key[:16]}, and {folder} has {identity.public.hex()[:16]}; is it the right folder?"
+        )
+    if member.fleet_key and member.fleet_key != spki(load_p256(folder / "fleet.key")).hex():
+        raise IdentityError(f"the admission names another fleet key than {folder / 'fleet.key'}; enrol again")
 
 
 def _matching_tls_key(folder: Path, member: Member) -> Path:
