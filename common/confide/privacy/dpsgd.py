@@ -181,8 +181,9 @@ def private_gradients(
     batch: a Poisson sample of the units, of any size; an empty one still gives pure noise, or its emptiness would show.
 
     Guarantee: with batches drawn by Poisson sampling at rate q, one call is the Poisson-subsampled Gaussian mechanism
-    of noise multiplier `mechanism.noise_multiplier` under zero-out adjacency of one unit (its examples are replaced by none), against anyone who sees
-    all gradients, as far as `random` is unpredictable and its values are Gaussian (its docstring states the limits).
+    of noise multiplier `mechanism.noise_multiplier` under zero-out adjacency of one unit (its examples are replaced by
+    none), against anyone who sees all gradients, as far as `random` is unpredictable and its values are Gaussian (its
+    docstring states the limits).
     """
     sums = clipped_sum(per_sample, batch, loss=loss, clip=mechanism.clip, micro_batch_size=micro_batch_size)
     for parameter, total in zip(per_sample.parameters, sums, strict=True):
