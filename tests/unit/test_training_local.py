@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from confide.errors import ConfideError, DataError, TrainingError, UpdateError
+from confide.errors import ConfideError, DataError, SpecificationError, TrainingError, UpdateError
 from confide.methods.base import Record
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
@@ -290,6 +290,52 @@ def test_bad_models_are_refused(llama: Path, tmp_path: Path) -> None:
         local.contribute(model[:-1], Shard(), slot())
     with pytest.raises(TrainingError, match="received model evaluates to NaN"):
         local.contribute(np.full_like(model, math.nan), Shard(), slot())
+
+
+@pytest.mark.parametrize("scheme", ["ffa", "fedsb", "average"])
+def test_a_node_of_smaller_rank_trains_only_its_part(llama: Path, tmp_path: Path, scheme: str) -> None:
+    spec = specification(adapter={"aggregation": scheme}, training={"weight_decay": 0.5})
+    local = LocalTrainer(spec, llama, node="hospital-a", folder=tmp_path, threads=1, device="cpu", rank=2)
+    model = first_model(spec, llama, local) + np.float32(0.01)
+    for name, part in local.schema.unflatten(local.contribute(model, Shard(), slot()).update).items():
+        rows, columns = name.endswith(("lora_A", "lora_core")), name.endswith(("lora_B", "lora_core"))
+        assert not (rows and part[2:].any()) and not (columns and part[:, 2:].any())
+        assert part[:2, :2].any()
+    whole = LocalTrainer(spec, llama, node="hospital-a", folder=tmp_path, threads=1, device="cpu", rank=4)
+    assert np.array_equal(whole.contribute(model, Shard(), slot()).update, one(spec, llama, tmp_path, model))
+    with pytest.raises(SpecificationError, match="at least 1"):
+        LocalTrainer(spec, llama, node="hospital-a", folder=tmp_path, rank=0)
+
+
+def one(spec: Specification, base: Path, folder: Path, model: np.ndarray) -> np.ndarray:
+    return trainer(spec, base, folder).contribute(model, Shard(), slot()).update
+
+
+def test_fragments_carry_their_whole_way_since_they_were_last_exchanged(llama: Path, tmp_path: Path) -> None:
+    """One node, two fragments, outer SGD with lr 1: exchanging in turns must end where local training alone ends."""
+    spec = specification(
+        training={"optimizer": "sgd", "learning_rate": 0.1, "local_steps": 2}, federation={"fragments": 2, "rounds": 4}
+    )
+    plain = specification(
+        training={"optimizer": "sgd", "learning_rate": 0.1, "local_steps": 2}, federation={"fragments": 1, "rounds": 4}
+    )
+    streaming, whole = trainer(spec, llama, tmp_path / "s"), trainer(plain, llama, tmp_path / "w")
+    half = streaming.schema.size // 2
+    shared = alone = first_model(spec, llama, streaming)
+    for round in range(1, 5):
+        update = streaming.contribute(shared, Shard(), slot(round)).update
+        retried = trainer(spec, llama, tmp_path / "s").contribute(shared, Shard(), slot(round)).update
+        assert update.tobytes() == retried.tobytes()
+        frozen = slice(half, None) if round % 2 == 1 else slice(0, half)
+        assert not update[frozen].any() and update.any()
+        shared = shared + update
+        alone = alone + whole.contribute(alone, Shard(), slot(round)).update
+        moved = slice(0, half) if round % 2 == 1 else slice(half, None)
+        np.testing.assert_allclose(shared[moved], alone[moved], rtol=1e-4, atol=1e-6)
+    assert [path.name for path in sorted((tmp_path / "s").iterdir())] == ["values-000003.f32", "values-000004.f32"]
+    (tmp_path / "s" / "values-000004.f32").write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match="delete it"):
+        streaming.contribute(shared, Shard(), slot(5))
 
 
 @pytest.mark.parametrize(("make", "target"), [(tiny_gpt2, "c_attn"), (tiny_bert, "query")])

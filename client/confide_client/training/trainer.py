@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from confide.errors import ConfideError, DataError, TrainingError
+from confide.errors import ConfideError, DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.models import aggregation, seeds
 from confide.models.architecture import load_tokenizer
@@ -23,6 +23,7 @@ from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from numpy.typing import NDArray
 
+from confide_client.training.fragments import LocalValues
 from confide_client.training.loop import run_steps
 from confide_client.training.optimizers import OptimizerStates, make_optimizer
 from confide_client.training.private import PROTECTED, PrivateSteps
@@ -55,8 +56,13 @@ class LocalTrainer:
         folder: Path,
         threads: int | None = None,
         device: str | None = None,
+        rank: int | None = None,
     ) -> None:
-        """Load the base. folder: where local optimizer state is kept. device: default a GPU where there is one."""
+        """Load the base.
+
+        folder: where what stays on this node between rounds is kept. device: default a GPU where there is one.
+        rank: LoRA rank that this node trains where it can afford less than the run's; the rest of its update is zero.
+        """
         if threads is not None:
             torch.set_num_threads(threads)
         self._specification = specification
@@ -69,7 +75,9 @@ class LocalTrainer:
             model = build(specification, base, self._device)
         self._model: Any = model
         self._parameters = trainable_tensors(model)
+        self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
+        self._values = LocalValues(specification, self.schema, folder)
         self._private = (
             PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
         )
@@ -89,11 +97,14 @@ class LocalTrainer:
             metrics = {} if specification.privacy.unit != "none" else self._evaluate(data)
             if slot.evaluate_only or specification.training.local_steps == 0:
                 return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
+            load_trainable(self._model, self.schema.unflatten(self._values.start(model, slot.round)))
             loss = self._train(data, slot)
-        update = self._trained() - model
+        trained = self._trained()
+        update = self._values.exchanged(trained - model, slot.round)
         norm = float(np.linalg.norm(update.astype(np.float64)))
         if not np.isfinite(norm):
             raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
+        self._values.keep(trained, slot.round)
         if specification.privacy.unit == "none" and loss is not None:
             metrics |= {Metric.TRAIN_LOSS: loss, Metric.UPDATE_NORM: norm}
         return Contribution(update, self._weight(data), metrics)
@@ -160,6 +171,12 @@ class LocalTrainer:
         seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
         torch.manual_seed(seed)
         self._model.train()
+        hooks = [
+            active[name].register_hook(mask.mul)  # type: ignore[no-untyped-call]
+            for name, mask in self._masks.items()
+            if name in active
+        ]
+        start = {name: self._parameters[name].detach().clone() for name in self._masks}
         loss: float | None = None
         try:
             if self._private is not None:
@@ -169,15 +186,39 @@ class LocalTrainer:
                     self._specification, self._model, self._method, active, optimizer, examples, self._node, slot, seed
                 )
         finally:
+            for hook in hooks:
+                hook.remove()
             for parameter in self._parameters.values():
                 parameter.grad = None
                 parameter.requires_grad_(True)
+        with torch.no_grad():
+            for name, mask in self._masks.items():
+                # Weight decay moves entries that have no gradient.
+                self._parameters[name].copy_(torch.where(mask, self._parameters[name], start[name]))
         if training.keep_optimizer_state:
             self._states.keep(optimizer, active, slot.round)
         return loss
 
     def _trained(self) -> NDArray[np.float32]:
         return self.schema.flatten(dict(self._parameters))
+
+
+def _rank_masks(
+    specification: Specification, parameters: dict[str, torch.nn.Parameter], rank: int | None
+) -> dict[str, torch.Tensor]:
+    """Which entries this node trains, for every LoRA matrix; empty when it trains them all."""
+    if rank is None or rank >= specification.adapter.rank:
+        return {}
+    if rank < 1 or specification.privacy.unit in PROTECTED:
+        raise SpecificationError(
+            f"this node's adapter rank is {rank}; it must be at least 1, and under record- or user-level privacy the "
+            f"run's own, {specification.adapter.rank}"
+        )
+    return {
+        name: aggregation.rank_mask(name, tuple(parameter.shape), rank).to(parameter.device)
+        for name, parameter in parameters.items()
+        if name.rsplit(".", 1)[-1].startswith("lora_")
+    }
 
 
 def _set_up(model: Any, specification: Specification) -> None:

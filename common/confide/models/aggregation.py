@@ -10,6 +10,7 @@ give exactly the mean of the products, so that a sealed sum is enough:
     fedsb     B and A frozen, orthonormal; only the rank x rank core R of B R A is trained (Fed-SB, Singhal et al. 2025)
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -50,16 +51,25 @@ def is_active(specification: Specification, name: str, round: int) -> bool:
 
 
 def active_coordinates(specification: Specification, schema: TensorSchema, round: int) -> NDArray[np.bool_]:
-    """Shape (schema.size,): which coordinates of the flat update can differ from zero in this round.
+    """Shape (schema.size,): which coordinates of the flat update can differ from zero in this round (1-based).
 
-    Both sides compute it from the specification, so that only these need to be sealed and sent, and rounding noise
-    of a quantised sum on the others can be removed.
+    Those of the tensors that are trained, and with federation.fragments > 1 only one fragment: the flat vector is
+    cut into that many equal pieces, which are exchanged in rotation. Both sides compute it from the specification,
+    so that only these need to be sealed and sent, and rounding noise of a quantised sum on the others can be removed.
     """
-    pieces = [
-        np.full(int(np.prod(shape, dtype=np.int64)), is_active(specification, name, round))
-        for name, shape in schema.entries
-    ]
-    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.bool_)
+    active = np.empty(schema.size, dtype=np.bool_)
+    offset = 0
+    for name, shape in schema.entries:
+        count = math.prod(shape)
+        active[offset : offset + count] = is_active(specification, name, round)
+        offset += count
+    fragments = specification.federation.fragments
+    if fragments > 1:
+        bounds = [schema.size * i // fragments for i in range(fragments + 1)]
+        current = (round - 1) % fragments
+        active[: bounds[current]] = False
+        active[bounds[current + 1] :] = False
+    return active
 
 
 def _orthonormal_rows(seed: int, name: str, rows: int, columns: int) -> torch.Tensor:
