@@ -39,10 +39,10 @@ def names(count: int) -> tuple[str, ...]:
     return tuple(f"hospital-{number:02d}" for number in range(count))
 
 
-def specify(sealing: str = "", federation: str = "", *, clip: float = 1.0) -> Specification:
+def specify(sealing: str = "", federation: str = "", *, clip: float = 1.0, slots: int = 4) -> Specification:
     """The example specification with some settings changed."""
     text = EXAMPLE.replace("clip_norm = 12.0", f"clip_norm = {clip}\n{federation}")
-    return parse_toml(text + f"\n[sealing]\nslots_per_epoch = 4\n{sealing}\n")
+    return parse_toml(text + f"\n[sealing]\nslots_per_epoch = {slots}\n{sealing}\n")
 
 
 @dataclass
