@@ -1,0 +1,126 @@
+"""What sealing costs beside the vectors: keys, shares, signatures, checks and journals of one slot.
+
+The real members and the real collector run an epoch and some slots in one process over a vector of 1,024 parameters,
+so that what is measured does not depend on the model's size. CPU time of the members is averaged over them.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confide.codec.tensors import model_digest
+from confide.identity.keys import SigningKey, new_p256, spki
+from confide.identity.roster import Member, Role, Roster
+from confide.runs.specification import EXAMPLE, parse_toml
+from confide.sealing.collector import SealedCollector
+from confide.sealing.member import NodeRules, SealedMember
+from confide.sealing.roles import Contribution, Exchange, Opened, SlotPlan
+
+from confide_simulations.benchmarks.meta import cpu_seconds
+
+_SIZE = 1024
+_SLOTS_PER_EPOCH = 16
+_RUN = "ab" * 16
+_NOW = 1_000_000
+
+
+class ProtocolCost:
+    """CPU seconds per slot, epoch's share included: of one node, and of the coordinator."""
+
+    def __init__(self, nodes: int, folder: Path, *, slots: int = 3) -> None:
+        self._names = tuple(f"hospital-{number:02d}" for number in range(nodes))
+        self._keys = {name: SigningKey.generate() for name in self._names}
+        self._model = np.zeros(_SIZE, dtype="<f4")
+        self._build(folder)
+        self._node_s = self._coordinator_s = 0.0
+        self._run_slot(1, b"")  # compiles, and pays the epoch
+        self._node_s = self._coordinator_s = 0.0
+        self._timed(self._begin_epoch)
+        epoch_node_s, epoch_coordinator_s = self._node_s, self._coordinator_s
+        self._node_s = self._coordinator_s = 0.0
+        parent = self._previous
+        for slot in range(2, 2 + slots):
+            parent = self._run_slot(slot, parent)
+        self.node_s = self._node_s / slots / nodes + epoch_node_s / _SLOTS_PER_EPOCH / nodes
+        self.coordinator_s = self._coordinator_s / slots + epoch_coordinator_s / _SLOTS_PER_EPOCH
+
+    def _build(self, folder: Path) -> None:
+        specification = parse_toml(EXAMPLE + f"\n[sealing]\nslots_per_epoch = {_SLOTS_PER_EPOCH}\n")
+        common: dict[str, Any] = {"specification": specification, "roster": _roster(self._keys), "run_id": _RUN}
+        self._collector = SealedCollector(folder=folder / "coordinator", schema_size=_SIZE, **common)
+        self._members = {
+            name: SealedMember(
+                node=name, identity_key=self._keys[name], folder=folder / name, schema_size=_SIZE,
+                initial_model_sha256=model_digest(self._model.tobytes()), rules=NodeRules(waive_colluding=True),
+                clock=lambda: _NOW + 10.0, **common,
+            )
+            for name in self._names
+        }  # fmt: skip
+
+    def _timed(self, work: Callable[[], None]) -> None:
+        """Everything that is not a member's work is the coordinator's."""
+        before = self._node_s
+        total = cpu_seconds(work)
+        self._coordinator_s += total - (self._node_s - before)
+
+    def _begin_epoch(self) -> None:
+        self._collector.begin_epoch(self._names)
+        self._drive()
+
+    def _run_slot(self, slot: int, parent: bytes) -> bytes:
+        if self._collector.epoch_needed(self._names):
+            self._timed(self._begin_epoch)
+        current = model_digest(self._model.tobytes())
+        plan = SlotPlan(slot=slot, round=slot, attempt=1, model_sha256=current, parent_model_sha256=parent)
+        self._timed(lambda: self._slot(plan))
+        self._previous = current
+        return current
+
+    def _slot(self, plan: SlotPlan) -> None:
+        self._collector.open_slot(plan)
+        self._drive()
+        outcome = self._collector.outcome
+        if not isinstance(outcome, Opened):
+            raise AssertionError(f"the benchmark's slot did not open: {outcome}")
+        self._model = (self._model + outcome.update_sum / outcome.weight_sum).astype("<f4")
+        ended = self._collector.end_message(model_digest(self._model.tobytes()))
+        for member in self._members.values():
+            self._node_s += cpu_seconds(partial(member.slot_ended, ended))
+
+    def _drive(self) -> None:
+        while (exchange := self._collector.exchange()) is not None:
+            for name, body in exchange.bodies.items():
+                self._ask(exchange, name, body)
+            self._collector.close_exchange()
+
+    def _ask(self, exchange: Exchange, name: str, body: bytes) -> None:
+        answers = []
+
+        def handle() -> None:
+            member, model = self._members[name], self._model.tobytes()
+            answers.append(member.handle(exchange.step, body, lambda _: _contribution(name), model))
+
+        self._node_s += cpu_seconds(handle)
+        self._collector.receive(name, answers[0].body, answers[0].payload)
+
+
+def _contribution(name: str) -> Contribution:
+    update = np.random.default_rng(int(name[-2:])).standard_normal(_SIZE, dtype=np.float32)
+    return Contribution(update / np.float32(np.linalg.norm(update)))
+
+
+def _roster(keys: dict[str, SigningKey]) -> Roster:
+    members = tuple(
+        Member(
+            name=name, role=Role.NODE, identity_key=key.public.hex(), fleet_key=spki(new_p256()).hex(),
+            tls_key=hashlib.sha256(name.encode()).hexdigest(), admitted_at=_NOW,
+        )
+        for name, key in sorted(keys.items())
+    )  # fmt: skip
+    return Roster(
+        version=1, previous="", consortium="example", demo=True, issued_at=_NOW, expires_at=2 * _NOW,
+        ca_certificate="", members=members,
+    )  # fmt: skip
