@@ -155,7 +155,7 @@ def export(
     state: State = _STATE,
     to: Annotated[Path | None, typer.Option("--to", help="File; default standard output.", dir_okay=False)] = None,
 ) -> None:
-    """Write the whole ledger as JSON, for an auditor. It holds sampling rates, which tell how many records there are."""
+    """Write the whole ledger as JSON, for an auditor. Its sampling rates tell how many records there are."""
     bodies, head, _ = _read(state)
     document = {"version": 1, "length": len(bodies), "head": head, "lines": bodies}
     if to is None:

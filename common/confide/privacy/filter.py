@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from confide.privacy.accounting import conversion, renyi
 from confide.privacy.events import Event
 
-FILTER_ORDERS: tuple[float, ...] = (1.5, 2, 2.5, 3, 4, 6, 8, 12, 18, 32, 64, 160)
-"""Fixed for all ledgers: every order more makes the limit of each a little lower."""
+FILTER_ORDERS: tuple[float, ...] = (2, 3, 4, 5, 7, 10, 16, 28, 64, 160)
+"""Fixed for all ledgers. Every further order would make the limit of each a little lower."""
 
 
 class Budget(BaseModel):
