@@ -94,10 +94,10 @@ class ControlService:
 
     def enrol(self, caller: Caller, request: pb.EnrolRequest) -> pb.EnrolReply:
         """Keep a request until the root answers it."""
-        if caller.member is None:
+        if caller.listed is None:
             self._desk.put_first(caller.name, request.request)
         else:
-            self._desk.put_renewal(caller.name, caller.member.identity_key, request.request)
+            self._desk.put_renewal(caller.name, caller.listed.identity_key, request.request)
         return pb.EnrolReply()
 
     def fetch_admission(self, caller: Caller, request: pb.FetchAdmissionRequest) -> pb.FetchAdmissionReply:

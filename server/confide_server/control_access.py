@@ -36,7 +36,7 @@ NODES = Rule(frozenset({Role.NODE}))
 RULES: Mapping[str, Rule] = {
     "Hello": Rule(EVERY_MEMBER, bootstrap=True, certified=True, superseded=True, expired_roster=True),
     "PublishRoster": Rule(EVERY_MEMBER, certified=True, superseded=True, expired_roster=True),
-    "Enrol": Rule(EVERY_MEMBER, bootstrap=True),
+    "Enrol": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
     "FetchAdmission": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
     "GetRoster": Rule(EVERY_MEMBER),
     "PutReceipt": NODES,
@@ -52,10 +52,13 @@ RULES: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is calling. `member` is None for an invited one, or one that the roster does not have."""
+    """Who is calling."""
 
     claim: CertificateClaim
     member: Member | None
+    """The roster's entry, when the caller has exactly its key; None for everybody else."""
+    listed: Member | None
+    """The roster's entry of this name, also when the caller's key is one from before a renewal."""
 
     @property
     def name(self) -> str:
@@ -97,13 +100,13 @@ def identify(claim: CertificateClaim, rule: Rule, roster: Roster, *, now: float 
             raise IdentityError(
                 f"an invitation lets {claim.name} enrol and nothing else; accept the admission and use its certificate"
             )
-        return Caller(claim, None)
+        return Caller(claim, None, None)
     if member is None or not hmac.compare_digest(member.tls_key, claim.tls_key):
         return _outside(claim, member, rule, roster)
     if member.role != claim.role or member.role not in rule.roles:
         allowed = " or ".join(sorted(rule.roles))
         raise IdentityError(f"{claim.name} is a {member.role.value}; this is for the role {allowed} only")
-    return Caller(claim, member)
+    return Caller(claim, member, member)
 
 
 def check_listed(claim: CertificateClaim, roster: Roster) -> None:
@@ -113,7 +116,7 @@ def check_listed(claim: CertificateClaim, roster: Roster) -> None:
 
 def _outside(claim: CertificateClaim, member: Member | None, rule: Rule, roster: Roster) -> Caller:
     if rule.certified or (rule.superseded and member is not None and member.role == claim.role):
-        return Caller(claim, None)
+        return Caller(claim, None, member)
     if member is None:
         raise IdentityError(
             f"{claim.name!r} is not in version {roster.version} of this coordinator's roster; publish the newest one "

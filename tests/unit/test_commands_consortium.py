@@ -176,6 +176,21 @@ def test_admission_and_revocation_are_published_at_once(federation, online):
     assert federation.coordinator.roster.current.version == version
 
 
+def test_an_administrator_renews_by_the_same_command_twice(federation, online):
+    folder, before = federation.folder / "admin", load_member(federation.folder / "admin").claim
+    renew = ("run", "renew", folder, "--coordinator", federation.address)
+    for _ in range(2):
+        assert "run the same command again" in run(*renew)
+    second = federation.admit("admin-2", "administrator")
+    root, waiting = federation.consortium.folder, federation.folder / "waiting"
+    publish = ("--folder", root, "--admin", second.folder, "--coordinator", federation.address)
+    run("consortium", "requests", *publish[2:], "--out", waiting)
+    run("consortium", "renew", waiting / "admin.request.json", "--out", federation.folder / "answer.json", *publish)
+    assert "is renewed until" in run(*renew)
+    assert load_member(folder).claim.tls_key != before.tls_key
+    run("run", "list", *online)
+
+
 def test_an_unreachable_coordinator_is_an_error_with_a_remedy(federation, online):
     federation.server.stop()
     assert "is it started" in run("run", "list", *online, fails=TransportError)

@@ -321,7 +321,10 @@ def test_a_member_renews_over_grpc_and_its_old_certificate_ends(federation, node
         client.enrol(request)
         with federation.client(administrator) as other:
             other.publish_admission(federation.consortium.renew(request))
+        client.enrol(request)  # asking again changes nothing, also when the roster has the new key already
         admission = client.fetch_admission()
+        with pytest.raises(IdentityError, match="roster says"):
+            client.enrol(make_request(federation.folder / "thief", "hospital-a", "node"))
     renewed = accept_admission(node.folder, admission, time.time())
     assert renewed.claim.tls_key != node.claim.tls_key
     with federation.client(renewed) as client:

@@ -43,6 +43,11 @@ class CertificateClaim:
     expires_at: float
     """Unix seconds."""
 
+    @property
+    def expires_on(self) -> str:
+        """For people."""
+        return f"{datetime.fromtimestamp(self.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
+
 
 def make_authority(consortium: str, key: ec.EllipticCurvePrivateKey, now: float) -> str:
     """The consortium's self-signed CA certificate as PEM; it can issue members' certificates only."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from confide import canonical
 from confide.errors import IdentityError, ModelError, SpecificationError, TransportError
-from confide.identity.enrolment import accept_admission, make_request
+from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role
 from confide.runs.specification import Specification, parse_toml
@@ -62,6 +62,28 @@ def accept(
     member = accept_admission(folder, data, time.time(), root=root or None)
     console.print(f"{member.name} is an administrator of {member.membership.consortium}")
     console.print(f"root public key: {member.membership.root_public}", soft_wrap=True)
+
+
+@app.command()
+def renew(
+    folder: Annotated[Path, typer.Argument(help="The administrator's folder.")], coordinator: Coordinator = ""
+) -> None:
+    """Renew the administrator's certificate: the same command asks first, and fetches the answer later.
+
+    With an expired certificate only the request is made: it then goes to the root as a file, and `accept` takes the
+    answer.
+    """
+    if not (folder / NEXT_TLS_KEY).exists():
+        make_renewal(folder)
+    member = load_member(folder)
+    with ControlClient.of_member(member, coordinator) as client:
+        client.enrol((folder / "request.json").read_bytes())
+        admission = client.fetch_admission()
+    if admission is None:
+        console.print("the request is with the coordinator; run the same command again when the root has answered")
+        return
+    renewed = accept_admission(folder, admission, time.time())
+    console.print(f"the certificate of {renewed.name} is renewed until {renewed.claim.expires_on}")
 
 
 @app.command()
