@@ -145,7 +145,12 @@ class Instructions:
         self._sequence = 0
 
     def make(
-        self, step: "fleet_pb2.Step.ValueType", body: bytes, payload: dict[str, bytes] | None = None, **changes: object
+        self,
+        step: "fleet_pb2.Step.ValueType",
+        body: bytes,
+        payload: dict[str, bytes] | None = None,
+        /,
+        **changes: object,
     ) -> bytes:
         self._sequence += 1
         instruction = fleet_pb2.Instruction(

@@ -1,0 +1,560 @@
+"""The node's answers: offers, trainings, refusals, replays. Only the trainer is a small one of the test's own."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from confide import journal
+from confide.codec.tensors import TensorSchema
+from confide.errors import TrainingError
+from confide.identity.consortium import Consortium
+from confide.identity.keys import SigningKey
+from confide.identity.submission import sign_submission
+from confide.journal import Journal
+from confide.models.store import ModelStore
+from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.specification import Specification
+from confide.sealing.roles import Contribution, Metric
+from confide.transport.envelope import pack, unpack
+from confide_client import approvals
+from confide_client.app import QUERY, TRAIN, make_app
+from confide_client.audit import Audit
+from confide_client.datasets import LocalData
+from confide_client.offers import load_offer
+from confide_client.runs import Node
+from confide_client.runtime import NodeRuntime
+from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.node_worlds import Instructions, World, faq, opened
+from tests.training_specs import specification
+
+SIZE = 6
+MODEL = np.arange(SIZE, dtype="<f4").tobytes()
+
+
+@dataclass
+class ShardTrainer:
+    """Adds the number of training records to every scalar; a test can make it fail."""
+
+    trained: list[int] = field(default_factory=list)
+    fail: Callable[[], None] = lambda: None
+    schema: TensorSchema = field(default_factory=lambda: TensorSchema.of({"w": torch.zeros(SIZE)}))
+    scale: float = 1.0
+
+    def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
+        self.fail()
+        self.trained.append(slot.slot)
+        update = np.full(SIZE, self.scale * len(data.train), dtype=np.float32)
+        return Contribution(update, 1.0, {Metric.TRAIN_LOSS: 0.5})
+
+
+@dataclass
+class Bench:
+    """One node of a world, its runtime, and a way to ask it."""
+
+    world: World
+    spec: Specification
+    trainer: ShardTrainer
+    runtime: NodeRuntime
+    node: Node
+    run: Instructions = field(default_factory=Instructions)
+
+    def ask(
+        self, instruction: bytes, payload: dict[str, bytes] | None = None
+    ) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
+        body, files = unpack(self.runtime.answer(pack(instruction, payload)))
+        return opened(body, self.node.member), files
+
+    def failure(self, instruction: bytes, payload: dict[str, bytes] | None = None) -> fleet_pb2.Failure:
+        reply, files = self.ask(instruction, payload)
+        assert reply.WhichOneof("outcome") == "failure", "an answer came where a failure was expected"
+        assert not files, "a failure must carry no payload"
+        return reply.failure
+
+    def offer(self, offer: fleet_pb2.Offer | None = None) -> fleet_pb2.OfferAnswer:
+        body = (offer or self.world.offer(self.spec, MODEL)).SerializeToString()
+        reply, _ = self.ask(self.run.make(fleet_pb2.OFFER, body))
+        return fleet_pb2.OfferAnswer.FromString(reply.body)
+
+    def train(self, **changes: Any) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
+        return self.ask(*self.run.slot(MODEL, **changes))
+
+    def again(self) -> "Bench":
+        """The same node after its process was killed and started again."""
+        return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run)
+
+    def policy(self, old: str, new: str) -> None:
+        path = self.node.state.policy
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def events(self) -> list[dict[str, Any]]:
+        return journal.read(self.node.state.audit)[0]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runtime-models")
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text("{}")
+    (folder / "tiny" / "model.safetensors").write_bytes(b"\0")
+    return folder / "store", ModelStore(folder / "store").add(str(folder / "tiny"), "tiny")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
+    world = World.make(tmp_path, ("node-a", "node-b"))
+    state = world.equip("node-a", store[1], store[0], faq(tmp_path / "secret-name.jsonl", 8))
+    trainer = ShardTrainer()
+    audit = Audit(Journal(state.audit))
+    node = Node(
+        state=state,
+        member=world.members["node-a"],
+        audit=audit,
+        make_trainer=lambda *_, **__: trainer,
+        schema_size=lambda *_: SIZE,
+    )
+    spec = specification(model={"sha256": store[1]}, federation={"data": "faq", "min_cohort": 2})
+    yield Bench(world, spec, trainer, NodeRuntime(node), node)
+    audit.close()
+
+
+# --- offers
+
+
+def test_an_allowed_offer_is_accepted_and_trained_on(bench: Bench) -> None:
+    assert bench.offer().accepted
+    reply, files = bench.train()
+    upload = sealing_pb2.PlainUpload.FromString(reply.body)
+    assert np.frombuffer(files["upload"], "<f4").tolist() == [6.0] * SIZE  # 8 records, a quarter for evaluation
+    assert (upload.weight, upload.slot, reply.node) == (1.0, 1, "node-a")
+
+
+def test_a_person_is_asked_and_answers(bench: Bench) -> None:
+    bench.policy('approval = "auto"', 'approval = "ask"')
+    first = bench.offer()
+    assert (first.accepted, first.waiting) == (False, True)
+    assert bench.failure(*bench.run.slot(MODEL)).code == "StateError"
+    folder = bench.node.state.run(bench.run.run_id)
+    approvals.decide(folder, load_offer(folder, bench.node.member).sha256, "approved")
+    assert bench.offer().accepted
+    assert bench.train()[1]
+    events = [entry["event"] for entry in bench.events()]
+    assert events.count("offer waits for approval") == 1
+
+
+def test_a_person_refuses(bench: Bench) -> None:
+    bench.policy('approval = "auto"', 'approval = "ask"')
+    bench.offer()
+    folder = bench.node.state.run(bench.run.run_id)
+    approvals.decide(folder, load_offer(folder, bench.node.member).sha256, "refused", "not before the holidays")
+    answer = bench.offer()
+    assert (answer.accepted, answer.waiting) == (False, False)
+    assert "holidays" not in answer.reason
+    assert not bench.trainer.trained
+
+
+def test_an_approval_of_something_else_counts_for_nothing(bench: Bench) -> None:
+    bench.policy('approval = "auto"', 'approval = "ask"')
+    bench.offer()
+    approvals.decide(bench.node.state.run(bench.run.run_id), "0" * 64, "approved")
+    assert bench.offer().waiting
+
+
+def _changed(bench: Bench, **changes: Any) -> fleet_pb2.Offer:
+    offer = bench.world.offer(bench.spec, MODEL)
+    for name, value in changes.items():
+        setattr(offer, name, value)
+    return offer
+
+
+def _foreign_roster(bench: Bench) -> fleet_pb2.Offer:
+    other = Consortium.create(bench.world.root / "other-root", "trial", demo=True)
+    return _changed(bench, roster=other.roster.signed)
+
+
+def _old_roster(bench: Bench) -> fleet_pb2.Offer:
+    old = bench.world.consortium.roster.signed
+    bench.world.consortium.refresh()
+    bench.node.member.roster.accept(bench.world.consortium.roster.signed)
+    return _changed(bench, roster=old)
+
+
+def _revoked_administrator(bench: Bench) -> fleet_pb2.Offer:
+    bench.world.consortium.revoke("admin")
+    return bench.world.offer(bench.spec, MODEL)
+
+
+def _not_canonical(bench: Bench) -> fleet_pb2.Offer:
+    document = bench.spec.canonical_bytes() + b" "
+    digest = bench.world.offer(bench.spec, MODEL).initial_model_sha256
+    signature = sign_submission(bench.world.members["admin"].identity, document, digest)
+    return _changed(bench, specification=document, signature=signature)
+
+
+OFFERS: dict[str, tuple[Callable[[Bench], fleet_pb2.Offer], str]] = {
+    "tampered specification": (
+        lambda b: _changed(b, specification=b.spec.canonical_bytes().replace(b'"rounds":2', b'"rounds":3')),
+        "does not verify",
+    ),
+    "another first model": (lambda b: _changed(b, initial_model_sha256=bytes(32)), "does not verify"),
+    "short first model": (lambda b: _changed(b, initial_model_sha256=b"x"), "SHA-256 has 32"),
+    "signed by nobody known": (
+        lambda b: _changed(b, signature=sign_submission(SigningKey.generate(), b.spec.canonical_bytes(), bytes(32))),
+        "does not verify",
+    ),
+    "unknown administrator": (lambda b: _changed(b, administrator="mallory"), "is not in version"),
+    "a node signs": (lambda b: b.world.offer(b.spec, MODEL, administrator="node-b"), "only an administrator"),
+    "revoked administrator": (_revoked_administrator, "REVOKED"),
+    "foreign root": (_foreign_roster, "does not verify"),
+    "older roster": (_old_roster, "ROSTER_STALE"),
+    "garbage roster": (lambda b: _changed(b, roster=b"x"), "IdentityError"),
+    "not canonical": (_not_canonical, "canonical"),
+    "another cohort": (
+        lambda b: b.world.offer(
+            specification(
+                model={"sha256": b.spec.model.sha256},
+                federation={"data": "faq", "min_cohort": 2, "nodes": ["node-b", "node-c"]},
+            ),
+            MODEL,
+        ),
+        "not among the nodes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFFERS)
+def test_an_offer_that_does_not_hold_is_refused(bench: Bench, name: str) -> None:
+    make, said = OFFERS[name]
+    answer = bench.offer(make(bench))
+    assert (answer.accepted, answer.waiting) == (False, False)
+    assert said in answer.reason
+    assert not bench.node.state.run(bench.run.run_id).exists(), "nothing of it is kept"
+    assert bench.events()[-2]["event"] == "offer refused"
+    assert bench.failure(*bench.run.slot(MODEL)).code == "StateError"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('methods = ["sft"]', "methods = []", "PolicyRefusal: method"),
+        ('data_sets = ["faq"]', 'data_sets = ["faq", "other"]\nmin_cohrot = 3', "nothing is allowed"),
+        ("allow_demo_root = true", "allow_demo_root = false", "demo"),
+        ('sealing = "optional"', 'sealing = "required"', "sealing.kind is none"),
+        ("consortium_root", 'consortium_root = ""\n# ', "obeys none"),
+    ],
+)
+def test_what_the_policy_does_not_allow_is_refused(bench: Bench, old: str, new: str, said: str) -> None:
+    bench.policy(old, new)
+    answer = bench.offer()
+    assert not answer.accepted and not answer.waiting
+    assert said in answer.reason
+    assert not bench.trainer.trained
+
+
+def test_missing_model_and_data_are_refused_without_paths(bench: Bench, tmp_path: Path) -> None:
+    bench.node.data_sets.remove("faq")
+    assert "no data set 'faq'" in bench.offer().reason
+    bench.node.data_sets.add("faq", faq(tmp_path / "b.jsonl", 3))
+    other = specification(model={"sha256": "f" * 64}, federation={"data": "faq", "min_cohort": 2})
+    bench.policy(f'models = ["{bench.spec.model.sha256}"]', f'models = ["{"f" * 64}"]')
+    bench.run = Instructions()
+    reason = bench.offer(bench.world.offer(other, MODEL)).reason
+    assert "confide model add" in reason and str(tmp_path) not in reason
+
+
+def test_a_run_never_changes_its_specification(bench: Bench) -> None:
+    assert bench.offer().accepted
+    other = bench.spec.model_copy(update={"seed": 6})
+    assert "SPEC_CHANGED" in bench.offer(bench.world.offer(other, MODEL)).reason
+    assert bench.train()[1], "the run that was accepted goes on"
+
+
+# --- instructions
+
+
+def test_versions_that_differ_say_which_side_to_upgrade(bench: Bench) -> None:
+    newer = bench.failure(bench.run.make(fleet_pb2.CONFIRM, b"", version=2, release="9.9"))
+    older = bench.failure(bench.run.make(fleet_pb2.CONFIRM, b"", version=0))
+    assert "Upgrade the node" in newer.message and "9.9" in newer.message
+    assert "Upgrade the coordinator" in older.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run_id": "../../etc"}, "not a run id"),
+        ({"run_id": "A" * 32}, "not a run id"),
+        ({"step": 0}, "step 0 is unknown"),
+        ({"step": 99}, "upgrade the node"),
+        ({"payload_sha256": bytes(32)}, "payload does not have the stated SHA-256"),
+    ],
+)
+def test_malformed_instructions_are_answered_and_not_acted_on(bench: Bench, changes: dict[str, Any], said: str) -> None:
+    failure = bench.failure(bench.run.make(fleet_pb2.CONFIRM, b"", **changes))
+    assert (failure.code, said in failure.message) == ("TransportError", True)
+    assert not bench.node.state.runs.exists()
+
+
+def test_a_payload_that_was_exchanged_is_refused(bench: Bench) -> None:
+    bench.offer()
+    instruction, _ = bench.run.slot(MODEL)
+    assert "SHA-256" in bench.failure(instruction, {"model": MODEL[::-1]}).message
+    assert not bench.trainer.trained
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_get_a_signed_failure(bench: Bench, body: bytes) -> None:
+    assert bench.failure(body).code in {"TransportError", "StateError"}
+
+
+def test_a_record_that_is_not_ours_gets_a_signed_failure(bench: Bench) -> None:
+    body, _ = unpack(bench.runtime.answer(RecordDict()))
+    assert opened(body, bench.node.member).failure.code == "TransportError"
+
+
+# --- training
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"round": 3}, "PolicyRefusal"),
+        ({"round": 0}, "PolicyRefusal"),
+        ({"attempt": 3}, "MODEL_REPEATED"),
+        ({"attempt": 0}, "MODEL_REPEATED"),
+        ({"model_sha256": bytes(32)}, "TransportError"),
+    ],
+)
+def test_a_slot_outside_the_specification_is_refused(bench: Bench, changes: dict[str, Any], code: str) -> None:
+    bench.offer()
+    slot = {"round": changes.get("round", 1), **changes}
+    assert bench.failure(*bench.run.slot(MODEL, **slot)).code == code
+    assert not bench.trainer.trained
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        (MODEL[:-4], "UpdateError"),
+        (MODEL[:-1], "UpdateError"),
+        (MODEL + b"1234", "UpdateError"),
+        (b"", "UpdateError"),
+        (np.full(SIZE, np.nan, dtype="<f4").tobytes(), "UpdateError"),
+        (np.full(SIZE, np.inf, dtype="<f4").tobytes(), "UpdateError"),
+    ],
+)
+def test_a_first_model_of_wrong_size_or_value_is_refused(bench: Bench, model: bytes, code: str) -> None:
+    assert bench.offer(bench.world.offer(bench.spec, model)).accepted
+    assert bench.failure(*bench.run.slot(model)).code == code
+    assert not bench.trainer.trained
+
+
+def test_the_model_chain_holds_over_rounds(bench: Bench) -> None:
+    bench.offer()
+    other = np.ones(SIZE, dtype="<f4").tobytes()
+    assert bench.failure(*bench.run.slot(other)).code == "MODEL_CHAIN_BROKEN"
+    assert bench.train()[1]
+    orphan = bench.run.slot(other, round=2, parent_model_sha256=bytes(32))
+    assert bench.failure(*orphan).code == "MODEL_CHAIN_BROKEN"
+    parent = fleet_pb2.SlotOpen.FromString(_instruction(bench.run.slot(MODEL)[0]).body).model_sha256
+    assert bench.ask(*bench.run.slot(other, round=2, parent_model_sha256=parent))[1]
+    assert bench.failure(*bench.run.slot(MODEL, slot=3)).code == "MODEL_CHAIN_BROKEN"
+    assert bench.trainer.trained == [1, 2]
+
+
+def test_one_model_is_trained_on_in_no_more_slots_than_allowed(bench: Bench) -> None:
+    bench.offer()
+    for slot in (1, 2):
+        assert bench.train(slot=slot)[1]
+    assert bench.failure(*bench.run.slot(MODEL, slot=3)).code == "MODEL_REPEATED"
+    assert bench.again().failure(*bench.run.slot(MODEL, slot=4)).code == "MODEL_REPEATED"
+
+
+def _instruction(data: bytes) -> fleet_pb2.Instruction:
+    return fleet_pb2.Instruction.FromString(data)
+
+
+def test_a_policy_made_stricter_holds_at_once(bench: Bench) -> None:
+    bench.offer()
+    bench.policy('training_hours = ["00:00-24:00"]', "training_hours = []")
+    failure = bench.failure(*bench.run.slot(MODEL))
+    assert failure.code == "PolicyRefusal" and "trains none" in failure.message
+    bench.policy("training_hours = []", 'training_hours = ["00:00-24:00"]')
+    assert bench.train(slot=2)[1]
+
+
+def test_an_expired_roster_stops_everything(bench: Bench) -> None:
+    bench.offer()
+    object.__setattr__(bench.node, "clock", lambda: 4e9)
+    assert bench.failure(*bench.run.slot(MODEL)).code == "ROSTER_STALE"
+
+
+def test_a_revoked_node_stops(bench: Bench) -> None:
+    bench.offer()
+    bench.world.consortium.revoke("node-a")
+    bench.node.member.roster.accept(bench.world.consortium.roster.signed)
+    assert bench.failure(*bench.run.slot(MODEL)).code == "REVOKED"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (TrainingError("the loss is NaN at step 3"), "TrainingError", "NaN at step 3"),
+        (MemoryError(), "TrainingError", "micro_batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "TrainingError", "micro_batch_size"),
+        (RuntimeError("patient Zoe in /data/zoe.jsonl"), "InternalError", "RuntimeError"),
+        (TrainingError("cannot read /data/zoe/file.jsonl: gone"), "TrainingError", "(a path on the node)"),
+    ],
+)
+def test_a_failed_training_is_told_without_private_data(bench: Bench, error: Exception, code: str, said: str) -> None:
+    def fail() -> None:
+        raise error
+
+    bench.offer()
+    bench.trainer.fail = fail
+    failure = bench.failure(*bench.run.slot(MODEL))
+    assert failure.code == code and said in failure.message
+    assert "zoe" not in failure.message.lower()
+    assert "zoe" not in bench.node.state.audit.read_text().lower()
+
+
+def test_a_poisoned_update_is_never_sent(bench: Bench) -> None:
+    bench.offer()
+    bench.trainer.scale = float("nan")
+    assert bench.failure(*bench.run.slot(MODEL)).code == "TrainingError"
+
+
+def test_a_data_set_that_changed_is_told_without_its_path(bench: Bench, tmp_path: Path) -> None:
+    bench.offer()
+    faq(tmp_path / "secret-name.jsonl", 9)
+    failure = bench.failure(*bench.run.slot(MODEL))
+    assert failure.code == "DataError" and "secret-name" not in failure.message
+
+
+# --- replies given again
+
+
+def test_the_same_instruction_gets_the_same_bytes_also_after_a_crash(bench: Bench) -> None:
+    bench.offer()
+    instruction, payload = bench.run.slot(MODEL)
+    first = bench.runtime.answer(pack(instruction, payload))
+    again = bench.runtime.answer(pack(instruction, payload))
+    later = bench.again().runtime.answer(pack(instruction, payload))
+    assert unpack(first) == unpack(again) == unpack(later)
+    assert bench.trainer.trained == [1], "it must not be trained again"
+    assert [entry["again"] for entry in bench.events() if entry["event"] == "sent"][-3:] == [False, True, True]
+
+
+def test_a_failure_too_is_given_again(bench: Bench) -> None:
+    def fail() -> None:
+        raise TrainingError("once")
+
+    bench.offer()
+    bench.trainer.fail = fail
+    instruction, payload = bench.run.slot(MODEL)
+    first = bench.ask(instruction, payload)
+    bench.trainer.fail = lambda: None
+    assert bench.ask(instruction, payload) == first
+
+
+def test_a_sequence_number_is_used_once(bench: Bench) -> None:
+    bench.offer()
+    instruction, payload = bench.run.slot(MODEL)
+    bench.ask(instruction, payload)
+    other = _instruction(instruction)
+    other.body = fleet_pb2.SlotOpen(slot=2, round=1, attempt=2, model_sha256=_slot(instruction)).SerializeToString()
+    assert "other content" in bench.failure(other.SerializeToString(), payload).message
+    assert bench.trainer.trained == [1]
+
+
+def _slot(instruction: bytes) -> bytes:
+    return fleet_pb2.SlotOpen.FromString(_instruction(instruction).body).model_sha256
+
+
+def test_the_end_of_a_slot_erases_its_replies_and_no_later_ones(bench: Bench) -> None:
+    bench.offer()
+    bench.train(slot=1)
+    replies = bench.node.state.run(bench.run.run_id) / "replies"
+    bench.train(slot=2, attempt=2)
+    assert len(list(replies.iterdir())) == 4
+    end = fleet_pb2.End(slot=1, committed=False, failure="LIST_TOO_SMALL")
+    assert bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))[0].WhichOneof("outcome") == "body"
+    assert len(list(replies.iterdir())) == 2
+    ended = bench.run.make(fleet_pb2.END, fleet_pb2.End(run_ended=True).SerializeToString())
+    bench.ask(ended)
+    assert not list(replies.iterdir())
+    bench.ask(ended)
+    assert bench.runtime.open_runs == 0
+    assert bench.failure(*bench.run.slot(MODEL, slot=3)).code == "StateError"
+    assert "has ended" in bench.offer().reason
+
+
+def test_the_run_record_tells_the_operator_where_it_stands(bench: Bench) -> None:
+    bench.offer()
+    bench.train()
+    record = json.loads((bench.node.state.run(bench.run.run_id) / "run.json").read_bytes())
+    assert (record["status"], record["sealing"], record["links"]["round"], record["uploads"]) == (
+        "accepted",
+        "none",
+        1,
+        1,
+    )
+    assert record["bytes_sent"] > 4 * SIZE
+
+
+def test_the_audit_log_says_what_was_asked_allowed_refused_and_sent(bench: Bench, tmp_path: Path) -> None:
+    bench.offer()
+    _, files = bench.train()
+    bench.failure(*bench.run.slot(MODEL, round=2, parent_model_sha256=bytes(32)))
+    events = bench.events()
+    kinds = [entry["event"] for entry in events]
+    assert kinds == ["offer accepted", "sent", "training", "sent", "step failed", "sent"]
+    assert events[0]["administrator"] == "admin" and events[0]["specification"] == bench.spec.digest
+    assert events[3]["payload"]["upload"]["bytes"] == len(files["upload"])
+    assert str(tmp_path) not in bench.node.state.audit.read_text()
+
+
+# --- the ClientApp
+
+
+def _message(content: RecordDict, kind: str) -> Message:
+    return make_message(
+        metadata=Metadata(
+            run_id=1,
+            message_id="m",
+            src_node_id=1,
+            dst_node_id=2,
+            reply_to_message_id="",
+            group_id="",
+            created_at=time.time(),
+            ttl=60.0,
+            message_type=kind,
+        ),
+        content=content,
+    )
+
+
+def test_the_client_app_answers_its_two_message_types_and_no_others(bench: Bench) -> None:
+    app = make_app(lambda _: bench.runtime)
+    context = Context(1, 2, {}, RecordDict(), {})
+    offer = bench.run.make(fleet_pb2.OFFER, bench.world.offer(bench.spec, MODEL).SerializeToString())
+    reply = app(_message(pack(offer), QUERY), context)
+    assert fleet_pb2.OfferAnswer.FromString(opened(unpack(reply.content)[0], bench.node.member).body).accepted
+    instruction, payload = bench.run.slot(MODEL)
+    trained = app(_message(pack(instruction, payload), TRAIN), context)
+    assert unpack(trained.content)[1]["upload"]
+    with pytest.raises(ValueError, match="No train function"):
+        app(_message(pack(offer), "train"), context)
