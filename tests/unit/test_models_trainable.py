@@ -138,9 +138,16 @@ def test_unfit_specifications_are_named(folders: dict[str, Path], sections: dict
 def test_combinations_without_meaning_are_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(SpecificationError, match="random"):
         schema_of(specification(model={"initial": "random"}), folders["llama"])
+    with pytest.raises(SpecificationError, match="only an adapter"):
+        schema_of(specification(adapter={"quantize_base": "4bit", "kind": "full"}), folders["llama"])
+
+
+def test_a_quantized_base_is_planned_anywhere_and_built_on_a_gpu(folders: dict[str, Path]) -> None:
+    spec = specification(adapter={"quantize_base": "4bit"}, model={"dtype": "bfloat16"})
+    assert schema_of(spec, folders["llama"]) == schema_of(specification(), folders["llama"])
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="needs an NVIDIA GPU"):
-            schema_of(specification(adapter={"quantize_base": "4bit"}), folders["llama"])
+            build(spec, folders["llama"])
 
 
 def test_a_bare_encoder_has_no_masked_lm_head(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Load a base model and its tokenizer from a pinned folder: local files only, no code from the folder."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,10 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
         return task.from_config(config, attn_implementation="sdpa")
 
 
-def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype) -> Any:
+def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype, *, quantized: bool = False) -> Any:
     """The base model with the folder's weights in `dtype`, or freshly drawn from the run's seed (initial = "random").
+
+    quantized: linear layers in 4 bits on the GPU (QLoRA, Dettmers et al. 2023: NF4, double quantization).
 
     A head that the folder lacks is drawn from the run's seed where the method brings its own (classification);
     for any other method a missing tensor raises ModelError.
@@ -114,8 +117,9 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
                 use_safetensors=True,
                 attn_implementation="sdpa",
                 output_loading_info=True,
+                **(_four_bits(dtype) if quantized else {}),
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
     expendable = {*head_names(specification, model), *unused_names(specification, model)}
     missing = sorted(set(report["missing_keys"]) - expendable)
@@ -125,6 +129,18 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
             f"needs, for example {missing[0]!r}; choose a base model with that head"
         )
     return model
+
+
+def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            'adapter.quantize_base is "4bit", which needs an NVIDIA GPU and the bitsandbytes package on every node; '
+            'this machine lacks one of them. Install it, or use quantize_base = "none"'
+        )
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
 def head_names(specification: Specification, model: nn.Module) -> tuple[str, ...]:

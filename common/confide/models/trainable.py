@@ -36,7 +36,8 @@ def build(specification: Specification, base_folder: Path, device: torch.device 
     check(specification)
     lora = uses_lora(specification)
     dtype = torch.float32 if trains_all(specification) else DTYPES[specification.model.dtype]
-    model = load_base(specification, base_folder, dtype)
+    quantized = lora and specification.adapter.quantize_base == "4bit"
+    model = load_base(specification, base_folder, dtype, quantized=quantized)
     if not trains_all(specification):
         model.requires_grad_(False)
     if lora:
@@ -49,7 +50,8 @@ def build(specification: Specification, base_folder: Path, device: torch.device 
                     parameter.copy_(fixed[name])
     _release_head(specification, model)
     model.config.use_cache = False
-    return model.to(device)  # type: ignore[no-any-return]
+    placed: nn.Module = model if quantized else model.to(device)
+    return placed
 
 
 def check(specification: Specification) -> None:
@@ -59,10 +61,10 @@ def check(specification: Specification) -> None:
             'model.initial is "random" with adapter.kind "lora": an adapter on random weights learns nothing; '
             'use adapter.kind = "full"'
         )
-    if specification.adapter.quantize_base == "4bit" and not torch.cuda.is_available():
-        raise ModelError(
-            'adapter.quantize_base is "4bit", which needs an NVIDIA GPU and bitsandbytes on every node; '
-            'this machine has none. Use quantize_base = "none"'
+    if specification.adapter.quantize_base == "4bit" and not uses_lora(specification):
+        raise SpecificationError(
+            'adapter.quantize_base is "4bit", but only an adapter can be trained on a quantized base; '
+            'use adapter.kind = "lora"'
         )
 
 
@@ -180,7 +182,12 @@ def target_names(specification: Specification, model: nn.Module) -> list[str]:
             f"is called; this model has {depth} layers with {', '.join(known)}"
         )
     for name in targets:
-        smallest = min(linear[name].weight.shape)
+        layer_of: Any = linear[name]
+        # The weight of a quantized layer is packed: ask a Linear for its widths instead.
+        widths = (
+            layer_of.weight.shape if isinstance(layer_of, Conv1D) else (layer_of.in_features, layer_of.out_features)
+        )
+        smallest = min(widths)
         if adapter.rank > smallest:
             raise ModelError(
                 f"adapter.rank is {adapter.rank}, but {name!r} is only {smallest} wide; choose at most {smallest}"
