@@ -237,6 +237,8 @@ def test_runs_are_named_by_their_beginning(federation, online):
     assert RUN_ID in run("run", "stop", RUN_ID[:4], *online)
     assert federation.book.stopped == [(RUN_ID, "admin")]
     assert "has no run 'ffff'" in run("run", "stop", "ffff", *online, fails=TransportError)
+    federation.book.runs = list
+    assert "no run yet" in run("run", "watch", *online, fails=TransportError)
 
 
 def test_every_kind_of_event_has_words():

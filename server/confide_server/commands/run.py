@@ -228,6 +228,8 @@ def _specification(path: Path) -> Specification:
 def _resolve(client: ControlClient, beginning: str) -> str:
     runs = [run.run_id for run in client.runs()]
     found = [run_id for run_id in runs if run_id.startswith(beginning)]
+    if not runs:
+        raise TransportError("the coordinator has no run yet; start one with `confide run submit`")
     if not found:
         raise TransportError(f"the coordinator has no run {beginning!r}; `confide run list` shows those it has")
     if beginning and len(found) > 1:
