@@ -23,7 +23,7 @@ length: every lane, padding included, is masked before it is packed. The file's 
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -67,14 +67,27 @@ class _Rotation:
             yield _Tile(start, width, self._stream.fill(self._signs), values, values.view("<i4"))
 
 
+class _Masks:
+    """The keystreams of signed masks, added to consecutive lanes; all share one buffer, which stays in the cache."""
+
+    def __init__(self, masks: Iterable[tuple[bytes, int]], layout: VectorLayout) -> None:
+        self._streams = [(Keystream(seed), np.add if _checked_sign(sign) > 0 else np.subtract) for seed, sign in masks]
+        self._buffer = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
+
+    def add_to(self, lanes: Lanes) -> None:
+        """Add the next lanes.size integers of every mask, in place, modulo the word."""
+        buffer = self._buffer[: lanes.size]
+        for stream, apply in self._streams:
+            apply(lanes, stream.fill(buffer), out=lanes)
+
+
 class _Packer:
     """Masks and packs lanes chunk by chunk into a file; one reused buffer for all keystreams."""
 
     def __init__(self, layout: VectorLayout, masks: Sequence[tuple[bytes, int]], out: Path) -> None:
         self._lane_bits, self._word_bits = layout.lane_bits, _word_bits(layout)
-        self._masks = [(Keystream(seed), np.add if _checked_sign(sign) > 0 else np.subtract) for seed, sign in masks]
-        self._stream = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
-        self._words = np.empty(self._stream.size * self._lane_bits // self._word_bits, dtype=layout.lane_dtype)
+        self._masks = _Masks(masks, layout)
+        self._words = np.empty(min(TILE, layout.lanes) * self._lane_bits // self._word_bits, dtype=layout.lane_dtype)
         self._hash = hashlib.sha256()
         self._file = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
 
@@ -90,9 +103,7 @@ class _Packer:
 
     def put(self, lanes: Lanes) -> None:
         """Mask in place, pack and write the next lanes: a multiple of 1024, at most one tile."""
-        stream = self._stream[: lanes.size]
-        for keystream, apply in self._masks:
-            apply(lanes, keystream.fill(stream), out=lanes)
+        self._masks.add_to(lanes)
         words = self._words[: lanes.size * self._lane_bits // self._word_bits]
         kernels.pack(lanes, self._lane_bits, words)
         self._hash.update(words.data)
@@ -192,6 +203,7 @@ class RunningSum:
         else:
             self._total = np.memmap(path, dtype=layout.lane_dtype, mode="w+", shape=(layout.lanes,))
             path.chmod(0o600)
+        self._removed: list[tuple[bytes, int]] = []
         self._packed = bytearray(min(TILE, layout.lanes) * layout.lane_bits // 8)
 
     def add(self, upload: Path, expected_sha256: bytes) -> None:
@@ -209,12 +221,10 @@ class RunningSum:
             raise UpdateError(f"upload {upload.name} has SHA-256 {digest.hex()}, not {expected_sha256.hex()}")
 
     def remove_mask(self, seed: bytes, sign: int) -> None:
-        """Take away one mask that was added with this sign."""
-        keystream, remove = Keystream(seed), np.subtract if _checked_sign(sign) > 0 else np.add
-        stream = np.empty(min(TILE, self._layout.lanes), dtype=self._layout.lane_dtype)
-        for start in range(0, self._layout.lanes, TILE):
-            piece = self._total[start : start + TILE]
-            remove(piece, keystream.fill(stream[: piece.size]), out=piece)
+        """Take away one mask that was added with this sign. Its keystream is made when the sum is opened."""
+        _checked_sign(sign)
+        Keystream(seed)
+        self._removed.append((seed, sign))
 
     def open(self, contributors: int) -> tuple[NDArray[np.float32], list[int]]:
         """(sum of the updates, float32 of shape (parameters,); exact sums of the scalars).
@@ -225,21 +235,17 @@ class RunningSum:
         layout, rotation = self._layout, _Rotation(self._layout)
         if not 1 <= contributors <= layout.members:
             raise UpdateError(f"{contributors} contributors; the layout allows 1 to {layout.members}")
-        scalars = self._open_scalars(contributors)
         update = np.empty(layout.parameters, dtype=np.float32)
+        masks = _Masks(((seed, -sign) for seed, sign in self._removed), layout)
+        lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
         for tile in rotation.tiles():
-            lanes = self._total[ROWS * tile.start : ROWS * (tile.start + tile.width)]
-            _decode(lanes, layout.lane_bits, tile, layout, update, subtract=False)
-        return update, scalars
-
-    def _open_scalars(self, contributors: int) -> list[int]:
-        layout = self._layout
-        tail = self._total[layout.coordinates :] & layout.lane_dtype.type(2**layout.lane_bits - 1)
-        used = layout.scalars * layout.digits
-        digits = tail[:used].astype(np.int64).reshape(layout.scalars, layout.digits)
-        if tail[used:].any() or (digits > contributors * (2**layout.bits - 1)).any():
-            raise UpdateError(f"the sum of {contributors} uploads does not open: masks are left or a lane is wrong")
-        return [sum(int(digit) << (layout.bits * i) for i, digit in enumerate(row)) for row in digits]
+            part = lanes[: tile.values.size]
+            np.copyto(part, self._total[ROWS * tile.start : ROWS * (tile.start + tile.width)])
+            masks.add_to(part)
+            _decode(part, layout.lane_bits, tile, layout, update, subtract=False)
+        tail = np.array(self._total[layout.coordinates :])
+        masks.add_to(tail)
+        return update, _read_scalars(tail, layout, contributors)
 
     def _accumulate(self, upload: Path) -> bytes:
         digest = hashlib.sha256()
@@ -275,6 +281,16 @@ def _scalar_lanes(scalars: Sequence[int], layout: VectorLayout) -> Lanes:
         for j in range(layout.digits):
             tail[i * layout.digits + j] = value >> (layout.bits * j) & (2**layout.bits - 1)
     return tail
+
+
+def _read_scalars(tail: Lanes, layout: VectorLayout, contributors: int) -> list[int]:
+    """The exact sums in the lanes after the vector's."""
+    tail &= layout.lane_dtype.type((1 << layout.lane_bits) - 1)
+    used = layout.scalars * layout.digits
+    digits = tail[:used].astype(np.int64).reshape(layout.scalars, layout.digits)
+    if tail[used:].any() or (digits > contributors * (2**layout.bits - 1)).any():
+        raise UpdateError(f"the sum of {contributors} uploads does not open: masks are left or a lane is wrong")
+    return [sum(int(digit) << (layout.bits * i) for i, digit in enumerate(row)) for row in digits]
 
 
 def _word_bits(layout: VectorLayout) -> int:
