@@ -62,7 +62,7 @@ def family_of(model: nn.Module) -> Family:
 def check_trainable(model: nn.Module) -> Family:
     """The model's family, if this very model can be trained privately. Raises ModelError naming what is in the way."""
     family = family_of(model)
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ModelError(
             "gradient checkpointing breaks per-record gradients without an error; under privacy.unit record or user "
             "set training.gradient_checkpointing = false and a smaller micro_batch_size"
