@@ -106,6 +106,8 @@ def measure_ours(
             "of_which_protocol": {
                 "client_ms_per_slot": protocol.node_s * 1e3,
                 "coordinator_ms_per_slot": protocol.coordinator_s * 1e3,
+                "client_ms_per_epoch": protocol.epoch_node_s * 1e3,
+                "coordinator_ms_per_epoch": protocol.epoch_coordinator_s * 1e3,
                 "client_ns_per_param": per_param["client"],
                 "coordinator_ns_per_param": per_param["coordinator"],
             },

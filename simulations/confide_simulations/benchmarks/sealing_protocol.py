@@ -28,7 +28,7 @@ _NOW = 1_000_000
 
 
 class ProtocolCost:
-    """CPU seconds per slot, epoch's share included: of one node, and of the coordinator."""
+    """CPU seconds per slot of one node and of the coordinator, a 16th of an epoch's included; and per epoch."""
 
     def __init__(self, nodes: int, folder: Path, *, slots: int = 3) -> None:
         self._names = tuple(f"hospital-{number:02d}" for number in range(nodes))
@@ -44,7 +44,8 @@ class ProtocolCost:
         parent = self._previous
         for slot in range(2, 2 + slots):
             parent = self._run_slot(slot, parent)
-        self.node_s = self._node_s / slots / nodes + epoch_node_s / _SLOTS_PER_EPOCH / nodes
+        self.epoch_node_s, self.epoch_coordinator_s = epoch_node_s / nodes, epoch_coordinator_s
+        self.node_s = self._node_s / slots / nodes + self.epoch_node_s / _SLOTS_PER_EPOCH
         self.coordinator_s = self._coordinator_s / slots + epoch_coordinator_s / _SLOTS_PER_EPOCH
 
     def _build(self, folder: Path) -> None:
