@@ -75,7 +75,11 @@ class Journal:
         except OSError as error:
             os.close(self._descriptor)
             raise StateError(f"{path} is in use by another process; stop that one first.") from error
-        self._bodies, self.head, good = _verified(path, path.read_bytes())
+        try:
+            self._bodies, self.head, good = _verified(path, path.read_bytes())
+        except StateError:
+            os.close(self._descriptor)  # else the next attempt would say "in use"
+            raise
         os.ftruncate(self._descriptor, good)
         os.lseek(self._descriptor, good, os.SEEK_SET)
         if created:
