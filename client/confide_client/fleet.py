@@ -59,6 +59,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from confide_client.state import read_json
 
 CALL_TIMEOUT_S = 30.0
+LEAVE_TIMEOUT_S = 2.0
 PULL_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 16 * 2**30
 """More than any trainable model that one message carries; a coordinator cannot fill the node's memory beyond it."""
@@ -278,8 +279,10 @@ class FleetLink:
     def close(self) -> None:
         """Give the place back and end the heartbeat; a coordinator that is gone is no error here."""
         self._stop.set()
+        # Who stops does not wait long: the coordinator may be stopping too.
+        self._client._client.timeout = httpx.Timeout(LEAVE_TIMEOUT_S)
         with contextlib.suppress(TransportError, IdentityError):
             request = DeactivateNodeRequest(node_id=self._node.node_id)
             _translated(self._where, lambda: self._client.DeactivateNode(request))
-        self._heart.join(timeout=HEARTBEAT_CALL_TIMEOUT + 1)
+        self._heart.join(timeout=LEAVE_TIMEOUT_S)
         self._client.close()
