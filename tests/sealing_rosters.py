@@ -4,16 +4,18 @@ import functools
 import hashlib
 from collections.abc import Iterable
 
-from confide.identity.keys import SigningKey, new_p256, spki
+from confide.identity.keys import SigningKey, spki
 from confide.identity.roster import Member, Role, Roster
+from cryptography.hazmat.primitives.asymmetric import ec
 
 ISSUED_AT, EXPIRES_AT = 1_000_000, 2_000_000
 
 
 @functools.cache
 def fleet_key(name: str) -> str:
-    """A P-256 public key that stays the same for one name."""
-    return spki(new_p256()).hex()
+    """A P-256 public key that is always the same for one name."""
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()) >> 8
+    return spki(ec.derive_private_key(number, ec.SECP256R1())).hex()
 
 
 def make_roster(keys: dict[str, SigningKey], *, version: int = 1, revoked: Iterable[str] = ()) -> Roster:

@@ -1,0 +1,171 @@
+"""Parameters, shares, keys and bounds: against RFC vectors, closed forms and what must not hold."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from confide.errors import ProtocolFailure, SpecificationError
+from confide.runs.specification import Outer
+from confide.sealing import shamir
+from confide.sealing.chain import ModelChain, mean_update_bound, step_bound
+from confide.sealing.factory import make_collector
+from confide.sealing.parameters import Parameters, for_epoch, planned, words
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.sealing_harness import specify
+from tests.sealing_rosters import make_roster
+
+
+@pytest.mark.parametrize(("n", "c", "q", "d"), [(3, 0, 2, 1), (3, 1, 3, 0), (5, 1, 4, 1), (10, 3, 7, 3), (2, 0, 2, 0)])
+def test_the_table_of_the_design(n: int, c: int, q: int, d: int) -> None:
+    parameters = Parameters.of(members=n, colluding=c, min_cohort=2)
+    assert (parameters.quorum, parameters.threshold, parameters.missing) == (q, q, d)
+
+
+def test_every_possible_choice_satisfies_the_rules_and_no_other_is_made() -> None:
+    for n, c in itertools.product(range(2, 40), range(40)):
+        if c > n - 2:
+            with pytest.raises(ProtocolFailure, match="PARAMETERS_IMPOSSIBLE"):
+                Parameters.of(members=n, colluding=c, min_cohort=2)
+            continue
+        made = Parameters.of(members=n, colluding=c, min_cohort=2)
+        assert 2 * made.quorum - n > c and c < made.threshold
+        assert max(made.quorum, made.threshold) <= n - made.missing
+        assert made.missing == math.ceil((n - c) / 2) - 1
+        with pytest.raises(ProtocolFailure, match="PARAMETERS_IMPOSSIBLE"):
+            Parameters.of(members=n, colluding=c, min_cohort=2, max_missing=made.missing + 1)
+
+
+def test_what_is_promised_in_words() -> None:
+    def say(n: int, c: int, missing: int | None = None) -> str:
+        return words(Parameters.of(members=n, colluding=c, min_cohort=2, max_missing=missing))
+
+    assert say(5, 1) == (
+        "with 5 organizations, the coordinator and any 1 of them together learn nothing about another beyond the sum "
+        "of the others; 1 may be missing"
+    )
+    assert "each of the two learns the other's update" in say(2, 0)
+    assert "together with any one organization it is not held to that" in say(3, 0)
+    assert say(3, 1).endswith("none may be missing") and say(10, 3, 2).endswith("2 may be missing")
+
+
+def test_an_epoch_of_fewer_members_than_planned() -> None:
+    specification = specify("max_missing = 3\ncolluding = 1")
+    assert planned(specification, 10).missing == 3
+    assert for_epoch(specification, 5).missing == 1
+    with pytest.raises(ProtocolFailure, match="waive"):
+        for_epoch(specify("colluding = 0"), 5)
+
+
+def test_noise_that_is_not_there_is_not_promised(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    text = specify().model_copy(
+        update={"privacy": specify().privacy.model_copy(update={"unit": "organization"})}
+    )  # fmt: skip
+    with pytest.raises(ProtocolFailure, match="NOISE_INSUFFICIENT"):
+        make_collector(text, make_roster({}), tmp_path, "0" * 32, 8)
+
+
+# ---------------------------------------------------------------- shares
+
+
+@given(secret=st.binary(min_size=32, max_size=32), members=st.integers(2, 9), data=st.data())
+def test_any_threshold_of_shares_and_no_fewer(secret: bytes, members: int, data: st.DataObject) -> None:
+    threshold = data.draw(st.integers(1, members))
+    shares = shamir.split(secret, threshold=threshold, members=members)
+    chosen = data.draw(st.permutations(range(1, members + 1)))
+    held = {x: shares[x - 1] for x in chosen[:threshold]}
+    assert shamir.reconstruct(held, threshold=threshold) == secret
+    with pytest.raises(ProtocolFailure, match="QUORUM_SHORT"):
+        shamir.reconstruct(dict(list(held.items())[:-1]), threshold=threshold)
+
+
+def test_fewer_shares_fit_every_secret() -> None:
+    shares = shamir.split(bytes(32), threshold=3, members=5)
+    points = {1: int.from_bytes(shares[0], "big"), 2: int.from_bytes(shares[1], "big")}
+    for wanted in (0, 1, 2**256 - 1):
+        # The polynomial through (0, wanted) and the two shares exists for every secret.
+        third = _through({0: wanted, **points}, 3).to_bytes(33, "big")
+        made = shamir.reconstruct({1: shares[0], 2: shares[1], 3: third}, threshold=3)
+        assert int.from_bytes(made, "big") == wanted
+
+
+def _through(points: dict[int, int], x: int) -> int:
+    total = 0
+    for i, value in points.items():
+        weight = 1
+        for j in points:
+            if j != i:
+                weight = weight * (x - j) * pow(i - j, -1, shamir.PRIME) % shamir.PRIME
+        total += value * weight
+    return total % shamir.PRIME
+
+
+def test_the_field_is_prime_and_shares_outside_it_are_refused() -> None:
+    assert all(pow(base, shamir.PRIME - 1, shamir.PRIME) == 1 for base in (2, 3, 5, 7, 11, 13))
+    for share in (shamir.PRIME.to_bytes(33, "big"), bytes(32), bytes(34), b"\xff" * 33):
+        with pytest.raises(ProtocolFailure, match="BAD_SHARE"):
+            shamir.check_share(share)
+    with pytest.raises(ProtocolFailure, match="BAD_DEALING"):
+        shamir.reconstruct({1: (2**256 + 5).to_bytes(33, "big")}, threshold=1)
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def _largest_step(outer: Outer, rounds: int, generator: np.random.Generator, size: int) -> float:
+    """The longest step that torch takes over gradients of norm 1, honest and adversarial ones."""
+    parameter = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
+    optimizer: torch.optim.Optimizer
+    if outer.name == "sgd":
+        optimizer = torch.optim.SGD(
+            [parameter], lr=outer.learning_rate, momentum=outer.momentum, nesterov=outer.nesterov
+        )  # fmt: skip
+    else:
+        optimizer = torch.optim.Adam(
+            [parameter], lr=outer.learning_rate, betas=(outer.beta1, outer.beta2), eps=outer.epsilon
+        )  # fmt: skip
+    longest = 0.0
+    for step in range(rounds):
+        gradient = generator.normal(size=size) if generator.random() < 0.3 else np.ones(size)
+        scale = 10.0 ** -generator.integers(0, 4) if step < rounds - 1 else 1.0
+        parameter.grad = torch.from_numpy(scale * gradient / np.linalg.norm(gradient))
+        before = parameter.detach().clone()
+        optimizer.step()
+        longest = max(longest, float(torch.linalg.vector_norm(parameter.detach() - before)))
+    return longest
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        Outer(),
+        Outer(learning_rate=0.7, momentum=0.9, nesterov=True),
+        Outer(learning_rate=0.5, momentum=0.8),
+        Outer(name="adam", learning_rate=0.1, epsilon=1e-8),
+        Outer(name="adam", learning_rate=0.1, beta1=0.9, beta2=0.8, epsilon=1e-8),
+        Outer(name="adam", learning_rate=0.01, epsilon=1.0),
+    ],
+)
+def test_no_step_of_the_outer_optimizer_exceeds_its_bound(outer: Outer) -> None:
+    bound = step_bound(outer, gradient_norm=1.0, parameters=20, rounds=30)
+    longest = max(_largest_step(outer, 30, np.random.default_rng(seed), 20) for seed in range(20))
+    assert longest <= bound * (1 + 1e-9)
+    assert longest > 0.2 * bound or outer.epsilon == 1.0
+
+
+def test_the_mean_updates_bound_counts_rounding() -> None:
+    assert mean_update_bound(specify("bits = 16")) == pytest.approx(1 + 8 / 32767)
+    assert mean_update_bound(specify("bits = 4")) == pytest.approx(1 + 3 / 7)
+    assert mean_update_bound(specify("bits = 8", 'weights = "examples"')) == pytest.approx(1 + 20 * 4 / 127)
+
+
+def test_fedsvd_is_refused_because_its_chain_cannot_be_checked(tmp_path: object) -> None:
+    specification = specify()
+    changed = specification.model_copy(
+        update={"adapter": specification.adapter.model_copy(update={"aggregation": "fedsvd"})}
+    )
+    with pytest.raises(SpecificationError, match="fedsvd"):
+        ModelChain(changed, initial_sha256=b"", schema_size=1, log=None, folder=None)  # type: ignore[arg-type]
