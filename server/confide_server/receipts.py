@@ -15,8 +15,8 @@ from confide.identity.roster import Member
 from confide.journal import Journal
 
 DOMAIN = "receipt"
-MAX_RECEIPT_BYTES = 64 * 1024
-MAX_PER_NODE_AND_RUN = 1000
+MAX_RECEIPT_BYTES = 8 * 1024
+MAX_PER_NODE_AND_RUN = 10_000
 
 
 class ReceiptBook:
