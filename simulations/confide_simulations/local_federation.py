@@ -79,14 +79,22 @@ class LocalFederation:
     """One federation below `folder`; each member has a state folder there."""
 
     def __init__(
-        self, folder: Path, *, nodes: Mapping[str, Path], base: Path, data: str = "shard", model_name: str = "base"
+        self,
+        folder: Path,
+        *,
+        nodes: Mapping[str, Path],
+        base: Path,
+        data: str = "shard",
+        model_name: str = "base",
+        node_program: Sequence[str] = ("-m", "confide", "node", "start"),
     ) -> None:
-        """nodes: each node's own data file. base: a model folder."""
+        """nodes: each node's own data file. base: a model folder. node_program: what Python runs as a node."""
         self.folder = private_folder(folder)
         self.nodes = dict(nodes)
         self.data = data
         self.base = base
         self.model_name = model_name
+        self.node_program = tuple(node_program)
         self.fleet_port, self.control_port = free_ports(2)
         self.models = folder / "models"
         self.model_sha256 = ""
@@ -163,17 +171,18 @@ class LocalFederation:
 
     def start_server(self, processes: ProcessGroup, environment: dict[str, str] | None = None) -> None:
         """Start (or start again) the coordinator's process."""
-        self._start(processes, "coordinator", ["server", "start", str(self.server_folder)], environment)
+        program = ("-m", "confide", "server", "start")
+        self._start(processes, "coordinator", [*program, str(self.server_folder)], environment)
 
     def start_node(self, processes: ProcessGroup, name: str, environment: dict[str, str] | None = None) -> None:
         """Start (or start again) one node's process."""
-        self._start(processes, name, ["node", "start", str(self.node_folder(name))], environment)
+        self._start(processes, name, [*self.node_program, str(self.node_folder(name))], environment)
 
     def _start(
         self, processes: ProcessGroup, name: str, arguments: list[str], environment: dict[str, str] | None
     ) -> None:
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "confide", *arguments]
+        command = [sys.executable, *arguments]
         processes.start(name, command, self.folder / f"{name}.log", {**threads, **(environment or {})})
 
     def wait_for_server(self, processes: ProcessGroup, timeout_s: float) -> None:
@@ -194,15 +203,17 @@ class LocalFederation:
         """The control service as the administrator."""
         return ControlClient.of_member(load_member(self.admin_folder), f"127.0.0.1:{self.control_port}")
 
-    def submit(self, specification: Specification) -> str:
-        """Sign and submit; returns the run id."""
+    def submit(self, specification: Specification, initial_model: bytes | None = None) -> str:
+        """Sign and submit; returns the run id. initial_model: raw tensors, when not the base model's own."""
         from confide.codec.tensors import TensorSchema
         from confide.models.trainable import initial_state
 
-        state = initial_state(specification, self.base)
+        if initial_model is None:
+            state = initial_state(specification, self.base)
+            initial_model = TensorSchema.of(state).encode(state)
         member = load_member(self.admin_folder)
         with self.client() as client:
-            return client.submit(specification, TensorSchema.of(state).encode(state), member.identity)
+            return client.submit(specification, initial_model, member.identity)
 
     def watch(self, run_id: str, after: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, data) of each event until the run has ended; comes back by itself when the coordinator restarts."""

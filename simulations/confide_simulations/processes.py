@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 import psutil
-from confide.errors import TransportError
+from confide.errors import StateError, TransportError
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -44,7 +44,9 @@ class ProcessGroup:
     def start(
         self, name: str, command: Sequence[str], log: Path, environment: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start `command`; its output goes to `log` (mode 0600)."""
+        """Start `command`; its output goes to `log` (mode 0600). Raises StateError when `name` runs already."""
+        if name in self.children and self.children[name].poll() is None:
+            raise StateError(f"process {name} runs already; stop it first")
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.

@@ -49,7 +49,7 @@ class LiveRounds:
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Take one event of the run."""
         line = _LINES.get(kind)
-        if line is not None:
+        if line is not None and (kind, self._sealing) != ("epoch_started", "none"):
             self._doing = line.format(**data)
             if not self._console.is_terminal:
                 self._console.print(f"  {time.monotonic() - self._started:5.0f} s  {self._doing}", highlight=False)

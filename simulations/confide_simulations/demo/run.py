@@ -156,8 +156,15 @@ def _score(
     jobs += [Job("answer", "before", initial, question=question), Job("answer", "after", final, question=question)]
     path = work / "specification.json"
     path.write_bytes(done.specification.canonical_bytes())
+    _say(console)("now each organization trains alone, and all models are scored on the held-out questions")
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("scoring, and training each organization alone", total=len(jobs))
+        task = bar.add_task("scoring", total=len(jobs))
+
+        def progress(count: int, what: str) -> None:
+            bar.update(task, completed=count, description=what)
+            if not console.is_terminal:
+                console.print(f"  {count}/{len(jobs)}  {what}", highlight=False)
+
         return scoring.run_jobs(
             jobs,
             specification=path,
@@ -165,7 +172,7 @@ def _score(
             held_out=work / "held-out.jsonl",
             rounds=options.rounds,
             folder=work,
-            progress=lambda count, what: bar.update(task, completed=count, description=f"done: {what}"),
+            progress=progress,
         )
 
 
