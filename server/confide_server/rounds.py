@@ -21,7 +21,7 @@ from confide_server.memory import trim
 from confide_server.offering import Cohort
 from confide_server.outer import OuterStep
 
-END_DEADLINE_S = 10.0
+END_DEADLINE_S = 5.0
 EPOCH_TRIES = 3
 ROSTER_PAUSE_S = 1.0
 

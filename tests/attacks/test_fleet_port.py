@@ -142,6 +142,21 @@ def test_forging_anothers_reply(scene: Scene, claimed: str) -> None:
     assert [reply.body for reply in replies] == [b"genuine"]
 
 
+def test_answering_ones_own_instruction_in_anothers_name(scene: Scene) -> None:
+    message_id = scene.send(scene.attacker)
+    pulled = scene.attacker.pull()
+    assert pulled is not None
+    reply, tree, _ = scene.attacker.build_reply(pulled[0], b"forged", {})
+    proto = message_to_proto(remove_content_from_message(reply))
+    proto.metadata.src_node_id = scene.victim.node_id
+    with pytest.raises(httpx.HTTPStatusError) as error:
+        scene.attacker.client.PushMessages(
+            PushMessagesRequest(node=scene.attacker.node, messages_list=[proto], message_object_trees=[tree])
+        )
+    assert status_of(error) == 403
+    scene.session.withdraw([message_id])
+
+
 def test_pushing_into_anothers_reply(scene: Scene) -> None:
     message_id = scene.send(scene.victim)
     pulled = scene.victim.pull()

@@ -1,11 +1,17 @@
 """Whole runs over the real fleet port: what comes out, who is reported, what a restart leaves."""
 
+import hashlib
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from confide.errors import TrainingError
+from confide.proto import fleet_pb2
+from confide.runs.specification import Outer
+from confide_server.outer import OuterStep
 from confide_server.process import Coordinator
 from confide_server.runbook import RunEvent
 
@@ -63,4 +69,247 @@ def test_federated_average_agrees_with_float64(world: World, coordinator: Coordi
     assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-5
     assert [entry["contributors"] for entry in manifest["rounds"]] == [list(world.node_names)] * 3
     assert len(manifest["chain"]) == 4 and manifest["chain"][-1] == manifest["model_sha256"]
-    print([e for e in events if e.kind == "round_committed"])
+
+
+def kinds(events: list[RunEvent]) -> list[str]:
+    return [event.kind for event in events]
+
+
+def dropped(events: list[RunEvent]) -> list[tuple[str, str]]:
+    return [(event.data["node"], event.data["code"]) for event in events if event.kind == "dropped"]
+
+
+def submit(world: World, coordinator: Coordinator, **federation: object) -> str:
+    model = np.zeros(SIZE, dtype="<f4")
+    return coordinator.book.submit(world.submission(specification(**federation), model))  # type: ignore[arg-type]
+
+
+def failing(name: str, round: int, size: int, model: bytes) -> np.ndarray:
+    raise TrainingError("the loss is NaN after step 1; lower the learning rate")
+
+
+def test_a_failed_training_is_reported_by_name(world: World, coordinator: Coordinator, nodes: list[FleetNode]) -> None:
+    nodes[1].trainer = failing
+    events = wait_end(coordinator, submit(world, coordinator))
+    assert events[-1].kind == "run_finished"
+    assert dropped(events) == [("hospital-b", "TrainingError")] * 2
+    reasons = [event.data["reason"] for event in events if event.kind == "dropped"]
+    assert reasons[0] == "the loss is NaN after step 1; lower the learning rate"
+    committed = next(event for event in events if event.kind == "round_committed")
+    assert committed.data["contributors"] == ["hospital-a", "hospital-c"]
+    assert nodes[1].ends[0].committed and list(nodes[1].ends[0].contributors) == ["hospital-a", "hospital-c"]
+    assert nodes[1].ends[-1].run_ended
+
+
+def test_too_few_contributions_end_the_run_by_name(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    for node in nodes[:2]:
+        node.trainer = failing
+    run_id = submit(world, coordinator)
+    events = wait_end(coordinator, run_id)
+    abandoned = [event.data for event in events if event.kind == "slot_abandoned"]
+    assert [(one["round"], one["attempt"], one["code"]) for one in abandoned] == [
+        (1, 1, "LIST_TOO_SMALL"),
+        (1, 2, "LIST_TOO_SMALL"),
+    ]
+    assert events[-1].data["code"] == "ATTEMPTS_USED_UP" and "max_attempts is 2" in events[-1].data["reason"]
+    assert coordinator.book.runs()[0].status == "failed"
+    assert coordinator.book.checkpoint(run_id, None)[0]["round"] == 0
+    assert nodes[2].ends[-1].run_ended and not nodes[2].ends[-1].committed
+
+
+def test_a_refusal_is_reported_and_a_person_is_waited_for(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    nodes[0].answer_offers, nodes[1].answer_offers = "refuse", "wait"
+    run_id = submit(world, coordinator)
+    seen: list[RunEvent] = []
+    while len(seen) < 3:
+        seen += coordinator.book.events(run_id, len(seen), 5.0)
+    answers = {event.data["node"]: event.data for event in seen}
+    assert answers["hospital-a"]["reason"] == "policy says refuse" and not answers["hospital-a"]["waiting"]
+    assert answers["hospital-b"]["waiting"] and answers["hospital-c"]["accepted"]
+    time.sleep(1.5)
+    assert "run_started" not in kinds(list(coordinator.book.events(run_id, 0, 0)))
+    nodes[1].answer_offers = "accept"
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished"
+    started = next(event for event in events if event.kind == "run_started")
+    assert started.data["nodes"] == ["hospital-b", "hospital-c"]
+    assert len(nodes[0].offers) == 1, "who refused is not asked again"
+
+
+def test_a_run_that_too_few_accept_fails_by_name(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    nodes[0].answer_offers = nodes[1].answer_offers = "refuse"
+    events = wait_end(coordinator, submit(world, coordinator))
+    assert events[-1].kind == "run_failed" and events[-1].data["code"] == "COHORT_TOO_SMALL"
+    assert "hospital-a refused, hospital-b refused" in events[-1].data["reason"]
+
+
+def test_a_node_that_never_connects_is_named(world: World, coordinator: Coordinator) -> None:
+    node = FleetNode(world.of("hospital-a"), coordinator.fleet_port).start()
+    events = wait_end(coordinator, submit(world, coordinator, exchange_deadline_s=1.0))
+    node.stop()
+    assert events[-1].data["code"] == "COHORT_TOO_SMALL"
+    assert "hospital-b did not answer, hospital-c did not answer" in events[-1].data["reason"]
+
+
+class Liar(FleetNode):
+    """Changes its reply after, or before, it was signed."""
+
+    def __init__(self, folder: Path, port: int, lie: str) -> None:
+        super().__init__(folder, port)
+        self.lie = lie
+
+    def sign(self, reply: fleet_pb2.Reply) -> bytes:
+        if reply.step == fleet_pb2.TRAIN:
+            match self.lie:
+                case "sequence":
+                    reply.sequence += 1
+                case "run":
+                    reply.run_id = "0" * 32
+                case "name":
+                    reply.node = "hospital-b"
+                case "version":
+                    reply.version = 2
+        signed = super().sign(reply)
+        if reply.step == fleet_pb2.TRAIN and self.lie == "signature":
+            parsed = fleet_pb2.SignedReply.FromString(signed)
+            parsed.signature = bytes(64)
+            return parsed.SerializeToString()
+        return b"\xff\xff\xff" if reply.step == fleet_pb2.TRAIN and self.lie == "garbage" else signed
+
+    def answer(self, data: bytes, payload: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
+        body, upload = super().answer(data, payload)
+        if upload:
+            good = upload["upload"]
+            match self.lie:
+                case "payload":
+                    upload["upload"] = good[:-4] + b"\0\0\0\0"
+                case "entry":
+                    upload["other"] = b"x"
+                case "truncated":
+                    upload["upload"] = good[:-1]
+                case "missing":
+                    upload = {}
+        return body, upload
+
+
+LIES = [
+    ("signature", "IdentityError", "does not verify"),
+    ("sequence", "IdentityError", "another question"),
+    ("run", "IdentityError", "another question"),
+    ("name", "IdentityError", "another question"),
+    ("version", "TransportError", "upgrade the coordinator"),
+    ("garbage", "TransportError", "not a SignedReply"),
+    ("payload", "UpdateError", "not the one it signed"),
+    ("truncated", "UpdateError", "not the one it signed"),
+    ("missing", "UpdateError", "not the one it signed"),
+    ("entry", "UpdateError", "only 'upload'"),
+]
+
+
+def test_replies_that_do_not_hold_are_not_used(world: World, coordinator: Coordinator) -> None:
+    nodes = [FleetNode(world.of(name), coordinator.fleet_port).start() for name in world.node_names[1:]]
+    liar = Liar(world.of("hospital-a"), coordinator.fleet_port, "")
+    liar.start()
+    for lie, code, words in LIES:
+        liar.lie = lie
+        events = wait_end(coordinator, submit(world, coordinator, rounds=1))
+        assert events[-1].kind == "run_finished", lie
+        assert dropped(events) == [("hospital-a", code)], lie
+        reason = next(event.data["reason"] for event in events if event.kind == "dropped")
+        assert words in reason, (lie, reason)
+        committed = next(event for event in events if event.kind == "round_committed")
+        assert committed.data["contributors"] == ["hospital-b", "hospital-c"], lie
+    for node in (*nodes, liar):
+        node.stop()
+
+
+def test_stop_abandons_the_open_slot_and_tells_the_nodes(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    waiting, go = threading.Event(), threading.Event()
+
+    def slow(name: str, round: int, size: int, model: bytes) -> np.ndarray:
+        if round == 2 and name == "hospital-a":
+            waiting.set()
+            go.wait(30)
+        return invented_update(name, round, size, model)
+
+    for node in nodes:
+        node.trainer = slow
+    run_id = submit(world, coordinator, rounds=5)
+    assert waiting.wait(30)
+    coordinator.book.stop(run_id, "administrator")
+    coordinator.book.stop(run_id, "administrator")
+    events = wait_end(coordinator, run_id)
+    go.set()
+    assert events[-1].kind == "run_stopped" and events[-1].data == {"round": 1}
+    assert [event.data["code"] for event in events if event.kind == "slot_abandoned"] == ["STOPPED"]
+    assert nodes[1].ends[-1].run_ended and nodes[1].ends[-1].failure == "STOPPED"
+    second = submit(world, coordinator, rounds=1)
+    assert wait_end(coordinator, second)[-1].kind == "run_finished"
+
+
+def test_a_node_that_connects_anew_is_asked_again_in_the_same_words(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    left = FleetNode(world.of("hospital-c"), coordinator.fleet_port)
+    nodes[2].stop()
+    nodes.pop()
+    left.activate()
+    run_id = submit(world, coordinator, rounds=1)
+    while not left.poll():  # the offer, answered
+        pass
+    lost = None
+    while lost is None:  # TRAIN: pulled and confirmed, then the node is gone
+        lost = left.pull()
+    first = fleet_pb2.Instruction.FromString(lost[1])
+    left.stop()
+    back = FleetNode(world.of("hospital-c"), coordinator.fleet_port)
+    back.activate()
+    seen = []
+    while not seen or seen[-1].step != fleet_pb2.TRAIN:
+        pulled = back.pull()
+        if pulled is not None:
+            seen.append(fleet_pb2.Instruction.FromString(pulled[1]))
+    assert seen[-1] == first, "the same instruction again has the same sequence and bytes"
+    offer = coordinator.book.next_run(0)
+    assert offer is not None
+    body, upload = back.answer(pulled[1], pulled[2])
+    back.push(pulled[0], body, upload)
+    nodes.append(back.start())
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished"
+    assert dropped(events) == [("hospital-c", "TrainingError")], "it restarted without knowing of the run"
+
+
+def test_damage_on_the_way_to_a_checkpoint_reports_no_round(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for real: the file that would become the checkpoint is /dev/full."""
+    expected = OuterStep(Outer(), b"").apply(
+        np.zeros(SIZE, dtype="<f4"),
+        np.sum([invented_update(name, 1, SIZE, b"").astype(np.float64) for name in world.node_names], axis=0),
+        3.0,
+    )
+    name = f"{hashlib.sha256(expected.tobytes()).hexdigest()}.bin"
+    part = world.server / "checkpoints" / f".{name}.part"
+    monkeypatch.setattr(coordinator._driver, "_retry_s", 1.0)
+    part.symlink_to("/dev/full")
+    run_id = submit(world, coordinator, rounds=2)
+    end = time.monotonic() + 30
+    while "cannot write the checkpoint" not in (detail := coordinator.book.runs()[0].detail):
+        assert time.monotonic() < end, detail
+        time.sleep(0.05)
+    assert "No space left" in detail
+    assert "round_committed" not in kinds(list(coordinator.book.events(run_id, 0, 0)))
+    events = wait_end(coordinator, run_id)  # the failed write removed the link: there is space again
+    assert events[-1].kind == "run_finished"
+    assert kinds(events).count("round_committed") == 2 and "slot_abandoned" not in kinds(events)
+    trained = [step for step, _ in nodes[0].steps if step == "TRAIN"]
+    assert len(trained) == 2, "what was uploaded before the disk was full was used"
