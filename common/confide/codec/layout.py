@@ -12,10 +12,12 @@ and column c is lane t * 65536 + r * C + c. The rotation works on one tile at a 
 value with 1023 others spaced evenly over the whole update, so that a layer that moved much does not overflow its
 own block, and with three neighbours 16 columns apart.
 
-Scale. After the rotation a coordinate of an update of norm `clip` has mean square at most about
-sigma^2 = clip^2 / (1024 * columns) and, over the random signs, a sub-Gaussian tail: P(|y| > k sigma) <= 2 exp(-k^2/2)
-(Hoeffding; close to the normal tail in practice). Integers reach +-levels, levels = 2^(bits-1) - 1, and
-`step` = k sigma / levels, so zero is exact. What lies beyond k sigma is clamped, never wrapped:
+Scale. Let sigma^2 = clip^2 / (1024 * columns), the mean square of a rotated coordinate of an update of norm `clip`.
+In a block of B values (4096, or 1024 where columns are left over) that holds the part E of the squared norm, a rotated
+coordinate y satisfies P(|y| > k sqrt(E / B)) <= 2 exp(-k^2 / 2) over the random signs (Hoeffding), close to the normal
+tail in practice; blocks are spread over the whole update, so that E / B is near sigma^2 unless fewer values than there
+are blocks hold most of the norm. Integers reach +-levels, levels = 2^(bits-1) - 1, and `step` = k sigma / levels, so
+zero is exact. What lies beyond k sigma is clamped, never wrapped. With E / B = sigma^2:
 
 | bits | k | P(clamped), normal | norm lost by clamping / clip | rounding error / clip, at most |
 | 4    | 3 | 2.7e-3             | 2.0e-2                       | 2.1e-1                         |
