@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ from confide.sealing.roles import Contribution, Member
 from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
+from confide_client.canaries import planted, with_canaries
 from confide_client.datasets import DataSets, LocalData
 from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema_size, local_trainer
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.records import Links, Record
 from confide_client.replies import Outgoing, ReplyStore
+from confide_client.spending import Spending
 from confide_client.state import StateFolder
 
 
@@ -59,6 +62,23 @@ class Node:
     def data_sets(self) -> DataSets:
         """The node's register of data sets."""
         return DataSets(self.state.root)
+
+    @cached_property
+    def spending(self) -> Spending:
+        """The privacy ledger; opened when a private run needs it."""
+        return Spending(self.state.root, lambda: self.policy)
+
+    def shard(self, run_id: str, specification: Specification) -> LocalData:
+        """What the run trains on here, canaries of an audit included. Raises DataError."""
+        registered = self.data_sets.load(specification.federation.data)
+        return with_canaries(registered, planted(self.state.run(run_id)), specification)
+
+    def approve_spending(self, run_id: str, specification: Specification, data: LocalData | None = None) -> None:
+        """Under privacy: set the run's cost aside, for the data that the node has now. Raises as Spending.approve."""
+        if specification.privacy.unit != "none":
+            group = self._group(specification.federation.data)
+            shard = data if data is not None else self.shard(run_id, specification)
+            self.spending.approve(run_id, specification, group=group, data=shard)
 
     def check_allowed(self, specification: Specification) -> None:
         """Raise PolicyRefusal, DataError or ModelError unless this node may and can do the run."""
@@ -142,6 +162,7 @@ class Run:
                 self.warm_up().schema_size(),
                 initial_model_sha256=self.offer.initial_model_sha256,
                 rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
+                costs=self._node.spending.costs if self._private else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:
@@ -159,17 +180,43 @@ class Run:
             return Outgoing(answer.body, answer.payload)
         slot = self._check_slot(instruction.body, payload)
         self.slot = max(self.slot, slot.slot)
+        self._charge_open(slot)
         answer = self.member.handle(
             instruction.step, instruction.body, lambda opened: self._train(payload["model"], opened), payload["model"]
         )
+        if self._charged_here:
+            self._node.spending.costs.spend(run_id=self._run_id, slot=slot.slot, upload_sha256="")
         return Outgoing(answer.body, answer.payload)
+
+    @property
+    def _private(self) -> bool:
+        return self.specification.privacy.unit != "none"
+
+    @property
+    def _charged_here(self) -> bool:
+        """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
+        return self._private and self.specification.sealing.kind == "none"
+
+    def _charge_open(self, slot: fleet_pb2.SlotOpen) -> None:
+        if self._charged_here:
+            self._node.spending.costs.reserve(
+                run_id=self._run_id,
+                slot=slot.slot,
+                round=slot.round,
+                model_sha256=slot.model_sha256.hex(),
+                evaluate_only=slot.evaluate_only,
+            )
 
     def end(self, end: fleet_pb2.End) -> None:
         """A slot ended, or the whole run: forget what may be forgotten."""
         if self._member is not None or (self.folder / "member").is_dir():
             self.member.slot_ended(end)
+        if self._private and end.slot:
+            self._node.spending.write_receipt(self.folder, self._run_id, end.slot, self._node.member.identity)
         self.replies.erase(None if end.run_ended else end.slot)
         if end.run_ended:
+            if self._private:
+                self._node.spending.release(self._run_id)
             self.close()
             self._note(status="ended", reason=end.failure)
 
@@ -226,7 +273,8 @@ class Run:
         trainer = self.warm_up().trainer()
         model = trainer.schema.decode(received)
         if self._data is None:
-            self._data = node.data_sets.load(self.specification.federation.data)
+            self._data = node.shard(self._run_id, self.specification)
+        node.approve_spending(self._run_id, self.specification, self._data)
         if len(self._data.train) == 0 and not slot.evaluate_only:
             raise DataError(f"data set {self.specification.federation.data!r} has no training records on this node")
         self._links = self._links.followed_by(slot)

@@ -1,0 +1,139 @@
+"""`confide audit`: measure what training remembers, with made-up records, and set it against what is claimed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from confide.errors import PolicyRefusal, StateError
+from confide.models.store import ModelStore
+
+from confide_client.canaries import plant as keep_canaries
+from confide_client.canaries import planted
+from confide_client.datasets import DataSets
+from confide_client.offers import VerifiedOffer, load_offer
+from confide_client.policy import load_policy
+from confide_client.records import Record
+from confide_client.state import StateFolder
+
+if TYPE_CHECKING:
+    from confide.privacy.audit.scoring import AuditResult
+
+app = typer.Typer(no_args_is_help=True, help="Audit what training remembers, with made-up records (canaries).")
+
+State = Annotated[Path, typer.Option("--state", envvar="CONFIDE_STATE", help="The node's state folder.")]
+Run = Annotated[str, typer.Argument(help="The run's id, or its first characters.")]
+Count = Annotated[int, typer.Option(help="Canaries to make; each is included by the toss of a coin.", min=2)]
+_STATE = Path("~/.confide/node")
+_CONTRADICTED = 3
+
+
+def _offer(state: StateFolder, run: str) -> tuple[VerifiedOffer, Path, Path]:
+    """(offer, the run's folder, base model)."""
+    folder = state.run(state.find_run(run))
+    offer = load_offer(folder, state.member())
+    return offer, folder, ModelStore(state.models).path(offer.specification.model.sha256)
+
+
+@app.command()
+def plant(run: Run, count: Count = 400, state: State = _STATE) -> None:
+    """Plant canaries into a run that waits for approval here; audit its release later with `score`."""
+    from confide.models.architecture import load_tokenizer
+    from confide.privacy.audit.canaries import make_canaries
+
+    node = StateFolder.at(state)
+    offer, folder, base = _offer(node, run)
+    policy = load_policy(node.policy)
+    if not policy.canaries:
+        raise PolicyRefusal(
+            "this node's policy does not consent to made-up records in training; set canaries = true in policy.toml"
+        )
+    canaries = make_canaries(offer.specification, load_tokenizer(base), count)
+    record = Record.load(folder)
+    keep_canaries(folder, canaries, policy, begun=record is None or record.status != "waiting")
+    _say_power(count, offer)
+    typer.echo("they are made up and hold nothing of anybody; which ones are included stays on this node")
+
+
+def _say_power(count: int, offer: VerifiedOffer) -> None:
+    from confide.privacy.audit.one_run import detectable_epsilon
+
+    shown = detectable_epsilon(count, delta=offer.specification.privacy.delta or 0.0, confidence=0.95)
+    typer.echo(
+        f"{count} canaries: if every coin were guessed right, they would show an epsilon of at least {shown:.2f}"
+    )
+
+
+@app.command()
+def rehearse(run: Run, count: Count = 400, state: State = _STATE) -> None:
+    """Train the run here, alone and for nobody's eyes, with canaries among the records, and audit the model.
+
+    Exits with status 3 when the audit contradicts the claim.
+    """
+    from confide.models.architecture import load_tokenizer
+    from confide.privacy.audit.canaries import make_canaries
+
+    from confide_client import auditing
+
+    node = StateFolder.at(state)
+    offer, folder, base = _offer(node, run)
+    data = DataSets(node.root).load(offer.specification.federation.data)
+    canaries = make_canaries(offer.specification, load_tokenizer(base), count)
+    result = auditing.rehearse(
+        offer.specification,
+        base,
+        data,
+        canaries,
+        folder=folder / "rehearsal",
+        say=typer.echo,
+        threads=node.settings.threads,
+    )
+    auditing.keep_result(folder, "rehearsal", result)
+    _tell(result)
+
+
+@app.command()
+def score(
+    run: Run,
+    release: Annotated[Path, typer.Argument(help="Folder that `confide run export` wrote.", file_okay=False)],
+    state: State = _STATE,
+) -> None:
+    """Audit a released model with the canaries that were planted in its run. Status 3: the claim is contradicted."""
+    from confide_client import auditing
+
+    node = StateFolder.at(state)
+    offer, folder, base = _offer(node, run)
+    canaries = planted(folder)
+    if canaries is None:
+        raise StateError(
+            "no canaries were planted in this run before it was approved here; use `confide audit rehearse`"
+        )
+    result = auditing.score_release(offer.specification, base, canaries, release)
+    auditing.keep_result(folder, "release", result)
+    _tell(result)
+
+
+def _tell(result: "AuditResult") -> None:
+    bound = result.bound
+    claim = (
+        "no privacy is claimed" if result.claimed_epsilon is None else f"claimed: epsilon {result.claimed_epsilon:g}"
+    )
+    typer.echo(
+        f"{bound.correct} of {bound.guesses} guesses right over {bound.canaries} canaries: epsilon is at least "
+        f"{bound.epsilon:.2f} ({bound.confidence:.0%} confidence, delta {bound.delta:g}); {claim}"
+    )
+    typer.echo(
+        f"membership: AUC {result.calibrated_attack.auc:.3f} calibrated, {result.loss_attack.auc:.3f} by plain loss; "
+        f"{result.calibrated_attack.tpr_at_1_percent_fpr:.1%} found at 1% falsely accused"
+    )
+    if result.extraction is not None:
+        typer.echo(
+            f"verbatim extraction: {result.extraction.included_extracted} of {result.extraction.included} included "
+            f"canaries, {result.extraction.left_out_extracted} of {result.extraction.left_out} that were left out"
+        )
+    if result.contradicted:
+        typer.secho("the audit CONTRADICTS the claim: do not release this model", fg=typer.colors.RED, err=True)
+        raise typer.Exit(_CONTRADICTED)
+    typer.echo(
+        "the audit does not contradict the claim; it could not have shown more than epsilon "
+        f"{result.detectable_epsilon:.2f}"
+    )
