@@ -21,8 +21,8 @@ from flwr.app import Context, RecordDict
 
 from confide_client.app import make_app
 from confide_client.audit import Audit
+from confide_client.errands import Errands
 from confide_client.fleet import FleetLink, FleetSettings, RunOver
-from confide_client.roster_watch import RosterWatch
 from confide_client.runs import Node
 from confide_client.runtime import NodeRuntime
 from confide_client.state import StateFolder
@@ -111,15 +111,15 @@ class Agent:
         )
         self._audit.note("agent started", coordinator=settings.coordinator)
         reason = "error"
-        rosters = RosterWatch(self._member, proxy=self._state.settings.proxy)
+        errands = Errands(self._state, self._member)
         try:
             with stoppable():
-                rosters.start()
+                errands.start()
                 self._serve_forever(settings)
         except Stopped as stopped:
             reason = str(stopped)
         finally:
-            rosters.stop()
+            errands.stop()
             self._audit.note("agent stopped", reason=reason)
             self._note(connected=False, running=False)
             self._runtime.close()

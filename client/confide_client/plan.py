@@ -19,6 +19,7 @@ from rich.console import Console
 from confide_client.datasets import DataSet, DataSets
 from confide_client.offers import parse_offer
 from confide_client.policy import Policy, load_policy
+from confide_client.spending import units_in
 from confide_client.state import StateFolder
 
 MIB = 2**20
@@ -61,6 +62,8 @@ def plan_of(state: StateFolder, what: str) -> Plan:
         _about_data(specification, entry, lines, warnings)
     _about_work(state, specification, lines, warnings)
     _about_protection(specification, lines, warnings)
+    if entry is not None:
+        _about_privacy(state, specification, lines, warnings)
     return Plan(tuple(lines), tuple(warnings), refusal)
 
 
@@ -186,6 +189,22 @@ def _about_protection(specification: Specification, lines: list[str], warnings: 
         warnings.append("no differential privacy: the model may remember single records")
     else:
         lines.append(f"privacy: epsilon {privacy.epsilon}, delta {privacy.delta} per {privacy.unit} over the whole run")
+
+
+def _about_privacy(state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]) -> None:
+    if specification.privacy.unit not in ("record", "user"):
+        return
+    from confide.privacy.plan import unit_plan
+    from confide.privacy.plan_words import describe_unit_plan
+
+    try:
+        data = DataSets(state.root).load(specification.federation.data)
+        said, warned = describe_unit_plan(unit_plan(specification, units_in(specification, data)))
+    except ConfideError as error:
+        warnings.append(f"privacy cannot be planned: {error}")
+        return
+    lines.extend(said)
+    warnings.extend(warned)
 
 
 def show(plan: Plan, console: Console) -> bool:

@@ -50,6 +50,7 @@ class NodeRuntime:
         for run in self._runs.values():
             run.close()
         self._runs.clear()
+        self._node.spending.close()
 
     def answer(self, record: RecordDict) -> RecordDict:
         """A signed reply to one instruction. Never raises for what came."""
@@ -142,6 +143,8 @@ class NodeRuntime:
             decision = approvals.decision(folder, offer.sha256)
             if node.policy.approval == "auto" and decision is None:
                 decision = "approved"
+            if decision == "approved":
+                node.approve_spending(run_id, offer.specification)
         except ConfideError as error:
             record.status, record.reason = "refused", f"{error.code}: {error}"
             record.save(folder)

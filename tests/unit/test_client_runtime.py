@@ -3,131 +3,40 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from confide import journal
-from confide.codec.tensors import TensorSchema
 from confide.errors import TrainingError
 from confide.identity.consortium import Consortium
 from confide.identity.keys import SigningKey
 from confide.identity.submission import sign_submission
-from confide.journal import Journal
-from confide.models.store import ModelStore
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
 from confide.transport.envelope import pack, unpack
 from confide_client import approvals
 from confide_client.app import QUERY, TRAIN, make_app
-from confide_client.audit import Audit
-from confide_client.datasets import LocalData
 from confide_client.offers import load_offer
-from confide_client.runs import Node
-from confide_client.runtime import NodeRuntime
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from tests.node_worlds import Instructions, World, faq, opened
+from tests.node_bench import MODEL, SIZE, Bench, make_store, open_bench
+from tests.node_worlds import Instructions, faq, opened
 from tests.training_specs import specification
-
-SIZE = 6
-MODEL = np.arange(SIZE, dtype="<f4").tobytes()
-
-
-@dataclass
-class ShardTrainer:
-    """Adds the number of training records to every scalar; a test can make it fail."""
-
-    trained: list[int] = field(default_factory=list)
-    fail: Callable[[], None] = lambda: None
-    schema: TensorSchema = field(default_factory=lambda: TensorSchema.of({"w": torch.zeros(SIZE)}))
-    scale: float = 1.0
-
-    def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
-        self.fail()
-        self.trained.append(slot.slot)
-        update = np.full(SIZE, self.scale * len(data.train), dtype=np.float32)
-        return Contribution(update, 1.0, {Metric.TRAIN_LOSS: 0.5})
-
-
-@dataclass
-class Bench:
-    """One node of a world, its runtime, and a way to ask it."""
-
-    world: World
-    spec: Specification
-    trainer: ShardTrainer
-    runtime: NodeRuntime
-    node: Node
-    run: Instructions = field(default_factory=Instructions)
-
-    def ask(
-        self, instruction: bytes, payload: dict[str, bytes] | None = None
-    ) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
-        body, files = unpack(self.runtime.answer(pack(instruction, payload)))
-        return opened(body, self.node.member), files
-
-    def failure(self, instruction: bytes, payload: dict[str, bytes] | None = None) -> fleet_pb2.Failure:
-        reply, files = self.ask(instruction, payload)
-        assert reply.WhichOneof("outcome") == "failure", "an answer came where a failure was expected"
-        assert not files, "a failure must carry no payload"
-        return reply.failure
-
-    def offer(self, offer: fleet_pb2.Offer | None = None) -> fleet_pb2.OfferAnswer:
-        body = (offer or self.world.offer(self.spec, MODEL)).SerializeToString()
-        reply, _ = self.ask(self.run.make(fleet_pb2.OFFER, body))
-        return fleet_pb2.OfferAnswer.FromString(reply.body)
-
-    def train(self, **changes: Any) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
-        return self.ask(*self.run.slot(MODEL, **changes))
-
-    def again(self) -> "Bench":
-        """The same node after its process was killed and started again."""
-        return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run)
-
-    def policy(self, old: str, new: str) -> None:
-        path = self.node.state.policy
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new))
-
-    def events(self) -> list[dict[str, Any]]:
-        return journal.read(self.node.state.audit)[0]
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("runtime-models")
-    (folder / "tiny").mkdir()
-    (folder / "tiny" / "config.json").write_text("{}")
-    (folder / "tiny" / "model.safetensors").write_bytes(b"\0")
-    return folder / "store", ModelStore(folder / "store").add(str(folder / "tiny"), "tiny")
+    return make_store(tmp_path_factory.mktemp("runtime-models"))
 
 
 @pytest.fixture
 def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
-    world = World.make(tmp_path, ("node-a", "node-b"))
-    state = world.equip("node-a", store[1], store[0], faq(tmp_path / "secret-name.jsonl", 8))
-    trainer = ShardTrainer()
-    audit = Audit(Journal(state.audit))
-    node = Node(
-        state=state,
-        member=world.members["node-a"],
-        audit=audit,
-        make_trainer=lambda *_, **__: trainer,
-        schema_size=lambda *_: SIZE,
-    )
-    spec = specification(model={"sha256": store[1]}, federation={"data": "faq", "min_cohort": 2})
-    yield Bench(world, spec, trainer, NodeRuntime(node), node)
-    audit.close()
+    with open_bench(tmp_path, store) as bench:
+        yield bench
 
 
 # --- offers

@@ -1,0 +1,112 @@
+"""The node's privacy ledger as its runs use it: approve a cost, charge slots, release the rest, give receipts.
+
+The noise of a run is fixed by how many units (records or users) the node has when it approves the run; the ledger
+freezes it. Before each training the same approval is asked for again: other data would need other noise, and is
+refused.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from confide.errors import FailureName, PolicyRefusal, ProtocolFailure
+from confide.files import private_folder, write_atomic
+from confide.identity.keys import SigningKey
+from confide.runs.specification import Specification
+
+from confide_client.datasets import LocalData, Record
+from confide_client.policy import Policy
+
+if TYPE_CHECKING:
+    from confide.privacy.charging import LedgerCosts
+    from confide.privacy.filter import Budget
+    from confide.privacy.ledger import Ledger
+
+
+class Spending:
+    """Opens the ledger when the first private run needs it; until then nothing of it is imported."""
+
+    def __init__(self, folder: Path, policy: Callable[[], Policy]) -> None:
+        """folder: the node's state folder. policy: as it stands now."""
+        self._folder = folder
+        self._policy = policy
+        self._ledger: Ledger | None = None
+        self._costs: LedgerCosts | None = None
+
+    @property
+    def ledger(self) -> "Ledger":
+        """Held exclusively by this process. Raises LedgerError or StateError when damaged or in use."""
+        from confide.privacy.ledger import LEDGER_NAME, Ledger
+
+        if self._ledger is None:
+            self._ledger = Ledger(self._folder / LEDGER_NAME)
+        return self._ledger
+
+    @property
+    def costs(self) -> "LedgerCosts":
+        """What sealing charges."""
+        from confide.privacy.charging import LedgerCosts
+
+        if self._costs is None:
+            self._costs = LedgerCosts(self.ledger, self._budget_of)
+        return self._costs
+
+    def approve(self, run_id: str, specification: Specification, *, group: str, data: LocalData) -> None:
+        """Set the run's whole cost aside, or see that it is set aside for the same data.
+
+        Raises BUDGET_EXHAUSTED, LedgerError, DataError, SpecificationError or PolicyRefusal; then nothing is spent.
+        """
+        from confide.privacy.plan import unit_plan
+
+        unit = specification.privacy.unit
+        if unit not in ("record", "user"):
+            raise ProtocolFailure(
+                FailureName.NOISE_INSUFFICIENT, f'privacy.unit is "{unit}", which this release does not add noise for'
+            )
+        budget = self._budget_of(group)
+        if budget is None:
+            raise PolicyRefusal("the policy sets no budget for the run's data. Add one under [budgets] in policy.toml")
+        self.ledger.approve(
+            run=run_id,
+            group=group,
+            data=specification.federation.data,
+            unit=unit,
+            specification=specification.digest,
+            cost=unit_plan(specification, units_in(specification, data)).cost,
+            budget=budget,
+        )
+
+    def release(self, run_id: str) -> None:
+        """The run is over here: free what it did not draw."""
+        if run_id in self.ledger.state.runs:
+            self.ledger.release(run_id)
+
+    def write_receipt(self, folder: Path, run_id: str, slot: int, key: SigningKey) -> None:
+        """Leave a receipt for a slot that was spent in the run's folder, from where it is sent."""
+        from confide.privacy.receipts import make_receipt
+
+        if self.ledger.state.run(run_id).draws.get(slot) is True:
+            receipt, _ = make_receipt(self.ledger, run_id, slot, key)
+            write_atomic(private_folder(folder / "receipts") / f"{slot}.json", receipt)
+
+    def close(self) -> None:
+        """Release the ledger's file."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = self._costs = None
+
+    def _budget_of(self, group: str) -> "Budget | None":
+        from confide.privacy.filter import Budget
+
+        found = self._policy().budgets.get(group)
+        return None if found is None else Budget(epsilon=found.epsilon, delta=found.delta)
+
+
+def units_in(specification: Specification, data: LocalData) -> int:
+    """N: what privacy protects, in the training split. A record that was left out (None) still counts."""
+    if specification.privacy.unit == "record":
+        return len(data.train)
+    key = str(specification.privacy.user_key)
+    records: Sequence[Record | None] = data.train
+    users = {record.get(key) for record in records if record is not None}
+    return len(users) + sum(record is None for record in records)

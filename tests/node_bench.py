@@ -1,0 +1,120 @@
+"""One node of a small consortium in this process, with its runtime and a small trainer of the test's own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from confide import journal
+from confide.codec.tensors import TensorSchema
+from confide.journal import Journal
+from confide.models.store import ModelStore
+from confide.proto import fleet_pb2
+from confide.runs.specification import Specification
+from confide.sealing.roles import Contribution, Metric
+from confide.transport.envelope import pack, unpack
+from confide_client.audit import Audit
+from confide_client.datasets import LocalData
+from confide_client.runs import Node
+from confide_client.runtime import NodeRuntime
+from numpy.typing import NDArray
+
+from tests.node_worlds import Instructions, World, faq, opened
+from tests.training_specs import specification
+
+SIZE = 6
+MODEL = np.arange(SIZE, dtype="<f4").tobytes()
+
+
+@dataclass
+class ShardTrainer:
+    """Adds the number of training records to every scalar; a test can make it fail."""
+
+    trained: list[int] = field(default_factory=list)
+    fail: Callable[[], None] = lambda: None
+    schema: TensorSchema = field(default_factory=lambda: TensorSchema.of({"w": torch.zeros(SIZE)}))
+    scale: float = 1.0
+
+    def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
+        self.fail()
+        self.trained.append(slot.slot)
+        update = np.full(SIZE, self.scale * len(data.train), dtype=np.float32)
+        return Contribution(update, 1.0, {Metric.TRAIN_LOSS: 0.5})
+
+
+@dataclass
+class Bench:
+    """One node of a world, its runtime, and a way to ask it."""
+
+    world: World
+    spec: Specification
+    trainer: ShardTrainer
+    runtime: NodeRuntime
+    node: Node
+    run: Instructions = field(default_factory=Instructions)
+
+    def ask(
+        self, instruction: bytes, payload: dict[str, bytes] | None = None
+    ) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
+        body, files = unpack(self.runtime.answer(pack(instruction, payload)))
+        return opened(body, self.node.member), files
+
+    def failure(self, instruction: bytes, payload: dict[str, bytes] | None = None) -> fleet_pb2.Failure:
+        reply, files = self.ask(instruction, payload)
+        assert reply.WhichOneof("outcome") == "failure", "an answer came where a failure was expected"
+        assert not files, "a failure must carry no payload"
+        return reply.failure
+
+    def offer(self, offer: fleet_pb2.Offer | None = None) -> fleet_pb2.OfferAnswer:
+        body = (offer or self.world.offer(self.spec, MODEL)).SerializeToString()
+        reply, _ = self.ask(self.run.make(fleet_pb2.OFFER, body))
+        return fleet_pb2.OfferAnswer.FromString(reply.body)
+
+    def train(self, **changes: Any) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
+        return self.ask(*self.run.slot(MODEL, **changes))
+
+    def again(self) -> "Bench":
+        """The same node after its process was killed and started again."""
+        return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run)
+
+    def policy(self, old: str, new: str) -> None:
+        path = self.node.state.policy
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def events(self) -> list[dict[str, Any]]:
+        return journal.read(self.node.state.audit)[0]
+
+
+def make_store(folder: Path) -> tuple[Path, str]:
+    """A model store with one model that nothing loads: (folder, hash)."""
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text("{}")
+    (folder / "tiny" / "model.safetensors").write_bytes(b"\0")
+    return folder / "store", ModelStore(folder / "store").add(str(folder / "tiny"), "tiny")
+
+
+@contextmanager
+def open_bench(folder: Path, store: tuple[Path, str], records: int = 8, **sections: Any) -> Iterator[Bench]:
+    """A node-a with `records` records, a quarter of them for evaluation."""
+    world = World.make(folder, ("node-a", "node-b"))
+    state = world.equip("node-a", store[1], store[0], faq(folder / "secret-name.jsonl", records))
+    trainer = ShardTrainer()
+    node = Node(
+        state=state,
+        member=world.members["node-a"],
+        audit=Audit(Journal(state.audit)),
+        make_trainer=lambda *_, **__: trainer,
+        schema_size=lambda *_: SIZE,
+    )
+    spec = specification(model={"sha256": store[1]}, federation={"data": "faq", "min_cohort": 2}, **sections)
+    bench = Bench(world, spec, trainer, NodeRuntime(node), node)
+    try:
+        yield bench
+    finally:
+        bench.runtime.close()
+        node.audit.close()

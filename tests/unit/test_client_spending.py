@@ -1,0 +1,106 @@
+"""A private run on the node: its cost is set aside before it is accepted, drawn before work, spent before sending."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confide.errors import TrainingError
+from confide.privacy.receipts import parse_receipt
+from confide.proto import fleet_pb2
+from confide_client.datasets import LocalData
+from confide_client.spending import units_in
+
+from tests.node_bench import MODEL, Bench, make_store, open_bench
+from tests.node_worlds import Instructions, faq
+from tests.training_specs import specification
+
+PRIVACY = {"unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip": 1.0}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return make_store(tmp_path_factory.mktemp("spending-models"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
+    with open_bench(tmp_path, store, records=40, privacy=PRIVACY) as bench:
+        bench.policy('privacy_units = ["none"]', 'privacy_units = ["record"]')
+        with bench.node.state.policy.open("a") as file:
+            file.write("[budgets.faq]\nepsilon = 4.0\ndelta = 1e-5\n")
+        yield bench
+
+
+def kinds(bench: Bench) -> list[str]:
+    return [body["kind"] for body in bench.node.spending.ledger._journal]
+
+
+def test_cost_is_set_aside_drawn_spent_and_released(bench: Bench) -> None:
+    assert bench.offer().accepted
+    assert kinds(bench) == ["approved"]
+    assert bench.train()[1]
+    assert kinds(bench) == ["approved", "reserved", "spent"]
+    end = fleet_pb2.End(slot=1, committed=True)
+    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    receipt = bench.node.state.run(bench.run.run_id) / "receipts" / "1.json"
+    assert parse_receipt(receipt.read_bytes()).spent_slots == 1
+    bench.ask(bench.run.make(fleet_pb2.END, fleet_pb2.End(run_ended=True).SerializeToString()))
+    assert kinds(bench)[-1] == "released"
+
+
+def test_a_training_that_fails_spends_nothing(bench: Bench) -> None:
+    def fail() -> None:
+        raise TrainingError("out of luck")
+
+    bench.offer()
+    bench.trainer.fail = fail
+    bench.failure(*bench.run.slot(MODEL))
+    assert kinds(bench) == ["approved", "reserved"]
+    bench.trainer.fail = lambda: None
+    assert bench.train(slot=2)[1]
+    assert kinds(bench) == ["approved", "reserved", "moved", "spent"], "the draw serves the next slot"
+
+
+def test_a_run_that_does_not_fit_is_refused_before_any_work(bench: Bench) -> None:
+    assert bench.offer().accepted
+    bench.run = Instructions()
+    answer = bench.offer()
+    assert not answer.accepted and "BUDGET_EXHAUSTED" in answer.reason
+    assert kinds(bench) == ["approved"]
+    assert bench.failure(*bench.run.slot(MODEL)).code == "StateError"
+
+
+def test_lowering_the_budget_in_mid_run_stops_it(bench: Bench) -> None:
+    bench.offer()
+    bench.policy("epsilon = 4.0", "epsilon = 0.5")
+    assert bench.failure(*bench.run.slot(MODEL)).code in {"BUDGET_EXHAUSTED", "PolicyRefusal"}
+    assert not bench.trainer.trained
+    assert "spent" not in kinds(bench)
+
+
+def test_other_data_than_was_approved_is_refused(bench: Bench, tmp_path: Path) -> None:
+    bench.offer()
+    bench.node.data_sets.add("faq", faq(tmp_path / "more.jsonl", 60), evaluation_fraction=0.25)
+    assert bench.failure(*bench.run.slot(MODEL)).code == "LedgerError"
+    assert not bench.trainer.trained
+
+
+def test_a_replayed_instruction_is_charged_once(bench: Bench) -> None:
+    bench.offer()
+    instruction, payload = bench.run.slot(MODEL)
+    bench.ask(instruction, payload)
+    bench.ask(instruction, payload)
+    assert kinds(bench).count("spent") == 1
+
+
+@pytest.mark.parametrize(
+    ("unit", "records", "units"),
+    [
+        ("record", [{"u": 1}, {"u": 1}, None], 3),
+        ("user", [{"u": 1}, {"u": 1}, {"u": 2}, None, None], 4),
+    ],
+)
+def test_what_is_counted(unit: str, records: list[Any], units: int) -> None:
+    privacy = {**PRIVACY, "unit": unit, **({"user_key": "u"} if unit == "user" else {})}
+    assert units_in(specification(privacy=privacy), LocalData(train=records, evaluation=[])) == units
