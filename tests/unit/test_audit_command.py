@@ -261,7 +261,7 @@ def test_a_release_is_scored_with_the_planted_canaries(site: Site, tmp_path: Pat
     site.audit("plant", site.run_id, "--count", "30")
     schema = schema_of(site.spec, site.base)
     noise = np.random.Generator(np.random.PCG64(1)).normal(size=schema.size).astype(np.float32)
-    flat = schema.flatten(initial_state(site.spec, site.base)) + 0.05 * noise
+    flat = schema.flatten(initial_state(site.spec, site.base)) + 0.3 * noise
     document = {"run_id": site.run_id, "specification_sha256": site.spec.digest, "round": 1}
     write_export(tmp_path / "out", schema.unflatten(flat), document, site.spec, site.base)
     scored = site.audit("score", site.run_id, str(tmp_path / "out"))
