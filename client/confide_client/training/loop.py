@@ -65,16 +65,20 @@ def run_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = [examples[index] for index in chosen]
-        loss = _accumulate(specification, model, method, batch, seeds.derive(seed, "step", step))
+        total = _accumulate(specification, model, method, batch, seeds.derive(seed, "step", step))
         norm = _clip(parameters, training.max_grad_norm)
-        _check(loss, norm, losses, step, training.local_steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        # One wait for a GPU a step. A bad step has been taken by now, but an error discards the whole model.
+        loss, gradient_norm = torch.stack([total, norm]).tolist()
+        _check(loss, gradient_norm, losses, step, training.local_steps)
         losses.append(loss)
     return math.fsum(losses) / len(losses)
 
 
-def _accumulate(specification: Specification, model: Any, method: Method, batch: list[Example], seed: int) -> float:
+def _accumulate(
+    specification: Specification, model: Any, method: Method, batch: list[Example], seed: int
+) -> torch.Tensor:
     """Gradients of the mean loss over all terms of the batch, micro batch by micro batch; returns that mean."""
     training = specification.training
     device = next(model.parameters()).device
@@ -83,18 +87,18 @@ def _accumulate(specification: Specification, model: Any, method: Method, batch:
         method.collate(part, seeds.derive(seed, index)) for index, part in enumerate(micro_batches(method, batch, size))
     ]
     count = max(1, sum(part.count for part in parts))
-    total = 0.0
+    total = torch.zeros((), device=device)
     for part in parts:
         with torch.autocast(device.type, torch.bfloat16, enabled=training.autocast):
             loss = method.loss(model, part.to(device)) / count
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        total += loss.detach()
     return total
 
 
-def _clip(parameters: Mapping[str, torch.nn.Parameter], max_norm: float) -> float:
+def _clip(parameters: Mapping[str, torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     limit = max_norm if max_norm > 0 else math.inf
-    return float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
+    return torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
 
 
 def _check(loss: float, norm: float, losses: list[float], step: int, steps: int) -> None:

@@ -97,7 +97,9 @@ class LocalTrainer:
             metrics = {} if specification.privacy.unit != "none" else self._evaluate(data)
             if slot.evaluate_only or specification.training.local_steps == 0:
                 return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
-            load_trainable(self._model, self.schema.unflatten(self._values.start(model, slot.round)))
+            start = self._values.start(model, slot.round)
+            if start is not model:
+                load_trainable(self._model, self.schema.unflatten(start))
             loss = self._train(data, slot)
         trained = self._trained()
         update = self._values.exchanged(trained - model, slot.round)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from confide.methods.base import IGNORED, Batch
 
-_CHUNK_POSITIONS = 256
+_CHUNK_ON_CPU, _CHUNK_ON_GPU = 256, 4096
+"""Positions: what fits a processor's cache, and few large kernels."""
 
 
 class TokenLoss:
@@ -85,7 +86,7 @@ def _same(head: nn.Module, hidden: torch.Tensor, expected: torch.Tensor) -> bool
 class _FrozenHeadLoss(torch.autograd.Function):
     """Cross-entropy through a frozen linear head: its gradient is made in the forward pass, chunk by chunk.
 
-    hidden: (N, D); weight: (V, D); labels: (N,). At most _CHUNK_POSITIONS x V logits exist at a time.
+    hidden: (N, D); weight: (V, D); labels: (N,). Logits of one chunk of positions exist at a time.
     """
 
     @staticmethod
@@ -93,8 +94,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs_gradient else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, hidden.shape[0], _CHUNK_POSITIONS):
-            part = slice(start, start + _CHUNK_POSITIONS)
+        chunk = _CHUNK_ON_CPU if hidden.device.type == "cpu" else _CHUNK_ON_GPU
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
             logits = (hidden[part] @ weight.T.to(hidden.dtype)).float()
             log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
             total += (log_z - logits.gather(1, labels[part, None])).sum()
