@@ -40,8 +40,16 @@ def add(
 
 
 @app.command(name="list")
-def list_models(state: State = _STATE, models: Models = None) -> None:
+def list_models(
+    state: State = _STATE,
+    models: Models = None,
+    hashes: Annotated[bool, typer.Option("--hashes", help="Print the hashes only, one a line.")] = False,
+) -> None:
     """Names, hashes, sizes."""
+    if hashes:
+        for model in _store(state, models).list():
+            typer.echo(model.sha256)
+        return
     table = Table("name", Column("sha256", no_wrap=True, min_width=64), "size", "from")
     for model in _store(state, models).list():
         table.add_row(model.name, model.sha256, f"{model.bytes / 1e6:.1f} MB", model.source)

@@ -152,12 +152,17 @@ def status(
     folder: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
     entries: Annotated[int, typer.Option(help="audit entries to show", min=0)] = 20,
+    waiting: Annotated[bool, typer.Option("--waiting", help="print the ids of runs that wait for approval")] = False,
 ) -> None:
     """Show the agent, its runs and data, and what was asked, allowed, refused and sent."""
     from confide_client.status import gather, show
 
     document = gather(StateFolder.at(folder), entries=entries)
-    if as_json:
+    if waiting:
+        for run in document["runs"]:
+            if run.get("status") == "waiting":
+                typer.echo(run["run"])
+    elif as_json:
         typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
     else:
         show(document, Console())
