@@ -113,18 +113,28 @@ class SealedCollector:
             return False
         if epoch is None or epoch.phase != "stands" or self._renew:
             return True
-        used_up = self._books.last_slot + 1 >= epoch.terms.first_slot + epoch.terms.slots
-        changed = epoch.terms.roster_sha256.hex() != self._roster.digest or epoch.members != self._eligible(present)
-        return used_up or changed
+        if self._books.last_slot + 1 >= epoch.terms.first_slot + epoch.terms.slots:
+            return True
+        if epoch.terms.roster_sha256.hex() != self._roster.digest:
+            return True
+        # Who failed to enter this epoch is asked again after a slot of it, not at once and for ever.
+        eligible = self._eligible(present)
+        tried = eligible == epoch.wanted and self._books.last_slot < epoch.terms.first_slot
+        return eligible != epoch.members and not tried
 
     def begin_epoch(self, present: tuple[str, ...]) -> None:
         """Start an epoch with fresh keys; drops the one before."""
+        self.outcome = None
+        self._start_epoch(self._eligible(present), self._eligible(present))
+
+    def _start_epoch(self, members: tuple[str, ...], wanted: tuple[str, ...]) -> None:
         self._silent, self._renew = set(), False
         self._record(
             "epoch",
             epoch=self._books.last_epoch + 1,
             first_slot=self._books.last_slot + 1,
-            members=list(self._eligible(present)),
+            members=list(members),
+            wanted=list(wanted),
             roster_version=self._roster.version,
             roster_sha256=self._roster.digest,
         )
@@ -146,7 +156,7 @@ class SealedCollector:
             reached("collector.epoch_stands")
         else:
             # Nobody holds shares of a member that did not deal: begin again without it, with fresh keys.
-            self.begin_epoch(tuple(epoch.dealings))
+            self._start_epoch(tuple(sorted(epoch.dealings)), epoch.wanted)
 
     def _epoch_exchange(self, epoch: EpochBook) -> Exchange:
         deadline_s = self._federation.exchange_deadline_s

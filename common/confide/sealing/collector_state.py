@@ -3,7 +3,7 @@
 Every change is an event: written to the journal first, then applied by `Books.apply`; a restarted coordinator
 applies the same events again and stands where it stood.
 
-    epoch         {epoch, first_slot, members, roster_version, roster_sha256}
+    epoch         {epoch, first_slot, members, wanted, roster_version, roster_sha256}
     bundle        {node, body}
     sharing       {}                     the bundles are complete: who sent none is not in the epoch
     dealings      {node}                 the ciphertexts lie in a file
@@ -40,6 +40,8 @@ class EpochBook:
 
     terms: EpochTerms
     asked: tuple[str, ...]
+    wanted: tuple[str, ...]
+    """Who was to be in it: more than were asked when some advertised before and did not deal."""
     phase: str = "advertise"
     failure: tuple[str, str] = ("", "")
     signed: dict[str, sealing_pb2.SignedBundle] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class Books:
             roster_version=event["roster_version"],
             roster_sha256=bytes.fromhex(event["roster_sha256"]),
         )
-        self.epoch = EpochBook(terms=terms, asked=tuple(event["members"]))
+        self.epoch = EpochBook(terms=terms, asked=tuple(event["members"]), wanted=tuple(event["wanted"]))
 
     def _within_epoch(self, kind: str, event: dict[str, Any]) -> None:
         epoch = self.epoch
