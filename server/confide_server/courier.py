@@ -20,8 +20,9 @@ from confide.transport.envelope import payload_digest
 from google.protobuf.message import DecodeError
 
 from confide_server.book import Book
-from confide_server.fleet import FleetLink, FleetReply, FleetSession
+from confide_server.fleet import FleetReply
 from confide_server.memory import trim
+from confide_server.roads import Link, Session
 
 VERSION = 1
 TICK_S = 0.25
@@ -79,17 +80,19 @@ class Courier:
 
     def __init__(
         self,
-        link: FleetLink,
-        session: FleetSession,
+        link: Link,
+        session: Session,
         book: Book,
         run_id: str,
         roster: Callable[[], Roster],
         check: Callable[[], None],
         silence_s: float,
+        deadline_factor: float = 1.0,
     ) -> None:
         """check: raises when the run or the process is to stop; called often.
 
         silence_s: a node whose heartbeats stay away this long is given up for the question at hand.
+        deadline_factor: every deadline of a question times this.
         """
         self._link = link
         self._session = session
@@ -98,6 +101,7 @@ class Courier:
         self._roster = roster
         self._check = check
         self._silence_s = silence_s
+        self._deadline_factor = deadline_factor
 
     def ask(self, question: Question) -> Iterator[Answer | Silence]:
         """Answers as they come, then a Silence for every node without one. Each node comes exactly once."""
@@ -105,7 +109,8 @@ class Courier:
         for node in [node for node, asked in waiting.items() if not asked.message_id]:
             del waiting[node]
             yield Silence(node, "TransportError", f"{node} is not connected", answered=False)
-        end = time.monotonic() + question.deadline_s
+        deadline_s = question.deadline_s * self._deadline_factor
+        end = time.monotonic() + deadline_s
         try:
             while waiting and (left := end - time.monotonic()) > 0:
                 self._check()
@@ -121,7 +126,7 @@ class Courier:
             if question.payload:
                 trim()
         for node in waiting:
-            reason = f"{node} did not answer within {question.deadline_s:.0f} s"
+            reason = f"{node} did not answer within {deadline_s:.0f} s"
             yield Silence(node, "TransportError", reason, answered=False)
 
     def tell(self, question: Question) -> list[str]:

@@ -23,8 +23,8 @@ from confide.sealing.roles import Collector
 
 from confide_server.book import Book, OpenRun
 from confide_server.courier import Courier
-from confide_server.fleet import FleetLink, FleetSession
 from confide_server.offering import Cohort
+from confide_server.roads import Link, Session
 from confide_server.rounds import Rounds
 
 RETRY_S = 5.0
@@ -46,10 +46,12 @@ class Parts:
     """What the driver works with."""
 
     book: Book
-    link: FleetLink
+    link: Link
     roster: RosterStore
     folder: Path
     """Where collectors keep what they must find again: one folder a run."""
+    deadline_factor: float = 1.0
+    """Deadlines of the specification times this. Above 1 where nodes take turns on one machine: a simulation."""
 
 
 class RunDriver:
@@ -123,7 +125,7 @@ class RunDriver:
         finally:
             session.leave()
 
-    def _courier(self, run: OpenRun, session: FleetSession, check: Callable[[], None]) -> Courier:
+    def _courier(self, run: OpenRun, session: Session, check: Callable[[], None]) -> Courier:
         return Courier(
             link=self._parts.link,
             session=session,
@@ -132,6 +134,7 @@ class RunDriver:
             roster=lambda: self._parts.roster.current,
             check=check,
             silence_s=run.specification.federation.exchange_deadline_s,
+            deadline_factor=self._parts.deadline_factor,
         )
 
     def _to_the_end(self, run: OpenRun, cohort: Cohort, rounds: Rounds) -> None:

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from confide_server.book import Book, OpenRun
 from confide_server.courier import Answer, Courier, Question, printable
-from confide_server.fleet import FleetLink
+from confide_server.roads import Link
 
 OFFER_AGAIN_S = 1.0
 PAUSE_S = 0.2
@@ -35,7 +35,7 @@ class Cohort:
         self,
         run: OpenRun,
         book: Book,
-        link: FleetLink,
+        link: Link,
         roster: RosterStore,
         courier: Courier,
         pause: Callable[[float], None],
