@@ -118,10 +118,12 @@ class DataSets:
         format: Format | None = None,
         evaluation_fraction: float = 0.1,
         group: str | None = None,
+        split_seed: str | None = None,
     ) -> DataSet:
         """Check every record of the file, draw its split, and remember it durably under `name`.
 
-        A registration of the same unchanged file keeps its split. Raises DataError naming line and remedy.
+        A registration of the same unchanged file keeps its split. split_seed: 64 hex characters that fix the split,
+        for a simulation that is to be repeated. Raises DataError naming line and remedy.
         """
         path = path.expanduser().resolve()
         format = format or format_of(path)
@@ -129,7 +131,8 @@ class DataSets:
         digest = sha256_file(path)
         known = self.all()
         before = known.get(name)
-        seed = before.split_seed if before and before.sha256 == digest else secrets.token_hex(32)
+        kept = before.split_seed if before and before.sha256 == digest else secrets.token_hex(32)
+        seed = split_seed or kept
         try:
             entry = DataSet(
                 path=str(path),

@@ -7,6 +7,7 @@ With one thread the same inputs give the same bits. Errors carry nothing of the 
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,6 +84,19 @@ class LocalTrainer:
         )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
         _set_up(self._model, specification)
+
+    def for_node(self, node: str, folder: Path) -> "LocalTrainer":
+        """Another node's trainer of the same run over the same loaded model. They take turns; what stays between
+        rounds does not mix. For a simulation, where one process stands for many nodes.
+        """
+        other = copy.copy(self)
+        other._node = node
+        other._states = OptimizerStates(folder, self.schema)
+        other._values = LocalValues(self._specification, self.schema, folder)
+        other._prepared = {}
+        if self._private is not None:
+            other._private = PrivateSteps(self._specification, self._model, self._method)
+        return other
 
     def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
         """Evaluate and train the received model, float32 of shape (schema.size,).
