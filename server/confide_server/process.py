@@ -3,6 +3,7 @@
 Guarantee: two processes never serve one folder; SIGTERM and SIGINT leave every run where it can go on.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -83,11 +84,24 @@ class Coordinator:
         if self.member.membership.role is not Role.COORDINATOR:
             role = self.member.membership.role.value
             raise IdentityError(f"{folder} is that of {self.member.name}, a {role}; a coordinator's folder is needed")
-        self._lock = _exclusive(folder)
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, _exclusive(folder))
+            self._open(opened)
+            self._opened = opened.pop_all()
+        self._fleet_thread = threading.Thread(target=self._serve_fleet, name="fleet-port", daemon=True)
+        self._socket: socket.socket | None = None
+        self.fleet_port = 0
+        self.control_port = 0
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        folder = self.folder
         self._tls = _tls_context(self.member)
         self.database = Database(self.settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+        opened.callback(self.database.close)
         self.link = FleetLink(folder / "fleet")
+        opened.callback(self.link.release)
         self._receipts = ReceiptBook(folder / "receipts.log")
+        opened.callback(self._receipts.close)
         checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
         self.book = Book(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self._driver = RunDriver(Parts(self.book, self.link, self.member.roster, private_folder(folder / "runs")))
@@ -113,10 +127,6 @@ class Coordinator:
                 lifespan="on",
             )
         )
-        self._fleet_thread = threading.Thread(target=self._serve_fleet, name="fleet-port", daemon=True)
-        self._socket: socket.socket | None = None
-        self.fleet_port = 0
-        self.control_port = 0
 
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
@@ -152,10 +162,8 @@ class Coordinator:
             self._fleet_thread.join(10.0)
         if self._socket is not None:
             self._socket.close()
-        self._receipts.close()
-        self.database.close()
         (self.folder / "addresses.json").unlink(missing_ok=True)
-        os.close(self._lock)
+        self._opened.close()
 
     def run_until_signal(self) -> None:
         """Serve until SIGTERM or SIGINT. A renewed certificate in the folder is used within half a minute."""

@@ -29,6 +29,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.superlink.config_loader import get_federation_manager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
+from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -150,3 +151,9 @@ class FleetLink:
     def close(self) -> None:
         """End all waiting calls."""
         self.board.stop()
+
+    def release(self) -> None:
+        """Close fleet.db, when nothing serves or drives any more."""
+        engine = getattr(self.state, "_engine", None)
+        if isinstance(engine, Engine):
+            engine.dispose()

@@ -1,0 +1,267 @@
+"""Database, checkpoints and run book: durable, chained, and clear about what is wrong."""
+
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from confide.codec.tensors import model_digest
+from confide.errors import IdentityError, SpecificationError, StateError, UpdateError
+from confide.identity.keys import SigningKey
+from confide.identity.member import load_member
+from confide.identity.submission import DOMAIN, submission_body
+from confide.runs.specification import Specification
+from confide.sealing.roles import Metric, Opened, SlotPlan
+from confide_server.book import Book, Committed
+from confide_server.checkpoints import CheckpointStore
+from confide_server.database import Audit, Base, Database, append_audit
+from confide_server.runbook import Submission
+from sqlalchemy import create_engine, select
+
+from tests.coordinator_world import World, specification
+
+MODEL = np.arange(8, dtype="<f4")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.create(tmp_path_factory.mktemp("world"), nodes=2)
+
+
+@pytest.fixture
+def book(world: World, tmp_path: Path) -> Book:
+    database = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    return Book(database, CheckpointStore(str(tmp_path / "checkpoints")), load_member(world.server).roster)
+
+
+def opened(*nodes: str) -> Opened:
+    return Opened(
+        update_sum=np.ones(8),
+        weight_sum=float(len(nodes)),
+        metrics={Metric.TRAIN_LOSS: (3.0, 2)},
+        contributors=nodes,
+        dropped={"hospital-z": "TransportError: no answer"},
+        promise={"kind": "none"},
+    )
+
+
+def commit(book: Book, run_id: str, number: int, data: bytes) -> None:
+    slot, attempt = book.plan_slot(run_id, number)
+    plan = SlotPlan(slot=slot, round=number, attempt=attempt, model_sha256=b"", parent_model_sha256=b"")
+    file = book.checkpoints.put(data, "bin")
+    done = Committed(plan, opened("hospital-a", "hospital-b"), file, "", model_digest(data), 0.5, 1.25)
+    book.commit_round(run_id, done)
+
+
+# --- database
+
+
+def test_the_migrations_give_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    Database(url).close()
+    with create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    Database(url).close()
+
+
+def test_durable_settings_of_sqlite(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    with database.transaction() as session:
+        connection = session.connection().connection
+        values = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert values == ["wal", 2]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/c.db", "postgresql://nobody:secret@/x"])
+def test_a_database_that_cannot_be_used(url: str) -> None:
+    with pytest.raises(StateError, match="cannot be used") as error:
+        Database(url)
+    assert "secret" not in str(error.value)
+
+
+def test_a_database_of_a_newer_release(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    Database(url).close()
+    with sqlite3.connect(tmp_path / "c.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StateError, match="another release"):
+        Database(url)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        'UPDATE audit SET body = \'{"event": "x"}\' WHERE number = 2',
+        "UPDATE audit SET time = time + 1 WHERE number = 2",
+        "DELETE FROM audit WHERE number = 2",
+        "DELETE FROM audit WHERE number = 1",
+    ],
+)
+def test_an_edited_audit_log_is_found(tmp_path: Path, edit: str) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    database = Database(url)
+    for number in range(3):
+        with database.transaction() as session:
+            append_audit(session, {"event": "example", "number": number})
+    assert database.verify_audit() == 3
+    database.close()
+    with sqlite3.connect(tmp_path / "c.db") as connection:
+        connection.execute(edit)
+    connection.close()
+    with pytest.raises(StateError, match="audit entry"):
+        Database(url)
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    with pytest.raises(RuntimeError), database.transaction() as session:
+        append_audit(session, {"event": "example"})
+        raise RuntimeError
+    with database.transaction() as session:
+        assert session.scalars(select(Audit)).all() == []
+
+
+# --- checkpoints
+
+
+def test_checkpoints_are_named_by_what_they_hold(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "new" / "folder"))
+    name = store.put(b"weights", "bin")
+    assert store.put(memoryview(b"weights"), "bin") == name and store.get(name) == b"weights"
+    (tmp_path / "new" / "folder" / name).write_bytes(b"Weights")
+    with pytest.raises(StateError, match="does not hash to its name"):
+        store.get(name)
+    with pytest.raises(StateError, match="cannot be read"):
+        store.get("0" * 64 + ".bin")
+    assert CheckpointStore(f"file://{tmp_path}/url").put(b"x", "bin").endswith(".bin")
+    memory = CheckpointStore("memory://confide-test")
+    assert memory.get(memory.put(b"far away", "bin")) == b"far away"
+
+
+def test_a_checkpoint_cut_short_is_written_again(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    name = store.put(b"weights", "bin")
+    (tmp_path / name).write_bytes(b"weig")
+    assert store.get(store.put(b"weights", "bin")) == b"weights"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    import hashlib
+
+    store = CheckpointStore(str(tmp_path))
+    part = tmp_path / f".{hashlib.sha256(b'weights').hexdigest()}.bin.part"
+    part.symlink_to("/dev/full")
+    with pytest.raises(StateError, match="No space left"):
+        store.put(b"weights", "bin")
+    assert list(tmp_path.iterdir()) == [] and os.path.exists("/dev/full")
+    assert store.get(store.put(b"weights", "bin")) == b"weights"
+
+
+def test_an_unusable_checkpoint_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for url in (str(tmp_path / "file" / "below"), "nosuchprotocol://bucket"):
+        with pytest.raises(StateError, match="cannot be used"):
+            CheckpointStore(url)
+
+
+# --- run book
+
+
+def test_submit_commit_export(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    assert len(run_id) == 32 and book.runs()[0].status == "submitted"
+    commit(book, run_id, 1, b"\0" * 32)
+    commit(book, run_id, 2, b"\1" * 32)
+    manifest, data = book.checkpoint(run_id, None)
+    assert data == b"\1" * 32 and manifest["round"] == 2
+    assert manifest["chain"] == [model_digest(one).hex() for one in (MODEL.tobytes(), b"\0" * 32, b"\1" * 32)]
+    assert [entry["round"] for entry in manifest["rounds"]] == [1, 2]
+    assert manifest["rounds"][0]["metrics"] == {"train_loss": {"mean": 1.5, "count": 2}}
+    assert (
+        manifest["specification_sha256"] == Specification.model_validate(manifest["specification"], strict=False).digest
+    )
+    first, data = book.checkpoint(run_id, 1)
+    assert data == b"\0" * 32 and len(first["rounds"]) == 1 and first["model_sha256"] == first["chain"][1]
+    with pytest.raises(StateError, match="has no round 3; it has committed 2"):
+        book.checkpoint(run_id, 3)
+    with pytest.raises(StateError, match="there is no run"):
+        book.checkpoint("0" * 32, None)
+
+
+def test_a_round_is_committed_once(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    commit(book, run_id, 1, b"\0" * 32)
+    before = len(book.events(run_id, 0, 0))
+    with pytest.raises(StateError):
+        commit(book, run_id, 1, b"\1" * 32)
+    assert len(book.events(run_id, 0, 0)) == before and book.checkpoint(run_id, 1)[1] == b"\0" * 32
+
+
+def signed(world: World, name: str, body: bytes, model: bytes, digest: bytes | None = None) -> Submission:
+    digest = digest or model_digest(model)
+    key = SigningKey.load(world.of(name) / "identity.key")
+    return Submission(body, model, digest, key.sign(DOMAIN, submission_body(body, digest)), name)
+
+
+def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
+    body, good = specification().canonical_bytes(), MODEL.tobytes()
+    cases: list[tuple[Submission, type[Exception], str]] = [
+        (signed(world, "hospital-a", body, good), IdentityError, "only an administrator"),
+        (signed(world, "administrator", body + b" ", good), SpecificationError, "canonical"),
+        (signed(world, "administrator", body, good, digest=bytes(32)), UpdateError, "was signed"),
+        (signed(world, "administrator", body, b""), UpdateError, "0 bytes"),
+        (signed(world, "administrator", body, good[:-1]), UpdateError, "31 bytes"),
+        (signed(world, "administrator", body, np.full(8, np.nan, "<f4").tobytes()), UpdateError, "NaN"),
+        (
+            signed(world, "administrator", specification(fragments=2).canonical_bytes(), good),
+            SpecificationError,
+            "frag",
+        ),
+    ]
+    fine = signed(world, "administrator", body, good)
+    tampered = specification(rounds=9).canonical_bytes()
+    forged = Submission(tampered, good, fine.initial_model_sha256, fine.signature, "administrator")
+    cases.append((forged, IdentityError, "does not verify"))
+    for submission, kind, words in cases:
+        with pytest.raises(kind, match=words):
+            book.submit(submission)
+    assert book.runs() == []
+
+
+def test_events_are_waited_for(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    began = time.monotonic()
+    assert book.events(run_id, 0, 0.2) == [] and time.monotonic() - began >= 0.2
+    threading.Timer(0.1, lambda: book.record(run_id, "round_started", {"round": 1})).start()
+    found = book.events(run_id, 0, 30.0)
+    assert [(event.sequence, event.kind) for event in found] == [(1, "round_started")]
+    assert time.monotonic() - began < 20
+
+
+def test_a_queued_run_stops_at_once_and_stays_stopped(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    book.stop(run_id, "administrator")
+    book.stop(run_id, "administrator")
+    assert [event.kind for event in book.events(run_id, 0, 0)] == ["run_stopped"]
+    assert book.runs()[0].status == "stopped" and book.next_run(0) is None
+
+
+def test_sequences_stay_with_their_bytes(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    assert book.sequences(run_id, [b"a" * 32, b"b" * 32, b"a" * 32]) == [1, 2, 1]
+    assert book.sequences(run_id, [b"c" * 32, b"b" * 32]) == [3, 2]
+
+
+def test_a_planned_slot_that_was_never_opened_is_used_again(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    assert book.plan_slot(run_id, 1) == (1, 1) == book.plan_slot(run_id, 1)
+    plan = SlotPlan(slot=1, round=1, attempt=1, model_sha256=b"", parent_model_sha256=b"")
+    book.abandon_slot(run_id, plan, "LIST_TOO_SMALL", "nobody came")
+    assert book.attempts(run_id, 1) == 1
+    assert book.plan_slot(run_id, 1) == (2, 2)
