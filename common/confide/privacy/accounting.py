@@ -27,6 +27,8 @@ from confide.privacy.events import Event, GaussianRelease, SampledGaussian, Skel
 RDP_ORDERS: tuple[float, ...] = (*(1 + x / 10 for x in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256, 384, 512)
 """Orders over which a Renyi epsilon is minimized."""
 
+_FINEST, _COARSEST = 1e-4, 1e-3
+
 
 class _QuietOrders(logging.Filter):
     """dp-accounting reports each fractional order that it cannot evaluate; such an order counts as infinite."""
@@ -74,8 +76,8 @@ def epsilon(events: Sequence[Event], *, delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _pld(events: tuple[Event, ...], delta: float) -> float:
-    accountant = pld_privacy_accountant.PLDAccountant()
+def _pld(events: tuple[Event, ...], delta: float, interval: float) -> float:
+    accountant = pld_privacy_accountant.PLDAccountant(value_discretization_interval=interval)
     for event in events:
         if isinstance(event, SkellamRelease):
             raise LedgerError("privacy loss distributions are not available for Skellam noise; use epsilon_by_rdp")
@@ -83,11 +85,20 @@ def _pld(events: tuple[Event, ...], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
-def epsilon_by_pld(events: Iterable[Event], *, delta: float) -> float:
-    """Epsilon at `delta` by composing privacy loss distributions; Gaussian events only."""
+def _interval(compositions: int) -> float:
+    """Grid of the privacy loss. What it overstates grows with compositions * interval^2: kept near 1e-5 and below."""
+    return min(_COARSEST, max(_FINEST, math.sqrt(1e-5 / compositions)))
+
+
+def epsilon_by_pld(events: Iterable[Event], *, delta: float, coarseness: float = 1.0) -> float:
+    """Epsilon at `delta` by composing privacy loss distributions; Gaussian events only.
+
+    coarseness: of the grid. Above 1 is faster and only overstates more, since all rounding is upwards: for searches.
+    """
     _check_delta(delta)
-    merged = tuple(single.times(count) for single, count in _counted(events).items())
-    return _pld(merged, delta) if merged else 0.0
+    counts = _counted(events)
+    merged = tuple(single.times(count) for single, count in counts.items())
+    return _pld(merged, delta, coarseness * _interval(sum(counts.values()))) if merged else 0.0
 
 
 @lru_cache(maxsize=4096)
