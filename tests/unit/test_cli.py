@@ -1,0 +1,45 @@
+"""Every command of every package loads, quickly enough, and errors are one line."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from confide.cli import GROUP
+
+COMMANDS = sorted(entry.name for entry in entry_points(group=GROUP))
+
+
+def confide(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "confide", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_list_of_commands_shows_all_of_them() -> None:
+    shown = confide("--help")
+    assert shown.returncode == 0, shown.stderr
+    for name in COMMANDS:
+        assert f" {name} " in shown.stdout
+
+
+@pytest.mark.parametrize("name", ["node", "server", "consortium", "run", "data", "ledger"])
+def test_commands_of_every_day_do_not_load_torch(name: str) -> None:
+    code = (
+        "import sys; from confide.cli import app; from typer.main import get_command\n"
+        f"get_command(app).main([{name!r}, '--help'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_deliberate_error_is_one_line_and_status_one() -> None:
+    done = confide("node", "status", "/nonexistent/folder/of/nobody")
+    assert "Traceback" not in done.stderr
+    wrong = confide("run", "plan", "/nonexistent.toml")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: ") and "Traceback" not in wrong.stderr
+
+
+def test_an_unknown_command_is_refused() -> None:
+    assert confide("teleport").returncode == 2
