@@ -85,3 +85,48 @@ def test_evaluation_slots_carry_metrics_only(tmp_path: Path) -> None:
     assert outcome.update_sum.shape == (0,)
     total, count = outcome.metrics[Metric.EVAL_ACCURACY]
     assert (round(total, 6), count) == (1.5, 3)
+
+
+def test_who_cannot_enter_an_epoch_is_asked_again_after_a_slot_of_it(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 5)
+    collector, here = federation.collector, names(5)
+    silent = {fleet_pb2.SHARE: names(5)[4:]}
+    federation.slot({fleet_pb2.TRAIN: names(5)[:2]})
+    assert isinstance(collector.outcome, Abandoned)
+    collector._renew = True
+    assert collector.epoch_needed(here)
+    collector.begin_epoch(here)
+    assert collector.outcome is None
+    federation.drive(silent)
+    assert not collector.epoch_needed(here)
+    assert collector.epoch_needed(names(3))
+    federation.restart_collector()
+    collector = federation.collector
+    assert not collector.epoch_needed(here)
+    collector.open_slot(federation.plan(round=1, attempt=2))
+    outcome = federation.drive()
+    assert isinstance(outcome, Opened) and outcome.contributors == names(4)
+    federation.end(outcome)
+    assert collector.epoch_needed(here)
+
+
+def test_a_slot_without_an_epoch_is_abandoned_and_charges_nobody(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 3)
+    federation.collector.begin_epoch(names(1))
+    federation.drive()
+    federation.collector.open_slot(federation.plan())
+    outcome = federation.collector.outcome
+    assert isinstance(outcome, Abandoned) and outcome.code == "PARAMETERS_IMPOSSIBLE"
+    assert federation.collector.exchange() is None
+    federation.end(outcome)
+    assert not any(event["event"] == "reserved" for event in federation.members["hospital-00"].log.journal)
+
+
+@pytest.mark.parametrize(("bits", "allowed"), [(16, 1e-3), (8, 2e-2)])
+def test_the_opened_sum_agrees_with_the_plain_sum(tmp_path: Path, bits: int, allowed: float) -> None:
+    federation = Federation(tmp_path, 4, specify(f"bits = {bits}"), size=20_000)
+    outcome = federation.slot()
+    assert isinstance(outcome, Opened)
+    expected = federation.expected_sum(names(4), 1)
+    # Stricter than the RMS over coordinates: the whole error vector, of the mean, against a clipping norm of 1.
+    assert float(np.linalg.norm(outcome.update_sum - expected)) / 4 < allowed

@@ -4,7 +4,7 @@ collector_state.py holds what is known; this module decides what is asked next. 
 bytes that it had before. It cannot learn more than a sum, whatever it does: that is the members' doing (member.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,7 @@ class SealedCollector:
         self._silent: set[str] = set()
         self._excluded: set[str] = set()
         self._renew = False
-        self._books = Books(
-            specification, run_id, schema_size, lambda epoch, node: self._dealing(epoch, node).read_bytes()
-        )
+        self._books = Books(specification, run_id, schema_size)
         for event in self._journal:
             self._books.apply(event)
 
@@ -74,8 +72,17 @@ class SealedCollector:
         self._journal.append(body)
         self._books.apply(body)
 
-    def _dealing(self, epoch: int, node: str) -> Path:
+    def _dealing_path(self, epoch: int, node: str) -> Path:
         return self._dealings / f"{epoch}-{node}"
+
+    def _inbound(self, epoch: EpochBook) -> dict[str, list[sealing_pb2.Dealing]]:
+        """By receiver, what the others dealt to it, in order of the dealers' names; read once per exchange."""
+        found: dict[str, list[sealing_pb2.Dealing]] = {name: [] for name in epoch.members}
+        for dealer in epoch.members:
+            data = self._dealing_path(epoch.terms.epoch, dealer).read_bytes()
+            for item in wire.decode(sealing_pb2.ShareReply, data).dealings:
+                found[item.receiver].append(item)
+        return found
 
     @property
     def resumable(self) -> SlotPlan | None:
@@ -151,12 +158,12 @@ class SealedCollector:
                 self._record("epoch_failed", code=error.code, reason=error.detail)
                 return
             self._record("sharing")
-        elif set(epoch.dealings) == set(epoch.members):
+        elif epoch.dealt == set(epoch.members):
             self._record("stands")
             reached("collector.epoch_stands")
         else:
             # Nobody holds shares of a member that did not deal: begin again without it, with fresh keys.
-            self._start_epoch(tuple(sorted(epoch.dealings)), epoch.wanted)
+            self._start_epoch(tuple(sorted(epoch.dealt)), epoch.wanted)
 
     def _epoch_exchange(self, epoch: EpochBook) -> Exchange:
         deadline_s = self._federation.exchange_deadline_s
@@ -171,7 +178,7 @@ class SealedCollector:
             epoch=epoch.terms.epoch,
             bundles=[epoch.signed[name] for name in epoch.members],
         )
-        waiting = self._waiting(epoch.members, epoch.dealings)
+        waiting = self._waiting(epoch.members, epoch.dealt)
         return Exchange(fleet_pb2.SHARE, dict.fromkeys(waiting, wire.encode(request)), deadline_s)
 
     def _take_bundle(self, epoch: EpochBook, node: str, body: bytes) -> None:
@@ -196,9 +203,9 @@ class SealedCollector:
             raise ProtocolFailure(FailureName.COHORT_NOT_EPOCH, f"{node} did not deal to every other member")
         if any(item.dealer != node for item in reply.dealings):
             raise IdentityError(f"{node} sent dealings in another's name")
-        if node in epoch.dealings:
+        if node in epoch.dealt:
             return
-        write_atomic(self._dealing(epoch.terms.epoch, node), body)
+        write_atomic(self._dealing_path(epoch.terms.epoch, node), body)
         self._record("dealings", node=node)
         reached("collector.dealing_kept")
 
@@ -249,7 +256,7 @@ class SealedCollector:
             return self._epoch_exchange(epoch)
         return None
 
-    def _waiting(self, members: tuple[str, ...], answered: dict[str, Any]) -> list[str]:
+    def _waiting(self, members: tuple[str, ...], answered: Container[str]) -> list[str]:
         return [name for name in members if name not in answered and name not in self._silent]
 
     def receive(self, node: str, body: bytes, payload: Path | None) -> None:
@@ -296,7 +303,10 @@ class SealedCollector:
         deadline_s = self._federation.exchange_deadline_s
         if slot.phase == "train":
             waiting = self._waiting(epoch.members, slot.uploads)
-            bodies = {name: self._open_body(epoch, slot, name) for name in waiting}
+            inbound = {} if set(waiting) <= epoch.delivered else self._inbound(epoch)
+            bodies = {
+                name: self._open_body(epoch, slot, [] if name in epoch.delivered else inbound[name]) for name in waiting
+            }
             return Exchange(fleet_pb2.TRAIN, bodies, self._federation.step_deadline_s, with_model=True)
         if slot.phase == "confirm":
             request = sealing_pb2.ConfirmRequest(
@@ -316,10 +326,7 @@ class SealedCollector:
         waiting = self._waiting(slot.quorum, slot.reveals)
         return Exchange(fleet_pb2.REVEAL, dict.fromkeys(waiting, wire.encode(reveal)), deadline_s)
 
-    def _open_body(self, epoch: EpochBook, slot: SlotBook, node: str) -> bytes:
-        dealings = (
-            [] if node in epoch.delivered else [epoch.dealings[name][node] for name in epoch.members if name != node]
-        )
+    def _open_body(self, epoch: EpochBook, slot: SlotBook, dealings: list[sealing_pb2.Dealing]) -> bytes:
         plan = slot.plan
         return wire.encode(
             sealing_pb2.SealedOpen(

@@ -20,7 +20,6 @@ applies the same events again and stands where it stood.
     convicted     {node, name, evidence}
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +44,8 @@ class EpochBook:
     phase: str = "advertise"
     failure: tuple[str, str] = ("", "")
     signed: dict[str, sealing_pb2.SignedBundle] = field(default_factory=dict)
-    dealings: dict[str, dict[str, sealing_pb2.Dealing]] = field(default_factory=dict)
+    dealt: set[str] = field(default_factory=set)
+    """Whose ciphertexts are held, in files."""
     delivered: set[str] = field(default_factory=set)
     """Who uploaded in an earlier slot, and so holds its dealings."""
     key: EpochKey | None = None
@@ -91,7 +91,6 @@ class Books:
     specification: Specification
     run_id: str
     schema_size: int
-    load_dealings: Callable[[int, str], bytes]
     last_epoch: int = 0
     last_slot: int = 0
     epoch: EpochBook | None = None
@@ -142,9 +141,7 @@ class Books:
                 )
                 epoch.phase = "share"
             case "dealings":
-                data = self.load_dealings(epoch.terms.epoch, event["node"])
-                reply = wire.decode(sealing_pb2.ShareReply, data)
-                epoch.dealings[event["node"]] = {item.receiver: item for item in reply.dealings}
+                epoch.dealt.add(event["node"])
             case "stands":
                 epoch.phase = "stands"
             case "epoch_failed":
