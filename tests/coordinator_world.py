@@ -109,8 +109,8 @@ class World:
             process.wait()
 
 
-def specification(nodes: Sequence[str] = (), **federation: object) -> Specification:
-    """A small run without sealing; keywords change [federation]."""
+def specification(nodes: Sequence[str] = (), sealing: str = "none", **federation: object) -> Specification:
+    """A small run; keywords change [federation]."""
     from confide.runs.specification import parse_toml
 
     options = {"rounds": 2, "data": "notes", "min_cohort": 2, "step_deadline_s": 30.0, "exchange_deadline_s": 10.0}
@@ -125,7 +125,7 @@ local_steps = 1
 batch_size = 1
 learning_rate = 0.1
 [sealing]
-kind = "none"
+kind = "{sealing}"
 [federation]
 nodes = {json.dumps(list(nodes))}
 """

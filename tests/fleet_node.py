@@ -53,12 +53,14 @@ def invented_update(name: str, round: int, size: int, model: bytes) -> np.ndarra
 class FleetNode:
     """One node, in the caller's thread (`poll`) or in its own (`start`)."""
 
-    def __init__(self, folder: Path, port: int, trainer: Trainer = invented_update) -> None:
+    def __init__(self, folder: Path, port: int, trainer: Trainer = invented_update, size: int = 0) -> None:
         self.local: LocalMember = load_member(folder)
         self.name = self.local.name
         self.key = self.local.fleet_key()
         self.port = port
         self.trainer = trainer
+        self.size = size
+        """Scalars of the model; sealed members need it before the model comes."""
         self.offers: list[str] = []
         self.answer_offers = "accept"
         self.steps: list[tuple[str, int]] = []
@@ -222,7 +224,7 @@ class FleetNode:
             if self._member is not None:
                 self._member.slot_ended(end)
             return b"", {}
-        member = self._member_of(instruction.run_id, len(model) // 4)
+        member = self._member_of(instruction.run_id, self.size or len(model) // 4)
 
         def train(slot: fleet_pb2.SlotOpen) -> Contribution:
             update = self.trainer(self.name, slot.round, len(model) // 4, model)
@@ -256,6 +258,7 @@ class FleetNode:
             waiting = self.answer_offers == "wait"
             answer = fleet_pb2.OfferAnswer(accepted=False, waiting=waiting, reason=f"policy says {self.answer_offers}")
             return answer.SerializeToString()
+        self.local.roster.accept(offer.roster)
         self._offer_of[instruction.run_id] = offer
         return fleet_pb2.OfferAnswer(accepted=True).SerializeToString()
 

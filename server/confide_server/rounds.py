@@ -63,6 +63,8 @@ class Rounds:
         self._open: SlotPlan | None = None
         self._heard: set[str] = set()
         """Who answered something in the open slot: they are waited for at its end."""
+        self._missing: set[str] = set()
+        """Who was dropped since the last epoch was begun."""
         self._untold: list[str] = []
 
     def run_all(self) -> Model:
@@ -145,11 +147,13 @@ class Rounds:
             present = self._cohort.wait_present()
             if not self._collector.epoch_needed(present):
                 return
+            self._missing = set()
             self._collector.begin_epoch(present)
             self._exchanges(number, {})
             outcome = self._collector.outcome
             if not isinstance(outcome, Abandoned) and not self._collector.epoch_needed(present):
-                data = {"members": list(present), "slots": self._specification.sealing.slots_per_epoch}
+                members = [name for name in present if name not in self._missing]
+                data = {"members": members, "slots": self._specification.sealing.slots_per_epoch}
                 self._book.record(self._run.run_id, "epoch_started", data)
                 return
         raise ProtocolFailure(
@@ -200,6 +204,7 @@ class Rounds:
             self._heard.add(node)
         else:
             self._heard.discard(node)
+        self._missing.add(node)
         data = {"round": number, "node": node, "code": code, "reason": reason}
         self._book.record(self._run.run_id, "dropped", data)
 

@@ -71,6 +71,30 @@ def test_federated_average_agrees_with_float64(world: World, coordinator: Coordi
     assert len(manifest["chain"]) == 4 and manifest["chain"][-1] == manifest["model_sha256"]
 
 
+def test_a_sealed_run_gives_the_same_model_within_rounding(world: World, coordinator: Coordinator) -> None:
+    nodes = [FleetNode(world.of(name), coordinator.fleet_port, size=SIZE).start() for name in world.node_names]
+    model, clip = np.random.default_rng(0).normal(size=SIZE).astype("<f4"), 100.0
+    sealed = specification(sealing="sealed", rounds=2, min_cohort=3, clip_norm=clip)
+    run_id = coordinator.book.submit(world.submission(sealed, model))
+    events = wait_end(coordinator, run_id)
+    for node in nodes:
+        node.stop()
+    assert events[-1].kind == "run_finished", events
+    expected = model.astype(np.float64)
+    for number in (1, 2):
+        expected += np.mean(
+            [invented_update(name, number, SIZE, b"").astype(np.float64) for name in world.node_names], 0
+        )
+    manifest, data = coordinator.book.checkpoint(run_id, None)
+    got = np.frombuffer(data, dtype="<f4").astype(np.float64)
+    assert np.linalg.norm(got - expected) / clip < 1e-3
+    assert manifest["rounds"][0]["promise"]["kind"] == "sealed"
+    steps = [step for step, _ in nodes[0].steps]
+    assert steps == ["OFFER", "ADVERTISE", "SHARE", *["TRAIN", "CONFIRM", "REVEAL", "END"] * 2, "END"]
+    epoch = next(event for event in events if event.kind == "epoch_started")
+    assert epoch.data["members"] == list(world.node_names)
+
+
 def kinds(events: list[RunEvent]) -> list[str]:
     return [event.kind for event in events]
 
