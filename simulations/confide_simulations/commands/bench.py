@@ -11,6 +11,7 @@ from typer.main import get_command
 BENCHMARKS = {
     "round": "confide_simulations.benchmarks.round:round_",
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
+    "privacy": "confide_simulations.benchmarks.privacy:privacy",
 }
 
 
