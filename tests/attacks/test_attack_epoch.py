@@ -310,7 +310,7 @@ def test_nobody_can_invent_a_longer_ledger_of_another(tmp_path: Path) -> None:
     federation.drive()
     federation.collector.open_slot(federation.plan())
     federation.drive()
-    assert federation.failures[A, "TRAIN"].code == "IdentityError"
+    assert federation.failures[A, "TRAIN"].code == "BAD_DEALING"
     assert federation.members[A].log.stopped is None
 
 

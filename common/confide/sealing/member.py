@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from confide.errors import FailureName, ProtocolFailure
+from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.files import private_folder
 from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Roster
@@ -318,6 +318,11 @@ class SealedMember:
         dealt = dealing.decrypt(key, item.dealer, self.node, secret, public, item.ciphertext, identity)
         head = dealt.ledger_head.hex()
         claim = bundles.ledger_statement(self.run_id, self.node, dealt.ledger_length, head)
-        verify(self.identity.public, bundles.LEDGER_DOMAIN, claim, dealt.ledger_signature)
+        try:
+            verify(self.identity.public, bundles.LEDGER_DOMAIN, claim, dealt.ledger_signature)
+        except IdentityError as error:
+            raise ProtocolFailure(
+                FailureName.BAD_DEALING, f"{item.dealer} claims to have seen a ledger that this node never signed"
+            ) from error
         self.log.check_height(self.costs, item.dealer, dealt.ledger_length, head)
         return dealt

@@ -385,16 +385,16 @@ class MemberSlot:
     # ------------------------------------------------------------------ END
 
     def ended(self, end: fleet_pb2.End) -> None:
-        """Erase the slot; keep error feedback only when this node's update is in the sum."""
-        member, state = self._member, self._open
-        if state is None or end.slot not in (0, state.plan.slot):
+        """Erase the slot, also one of an earlier process; keep error feedback only when this update is in the sum."""
+        member, slot = self._member, self._member.log.unended
+        if slot is None or end.slot not in (0, slot):
             return
         contributed = end.committed and member.node in end.contributors
-        member.costs.ended(run_id=member.run_id, slot=state.plan.slot, committed=end.committed, contributed=contributed)
+        member.costs.ended(run_id=member.run_id, slot=slot, committed=end.committed, contributed=contributed)
         member.log.write(
             "ended",
             run=member.run_id,
-            slot=state.plan.slot,
+            slot=slot,
             committed=end.committed,
             failure=end.failure[:64],
             contributed=contributed,

@@ -75,6 +75,8 @@ class SealLog:
         self.journal = journal.Journal(path)
         self.last_epoch = 0
         self.last_slot = 0
+        self.unended: int | None = None
+        """A slot that was reserved and whose end was not heard."""
         self.roster: tuple[int, str] = (0, "")
         self.heights: dict[str, tuple[int, str, str]] = {}
         self.model: tuple[str, int, bool] | None = None
@@ -100,8 +102,10 @@ class SealLog:
             case "model":
                 self.model = (body["sha256"], body["round"], body["anchored"])
             case "reserved":
-                self.last_slot = body["slot"]
+                self.last_slot = self.unended = body["slot"]
                 self.attempts[body["model"], body["evaluate_only"]] += 1
+            case "ended":
+                self.unended = None
             case "stopped":
                 self.stopped = body["reason"]
 
