@@ -219,7 +219,7 @@ def test_malformed_instructions_are_answered_and_not_acted_on(bench: Bench, chan
 def test_a_payload_that_was_exchanged_is_refused(bench: Bench) -> None:
     bench.offer()
     instruction, _ = bench.run.slot(MODEL)
-    assert "SHA-256" in bench.failure(instruction, {"model": MODEL[::-1]}).message
+    assert "payload does not have the stated" in bench.failure(instruction, {"model": MODEL[::-1]}).message
     assert not bench.trainer.trained
 
 
