@@ -17,6 +17,9 @@ from confide_client.datasets import LocalData
 if TYPE_CHECKING:
     from confide.codec.tensors import TensorSchema
 
+LOADER = "load-model"
+"""Name of the thread in which a base model is loaded."""
+
 
 class Trainer(Protocol):
     """Local training of one run, with its model loaded."""
@@ -64,7 +67,7 @@ class Loading:
         self._size: int | None = None
         self._trainer: Trainer | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
+        self._thread = threading.Thread(target=self._load, name=LOADER, daemon=True)
         self._thread.start()
 
     def _load(self) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from confide.errors import IdentityError
+from confide.errors import IdentityError, TransportError
 from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
-from confide.identity.member import LocalMember, load_member
+from confide.identity.member import LocalMember, load_member, read_membership
 from rich.console import Console
 
 from confide_client import approvals
@@ -115,13 +117,19 @@ def renew(
     if admission is not None:
         _accept(state, _read(admission), None)
         return
-    member = state.member()
+    membership = read_membership(state.root)
     if not (state.root / "tls.key.next").exists():
         make_renewal(state.root)
-    if not member.membership.control_address:
+    try:
+        answer = _ask_renewal(state, state.member()) if membership.control_address else None
+    except (IdentityError, TransportError) as error:
+        # With an expired certificate nobody answers: the request then goes by file.
+        typer.echo(f"the coordinator could not be asked: {error}", err=True)
+        membership = membership.model_copy(update={"control_address": ""})
+        answer = None
+    if not membership.control_address:
         typer.echo(f"send {state.root / 'request.json'} to the consortium, then run this with --admission")
         return
-    answer = _ask_renewal(state, member)
     if answer is None:
         typer.echo("the request is with the coordinator; run the same command again when it was answered")
         return
@@ -140,11 +148,16 @@ def _ask_renewal(state: StateFolder, member: LocalMember) -> bytes | None:
 def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="write warnings only")] = False) -> None:
     """Run the agent until Ctrl-C or SIGTERM. It waits by itself for a coordinator that is away."""
     from confide_client.agent import Agent
+    from confide_client.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("confide_client").setLevel(level)
     Agent(StateFolder.at(folder)).run()
+    if any(thread.name == LOADER for thread in threading.enumerate()):
+        # A model is still being loaded in a thread that cannot be interrupted; everything else was closed.
+        logging.shutdown()
+        os._exit(0)
 
 
 @app.command()
