@@ -10,7 +10,7 @@ import pytest
 import torch
 from confide.errors import DataError, ModelError, SpecificationError
 from confide.methods.base import Record, check, create
-from confide.methods.classification import macro_f1
+from confide.methods.classification import logits_of, macro_f1
 from confide.methods.contrastive import embed, info_nce, supervised_contrastive
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, initial_state, load_trainable
@@ -76,6 +76,20 @@ def test_classification_ignores_padding(folders: dict[str, Path], family: str) -
         together = float(method.loss(model, method.collate(examples, 0)))
         alone = sum(float(method.loss(model, method.collate([example], 0))) for example in examples)
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_classification_logits_are_transformers_own(folders: dict[str, Path], family: str) -> None:
+    spec = sentiment(family)
+    model: Any = build(spec, folders[family]).eval()
+    load_trainable(model, initial_state(spec, folders[family]))
+    tokenizer = load_tokenizer(folders[family])
+    model.config.pad_token_id = tokenizer.pad_token_id
+    method = create(spec, tokenizer)
+    batch = method.collate(method.prepare([{"text": "a fine wall", "label": "low"}, {"text": "a", "label": "low"}]), 0)
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(model, batch), model(**inputs).logits)
 
 
 def test_balanced_weights_give_every_class_the_same_total(folders: dict[str, Path]) -> None:
