@@ -41,7 +41,9 @@ def names(count: int) -> tuple[str, ...]:
 
 def specify(sealing: str = "", federation: str = "", *, clip: float = 1.0, slots: int = 4) -> Specification:
     """The example specification with some settings changed."""
-    text = EXAMPLE.replace("clip_norm = 12.0", f"clip_norm = {clip}\n{federation}")
+    text = EXAMPLE.replace("rounds = 3", "rounds = 100").replace(
+        "clip_norm = 12.0", f"clip_norm = {clip}\n{federation}"
+    )
     return parse_toml(text + f"\n[sealing]\nslots_per_epoch = {slots}\n{sealing}\n")
 
 

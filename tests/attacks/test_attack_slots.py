@@ -143,6 +143,7 @@ def test_models_outside_the_chain(tmp_path: Path) -> None:
     refuse(moved(federation, 1e-3), round=1)
     refuse(moved(federation, 1e-3), parent_model_sha256=bytes(32))
     refuse(moved(federation, np.inf))
+    refuse(moved(federation, 50.0), round=102)
     with refused(FailureName.MODEL_CHAIN_BROKEN):
         train(federation, body, moved(federation, 1e-3).tobytes())
     with refused(FailureName.MODEL_CHAIN_BROKEN):

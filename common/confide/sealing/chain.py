@@ -89,6 +89,7 @@ class ModelChain:
         self._log = log
         self._folder = folder
         federation = specification.federation
+        self._last_round = federation.rounds + 1
         self.bound = step_bound(
             federation.outer,
             gradient_norm=mean_update_bound(specification),
@@ -132,6 +133,8 @@ class ModelChain:
 
     def _follows(self, plan: SlotPlan, model: NDArray[np.float32]) -> bool:
         """Whether the model is anchored; raises MODEL_CHAIN_BROKEN when it does not follow."""
+        if plan.round > self._last_round:
+            raise _broken(f"round {plan.round} was asked; with the last evaluation there are {self._last_round}")
         for start in range(0, self._size, _CHUNK):
             if not np.isfinite(model[start : start + _CHUNK]).all():
                 raise _broken("the model holds NaN or infinity")
