@@ -144,6 +144,21 @@ def test_a_sum_with_a_mask_left_does_not_open(tmp_path: Path) -> None:
     assert total.open(1)[1] == [0, 0]
 
 
+def test_a_padding_lane_that_is_not_zero_is_noticed(tmp_path: Path) -> None:
+    made = VectorLayout(parameters=0, scalars=1, bits=8, members=2, clip=1.0, rotation_seed=bytes(32))
+    padded = tmp_path / "u"
+    digest = encode_upload(np.empty(0, np.float32), [0], made, rounding_key=seed_of(0), masks=[], out=padded)
+    data = bytearray(padded.read_bytes())
+    data[-1] ^= 1
+    padded.write_bytes(data)
+    total = RunningSum(made)
+    with pytest.raises(UpdateError, match="SHA-256"):
+        total.add(padded, digest)
+    total.add(padded, hashlib.sha256(data).digest())
+    with pytest.raises(UpdateError, match="a lane is wrong"):
+        total.open(1)
+
+
 @pytest.mark.parametrize("contributors", [0, 5])
 def test_the_number_of_contributors_is_checked(contributors: int) -> None:
     with pytest.raises(UpdateError, match="allows 1 to 4"):
