@@ -199,7 +199,7 @@ def test_a_member_that_the_specification_does_not_name(tmp_path: Path) -> None:
         federation.ask(fleet_pb2.SHARE, A, share_body(federation))
 
 
-@pytest.mark.parametrize("point", LOW_ORDER)
+@pytest.mark.parametrize("point", LOW_ORDER, ids=["order-2-zero", "order-1", "order-8"])
 @pytest.mark.parametrize("which", ["share_key", "mask_key"])
 def test_keys_of_low_order(tmp_path: Path, point: bytes, which: str) -> None:
     federation = Federation(tmp_path, 3)
