@@ -89,7 +89,6 @@ def test_delta_must_be_below_one_over_n_and_the_refusal_does_not_tell_n(units: i
     with pytest.raises(SpecificationError, match="not below one over the number") as refusal:
         unit_plan(specification(), units)
     assert str(units) not in str(refusal.value) and f"{units:,}" not in str(refusal.value)
-    unit_plan(specification(), 99_999)
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
@@ -176,7 +175,7 @@ def test_impossible_cohorts_are_refused() -> None:
 
 
 def test_the_public_plan_knows_examples_only() -> None:
-    lines, warnings = public_plan(specification(delta=1e-6, batch=256, steps=10), trained=1000)
+    lines, warnings = public_plan(specification(delta=1e-6, batch=256, steps=10, epsilon=2.0), trained=1000)
     text = "\n".join(lines)
     for units in EXAMPLE_UNITS:
         assert f"{units:,} records" in text
@@ -195,7 +194,7 @@ def test_the_public_plan_of_an_organization_level_run() -> None:
 
 
 def test_more_records_need_less_noise() -> None:
-    small, large = unit_plan(specification(), 500), unit_plan(specification(), 50_000)
+    small, large = unit_plan(specification(), 116), unit_plan(specification(), 2000)
     assert large.noise_multiplier < small.noise_multiplier
     assert large.signal_to_noise > small.signal_to_noise
     assert math.isclose(small.signal_to_noise, 8 * math.sqrt(12) / small.noise_multiplier)

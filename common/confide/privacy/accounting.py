@@ -24,7 +24,11 @@ from dp_accounting.rdp import rdp_privacy_accountant
 from confide.errors import LedgerError
 from confide.privacy.events import Event, GaussianRelease, SampledGaussian, SkellamRelease
 
-RDP_ORDERS: tuple[float, ...] = (*(1 + x / 10 for x in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256, 384, 512)
+RDP_ORDERS: tuple[float, ...] = (
+    *(x / 10 for x in range(17, 71)),
+    *range(8, 33),
+    *(40, 48, 64, 96, 128, 192, 256, 384, 512),
+)
 """Orders over which a Renyi epsilon is minimized."""
 
 _FINEST, _COARSEST = 1e-4, 1e-3

@@ -20,7 +20,7 @@ from confide.privacy.rounding import DEFAULT_BETA, squared_norm_bound
 TOLERANCE = 1e-3
 """Relative, of the search for the smallest noise."""
 
-_COARSE_ORDERS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
+_COARSE_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _SKELLAM_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 _COARSE = 5.0
 _LEAST_NOISE, _MOST_NOISE = 1e-2, 1e6
