@@ -92,6 +92,14 @@ def test_fewer_shares_fit_every_secret() -> None:
         assert int.from_bytes(made, "big") == wanted
 
 
+@pytest.mark.parametrize("threshold", [2, 3, 4, 7])
+def test_one_share_less_makes_another_secret(threshold: int) -> None:
+    secret = bytes(range(32))
+    shares = shamir.split(secret, threshold=threshold, members=threshold)
+    fewer = {x: int.from_bytes(shares[x - 1], "big") for x in range(1, threshold)}
+    assert _through(fewer, 0) != int.from_bytes(secret, "big")
+
+
 def _through(points: dict[int, int], x: int) -> int:
     total = 0
     for i, value in points.items():
