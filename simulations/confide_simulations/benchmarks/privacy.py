@@ -23,6 +23,7 @@ def privacy(
     processes: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 2,
     repetitions: Annotated[int, typer.Option(min=1, help="Steps of each kind whose speed is measured.")] = 7,
     json: Annotated[Path | None, typer.Option(help="Write the result here.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw loss against epsilon here (.svg or .png).")] = None,
 ) -> None:
     """Held-out loss at epsilon inf, 8, 3, 1; private against plain speed and memory; noise by PLD and Renyi."""
     from confide_simulations.benchmarks.meta import meta, write_result
@@ -51,6 +52,11 @@ def privacy(
     if json is not None:
         write_result(json, result)
         typer.echo(f"written: {json}")
+    if figure is not None:
+        from confide_simulations.benchmarks.privacy_plot import plot
+
+        plot(result, figure)
+        typer.echo(f"drawn: {figure}")
 
 
 def _losses(task: "Task", size: "Size", processes: int, say: Callable[[str], None]) -> tuple[Result, float]:
@@ -90,7 +96,7 @@ def _speed(size: "Size", task: "Task", folder: Path, repetitions: int) -> Result
     from confide_simulations.benchmarks.privacy_task import specification
 
     spec = specification(size, None, 0)
-    records = list(task.nodes["comedies"].train[: 64 if size.records > 1000 else 16])
+    records = list(task.nodes["comedies"].train[: 64 if size.records > 1000 else 32])
     parameters = save_model(folder / "large", width=384, layers=6, tokenizer_from=task.base)
     large = measure_speed(spec, folder / "large", records, repetitions)
     small = measure_speed(spec, task.base, records, repetitions)
