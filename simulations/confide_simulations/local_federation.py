@@ -54,6 +54,27 @@ approval = "auto"
 """
 
 
+def policy_text(specification: Specification, *, root_public: str, data: str) -> str:
+    """A node's policy.toml that allows exactly this run, a private one's whole cost included."""
+    sealing, privacy = specification.sealing, specification.privacy
+    text = _POLICY.format(
+        root=root_public,
+        method=specification.method.name,
+        model=specification.model.sha256,
+        data=data,
+        min_cohort=specification.federation.min_cohort,
+        rounds=specification.federation.rounds,
+        local_steps=specification.training.local_steps,
+        max_attempts=sealing.max_attempts,
+        sealing="optional" if sealing.kind == "none" else "required",
+        waive_colluding="true" if sealing.colluding == 0 else "false",
+        unit=privacy.unit,
+    )
+    if privacy.unit != "none":
+        text += f'[budgets."{data}"]\nepsilon = {privacy.epsilon}\ndelta = {privacy.delta}\n'
+    return text
+
+
 def run_command(*arguments: str) -> str:
     """Run one `confide` command in this process and return what it printed. Raises ConfideError as it does."""
     printed = io.StringIO()
@@ -145,20 +166,7 @@ class LocalFederation:
 
     def allow(self, specification: Specification) -> None:
         """Write every node's policy so that it allows exactly this run."""
-        sealing = specification.sealing
-        text = _POLICY.format(
-            root=self.root_public,
-            method=specification.method.name,
-            model=specification.model.sha256,
-            data=self.data,
-            min_cohort=specification.federation.min_cohort,
-            rounds=specification.federation.rounds,
-            local_steps=specification.training.local_steps,
-            max_attempts=sealing.max_attempts,
-            sealing="optional" if sealing.kind == "none" else "required",
-            waive_colluding="true" if sealing.colluding == 0 else "false",
-            unit=specification.privacy.unit,
-        )
+        text = policy_text(specification, root_public=self.root_public, data=self.data)
         for name in self.nodes:
             write_atomic(self.node_folder(name) / "policy.toml", text.encode())
 
