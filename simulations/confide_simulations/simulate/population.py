@@ -1,0 +1,131 @@
+"""The virtual nodes' side of a consortium: real keys and a real signed roster, and a state folder for each node.
+
+    roster.json  root.pub  administrator.key
+    nodes/<name>/   identity.key  node.json  policy.toml  datasets.json  and what the node's runtime keeps
+
+Nothing listens on a network here, so that nodes have no TLS or fleet keys: the roster names keys whose private halves
+were never kept. The root's key is forgotten when the roster is signed; it is a demo root, refused in production.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide import canonical
+from confide.errors import StateError
+from confide.files import private_folder, sha256_file, write_atomic
+from confide.identity.certificates import CertificateClaim
+from confide.identity.keys import SigningKey, spki, spki_sha256
+from confide.identity.member import LocalMember, Membership
+from confide.identity.roster import Member, Role, Roster, RosterStore, sign_roster
+from confide.journal import Journal
+from confide.runs.specification import Specification
+from confide_client.audit import Audit
+from confide_client.datasets import DataSets
+from confide_client.loading import MakeTrainer
+from confide_client.runs import Node
+from confide_client.state import Settings, StateFolder
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from confide_simulations.local_federation import policy_text
+
+CONSORTIUM, ADMINISTRATOR = "simulation", "researcher"
+_LIFETIME_S = 10 * 365 * 86400
+"""A simulation can be resumed for as long."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """An opened folder."""
+
+    folder: Path
+    root_public: bytes
+    administrator: SigningKey
+    roster: RosterStore
+
+    @classmethod
+    def create(cls, folder: Path, names: Sequence[str]) -> "Population":
+        """Make keys for the administrator and every node, and the roster that names them."""
+        root, administrator, now = SigningKey.generate(), SigningKey.generate(), int(time.time())
+        members = [_member(ADMINISTRATOR, Role.ADMINISTRATOR, administrator, now)]
+        for name in names:
+            key = SigningKey.generate()
+            private_folder(folder / "nodes" / name)
+            key.save(folder / "nodes" / name / "identity.key")
+            members.append(_member(name, Role.NODE, key, now))
+        roster = Roster(
+            version=1,
+            previous="",
+            consortium=CONSORTIUM,
+            demo=True,
+            issued_at=now,
+            expires_at=now + _LIFETIME_S,
+            ca_certificate="",
+            members=tuple(sorted(members, key=lambda member: member.name)),
+        )
+        administrator.save(folder / "administrator.key")
+        write_atomic(folder / "root.pub", root.public.hex().encode())
+        RosterStore(folder / "roster.json", root.public).accept(sign_roster(roster, root))
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Population":
+        """What `create` made. Raises IdentityError or StateError when something is missing."""
+        try:
+            root_public = bytes.fromhex((folder / "root.pub").read_text())
+        except (OSError, ValueError) as error:
+            raise StateError(f"{folder} holds no keys of a simulation: {error}. Choose another --output.") from error
+        administrator = SigningKey.load(folder / "administrator.key")
+        return cls(folder, root_public, administrator, RosterStore(folder / "roster.json", root_public))
+
+    def node_folder(self, name: str) -> Path:
+        """A node's state folder."""
+        return self.folder / "nodes" / name
+
+    def equip(self, specification: Specification, shards: Mapping[str, Path], models: Path) -> None:
+        """Give every node its settings, a policy that allows exactly this run, and its shard."""
+        data = specification.federation.data
+        policy = policy_text(specification, root_public=self.root_public.hex(), data=data).encode()
+        for name, shard in shards.items():
+            folder = self.node_folder(name)
+            StateFolder.at(folder).save_settings(Settings(models=str(models.resolve()), threads=1))
+            write_atomic(folder / "policy.toml", policy)
+            seed = split_seed(specification.seed, name, shard)
+            DataSets(folder).add(data, shard, split_seed=seed)
+
+    def node(self, name: str, make_trainer: MakeTrainer, schema_size: Callable[[Specification, Path], int]) -> Node:
+        """The parts that a node's runtime works with, in this process. Raises StateError when another one holds it."""
+        folder = self.node_folder(name)
+        known = self.roster.current.member(name)
+        membership = Membership(
+            name=name, role=Role.NODE, consortium=CONSORTIUM, demo=True, root_public=self.root_public.hex()
+        )
+        member = LocalMember(
+            folder=folder,
+            membership=membership,
+            identity=SigningKey.load(folder / "identity.key"),
+            roster=self.roster,
+            claim=CertificateClaim(name, Role.NODE.value, known.tls_key, 0, float(self.roster.current.expires_at)),
+        )
+        state = StateFolder.at(folder)
+        audit = Audit(Journal(state.audit))
+        return Node(state=state, member=member, audit=audit, make_trainer=make_trainer, schema_size=schema_size)
+
+
+def split_seed(seed: int, name: str, shard: Path) -> str:
+    """What fixes a virtual node's split into training and evaluation records: 64 hex characters."""
+    fields = (str(seed).encode(), name.encode(), bytes.fromhex(sha256_file(shard)))
+    return canonical.hash_fields("confide/v1/simulated-split", *fields).hex()
+
+
+def _member(name: str, role: Role, identity: SigningKey, now: int) -> Member:
+    tls, fleet = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    return Member(
+        name=name,
+        role=role,
+        identity_key=identity.public.hex(),
+        fleet_key=spki(fleet.public_key()).hex() if role is Role.NODE else "",
+        tls_key=spki_sha256(tls.public_key()),
+        admitted_at=now,
+    )

@@ -1,0 +1,179 @@
+"""One simulated run, from specification and shards to the final model; the same command again goes on with it.
+
+    job = Job(specification=..., base=model_folder, shards={"hospital-a": path, ...})
+    with Engine(Resources(), nodes=len(job.shards)) as engine:
+        finished = Simulation(folder, job).run(engine)
+
+Coordinator (run book, driver, rounds, outer step), protocol and node runtime are the product's own. Nothing is
+exchanged over a network, and a node's deadlines do not run while it waits for its turn at a worker.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confide import canonical
+from confide.codec.tensors import TensorSchema, model_digest
+from confide.errors import SpecificationError, StateError, TrainingError
+from confide.files import private_folder, sha256_file, write_atomic
+from confide.identity.submission import sign_submission
+from confide.models.store import ModelStore, folder_digest
+from confide.models.trainable import initial_state
+from confide.runs.plan import render
+from confide.runs.specification import Specification
+from confide_server.book import ENDED, Book
+from confide_server.checkpoints import CheckpointStore
+from confide_server.database import Database
+from confide_server.driver import Parts, RunDriver
+from confide_server.runbook import RunEvent, Submission
+
+from confide_simulations.simulate.engine import Engine
+from confide_simulations.simulate.link import SimulatedLink
+from confide_simulations.simulate.population import ADMINISTRATOR, Population
+
+Watch = Callable[[str, Mapping[str, Any]], None]
+"""Takes (kind, data) of every event of the run, as confide_server.runbook.RunEvent lists them."""
+_PATIENCE = 1e6
+_MARKER = "simulation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is simulated. shards: each node's own data file, by node name."""
+
+    specification: Specification
+    base: Path
+    shards: Mapping[str, Path]
+
+    def check(self) -> str:
+        """Refuse what cannot work before anything is made; returns the plan in words. Raises ConfideError by name."""
+        specification, nodes = self.specification, len(self.shards)
+        federation = specification.federation
+        held = folder_digest(self.base)
+        if held != specification.model.sha256:
+            raise SpecificationError(
+                f"the specification names the base model {specification.model.sha256}, and {self.base} hashes to "
+                f"{held}. Write that into model.sha256, or name another --model-folder."
+            )
+        if federation.min_cohort > nodes:
+            raise SpecificationError(
+                f"federation.min_cohort is {federation.min_cohort}, and there are {nodes} nodes; lower it or use more"
+            )
+        if federation.nodes and set(federation.nodes) != set(self.shards):
+            raise SpecificationError(
+                f"federation.nodes names {len(federation.nodes)} nodes, and {nodes} are simulated; use --nodes "
+                f"{len(federation.nodes)}, or remove the names"
+            )
+        return render(specification, nodes=nodes, base=self.base)
+
+    @property
+    def digest(self) -> str:
+        """Names the simulation: the same digest is the same work."""
+        shards = {name: sha256_file(path) for name, path in self.shards.items()}
+        return canonical.digest(["confide/v1/simulation", self.specification.digest, shards])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a simulated run left. models: raw trainable tensors, first model and the one after each round."""
+
+    run_id: str
+    manifest: Mapping[str, Any]
+    events: tuple[RunEvent, ...]
+    models: tuple[bytes, ...]
+
+
+class Simulation:
+    """A simulation's folder, mode 0700."""
+
+    def __init__(self, folder: Path, job: Job, *, models: Path | None = None) -> None:
+        """models: a store of base models to share with other simulations; default one in the folder."""
+        self.folder = folder
+        self.job = job
+        self._models = models or folder / "models"
+
+    def run(self, engine: Engine, watch: Watch | None = None) -> Finished:
+        """Begin or go on, to the end. Raises TrainingError when the run failed, StateError for another's folder."""
+        population = self._prepare()
+        database = Database(f"sqlite:///{self.folder.resolve() / 'coordinator.db'}")
+        try:
+            checkpoints = CheckpointStore(str(private_folder(self.folder / "checkpoints")))
+            book = Book(database, checkpoints, population.roster)
+            run_id = self._submitted(book, population)
+            link = SimulatedLink(engine, folder=self.folder, names=list(self.job.shards), spool=self.folder / "spool")
+            parts = Parts(book, link, population.roster, private_folder(self.folder / "runs"), _PATIENCE)
+            self._drive(RunDriver(parts), book, run_id, watch or (lambda kind, data: None))
+            return self._finished(book, run_id)
+        finally:
+            database.close()
+
+    def _prepare(self) -> Population:
+        """Keys, policies and shards, made once."""
+        marker, digest = self.folder / _MARKER, self.job.digest.encode()
+        if marker.exists():
+            if marker.read_bytes() != digest:
+                raise StateError(
+                    f"{self.folder} holds another simulation (specification, seed, data or nodes differ); choose "
+                    "another --output, or remove that one"
+                )
+            return Population.open(self.folder)
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "nodes").is_dir():
+            raise StateError(f"{self.folder} is not empty and holds no simulation; choose another --output")
+        shutil.rmtree(self.folder / "nodes", ignore_errors=True)  # a set-up that was cut short
+        (self.folder / "roster.json").unlink(missing_ok=True)
+        private_folder(self.folder / "nodes")
+        ModelStore(self._models).add(str(self.job.base), self.job.specification.model.name)
+        population = Population.create(self.folder, sorted(self.job.shards))
+        population.equip(self.job.specification, self.job.shards, self._models)
+        write_atomic(marker, digest)
+        return population
+
+    def _submitted(self, book: Book, population: Population) -> str:
+        """The run that is open or finished here, else a new one."""
+        known = book.runs()
+        if known and known[0].status not in ("failed", "stopped"):
+            return known[0].run_id
+        specification = self.job.specification
+        state = initial_state(specification, self.job.base)
+        model, document = TensorSchema.of(state).encode(state), specification.canonical_bytes()
+        return book.submit(
+            Submission(
+                specification=document,
+                initial_model=model,
+                initial_model_sha256=model_digest(model),
+                signature=sign_submission(population.administrator, document, model_digest(model)),
+                administrator=ADMINISTRATOR,
+            )
+        )
+
+    def _drive(self, driver: RunDriver, book: Book, run_id: str, watch: Watch) -> None:
+        seen = 0
+        driver.start()
+        try:
+            while True:
+                ended = self._status(book, run_id) in ENDED
+                for event in book.events(run_id, seen, 0.0 if ended else 0.5):
+                    seen = event.sequence
+                    watch(event.kind, event.data)
+                if ended:
+                    return
+        finally:
+            driver.stop()
+
+    def _status(self, book: Book, run_id: str) -> str:
+        return next(run.status for run in book.runs() if run.run_id == run_id)
+
+    def _finished(self, book: Book, run_id: str) -> Finished:
+        events = tuple(book.events(run_id, 0, 0.0))
+        if events[-1].kind != "run_finished":
+            reason = events[-1].data.get("reason", events[-1].kind)
+            dropped = [event.data["reason"] for event in events if event.kind == "dropped"][-1:]
+            refused = [e.data["reason"] for e in events if e.kind == "offer_answered" and not e.data["accepted"]][-1:]
+            raise TrainingError("the simulated run did not finish: " + "; ".join([reason, *dropped, *refused]))
+        rounds = self.job.specification.federation.rounds
+        manifest, _ = book.checkpoint(run_id, None)
+        return Finished(
+            run_id, manifest, events, tuple(book.checkpoint(run_id, number)[1] for number in range(rounds + 1))
+        )
