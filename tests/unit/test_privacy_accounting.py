@@ -121,6 +121,17 @@ def test_the_skellam_bound_is_tight_where_noise_is_large() -> None:
     assert exact == pytest.approx(4 * 9 / (2 * 2000.0), rel=1e-3)
 
 
+def test_the_skellam_bound_is_the_published_one() -> None:
+    """The price of being discrete is a bound of a proof: the exact divergence leaves room below, so it is pinned here.
+
+    Both branches of the minimum, by hand, at order 3.
+    """
+    near = 3 * 4 / 200 + (5 * 4 + 6 * 3) / (4 * 100**2)
+    assert skellam_renyi(3, variance=100.0, l1=3.0, l2=2.0) == pytest.approx(near)
+    far = 3 * 400 / 20 + 3 * 30 / (2 * 10)
+    assert skellam_renyi(3, variance=10.0, l1=30.0, l2=20.0) == pytest.approx(far)
+
+
 def test_fractional_orders_take_the_next_integer() -> None:
     at = [skellam_renyi(order, variance=40.0, l1=3, l2=2) for order in (2.5, 3, 3.0001, 4)]
     assert at[0] == at[1] and at[2] == at[3] and at[1] < at[3]
