@@ -60,9 +60,9 @@ def one_by_one(model: Any, method: Method, units: Sequence[Sequence[Any]], clip:
         whole = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
         for example in unit:
             batch = method.collate([example], seed=0)
-            gradients = torch.autograd.grad(method.loss(model, batch) / batch.count, parameters)
+            gradients = torch.autograd.grad(method.loss(model, batch) / batch.count, parameters, allow_unused=True)
             for total, gradient in zip(whole, gradients, strict=True):
-                total += gradient.double()
+                total += 0.0 if gradient is None else gradient.double()
         norm = math.sqrt(sum(float(w.square().sum()) for w in whole))
         for total, w in zip(sums, whole, strict=True):
             total += w * min(1.0, clip / norm) if norm else w
@@ -228,6 +228,25 @@ def test_a_loss_over_the_whole_batch_is_refused(task: Any) -> None:
     with pytest.raises(ModelError, match=r"'contrastive' compares the records.*organization"):
         RecordLoss(model, Contrasting())  # type: ignore[arg-type]
     assert not method.whole_batch
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_classification_equals_one_record_at_a_time(make: Any, kind: str, tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    targets = ["query", "value"] if make is tiny_bert else ["q_proj", "v_proj"]
+    labels = {"name": "classification", "labels": ["yes", "no"], "max_length": 32}
+    spec = specification(method=labels, adapter={"kind": kind, "target_modules": targets})
+    model = build(spec, folder)
+    load_trainable(model, initial_state(spec, folder))
+    method = methods.create(spec, load_tokenizer(folder))
+    texts = ("Who pays?", "The client pays for the scaffold, and for the permit.", "A lime mortar.")
+    units = [[e] for e in method.prepare([{"text": t, "label": ("yes", "no")[len(t) % 2]} for t in texts])]
+    with PerSampleGradients(model) as per_sample:
+        found = clipped_sum(per_sample, units, loss=RecordLoss(model, method), clip=CLIP, micro_batch_size=2)
+    expected = {id(p) for p in per_sample.parameters}
+    assert expected == {id(p) for p in model.parameters() if p.requires_grad}
+    assert difference(found, one_by_one(model, method, units, CLIP)) < 1e-5
 
 
 def test_masked_language_model_draws_masks_from_secret_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
