@@ -103,6 +103,11 @@ class Book:
             submission.signature,
         )
         _check_first_model(submission)
+        if specification.adapter.kind == "lora" and specification.adapter.aggregation == "fedsvd":
+            raise SpecificationError(
+                'adapter.aggregation is "fedsvd", whose refactoring between rounds this release does not run; '
+                'choose "ffa", "rolora" or "fedsb", which are exact too'
+            )
         if specification.federation.fragments != 1:
             raise SpecificationError(
                 f"federation.fragments is {specification.federation.fragments}; this release exchanges all parameters "

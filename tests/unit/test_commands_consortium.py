@@ -105,6 +105,19 @@ def test_a_member_is_admitted_renewed_and_revoked_by_files(root, tmp_path):
     assert "not in version" in run("consortium", "revoke", "nobody", "--folder", root, fails=IdentityError)
 
 
+def test_a_coordinator_is_admitted_and_renewed_by_files(root, tmp_path):
+    folder, admission = tmp_path / "coordinator", tmp_path / "admission.json"
+    run("server", "init", folder, "--address", "127.0.0.1")
+    run("consortium", "admit", folder / "request.json", "--folder", root, "--out", admission)
+    run("server", "init", folder, "--admission", admission)
+    old = (folder / "tls.crt").read_bytes()
+    run("server", "renew", folder)
+    assert (folder / "tls.crt").read_bytes() == old
+    run("consortium", "renew", folder / "request.json", "--folder", root, "--out", admission)
+    run("server", "init", folder, "--admission", admission)
+    assert (folder / "tls.crt").read_bytes() != old
+
+
 def test_a_roster_is_exported_signed(root, tmp_path):
     run("consortium", "roster", "export", tmp_path / "roster.json", "--folder", root)
     consortium = Consortium.open(root)

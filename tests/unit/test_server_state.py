@@ -211,6 +211,8 @@ def signed(world: World, name: str, body: bytes, model: bytes, digest: bytes | N
 
 def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
     body, good = specification().canonical_bytes(), MODEL.tobytes()
+    small = specification()
+    fedsvd = small.model_copy(update={"adapter": small.adapter.model_copy(update={"aggregation": "fedsvd"})})
     cases: list[tuple[Submission, type[Exception], str]] = [
         (signed(world, "hospital-a", body, good), IdentityError, "only an administrator"),
         (signed(world, "administrator", body + b" ", good), SpecificationError, "canonical"),
@@ -223,6 +225,7 @@ def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
             SpecificationError,
             "frag",
         ),
+        (signed(world, "administrator", fedsvd.canonical_bytes(), good), SpecificationError, "fedsvd"),
     ]
     fine = signed(world, "administrator", body, good)
     tampered = specification(rounds=9).canonical_bytes()

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 from confide.errors import IdentityError, StateError
-from confide.identity.enrolment import accept_admission, make_request
+from confide.identity.enrolment import accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator: directs runs over organizations it cannot see into.")
@@ -61,6 +61,18 @@ def init(
     )
     typer.echo(f"keys made in {folder}; request: {folder / 'request.json'}")
     typer.echo("next: have the root's administrator run `confide consortium admit request.json`, then")
+    typer.echo(f"      confide server init {folder} --admission admission.json")
+
+
+@app.command()
+def renew(
+    folder: Folder,
+    address: Annotated[list[str] | None, typer.Option(help="New addresses, when they change; may be repeated.")] = None,
+) -> None:
+    """Ask for a new TLS certificate over a fresh key; `init --admission` takes the answer. The old one works on."""
+    make_renewal(folder, address)
+    typer.echo(f"request: {folder / 'request.json'}")
+    typer.echo("next: have the root's administrator run `confide consortium renew request.json`, then")
     typer.echo(f"      confide server init {folder} --admission admission.json")
 
 
