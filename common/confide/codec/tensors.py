@@ -13,13 +13,16 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from confide import canonical
 from confide.errors import UpdateError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class TensorSchema:
     entries: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor]) -> "TensorSchema":
+    def of(cls, tensors: Mapping[str, "torch.Tensor"]) -> "TensorSchema":
         """The schema of these tensors; any shape, 0-d and empty ones included."""
         return cls(tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors)))
 
@@ -48,8 +51,10 @@ class TensorSchema:
         """SHA-256 over names and shapes, hex."""
         return canonical.digest([[name, list(shape)] for name, shape in self.entries])
 
-    def flatten(self, tensors: Mapping[str, torch.Tensor]) -> NDArray[np.float32]:
+    def flatten(self, tensors: Mapping[str, "torch.Tensor"]) -> NDArray[np.float32]:
         """One float32 vector of shape (size,). Raises UpdateError for a wrong name, shape or value."""
+        import torch  # takes seconds: whoever only names or checks a model's bytes does without
+
         if set(tensors) != set(self.names):
             odd = sorted(set(tensors) ^ set(self.names))[:4]
             raise UpdateError(f"tensor names differ from the run's schema, for example {odd}")
@@ -65,8 +70,10 @@ class TensorSchema:
         self._check_finite(flat)
         return flat
 
-    def unflatten(self, flat: NDArray[np.floating]) -> dict[str, torch.Tensor]:
+    def unflatten(self, flat: NDArray[np.floating]) -> dict[str, "torch.Tensor"]:
         """Tensors of the vector's dtype by name, each a copy. Raises UpdateError for a wrong length."""
+        import torch
+
         if flat.shape != (self.size,):
             raise UpdateError(f"a vector of shape {flat.shape} came; the run's schema has {self.size} scalars")
         tensors: dict[str, torch.Tensor] = {}
@@ -77,7 +84,7 @@ class TensorSchema:
             offset += count
         return tensors
 
-    def encode(self, tensors: Mapping[str, torch.Tensor]) -> bytes:
+    def encode(self, tensors: Mapping[str, "torch.Tensor"]) -> bytes:
         """Raw little-endian float32 bytes in schema order."""
         return self.flatten(tensors).tobytes()
 
