@@ -102,6 +102,6 @@ def test_every_error_of_ours_crosses_as_itself():
         revived = failures.revive(failure.code, failures.message_of(failure))
         assert isinstance(revived, ProtocolFailure) and str(revived) == str(failure)
     for kind in ConfideError.__subclasses__():
-        if kind is not ProtocolFailure:
+        if kind.__module__ == "confide.errors" and kind is not ProtocolFailure:
             assert type(failures.revive(kind("x").code, "x")) is kind
     assert type(failures.revive("os.system", "x")) is TransportError
