@@ -40,3 +40,15 @@ def test_traffic_counts_bits() -> None:
     eight = parse_toml(EXAMPLE + "\n[sealing]\nbits = 8\n")
     bits = 8 * upload_bytes(eight, 8, 1_000_000) / 1_000_000
     assert 11 <= bits < 11.1
+
+
+def test_a_private_run_shows_formula_and_examples() -> None:
+    privacy = '[privacy]\nunit = "record"\nepsilon = 2.0\ndelta = 1e-6\nclip = 1.0\n'
+    text = render(parse_toml(EXAMPLE + privacy), nodes=4)
+    assert "q = 8 / N" in text and "sigma" in text
+    assert "no differential privacy" not in text
+
+
+def test_organization_level_noise_is_not_promised() -> None:
+    privacy = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 1.0\n'
+    assert "WARNING: this release" in render(parse_toml(EXAMPLE + privacy), nodes=4)

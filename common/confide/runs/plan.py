@@ -172,19 +172,33 @@ def _protection(specification: Specification, nodes: int) -> list[str]:
     return lines
 
 
+def _privacy(specification: Specification, nodes: int, trainable: int | None) -> list[str]:
+    if specification.privacy.unit == "none":
+        return []
+    from confide.privacy.plan_words import public_plan
+
+    lines, warnings = public_plan(specification, members=nodes, trained=trainable)
+    if specification.privacy.unit == "organization":
+        warnings.append("this release calculates organization-level noise but does not add it: nodes refuse the run")
+    return [*("  " + line for line in lines), *("  WARNING: " + warning for warning in warnings)]
+
+
 def render(specification: Specification, *, nodes: int, base: Path | None = None) -> str:
     """The plan as text. `base` is a model folder; without it sizes, traffic, memory and time are left out.
 
     Raises ProtocolFailure PARAMETERS_IMPOSSIBLE, SpecificationError or ModelError for a run that cannot work.
     """
     refuse_impossible(specification, nodes)
-    lines = _work(specification, nodes)
+    lines, trainable = _work(specification, nodes), None
     if base is not None:
         from confide.methods.base import check
 
         check(specification, base)
-        lines += _costs(specification, nodes, measure(specification, base))
+        size = measure(specification, base)
+        trainable = size.trainable
+        lines += _costs(specification, nodes, size)
     else:
         lines.append("  (give --model-folder for traffic, memory and time)")
     lines += _protection(specification, nodes)
+    lines += _privacy(specification, nodes, trainable)
     return "\n".join(lines)
