@@ -93,9 +93,9 @@ def _name(epsilon: float | None) -> str:
 def _speed(size: "Size", task: "Task", folder: Path, repetitions: int) -> Result:
     """Private against plain LoRA, on a Llama of 10 million parameters and on the benchmark's own of one million."""
     from confide_simulations.benchmarks.privacy_speed import measure_speed, save_model
-    from confide_simulations.benchmarks.privacy_task import specification
+    from confide_simulations.benchmarks.privacy_task import adapter_specification
 
-    spec = specification(size, None, 0)
+    spec = adapter_specification(size)
     records = list(task.nodes["comedies"].train[: 64 if size.records > 1000 else 32])
     parameters = save_model(folder / "large", width=384, layers=6, tokenizer_from=task.base)
     large = measure_speed(spec, folder / "large", records, repetitions)
