@@ -69,11 +69,14 @@ class RunDriver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Leave the open run as it is and end the thread."""
+        """Leave the open run as it is, end the thread, and release the open run's files to whoever goes on with it."""
         self._down.set()
         self._parts.book.wake()
         if self._thread.is_alive():
             self._thread.join()
+        for collector in self._collectors.values():
+            collector.close()
+        self._collectors.clear()
 
     def _loop(self) -> None:
         while not self._down.is_set():
