@@ -1,20 +1,26 @@
 """Virtual nodes on Flower's Ray engine: the same model as the real federation, sealed too, and through crashes."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+from confide.errors import ConfideError, DataError, SpecificationError, StateError
 from confide.models.store import folder_digest
 from confide.runs.specification import Specification
 from confide_client.datasets import DataSets
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
+from confide_simulations.simulate import comparison
 from confide_simulations.simulate.engine import Engine, Resources
 from confide_simulations.simulate.population import split_seed
 from confide_simulations.simulate.simulation import Finished, Job, Simulation
+from confide_simulations.simulate.study import Study, prepare, run
 
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification as make_specification
@@ -102,3 +108,138 @@ def test_sealed_rounds_agree_with_unsealed_ones(
     assert [event.kind for event in found.events].count("epoch_started") == 1
     assert found.manifest["rounds"][1]["contributors"] == list(NODES)
     assert found.manifest["rounds"][1]["promise"]["kind"] == "sealed"
+
+
+def test_a_dead_worker_and_a_killed_coordinator_change_nothing(
+    engine: Engine, base: Path, shards: Mapping[str, Path], tmp_path: Path
+) -> None:
+    specification = specification_of(base, federation={"rounds": 3}, training={"keep_optimizer_state": True})
+    job = Job(specification=specification, base=base, shards=shards)
+    undisturbed = Simulation(tmp_path / "undisturbed", job).run(engine)
+
+    class Killed(Exception):
+        """Stands for Ctrl-C in mid-round."""
+
+    def kill(kind: str, data: Mapping[str, Any]) -> None:
+        if kind == "round_started" and data["round"] == 2:
+            engine.kill_worker(0)
+        if kind == "contributed" and data["round"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Simulation(tmp_path / "disturbed", job).run(engine, kill)
+    assert engine.generation(0) == 1
+    resumed = Simulation(tmp_path / "disturbed", job).run(engine)
+    assert resumed.models == undisturbed.models
+    assert [e.data["round"] for e in resumed.events if e.kind == "round_committed"] == [1, 2, 3]
+    again = Simulation(tmp_path / "disturbed", job).run(engine, lambda kind, data: None)
+    assert again.run_id == resumed.run_id
+    with pytest.raises(StateError, match=r"holds another simulation.*another --output"):
+        changed = job.specification.model_copy(update={"seed": 9})
+        Simulation(tmp_path / "disturbed", Job(specification=changed, base=base, shards=shards)).run(engine)
+
+
+TOML = """
+version = 1
+name = "{name}"
+[model]
+sha256 = "{sha256}"
+[adapter]
+rank = 4
+target_modules = ["q_proj", "v_proj"]
+[method]
+max_length = 64
+[training]
+local_steps = 3
+batch_size = 4
+learning_rate = {rate}
+[federation]
+rounds = 2
+data = "shard"
+clip_norm = 4.0
+[sealing]
+kind = "{sealing}"
+{extra}
+"""
+
+
+@pytest.fixture
+def asked(base: Path, tmp_path: Path) -> Study:
+    for name, rate in (("fast", 1e-2), ("slow", 1e-5)):
+        text = TOML.format(name=name, sha256=folder_digest(base), rate=rate, sealing="none", extra="")
+        (tmp_path / f"{name}.toml").write_text(text)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({**record, "kind": f"k{i % 6}"}) + "\n" for i, record in enumerate(RECORDS)))
+    return Study(
+        specification=tmp_path / "fast.toml",
+        base=base,
+        data=data,
+        nodes=3,
+        output=tmp_path / "out",
+        partition="by-key",
+        key="kind",
+        held_out=0.15,
+    )
+
+
+def test_a_comparison_tells_learning_from_not_learning(engine: Engine, asked: Study, tmp_path: Path) -> None:
+    runs = comparison.prepare(asked, [tmp_path / "fast.toml", tmp_path / "slow.toml"], 2)
+    seen: list[str] = []
+    watching = contextlib.nullcontext(lambda kind, data: seen.append(kind))
+    entries = comparison.run(runs, engine, lambda one: watching, asked.output)
+    assert seen.count("round_committed") == 8
+    fast, slow = comparison.summary(entries)
+    assert fast["held_out_eval_loss_mean"] < slow["held_out_eval_loss_mean"] - 0.01
+    finals = [report.rows[-1]["held_out_eval_loss"] for report in entries[0].reports]
+    assert fast["held_out_eval_loss_mean"] == pytest.approx(sum(finals) / 2)
+    assert fast["held_out_eval_loss_std"] == pytest.approx(abs(finals[0] - finals[1]) / 2**0.5)
+    document = json.loads((asked.output / "compare.json").read_text())
+    assert [row["name"] for row in document["summary"]] == ["fast", "slow"] and len(document["runs"]) == 4
+    rounds = pyarrow.parquet.read_table(asked.output / "compare.parquet").to_pylist()
+    assert {(row["name"], row["seed"], row["round"]) for row in rounds} == {
+        (name, seed, number) for name in ("fast", "slow") for seed in (0, 1) for number in (0, 1, 2)
+    }
+    assert (asked.output / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+    folder = asked.output / "fast" / "seed-1"
+    report = json.loads((folder / "results.json").read_text())
+    assert report["meta"]["config"]["partition"] == "by-key by kind" and report["meta"]["seed"] == 1
+    assert sum(report["meta"]["config"]["nodes"].values()) == 36 - report["meta"]["config"]["held_out_records"] == 30
+    scalars = 2 * ((4 * 32 + 32 * 4) + (4 * 32 + 16 * 4))  # two layers: A and B of q_proj (32, 32), v_proj (16, 32)
+    assert report["rounds"][2]["upload_bytes"] == 3 * 4 * scalars
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "model" / "adapter_model.safetensors").exists()
+
+
+def test_record_level_privacy_is_charged_on_every_virtual_node(engine: Engine, asked: Study, tmp_path: Path) -> None:
+    private = '[privacy]\nunit = "record"\nepsilon = 8.0\ndelta = 1e-5\nclip = 1.0'
+    text = TOML.format(name="private", sha256=folder_digest(asked.base), rate=1e-3, sealing="sealed", extra=private)
+    asked.specification.write_text(text)
+    report = run(asked, prepare(asked), engine, lambda kind, data: None)
+    assert "held_out_eval_loss" in report.rows[2] and "train_loss" not in report.rows[2]
+    assert len(list((asked.output / "work" / "run" / "nodes").glob("*/runs/*/receipts/*.json"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"partition": "random"}, "one of iid, by-key, dirichlet:ALPHA"),
+        ({"nodes": 20, "partition": "iid"}, "30 records are too few for 20 nodes.*at most 15 nodes"),
+        ({"key": "ward"}, "no field 'ward'"),
+        ({"nodes": 2}, "min_cohort is 3, and there are 2 nodes"),
+        ({"held_out": 1.0}, "--held-out is 1.0"),
+        ({"data": Path("/nowhere.jsonl")}, "is not a file"),
+        ({"specification": Path("/nowhere.toml")}, "cannot read /nowhere.toml"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(asked: Study, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfideError, match=message):
+        prepare(replace(asked, **change))
+
+
+def test_another_model_or_field_is_refused(asked: Study, tmp_path: Path) -> None:
+    with pytest.raises(SpecificationError, match=r"hashes to .*model.sha256"):
+        prepare(replace(asked, base=tiny_llama(tmp_path / "other", seed=1)))
+    asked.data.write_text('{"prompt": "only"}\n' * 40)
+    with pytest.raises(DataError, match="record 1: a record lacks the fields"):
+        prepare(asked)

@@ -12,6 +12,7 @@ actor differs: Flower's pool takes any idle one, here a node always comes to the
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -60,7 +61,9 @@ class Engine:
     def __init__(self, resources: Resources, *, nodes: int) -> None:
         """Start or join Ray. Raises StateError when it is not installed or the resources are not there."""
         self._resources, self._nodes = resources, nodes
-        with _python_path():
+        with _python_path(), warnings.catch_warnings():
+            # Of how a later Ray will treat workers without a GPU; here they get none, which is meant.
+            warnings.simplefilter("ignore", FutureWarning)
             self._start()
         self._actors: list[Any] = self._pool.pool
         self._generations = [0] * len(self._actors)

@@ -153,7 +153,10 @@ class Simulation:
         driver.start()
         try:
             while True:
-                ended = self._status(book, run_id) in ENDED
+                status, detail = self._standing(book, run_id)
+                if detail.startswith("waiting: "):  # a coordinator tries again; here nobody mends it meanwhile
+                    raise StateError(f"the simulation cannot go on: {detail.removeprefix('waiting: ')}")
+                ended = status in ENDED
                 for event in book.events(run_id, seen, 0.0 if ended else 0.5):
                     seen = event.sequence
                     watch(event.kind, event.data)
@@ -162,8 +165,8 @@ class Simulation:
         finally:
             driver.stop()
 
-    def _status(self, book: Book, run_id: str) -> str:
-        return next(run.status for run in book.runs() if run.run_id == run_id)
+    def _standing(self, book: Book, run_id: str) -> tuple[str, str]:
+        return next((run.status, run.detail) for run in book.runs() if run.run_id == run_id)
 
     def _finished(self, book: Book, run_id: str) -> Finished:
         events = tuple(book.events(run_id, 0, 0.0))
