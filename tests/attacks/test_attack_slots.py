@@ -279,26 +279,79 @@ def test_an_upload_that_is_not_what_it_says(tmp_path: Path) -> None:
         federation.collector.receive(A, body, None)
 
 
-def test_a_holder_that_alters_a_share(tmp_path: Path) -> None:
+def altered(message: sealing_pb2.Reveal) -> None:
+    message.shares[2].share = bytes(32) + b"\x05"
+
+
+def test_a_holder_that_sends_no_share(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 5)
     exchange = stop_before(federation, fleet_pb2.REVEAL)
     body, _ = federation.ask(fleet_pb2.REVEAL, A, exchange.bodies[A])
 
-    def altered(message: sealing_pb2.Reveal) -> None:
-        message.shares[2].share = bytes(32) + b"\x05"
-
     def outside(message: sealing_pb2.Reveal) -> None:
         message.shares[2].share = b"\xff" * 33
 
-    for change in (altered, outside):
-        with refused(FailureName.BAD_SHARE) as caught:
-            federation.collector.receive(A, rewrite(sealing_pb2.Reveal, body, change), None)
-        assert caught.value.culprit == A
+    with refused(FailureName.BAD_SHARE) as caught:
+        federation.collector.receive(A, rewrite(sealing_pb2.Reveal, body, outside), None)
+    assert caught.value.culprit == A
     for node in names(5)[1:]:
         federation.collector.receive(node, *federation.ask(fleet_pb2.REVEAL, node, exchange.bodies[node]))
     federation.collector.close_exchange()
     assert isinstance(federation.collector.outcome, Opened)
     assert A not in federation.collector._eligible(names(5))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("liar", [A, E])
+def test_a_holder_that_alters_a_share_is_named_and_the_others_open(tmp_path: Path, liar: str, restarted: bool) -> None:
+    # A is among the first t = 4 holders, whose shares make the secrets; E is not.
+    federation = Federation(tmp_path, 5)
+    exchange = stop_before(federation, fleet_pb2.REVEAL)
+    for node in names(5):
+        body, _ = federation.ask(fleet_pb2.REVEAL, node, exchange.bodies[node])
+        said = rewrite(sealing_pb2.Reveal, body, altered) if node == liar else body
+        federation.collector.receive(node, said, None)
+    if restarted:
+        federation.restart_collector()
+        assert federation.collector.exchange() is None
+    else:
+        federation.collector.close_exchange()
+    outcome = federation.collector.outcome
+    assert isinstance(outcome, Opened) and outcome.contributors == names(5)
+    np.testing.assert_allclose(outcome.update_sum, federation.expected_sum(names(5), 1), atol=0.05)
+    named = [event for event in federation.collector._journal if event["event"] == "bad_share"]
+    assert [(event["node"], event["dealers"]) for event in named] == [(liar, [names(5)[2]])]
+    assert liar not in federation.collector._eligible(names(5))
+    federation.restart_collector()  # it opens again, and holds the liar out still
+    federation.collector.open_slot(federation.collector.resumable)  # type: ignore[arg-type]
+    again = federation.collector.outcome
+    assert isinstance(again, Opened) and again.update_sum.tobytes() == outcome.update_sum.tobytes()
+    assert liar not in federation.collector._eligible(names(5))
+
+
+def test_too_many_holders_that_alter_a_share(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 5)
+    liars = names(5)[:2]
+    federation.answer = lambda step, node, body: (
+        rewrite(sealing_pb2.Reveal, body, altered) if step == fleet_pb2.REVEAL and node in liars else body
+    )
+    outcome = federation.slot()
+    assert isinstance(outcome, Abandoned) and outcome.code == "QUORUM_SHORT"
+    assert {node: reason[:9] for node, reason in outcome.dropped.items()} == dict.fromkeys(liars, "BAD_SHARE")
+
+
+def test_a_bad_dealing_beside_a_bad_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both lie about the same dealer: the holder is dropped first, and the proof holds signed shares only.
+    federation = Federation(tmp_path, 5)
+    wrong_polynomial(monkeypatch, federation, names(5)[2])
+    federation.answer = lambda step, node, body: (
+        rewrite(sealing_pb2.Reveal, body, altered) if step == fleet_pb2.REVEAL and node == A else body
+    )
+    outcome = federation.slot()
+    assert isinstance(outcome, Abandoned) and outcome.code == "BAD_DEALING" and names(5)[2] in outcome.reason
+    events = {event["event"]: event for event in federation.collector._journal}
+    assert (events["bad_share"]["node"], events["convicted"]["node"]) == (A, names(5)[2])
+    assert [item["holder"] for item in events["convicted"]["evidence"]] == list(names(5)[1:])
 
 
 def test_a_holder_that_reveals_both_kinds(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from confide.sealing import shamir
 from confide.sealing.chain import ModelChain, mean_update_bound, step_bound
 from confide.sealing.factory import make_collector
 from confide.sealing.parameters import Parameters, for_epoch, planned, words
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sealing_harness import specify
@@ -118,6 +118,22 @@ def test_the_field_is_prime_and_shares_outside_it_are_refused() -> None:
             shamir.check_share(share)
     with pytest.raises(ProtocolFailure, match="BAD_DEALING"):
         shamir.reconstruct({1: (2**256 + 5).to_bytes(33, "big")}, threshold=1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), secret=st.binary(min_size=32, max_size=32), members=st.integers(2, 12))
+def test_one_wrong_share_among_more_than_the_threshold_is_inconsistent(
+    data: st.DataObject, secret: bytes, members: int
+) -> None:
+    threshold = data.draw(st.integers(1, members - 1))
+    holders = data.draw(st.sets(st.integers(1, members), min_size=threshold + 1))
+    shares = dict(enumerate(shamir.split(secret, threshold=threshold, members=members), start=1))
+    held = {x: shares[x] for x in holders}
+    opening = shamir.Interpolation(holders, threshold=threshold)
+    assert opening.consistent(held) and opening.secret(held) == secret
+    liar = data.draw(st.sampled_from(sorted(holders)))
+    held[liar] = ((int.from_bytes(held[liar], "big") + 1) % shamir.PRIME).to_bytes(33, "big")
+    assert not opening.consistent(held)
 
 
 # ---------------------------------------------------------------- bounds

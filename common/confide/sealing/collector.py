@@ -18,7 +18,7 @@ from confide.sealing import bundles, context, opening, wire
 from confide.sealing.boundaries import reached
 from confide.sealing.collector_state import Books, EpochBook, SlotBook
 from confide.sealing.member_slot import check_confirmation
-from confide.sealing.parameters import for_epoch, words
+from confide.sealing.parameters import Parameters, for_epoch, words
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 from confide.sealing.uploads import UploadStore
 
@@ -387,8 +387,7 @@ class SealedCollector:
             raise ProtocolFailure(
                 FailureName.CONTEXT_MISMATCH, f"no reveal of {node} for slot {reveal.slot} is awaited"
             )
-        identities = {name: self._roster.member(name).identity_key for name in epoch.members}
-        opening.check_reveal(epoch, slot, node, reveal, identities)
+        opening.check_reveal(epoch, slot, node, reveal)
         if node not in slot.reveals:
             self._record("reveal", node=node, body=body.hex())
             reached("collector.reveal_kept")
@@ -417,13 +416,27 @@ class SealedCollector:
                 return
             self._record("quorum", nodes=names)
             reached("collector.quorum_written")
-        elif len(slot.reveals) < parameters.threshold:
+        else:
+            self._close_reveal(epoch, slot, parameters)
+
+    def _close_reveal(self, epoch: EpochBook, slot: SlotBook, parameters: Parameters) -> None:
+        if len(slot.reveals) >= parameters.threshold:
+            self._drop_bad_shares(epoch, slot)
+        if len(slot.reveals) < parameters.threshold:
             self._abandon(
                 FailureName.QUORUM_SHORT.value,
                 f"{len(slot.reveals)} of {parameters.members} revealed; at least {parameters.threshold} are needed",
             )
         else:
             self._open()
+
+    def _drop_bad_shares(self, epoch: EpochBook, slot: SlotBook) -> None:
+        """Name the holders whose shares their dealers did not sign, and go on without what they revealed."""
+        found = opening.unsigned(epoch, slot, lambda name: bytes.fromhex(self._roster.member(name).identity_key))
+        for holder, dealers in found.items():
+            self._record("bad_share", node=holder, dealers=dealers)
+            reason = f"it revealed shares that {', '.join(dealers[:8])} did not sign"
+            self.lost(holder, FailureName.BAD_SHARE.value, reason)
 
     def _open(self) -> None:
         epoch, slot = self._books.epoch, self._books.slot

@@ -15,6 +15,7 @@ applies the same events again and stands where it stood.
     confirmation  {node, body}
     quorum        {nodes}
     reveal        {node, body}
+    bad_share     {node, dealers}        its reveal is dropped
     decided       {committed, failure, reason, contributors}
     ended         {}
     convicted     {node, name, evidence}
@@ -185,6 +186,9 @@ class Books:
                 slot.quorum, slot.phase = tuple(event["nodes"]), "reveal"
             case "reveal":
                 slot.reveals[event["node"]] = wire.decode(sealing_pb2.Reveal, bytes.fromhex(event["body"]))
+            case "bad_share":
+                del slot.reveals[event["node"]]
+                self.convicted.add(event["node"])
             case "decided":
                 slot.phase, slot.committed, slot.failure = "decided", event["committed"], event["failure"]
                 slot.contributors = tuple(event["contributors"])

@@ -3,7 +3,7 @@
 Guarantee: a wrong secret is noticed before it is used, and names its dealer by the dealer's own signatures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,56 +55,90 @@ def masks_to_remove(epoch: EpochBook, slot: SlotBook) -> list[tuple[bytes, int]]
     """(seed, sign) of every mask that does not cancel in the sum over the list."""
     masks: list[tuple[bytes, int]] = []
     index = slot.plan.slot - epoch.terms.first_slot
+    interpolation, held = _revealed(epoch, slot)
+    mask_keys = {name: epoch.bundle(name).mask_keys[index] for name in epoch.members}
     for name in epoch.members:
-        secret = reconstruct(epoch, slot, name)
-        bundle = epoch.bundle(name)
+        secret = _advertised(epoch, slot, name, interpolation.secret, held[name])
         if name in slot.survivors:
-            stated = keys.commitment(secret, epoch.terms.run_id, epoch.terms.epoch, slot.plan.slot, name)
-            _require_match(stated == bundle.seed_commitments[index], name, "self-mask seed")
             masks.append(keys.self_mask(secret, slot.context, name))
-        else:
-            _require_match(keys.public_of(secret) == bundle.mask_keys[index], name, "mask secret")
-            for survivor in slot.survivors:
-                seed, sign = keys.pairwise_mask(
-                    secret, epoch.bundle(survivor).mask_keys[index], slot.context, name, survivor
-                )
-                masks.append((seed, -sign))
+            continue
+        for survivor in slot.survivors:
+            seed, sign = keys.pairwise_mask(secret, mask_keys[survivor], slot.context, name, survivor)
+            masks.append((seed, -sign))
     return masks
 
 
-def reconstruct(epoch: EpochBook, slot: SlotBook, dealer: str) -> bytes:
-    """A member's secret of the kind that the list allows. Raises QUORUM_SHORT or BAD_DEALING."""
+def unsigned(epoch: EpochBook, slot: SlotBook, identity: Callable[[str], bytes]) -> dict[str, list[str]]:
+    """Holders who revealed shares that the dealers did not sign, with those dealers. `identity`: a member's key.
+
+    Signatures are verified only of dealers whose shares do not all lie on one polynomial, or make another secret than
+    was advertised. Where they do, the secret is right by the dealer's own signed commitment, and every share is the
+    one that this polynomial gives its holder. Raises QUORUM_SHORT.
+    """
     assert epoch.key is not None  # noqa: S101 - the slot is sealed
-    shares = {
-        epoch.key.number(holder): share.share
-        for holder, reveal in slot.reveals.items()
-        for share in reveal.shares
-        if share.dealer == dealer
-    }
+    interpolation, held = _revealed(epoch, slot)
+    found: dict[str, list[str]] = {}
+    for dealer in epoch.members:
+        try:
+            _advertised(epoch, slot, dealer, interpolation.secret, held[dealer])
+            sound = interpolation.consistent(held[dealer])
+        except ProtocolFailure:
+            sound = False
+        for holder in () if sound else sorted(slot.reveals):
+            item = next(item for item in slot.reveals[holder].shares if item.dealer == dealer)
+            share = sealing_pb2.DealtShare(share=item.share, signature=item.signature)
+            try:
+                dealing.check_share(epoch.key, slot.plan.slot, item.kind, dealer, holder, share, identity(dealer))
+            except ProtocolFailure:
+                found.setdefault(holder, []).append(dealer)
+    return found
+
+
+def _revealed(epoch: EpochBook, slot: SlotBook) -> tuple[shamir.Interpolation, dict[str, dict[int, bytes]]]:
+    """(what opens the shares of those who revealed, the shares by dealer and by the holder's number)."""
+    assert epoch.key is not None  # noqa: S101 - the slot is sealed
+    held: dict[str, dict[int, bytes]] = {name: {} for name in epoch.members}
+    for holder, reveal in slot.reveals.items():
+        number = epoch.key.number(holder)
+        for share in reveal.shares:
+            held[share.dealer][number] = share.share
+    holders = map(epoch.key.number, slot.reveals)
+    return shamir.Interpolation(holders, threshold=epoch.key.threshold), held
+
+
+def _advertised(
+    epoch: EpochBook, slot: SlotBook, dealer: str, secret_of: Callable[[Mapping[int, bytes]], bytes],
+    shares: Mapping[int, bytes],
+) -> bytes:  # fmt: skip
+    """The dealer's secret of the kind that the list allows. Raises BAD_DEALING when it is not the advertised one."""
+    index, terms, bundle = slot.plan.slot - epoch.terms.first_slot, epoch.terms, epoch.bundle(dealer)
     try:
-        return shamir.reconstruct(shares, threshold=epoch.key.threshold)
+        secret = secret_of(shares)
     except ProtocolFailure as error:
-        culprit = dealer if error.name is FailureName.BAD_DEALING else None
-        raise ProtocolFailure(error.name, f"of {dealer}: {error.detail}", culprit=culprit) from error
+        raise ProtocolFailure(error.name, f"of {dealer}: {error.detail}", culprit=dealer) from error
+    if dealer in slot.survivors:
+        stated = keys.commitment(secret, terms.run_id, terms.epoch, slot.plan.slot, dealer)
+        _require_match(stated == bundle.seed_commitments[index], dealer, "self-mask seed")
+    else:
+        _require_match(keys.public_of(secret) == bundle.mask_keys[index], dealer, "mask secret")
+    return secret
 
 
-def check_reveal(
-    epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_pb2.Reveal, roster_keys: Mapping[str, str]
-) -> None:
-    """Raise BOTH_KINDS unless there is one share a member of the kind the list says, BAD_SHARE for an unsigned one."""
-    assert epoch.key is not None  # noqa: S101 - the slot is sealed
+def check_reveal(epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_pb2.Reveal) -> None:
+    """Raise BOTH_KINDS unless there is one share a member of the kind the list says, BAD_SHARE for what is no share.
+
+    Whether the dealers signed the shares is left to `unsigned`, which needs to ask only when something does not fit.
+    """
     wanted = [(name, dealing.SELF_MASK if name in slot.survivors else dealing.MASK_SECRET) for name in epoch.members]
     if [(item.dealer, item.kind) for item in reveal.shares] != wanted:
         raise ProtocolFailure(
             FailureName.BOTH_KINDS, f"{holder} did not reveal exactly one share of each member, of the list's kind"
         )
     for item in reveal.shares:
-        share = sealing_pb2.DealtShare(share=item.share, signature=item.signature)
-        identity = bytes.fromhex(roster_keys[item.dealer])
         try:
-            dealing.check_share(epoch.key, slot.plan.slot, item.kind, item.dealer, holder, share, identity)
+            shamir.check_share(item.share)
         except ProtocolFailure as error:
-            raise ProtocolFailure(error.name, error.detail, culprit=holder) from error
+            raise ProtocolFailure(error.name, f"of {item.dealer}: {error.detail}", culprit=holder) from error
 
 
 def evidence(epoch: EpochBook, slot: SlotBook, dealer: str) -> list[dict[str, str]]:

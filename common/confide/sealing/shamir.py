@@ -6,7 +6,8 @@ b'k'
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import prod
 
 from confide.errors import FailureName, ProtocolFailure
 
@@ -40,28 +41,61 @@ def check_share(share: bytes) -> int:
     return value
 
 
+class Interpolation:
+    """What one set of holders needs to open shares, computed once for all the secrets that they hold shares of."""
+
+    def __init__(self, holders: Iterable[int], *, threshold: int) -> None:
+        """holders: member numbers (1-based), distinct. Raises QUORUM_SHORT when they are fewer than `threshold`."""
+        self._holders = tuple(sorted(holders))
+        if len(self._holders) < threshold:
+            raise ProtocolFailure(
+                FailureName.QUORUM_SHORT, f"{len(self._holders)} shares of a secret; {threshold} are needed"
+            )
+        self._used = self._holders[:threshold]
+        self._at_zero = _at_zero(self._used)
+        # The products of these with any polynomial of degree below `threshold` sum to zero (Cascudo and David 2017,
+        # SCRAPE, Lemma 1: the dual code). Drawn here, after the shares were given.
+        free = [secrets.randbelow(PRIME) for _ in range(len(self._holders) - threshold)]
+        self._dual = [
+            weight * evaluate(free, x) % PRIME
+            for x, weight in zip(self._holders, _inverse_products(self._holders), strict=True)
+        ]
+
+    def secret(self, shares: Mapping[int, bytes]) -> bytes:
+        """The secret, from the `threshold` lowest holders. Raises BAD_DEALING when it is not 32 bytes long."""
+        values = (check_share(shares[x]) for x in self._used)
+        total = sum(value * weight for value, weight in zip(values, self._at_zero, strict=True)) % PRIME
+        if total >= 1 << (8 * SECRET_BYTES):
+            raise ProtocolFailure(FailureName.BAD_DEALING, "the shares do not reconstruct a 32-byte secret")
+        return total.to_bytes(SECRET_BYTES, "big")
+
+    def consistent(self, shares: Mapping[int, bytes]) -> bool:
+        """Whether all holders' shares lie on one polynomial of degree below the threshold.
+
+        Guarantee: shares that do not, chosen before this object was made, pass with probability 1/p only.
+        """
+        values = (check_share(shares[x]) for x in self._holders)
+        return sum(value * weight for value, weight in zip(values, self._dual, strict=True)) % PRIME == 0
+
+
 def reconstruct(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
     """The secret from shares by member number (1-based), of which the lowest `threshold` are used.
 
     Raises QUORUM_SHORT when there are fewer, BAD_DEALING when what they make is not 32 bytes long.
     """
-    if len(shares) < threshold:
-        raise ProtocolFailure(FailureName.QUORUM_SHORT, f"{len(shares)} shares of a secret; {threshold} are needed")
-    points = {x: check_share(shares[x]) for x in sorted(shares)[:threshold]}
-    total = sum(value * weight for value, weight in zip(points.values(), _weights(tuple(points)), strict=True)) % PRIME
-    if total >= 1 << (8 * SECRET_BYTES):
-        raise ProtocolFailure(FailureName.BAD_DEALING, "the shares do not reconstruct a 32-byte secret")
-    return total.to_bytes(SECRET_BYTES, "big")
+    return Interpolation(shares, threshold=threshold).secret(shares)
 
 
-def _weights(points: tuple[int, ...]) -> list[int]:
-    """Lagrange coefficients at 0."""
-    weights = []
-    for x in points:
-        numerator = denominator = 1
-        for other in points:
-            if other != x:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - x) % PRIME
-        weights.append(numerator * pow(denominator, -1, PRIME) % PRIME)
-    return weights
+def _at_zero(points: tuple[int, ...]) -> list[int]:
+    """Lagrange coefficients at 0: product over others of other / (other - x)."""
+    sign = -1 if len(points) % 2 == 0 else 1
+    everything = sign * prod(points) % PRIME
+    return [
+        everything * pow(x, -1, PRIME) * weight % PRIME
+        for x, weight in zip(points, _inverse_products(points), strict=True)
+    ]
+
+
+def _inverse_products(points: tuple[int, ...]) -> list[int]:
+    """1 / product over others of (x - other)."""
+    return [pow(prod(x - other for other in points if other != x), -1, PRIME) for x in points]
