@@ -125,10 +125,11 @@ def table(entries: Sequence[Entry]) -> Table:
     made = Table(title="after the last round: mean ± standard deviation over seeds")
     rows = summary(entries)
     metrics = list(dict.fromkeys(name.removesuffix("_mean") for row in rows for name in row if name.endswith("_mean")))
-    for column in ("specification", "seeds", *metrics):
-        made.add_column(column, justify="left" if column == "specification" else "right")
+    made.add_column("")
     for row in rows:
-        made.add_row(row["name"], str(row["seeds"]), *[_shown(row, metric) for metric in metrics])
+        made.add_column(f"{row['name']} ({row['seeds']} seeds)", justify="right")
+    for metric in metrics:
+        made.add_row(metric, *[_shown(row, metric) for row in rows])
     return made
 
 
