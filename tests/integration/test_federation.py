@@ -20,7 +20,7 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide_client.datasets import DataSets
 from confide_client.training import LocalTrainer
-from confide_simulations.local_federation import LocalFederation
+from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup
 from numpy.typing import NDArray
 
@@ -185,6 +185,33 @@ def test_a_node_that_dies_is_left_out_by_name_and_comes_back(federation: tuple[L
     assert any(kind == "dropped" and data["node"] == "law-firm-c" and data["reason"] for kind, data in events)
     contributors = [data["contributors"] for kind, data in events if kind == "round_committed"]
     assert contributors[0] == sorted(NODES) and sorted(NODES[:2]) in contributors
+
+
+def test_a_private_run_is_charged_noised_and_refused_at_the_limit(
+    federation: tuple[LocalFederation, ProcessGroup],
+) -> None:
+    made, _ = federation
+    private = specification_for(
+        made,
+        federation={"rounds": 1, "data": made.data, "clip_norm": 4.0},
+        sealing={"kind": "sealed"},
+        privacy={"unit": "record", "epsilon": 0.5, "delta": 1e-3, "clip": 1.0},
+    )
+    run_id, events = run(made, private)
+    committed = [data for kind, data in events if kind == "round_committed"]
+    assert [data["metrics"] for data in committed] == [{}]
+    manifest, _ = made.checkpoint(run_id)
+    assert manifest["specification"]["privacy"]["epsilon"] == 0.5
+    for name in NODES:
+        exported = run_command("ledger", "export", "--state", str(made.node_folder(name)))
+        assert run_id in exported and "spent" in exported
+        assert "verif" in run_command("ledger", "verify", "--state", str(made.node_folder(name)))
+    # The policies allow 0.5 in all: the same cost a second time is refused before any work.
+    again = made.submit(private.model_copy(update={"name": "again"}))
+    ended = list(made.watch(again))
+    assert ended[-1][0] == "run_failed"
+    refused = [data for kind, data in ended if kind == "offer_answered"]
+    assert all(not data["accepted"] and "BUDGET_EXHAUSTED" in data["reason"] for data in refused), refused
 
 
 def _demo(folder: Path, base: Path, *extra: str) -> list[str]:
