@@ -193,3 +193,19 @@ def test_the_hook_kills_and_does_nothing_else() -> None:
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
         )
         assert (done.returncode, len(done.stdout.split())) == (status, printed), done.stderr
+
+
+def test_a_node_that_refuses_every_epoch_keeps_nobody_from_it(tmp_path: Path) -> None:
+    federation = Watched(tmp_path, 4)
+    federation.epoch()
+    lying = federation.members[VICTIM]
+    lying.log.last_epoch = 1000  # refuses whatever number comes
+    federation.slot()
+    federation.collector._renew = True
+    federation.epoch()
+    assert not federation.collector.epoch_needed(names(4)), "the others have an epoch; it is not begun again for ever"
+    outcome = federation.slot()
+    assert isinstance(outcome, Opened) and set(outcome.contributors) == set(names(4)) - {VICTIM}
+    lying.log.last_epoch = 1
+    outcome = federation.slot()
+    assert isinstance(outcome, Opened) and outcome.contributors == names(4), "who was left out is asked again"

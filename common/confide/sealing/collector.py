@@ -284,7 +284,9 @@ class SealedCollector:
         self._silent.add(node)
         detail = message.removeprefix(f"{code}: ")
         self._reasons.setdefault(node, f"{code}: {detail}")
-        if code in _RENEWS:
+        # Who falls out of an epoch that is being made is asked again after a slot of it: a node that is ill, or lies,
+        # could else keep the others from ever having one.
+        if code in _RENEWS and self.resumable is not None:
             self._renew = True
         if code in _EXCLUDES or (code == FailureName.MODEL_CHAIN_BROKEN and slot is not None and slot.phase == "train"):
             self._excluded.add(node)
