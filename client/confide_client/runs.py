@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confide.codec.tensors import model_digest
 from confide.errors import (
     DataError,
     FailureName,
@@ -245,8 +246,6 @@ class Run:
         roster.member(self._node.member.name)
 
     def _check_slot(self, body: bytes, payload: dict[str, bytes]) -> fleet_pb2.SlotOpen:
-        from confide.codec.tensors import model_digest
-
         slot = fleet_pb2.SlotOpen()
         try:
             slot.ParseFromString(body)

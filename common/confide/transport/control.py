@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar, cast
 import grpc
 
 from confide import canonical
+from confide.codec.tensors import model_digest
 from confide.errors import ConfideError, IdentityError, TransportError
 from confide.identity.certificates import CertificateClaim, check_certificate, load_certificate, read_claim
 from confide.identity.enrolment import read_admission
@@ -185,8 +186,6 @@ class ControlClient:
 
     def submit(self, specification: Specification, initial_model: bytes, identity: SigningKey) -> str:
         """Sign and submit a run with its first model (raw trainable tensors); returns the run id."""
-        from confide.codec.tensors import model_digest  # torch: only who submits a model waits for it
-
         self._greet()
         document, digest = specification.canonical_bytes(), model_digest(initial_model)
         header = pb.SubmitRunHeader(
