@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confide.codec.seal_vector import RunningSum
+from confide.codec.seal_vector import UploadSum
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName, IdentityError, UpdateError
 from confide.identity.keys import verify
@@ -233,7 +233,7 @@ def test_different_models_to_different_nodes_yield_no_quorum_and_garbage(tmp_pat
     # Even with every self mask given away, the pairwise masks between the two groups do not cancel.
     layout = federation.collector._books.slot.layout  # type: ignore[union-attr]
     assert layout is not None
-    total = RunningSum(layout)
+    total = UploadSum(layout)
     for node, (path, digest) in uploads.items():
         total.add(path, digest)
         seed = own[node]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from confide.codec.keystream import Keystream
 from confide.codec.layout import VectorLayout
-from confide.codec.seal_vector import RunningSum, encode_upload
+from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.errors import UpdateError
 from numpy.typing import NDArray
 
@@ -32,7 +32,7 @@ def random_update(parameters: int, seed: int = 0, norm: float = 1.0) -> Floats:
 
 def opened(update: Floats, made: VectorLayout, out: Path, key: bytes = KEY) -> Floats:
     digest = encode_upload(update, [0] * made.scalars, made, rounding_key=key, masks=[], out=out)
-    total = RunningSum(made)
+    total = UploadSum(made)
     total.add(out, digest)
     return total.open(1)[0]
 
@@ -73,14 +73,14 @@ def test_the_opened_sum_is_the_plain_sum_within_the_promised_error(
     made = layout(parameters, bits)
     layers = np.repeat(np.exp(2 * np.random.default_rng(1).standard_normal(-(-parameters // 500))), 500)[:parameters]
     spread = [np.ones(parameters), layers, np.arange(parameters) < parameters / 50]
-    total, plain = RunningSum(made), np.zeros(parameters)
+    total, plain = UploadSum(made), np.zeros(parameters)
     for i, scale in enumerate(spread):
         update = (random_update(parameters, i) * scale).astype(np.float32)
         update /= np.linalg.norm(update) * np.float32(1.0000001)
         plain += update
         total.add(
-            tmp_path / "u",
-            encode_upload(update, [], made, rounding_key=bytes([i] * 32), masks=[], out=tmp_path / "u"),
+            tmp_path / f"u{i}",
+            encode_upload(update, [], made, rounding_key=bytes([i] * 32), masks=[], out=tmp_path / f"u{i}"),
         )
     error = np.linalg.norm(total.open(3)[0] - plain) / 3
     assert error <= bound
@@ -130,7 +130,7 @@ def test_error_feedback_keeps_the_error_of_many_rounds_at_that_of_one(tmp_path: 
     made, update = layout(3000, 4), random_update(3000, norm=0.5)
     feedback, with_it, without = np.zeros(3000, dtype=np.float32), np.zeros(3000), np.zeros(3000)
     for i in range(30):
-        key, total = i.to_bytes(32, "big"), RunningSum(made)
+        key, total = i.to_bytes(32, "big"), UploadSum(made)
         digest = encode_upload(update, [], made, rounding_key=key, masks=[], out=tmp_path / "u", feedback=feedback)
         total.add(tmp_path / "u", digest)
         with_it += total.open(1)[0]
@@ -160,7 +160,7 @@ def test_noise_is_added_to_every_vector_lane_and_to_no_scalar(tmp_path: Path) ->
     difference = unpacked(tmp_path / "b", made) - unpacked(tmp_path / "a", made)
     assert np.array_equal(difference[: made.coordinates], np.concatenate(drawn))
     assert not difference[made.coordinates :].any()
-    total = RunningSum(made)
+    total = UploadSum(made)
     total.add(tmp_path / "b", digest)
     assert total.open(1)[1] == [77]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confide.codec.seal_vector import RunningSum, encode_upload
+from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.proto import fleet_pb2
 from confide.sealing import member_slot, scalars
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened
@@ -79,7 +79,7 @@ def test_the_opened_sum_is_exact(count, colluding, bits, feedback, size, gone, s
                 assert isinstance(outcome, Opened)
             if isinstance(outcome, Opened):
                 assert len(outcome.contributors) >= epoch.parameters.smallest_list
-                total, integers = RunningSum(book.layout), []
+                total, integers = UploadSum(book.layout), []
                 for name in outcome.contributors:
                     bare, own = plain[federation.folder / name / f"upload-{slot}"]
                     total.add(bare, digests[bare])

@@ -1,8 +1,9 @@
-"""The codec's two halves: a node's update into one masked, packed file; the coordinator's running sum of such files.
+"""The codec's two halves: a node's update into one masked, packed file; the coordinator's sum of such files.
 
 Node: clip -> rotate -> scale -> round stochastically -> (+ noise) -> + masks modulo 2^w -> pack -> file, one tile
 of 65,536 coordinates at a time, so that beside the update itself only a few buffers of one tile are held.
-Coordinator: add files, subtract masks, restore; its memory does not depend on the number of files.
+Coordinator: add files, subtract masks, restore, one tile of all files at a time; its memory does not depend on their
+number.
 layout.py specifies the integers and the file; keystream.py the masks.
 
 Guarantee: under masks whose seeds the reader does not hold, a file is indistinguishable from random bytes of its
@@ -10,7 +11,7 @@ length: every lane, padding included, is masked before it is packed. The file's 
 
 >>> import tempfile
 >>> layout = VectorLayout(parameters=3, scalars=1, bits=16, members=2, clip=10.0, rotation_seed=bytes(32))
->>> folder, total, pairwise = Path(tempfile.mkdtemp()), RunningSum(layout), bytes(range(32))
+>>> folder, total, pairwise = Path(tempfile.mkdtemp()), UploadSum(layout), bytes(range(32))
 >>> for name, sign in (("hospital-a", 1), ("hospital-b", -1)):
 ...     update = np.array([1.0, 2.0, sign], dtype=np.float32)
 ...     key, out = os.urandom(32), folder / name
@@ -24,6 +25,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -189,36 +191,24 @@ def _decode(
     )
 
 
-class RunningSum:
-    """The coordinator's sum of uploads of one slot: one lane vector, in memory or in the file `path`.
+class UploadSum:
+    """The coordinator's sum of the uploads of one slot, made tile by tile out of all files at once.
 
-    Call `add` per upload, `remove_mask` per reconstructed mask, then `open` once.
+    Call `add` per upload, `remove_mask` per reconstructed mask, then `open` once. Beside the result a few buffers of
+    one tile are held, whatever the number of files; a tile's integers never leave the cache.
     """
 
-    def __init__(self, layout: VectorLayout, path: Path | None = None) -> None:
+    def __init__(self, layout: VectorLayout) -> None:
         self._layout = layout
-        self._total: Lanes
-        if path is None or layout.lanes == 0:
-            self._total = np.zeros(layout.lanes, dtype=layout.lane_dtype)
-        else:
-            self._total = np.memmap(path, dtype=layout.lane_dtype, mode="w+", shape=(layout.lanes,))
-            path.chmod(0o600)
+        self._uploads: list[tuple[Path, bytes]] = []
         self._removed: list[tuple[bytes, int]] = []
-        self._packed = bytearray(min(TILE, layout.lanes) * layout.lane_bits // 8)
 
     def add(self, upload: Path, expected_sha256: bytes) -> None:
-        """Add one upload. Raises UpdateError for a wrong size or digest; the sum is then as before."""
+        """Add one upload, which is read when the sum is opened. Raises UpdateError for a wrong size."""
         size = upload.stat().st_size
         if size != self._layout.wire_bytes:
             raise UpdateError(f"upload {upload.name} has {size} bytes; the layout says {self._layout.wire_bytes}")
-        digest = self._accumulate(upload)
-        if digest != expected_sha256:
-            np.negative(self._total, out=self._total)
-            undone = self._accumulate(upload)
-            np.negative(self._total, out=self._total)
-            if undone != digest:
-                raise StateError(f"upload {upload.name} changed while it was read; the slot's sum is lost")
-            raise UpdateError(f"upload {upload.name} has SHA-256 {digest.hex()}, not {expected_sha256.hex()}")
+        self._uploads.append((upload, expected_sha256))
 
     def remove_mask(self, seed: bytes, sign: int) -> None:
         """Take away one mask that was added with this sign. Its keystream is made when the sum is opened."""
@@ -229,8 +219,11 @@ class RunningSum:
     def open(self, contributors: int) -> tuple[NDArray[np.float32], list[int]]:
         """(sum of the updates, float32 of shape (parameters,); exact sums of the scalars).
 
-        The caller compares the norm with contributors * clip (SUM_OUT_OF_RANGE). Raises UpdateError when the
-        scalars' digits or the padding cannot come from `contributors` vectors: masks are left, or one lied.
+        The caller compares the norm with contributors * clip (SUM_OUT_OF_RANGE). Raises UpdateError when a file does
+        not have its digest, and when the scalars' digits or the padding cannot come from `contributors` vectors: masks
+        are left, or one lied. StateError: a file was cut short.
+
+        Guarantee: the digests are of the very bytes that were summed, also when a file changes meanwhile.
         """
         layout, rotation = self._layout, _Rotation(self._layout)
         if not 1 <= contributors <= layout.members:
@@ -238,26 +231,55 @@ class RunningSum:
         update = np.empty(layout.parameters, dtype=np.float32)
         masks = _Masks(((seed, -sign) for seed, sign in self._removed), layout)
         lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
-        for tile in rotation.tiles():
-            part = lanes[: tile.values.size]
-            np.copyto(part, self._total[ROWS * tile.start : ROWS * (tile.start + tile.width)])
-            masks.add_to(part)
-            _decode(part, layout.lane_bits, tile, layout, update, subtract=False)
-        tail = np.array(self._total[layout.coordinates :])
-        masks.add_to(tail)
+        with _Unpacker(layout, self._uploads) as uploads:
+            for tile in rotation.tiles():
+                part = lanes[: tile.values.size]
+                uploads.sum_into(part)
+                masks.add_to(part)
+                _decode(part, layout.lane_bits, tile, layout, update, subtract=False)
+            tail = np.empty(layout.lanes - layout.coordinates, dtype=layout.lane_dtype)
+            uploads.sum_into(tail)
+            masks.add_to(tail)
+            uploads.check_digests()
         return update, _read_scalars(tail, layout, contributors)
 
-    def _accumulate(self, upload: Path) -> bytes:
-        digest = hashlib.sha256()
-        with upload.open("rb", buffering=0) as file:
-            for start in range(0, self._layout.lanes, TILE):
-                piece = self._total[start : start + TILE]
-                packed = memoryview(self._packed)[: piece.size * self._layout.lane_bits // 8]
-                _read_fully(file, packed, upload)
-                digest.update(packed)
-                words = np.frombuffer(packed, dtype=self._layout.lane_dtype)
-                kernels.unpack_add(words, self._layout.lane_bits, piece)
-        return digest.digest()
+
+class _Unpacker:
+    """Reads the uploads side by side, hashing what it reads; one reused buffer for all of them."""
+
+    def __init__(self, layout: VectorLayout, uploads: Sequence[tuple[Path, bytes]]) -> None:
+        self._lane_bits = layout.lane_bits
+        self._packed = np.empty(min(TILE, layout.lanes) * layout.lane_bits // _word_bits(layout), layout.lane_dtype)
+        self._expected = [(path, expected, hashlib.sha256()) for path, expected in uploads]
+        self._open = ExitStack()
+        self._files: list[Any] = []
+
+    def __enter__(self) -> Self:
+        with self._open:
+            self._files = [
+                self._open.enter_context(path.open("rb", buffering=0)) for path, _, _ in self._expected
+            ]  # fmt: skip
+            self._open = self._open.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def sum_into(self, lanes: Lanes) -> None:
+        """Overwrite `lanes`, a multiple of 1024 and at most one tile, by the sum of the uploads' next lanes."""
+        lanes.fill(0)
+        words = self._packed[: lanes.size * self._lane_bits // (8 * lanes.itemsize)]
+        packed = words.view("u1").data
+        for file, (path, _, digest) in zip(self._files, self._expected, strict=True):
+            _read_fully(file, packed, path)
+            digest.update(packed)
+            kernels.unpack_add(words, self._lane_bits, lanes)
+
+    def check_digests(self) -> None:
+        """Raise UpdateError for a file that has another SHA-256 than was stated."""
+        for path, expected, digest in self._expected:
+            if digest.digest() != expected:
+                raise UpdateError(f"upload {path.name} has SHA-256 {digest.hexdigest()}, not {expected.hex()}")
 
 
 def _write_fully(file: Any, data: memoryview) -> None:

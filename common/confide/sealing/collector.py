@@ -14,7 +14,7 @@ from confide.identity.roster import Role, Roster
 from confide.journal import Journal
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
-from confide.sealing import bundles, context, opening, wire
+from confide.sealing import bundles, opening, wire
 from confide.sealing.boundaries import reached
 from confide.sealing.collector_state import Books, EpochBook, SlotBook
 from confide.sealing.member_slot import check_confirmation
@@ -375,8 +375,7 @@ class SealedCollector:
             raise ProtocolFailure(
                 FailureName.COHORT_NOT_EPOCH, f"{node} answers for {item.node!r}, or is not in the list"
             )
-        listed = context.list_digest(slot.context, slot.plan.slot, slot.survivor_list())
-        check_confirmation(item, listed, slot.plan.slot, self._roster.member(node).identity_key)
+        check_confirmation(item, slot.listed, slot.plan.slot, self._roster.member(node).identity_key)
         if node not in slot.confirmations:
             self._record("confirmation", node=node, body=body.hex())
             reached("collector.confirmation_kept")

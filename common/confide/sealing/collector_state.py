@@ -72,6 +72,8 @@ class SlotBook:
     phase: str = "train"
     uploads: dict[str, bytes] = field(default_factory=dict)
     survivors: tuple[str, ...] = ()
+    listed: bytes = b""
+    """Digest of the list L: what members sign."""
     confirmations: dict[str, sealing_pb2.Confirmation] = field(default_factory=dict)
     quorum: tuple[str, ...] = ()
     reveals: dict[str, sealing_pb2.Reveal] = field(default_factory=dict)
@@ -179,6 +181,7 @@ class Books:
                 slot.uploads[event["node"]] = bytes.fromhex(event["sha256"])
             case "list":
                 slot.survivors, slot.phase = tuple(event["nodes"]), "confirm"
+                slot.listed = context.list_digest(slot.context, slot.plan.slot, slot.survivor_list())
             case "confirmation":
                 body = bytes.fromhex(event["body"])
                 slot.confirmations[event["node"]] = wire.decode(sealing_pb2.Confirmation, body)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.codec.seal_vector import RunningSum
+from confide.codec.seal_vector import UploadSum
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.proto import sealing_pb2
 from confide.sealing import dealing, keys, scalars, shamir
@@ -30,7 +30,7 @@ def open_sum(
     """
     layout = slot.layout
     assert layout is not None and epoch.key is not None  # noqa: S101 - the slot is sealed
-    total = RunningSum(layout)
+    total = UploadSum(layout)
     for seed, sign in masks_to_remove(epoch, slot):
         total.remove_mask(seed, sign)
     for name in slot.survivors:
@@ -94,21 +94,21 @@ def unsigned(epoch: EpochBook, slot: SlotBook, identity: Callable[[str], bytes])
     return found
 
 
-def _revealed(epoch: EpochBook, slot: SlotBook) -> tuple[shamir.Interpolation, dict[str, dict[int, bytes]]]:
+def _revealed(epoch: EpochBook, slot: SlotBook) -> tuple[shamir.Interpolation, dict[str, dict[int, int]]]:
     """(what opens the shares of those who revealed, the shares by dealer and by the holder's number)."""
     assert epoch.key is not None  # noqa: S101 - the slot is sealed
-    held: dict[str, dict[int, bytes]] = {name: {} for name in epoch.members}
+    held: dict[str, dict[int, int]] = {name: {} for name in epoch.members}
     for holder, reveal in slot.reveals.items():
         number = epoch.key.number(holder)
         for share in reveal.shares:
-            held[share.dealer][number] = share.share
+            held[share.dealer][number] = shamir.check_share(share.share)
     holders = map(epoch.key.number, slot.reveals)
     return shamir.Interpolation(holders, threshold=epoch.key.threshold), held
 
 
 def _advertised(
-    epoch: EpochBook, slot: SlotBook, dealer: str, secret_of: Callable[[Mapping[int, bytes]], bytes],
-    shares: Mapping[int, bytes],
+    epoch: EpochBook, slot: SlotBook, dealer: str, secret_of: Callable[[Mapping[int, int]], bytes],
+    shares: Mapping[int, int],
 ) -> bytes:  # fmt: skip
     """The dealer's secret of the kind that the list allows. Raises BAD_DEALING when it is not the advertised one."""
     index, terms, bundle = slot.plan.slot - epoch.terms.first_slot, epoch.terms, epoch.bundle(dealer)

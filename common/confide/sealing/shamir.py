@@ -42,7 +42,10 @@ def check_share(share: bytes) -> int:
 
 
 class Interpolation:
-    """What one set of holders needs to open shares, computed once for all the secrets that they hold shares of."""
+    """What one set of holders needs to open shares, computed once for all the secrets that they hold shares of.
+
+    Shares are field elements by the holder's number (`check_share`).
+    """
 
     def __init__(self, holders: Iterable[int], *, threshold: int) -> None:
         """holders: member numbers (1-based), distinct. Raises QUORUM_SHORT when they are fewer than `threshold`."""
@@ -61,21 +64,19 @@ class Interpolation:
             for x, weight in zip(self._holders, _inverse_products(self._holders), strict=True)
         ]
 
-    def secret(self, shares: Mapping[int, bytes]) -> bytes:
+    def secret(self, shares: Mapping[int, int]) -> bytes:
         """The secret, from the `threshold` lowest holders. Raises BAD_DEALING when it is not 32 bytes long."""
-        values = (check_share(shares[x]) for x in self._used)
-        total = sum(value * weight for value, weight in zip(values, self._at_zero, strict=True)) % PRIME
+        total = sum(shares[x] * weight for x, weight in zip(self._used, self._at_zero, strict=True)) % PRIME
         if total >= 1 << (8 * SECRET_BYTES):
             raise ProtocolFailure(FailureName.BAD_DEALING, "the shares do not reconstruct a 32-byte secret")
         return total.to_bytes(SECRET_BYTES, "big")
 
-    def consistent(self, shares: Mapping[int, bytes]) -> bool:
+    def consistent(self, shares: Mapping[int, int]) -> bool:
         """Whether all holders' shares lie on one polynomial of degree below the threshold.
 
         Guarantee: shares that do not, chosen before this object was made, pass with probability 1/p only.
         """
-        values = (check_share(shares[x]) for x in self._holders)
-        return sum(value * weight for value, weight in zip(values, self._dual, strict=True)) % PRIME == 0
+        return sum(shares[x] * weight for x, weight in zip(self._holders, self._dual, strict=True)) % PRIME == 0
 
 
 def reconstruct(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
@@ -83,7 +84,8 @@ def reconstruct(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
 
     Raises QUORUM_SHORT when there are fewer, BAD_DEALING when what they make is not 32 bytes long.
     """
-    return Interpolation(shares, threshold=threshold).secret(shares)
+    values = {holder: check_share(share) for holder, share in shares.items()}
+    return Interpolation(values, threshold=threshold).secret(values)
 
 
 def _at_zero(points: tuple[int, ...]) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from confide.codec.keystream import Keystream
 from confide.codec.layout import TILE, VectorLayout
-from confide.codec.seal_vector import RunningSum, encode_upload
+from confide.codec.seal_vector import UploadSum, encode_upload
 from numpy.typing import NDArray
 
 from confide_simulations.benchmarks.meta import cpu_seconds, median_cpu_seconds, peak_mib
@@ -62,7 +62,7 @@ class OurSlot:
     def open(self, dropped: int) -> NDArray[np.float32]:
         """All of the coordinator's work on the uploads, the last `dropped` nodes missing. Checks the scalars."""
         alive, missing = range(self._nodes - dropped), range(self._nodes - dropped, self._nodes)
-        total = RunningSum(self.layout)
+        total = UploadSum(self.layout)
         for node in alive:
             total.add(self._path(node), self._digests[node])
             total.remove_mask(seed_of("self", node), 1)
