@@ -2,7 +2,7 @@
 
     python -m confide_simulations.benchmarks.stand_in STATE_FOLDER
 
-Agent, policy, transport and sealing are the product's own; only the trainer is another one. It imports no torch model.
+Agent, policy, transport and sealing are the product's own; only the trainer is another one. It never imports torch.
 """
 
 import json
@@ -70,6 +70,7 @@ def write_base(folder: Path) -> Path:
 def main() -> None:
     """Run the agent on the state folder that is named."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a request
     state = StateFolder.at(Path(sys.argv[1]))
     member = state.member()
     parts = Node(
