@@ -185,17 +185,22 @@ def check_logs(killed: Killed) -> None:
 
 def _check_collector(killed: Killed, spent: dict[tuple[int, str], str]) -> None:
     """Each slot was opened once, one list and one outcome each; every upload held is the one that its node spent."""
-    slot, of_slot = 0, set()
+    of_slot: set[str]
+    uploads: list[str]
+    slot, of_slot, uploads = 0, set(), []
     for event in killed.collector:
         if event["event"] == "slot":
             number = _opened_slot(event)
             assert number > slot
-            slot, of_slot = number, set()
+            slot, of_slot, uploads = number, set(), []
         if event["event"] in {"list", "quorum", "decided", "ended"}:
             assert event["event"] not in of_slot
             of_slot.add(event["event"])
         if event["event"] == "upload":
             assert spent[slot, event["node"]] == event["sha256"]
+            uploads.append(event["node"])
+        if event["event"] == "list":
+            assert event["nodes"] == sorted(uploads)
 
 
 def _opened_slot(event: dict[str, Any]) -> int:
