@@ -27,7 +27,7 @@ max_length = 256
 [training]
 local_steps = {local_steps}
 batch_size = 8
-micro_batch_size = 8
+micro_batch_size = 4
 learning_rate = 3e-3
 
 [federation]
