@@ -100,7 +100,7 @@ def plot(result: DemoResult, path: Path, train_loss: Sequence[tuple[int, float]]
     axes.plot(steps, [result.base] + [r.nll for r in result.rounds], "o-", lw=2.2, color="#0b6e4f", label="federated")
     if train_loss:
         rounds, losses = zip(*train_loss, strict=True)
-        axes.plot(rounds, losses, ":", color="#888888", label="mean training loss at the nodes (sum of all)")
+        axes.plot(rounds, losses, ":", color="#888888", label="mean training loss at the nodes, from the sealed sum")
     for index, (node, nll) in enumerate(sorted(result.alone.items(), key=lambda item: item[1])):
         axes.axhline(nll, ls="--", lw=1, color=f"C{index % 10}", label=f"{node} alone, all its steps: {nll:.2f}")
     axes.set_xlabel("round")
