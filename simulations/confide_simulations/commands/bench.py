@@ -9,6 +9,7 @@ from typer.main import get_command
 
 # Name on the command line -> module:function. A module imports what is heavy inside its function.
 BENCHMARKS = {
+    "agreement": "confide_simulations.benchmarks.agreement:agreement",
     "round": "confide_simulations.benchmarks.round:round_",
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
     "privacy": "confide_simulations.benchmarks.privacy:privacy",
