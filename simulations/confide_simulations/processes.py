@@ -9,7 +9,6 @@ False
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -23,14 +22,22 @@ from typing import Self
 import psutil
 from confide.errors import StateError, TransportError
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+# Runs before the program, in its process: be killed should the parent die in a way that runs no clean-up, and end at
+# once if it died already. A launcher, and no preexec_fn: Python code between fork and exec can wait for ever for a lock
+# that another thread of the parent held.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
-def _die_with_parent() -> None:
-    """Between fork and exec: be killed should the parent die in a way that runs no clean-up."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _bound(command: Sequence[str]) -> list[str]:
+    """The command, made to die with this process where the kernel can do that (Linux: PR_SET_PDEATHSIG)."""
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
 class ProcessGroup:
@@ -51,13 +58,12 @@ class ProcessGroup:
         try:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.
             child = subprocess.Popen(
-                list(command),
+                _bound(command),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, its library is loaded before the fork
             )
         finally:
             os.close(descriptor)
