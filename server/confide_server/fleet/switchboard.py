@@ -176,7 +176,11 @@ class Switchboard:
             event.set()
 
     async def wait_mail(self, node_id: int, hold_s: float) -> bool:
-        """Whether something is there for the node, waiting up to `hold_s` for it. Runs on the event loop."""
+        """Whether something is there for the node, waiting up to `hold_s` for it. Runs on the event loop.
+
+        A poll that was held for an earlier connection of the node finds nothing: what it took would be lost.
+        """
+        connection = self.activations(node_id)
         event = self._waiting.setdefault(node_id, asyncio.Event())
         event.clear()
         if node_id not in self._mail and not self._closing:
@@ -185,6 +189,8 @@ class Switchboard:
                     await event.wait()
             except TimeoutError:
                 return False
+        if self.activations(node_id) != connection:
+            return False
         found = node_id in self._mail
         self._mail.discard(node_id)
         return found
