@@ -54,7 +54,14 @@ class StateFolder:
 
     @classmethod
     def at(cls, root: Path) -> "StateFolder":
-        """The folder, made private. Raises StateError when it cannot be."""
+        """The folder of a node that is there already. Raises StateError where none is: nothing is made by mistake."""
+        if not root.expanduser().is_dir():
+            raise StateError(f"{root} is no node's state folder; `confide node init {root} --name NAME` makes one")
+        return cls.create(root)
+
+    @classmethod
+    def create(cls, root: Path) -> "StateFolder":
+        """The folder, made where it is missing, and private. Raises StateError when it cannot be."""
         try:
             return cls(private_folder(root.expanduser().resolve()))
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from confide.errors import IdentityError, TransportError
 from confide.files import write_atomic
-from confide.identity.enrolment import accept_admission, make_renewal, make_request
+from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
 from confide.identity.member import LocalMember, load_member, read_membership
 from rich.console import Console
 
@@ -42,7 +42,9 @@ def init(
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
 ) -> None:
     """Make keys and request.json; later take the admission. Run again to change a setting."""
-    state = StateFolder.at(folder)
+    if name:
+        check_name(name)
+    state = StateFolder.create(folder)
     _change_settings(state, coordinator=coordinator, models=models, proxy=proxy, threads=threads)
     if not state.policy.exists():
         write_atomic(state.policy, TEMPLATE.format(root=root or "").encode())

@@ -223,6 +223,11 @@ def _check_asked(name: str, role: Role | str, addresses: Sequence[str]) -> None:
     if (role == Role.COORDINATOR) != bool(addresses):
         raise IdentityError(f"a {role} with the addresses {list(addresses)}: a coordinator needs some, others none")
     general_names(addresses)
+    check_name(name)
+
+
+def check_name(name: str) -> None:
+    """Raises IdentityError for a name that no member may have."""
     try:
         _NameOnly(name=name)
     except ValidationError as error:

@@ -89,7 +89,7 @@ class Population:
         policy = policy_text(specification, root_public=self.root_public.hex(), data=data).encode()
         for name, shard in shards.items():
             folder = self.node_folder(name)
-            StateFolder.at(folder).save_settings(Settings(models=str(models.resolve()), threads=1))
+            StateFolder.create(folder).save_settings(Settings(models=str(models.resolve()), threads=1))
             write_atomic(folder / "policy.toml", policy)
             seed = split_seed(specification.seed, name, shard)
             DataSets(folder).add(data, shard, split_seed=seed)
