@@ -1,0 +1,22 @@
+"""A mistyped folder is an error, never a new node."""
+
+from pathlib import Path
+
+import pytest
+from confide.errors import StateError
+from confide_client.commands.node import app
+from confide_client.state import StateFolder
+from typer.testing import CliRunner
+
+
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="confide node init"):
+        StateFolder.at(tmp_path / "mistyped")
+    assert not (tmp_path / "mistyped").exists()
+    assert StateFolder.at(StateFolder.create(tmp_path / "node").root).root == tmp_path / "node"
+
+
+def test_a_name_that_no_member_may_have_leaves_nothing_behind(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["init", str(tmp_path / "node"), "--name", "BAD NAME"])
+    assert refused.exit_code != 0 and "no member's name" in str(refused.exception)
+    assert not (tmp_path / "node").exists()
