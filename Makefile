@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both do all set-up.
 PYTHON ?= python3.11
 VENV   := .venv
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
@@ -27,10 +29,10 @@ demo: setup ## four organizations fine-tune one model, as real processes
 	@$(BIN)/confide demo $(DEMO_ARGS)
 
 test: setup check ## all checks and tests (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 test-full: setup check ## also the tests that take long
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy --strict, import-linter, generated protobuf is current
 	@$(BIN)/ruff check .
