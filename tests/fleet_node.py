@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from confide import __version__
+from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, TrainingError
 from confide.identity.member import LocalMember, load_member
 from confide.proto import fleet_pb2
@@ -246,7 +247,7 @@ class FleetNode:
                 self.local.identity,
                 self.local.folder / "member" / run_id,
                 run_id,
-                size,
+                TensorSchema.unnamed(size),
                 initial_model_sha256=offer.initial_model_sha256,
             )
         return self._member

@@ -109,7 +109,7 @@ def open_bench(folder: Path, store: tuple[Path, str], records: int = 8, **sectio
         member=world.members["node-a"],
         audit=Audit(Journal(state.audit)),
         make_trainer=lambda *_, **__: trainer,
-        schema_size=lambda *_: SIZE,
+        schema=lambda *_: TensorSchema.unnamed(SIZE),
     )
     spec = specification(model={"sha256": store[1]}, federation={"data": "faq", "min_cohort": 2}, **sections)
     bench = Bench(world, spec, trainer, NodeRuntime(node), node)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from confide.codec.tensors import model_digest
+from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
@@ -90,7 +90,7 @@ class Federation:
             identity_key=self.keys[name],
             folder=self.folder / name,
             run_id=RUN,
-            schema_size=self.size,
+            schema=TensorSchema.unnamed(self.size),
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
             clock=lambda: self.now,
@@ -104,7 +104,7 @@ class Federation:
             roster=self.roster,
             folder=self.folder / "coordinator",
             run_id=RUN,
-            schema_size=self.size,
+            schema=TensorSchema.unnamed(self.size),
         )
 
     def kill(self, name: str) -> None:

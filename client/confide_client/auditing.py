@@ -56,7 +56,7 @@ def rehearse(
         say(f"rehearsing round {number} of {specification.federation.rounds}")
         slot = fleet_pb2.SlotOpen(slot=number, round=number, attempt=1)
         model = model + trainer.contribute(model, shard, slot).update
-        tensors = aggregation.after_round(specification, trainer.schema.unflatten(model), number)
+        tensors = aggregation.after_round(specification, trainer.schema.unflatten(model))
         model = trainer.schema.flatten(tensors)
     trained = build(specification, base)
     load_trainable(trained, trainer.schema.unflatten(model))

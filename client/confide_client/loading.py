@@ -34,23 +34,32 @@ class MakeTrainer(Protocol):
     """How a trainer comes to be: the simulation shares one loaded base among its virtual nodes."""
 
     def __call__(
-        self, specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None
+        self,
+        specification: Specification,
+        base: Path,
+        *,
+        node: str,
+        folder: Path,
+        threads: int | None,
+        rank: int | None,
     ) -> Trainer:
         """Load the base model and get ready."""
 
 
-def local_trainer(specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None) -> Trainer:
+def local_trainer(
+    specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
+) -> Trainer:
     """Training on this machine. Imported late: torch takes seconds, and `confide node status` needs none of it."""
     from confide_client.training import LocalTrainer
 
-    return LocalTrainer(specification, base, node=node, folder=folder, threads=threads)
+    return LocalTrainer(specification, base, node=node, folder=folder, threads=threads, rank=rank)
 
 
-def local_schema_size(specification: Specification, base: Path) -> int:
-    """Scalars of the flat update, from the model's configuration alone: small exchanges need not wait for weights."""
+def local_schema(specification: Specification, base: Path) -> "TensorSchema":
+    """Of the flat update, from the model's configuration alone: small exchanges need not wait for weights."""
     from confide.models.trainable import schema_of
 
-    return schema_of(specification, base).size
+    return schema_of(specification, base)
 
 
 class Loading:
@@ -60,11 +69,11 @@ class Loading:
     cannot do.
     """
 
-    def __init__(self, measure: Callable[[], int], make: Callable[[], Trainer]) -> None:
-        """measure: scalars of the flat update; done first."""
+    def __init__(self, measure: "Callable[[], TensorSchema]", make: Callable[[], Trainer]) -> None:
+        """measure: the schema of the flat update; done first."""
         self._measure, self._make = measure, make
         self._measured = threading.Event()
-        self._size: int | None = None
+        self._schema: TensorSchema | None = None
         self._trainer: Trainer | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._load, name=LOADER, daemon=True)
@@ -72,7 +81,7 @@ class Loading:
 
     def _load(self) -> None:
         try:
-            self._size = self._measure()
+            self._schema = self._measure()
             self._measured.set()
             self._trainer = self._make()
         except BaseException as error:
@@ -85,12 +94,12 @@ class Loading:
         """Whether it ended without a trainer."""
         return self._error is not None
 
-    def schema_size(self) -> int:
-        """Wait for the size; raises what measuring raised."""
+    def schema(self) -> "TensorSchema":
+        """Wait for the schema; raises what measuring raised."""
         self._measured.wait()
-        if self._size is None:
+        if self._schema is None:
             raise self._error or StateError("loading the base model was interrupted")
-        return self._size
+        return self._schema
 
     def trainer(self) -> Trainer:
         """Wait for the trainer; raises what loading raised."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from confide.codec.tensors import model_digest
+from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import (
     DataError,
     FailureName,
@@ -34,7 +34,7 @@ from google.protobuf.message import DecodeError
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
 from confide_client.datasets import DataSets, LocalData
-from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema_size, local_trainer
+from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema, local_trainer
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.records import Links, Record
@@ -51,7 +51,7 @@ class Node:
     member: LocalMember
     audit: Audit
     make_trainer: MakeTrainer = local_trainer
-    schema_size: Callable[[Specification, Path], int] = local_schema_size
+    schema: Callable[[Specification, Path], TensorSchema] = local_schema
     clock: Callable[[], float] = time.time
 
     @property
@@ -127,21 +127,21 @@ class Run:
     def warm_up(self) -> Loading:
         """Begin to load the base model, so that it is there when training is asked for; again after a failure."""
         if self._loading is None or self._loading.failed:
-            self._loading = Loading(
-                lambda: self._node.schema_size(self.specification, self._base()), self._make_trainer
-            )
+            self._loading = Loading(lambda: self._node.schema(self.specification, self._base()), self._make_trainer)
         return self._loading
 
     def _base(self) -> Path:
         return ModelStore(self._node.state.models).path(self.specification.model.sha256)
 
     def _make_trainer(self) -> Trainer:
+        settings = self._node.state.settings
         return self._node.make_trainer(
             self.specification,
             self._base(),
             node=self._node.member.name,
             folder=private_folder(self.folder / "training"),
-            threads=self._node.state.settings.threads,
+            threads=settings.threads,
+            rank=settings.max_rank,
         )
 
     @property
@@ -160,7 +160,7 @@ class Run:
                 self._node.member.identity,
                 private_folder(self.folder / "member"),
                 self._run_id,
-                self.warm_up().schema_size(),
+                self.warm_up().schema(),
                 initial_model_sha256=self.offer.initial_model_sha256,
                 rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
                 costs=self._node.spending.costs if self._private else None,

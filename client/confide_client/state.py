@@ -3,7 +3,7 @@
     identity.key fleet.key tls.key      private keys, 0600       (confide.identity)
     tls.crt ca.crt root.pub             certificate, authority, the root's public key
     roster.json consortium.json         who else is a member, and where the coordinator is
-    node.json                           settings of this machine: models folder, proxy, threads
+    node.json                           settings of this machine: models folder, proxy, threads, max_rank
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
@@ -44,6 +44,9 @@ class Settings(BaseModel):
     """Outbound proxy, http://host:port; empty: none. Environment variables are not looked at."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of local training; none: torch's choice."""
+    max_rank: int | None = Field(default=None, ge=1)
+    """Largest LoRA rank that this machine trains; of a run's larger adapters it trains the first rows and columns, the
+    rest of its update is zero. None: the run's own."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 from confide import __version__
-from confide.codec.tensors import model_digest
-from confide.errors import SpecificationError, StateError, UpdateError
+from confide.codec.tensors import TensorSchema, model_digest
+from confide.errors import StateError, UpdateError
 from confide.identity.roster import RosterStore
 from confide.identity.submission import verify_submission
+from confide.models.travel import Travel, refactors
 from confide.runs.specification import Specification, parse_canonical
+from confide.sealing.refactored import Refactored
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -38,6 +40,8 @@ class OpenRun:
     run_id: str
     status: str
     specification: Specification
+    schema: TensorSchema
+    """Of the trainable tensors; unnamed where nothing depends on names."""
     submission: Submission
     """Without the initial model's bytes."""
     round: int
@@ -102,17 +106,7 @@ class Book:
             submission.initial_model_sha256,
             submission.signature,
         )
-        _check_first_model(submission)
-        if specification.adapter.kind == "lora" and specification.adapter.aggregation == "fedsvd":
-            raise SpecificationError(
-                'adapter.aggregation is "fedsvd", whose refactoring between rounds this release does not run; '
-                'choose "ffa", "rolora" or "fedsb", which are exact too'
-            )
-        if specification.federation.fragments != 1:
-            raise SpecificationError(
-                f"federation.fragments is {specification.federation.fragments}; this release exchanges all parameters "
-                "every round, so it must be 1"
-            )
+        _check_first_model(submission, specification)
         model_file = self.checkpoints.put(submission.initial_model, "bin")
         run_id = secrets.token_hex(16)
         with self._database.transaction() as session:
@@ -243,8 +237,27 @@ class Book:
                     run = session.scalars(query).first()
                 left = end - time.monotonic()
                 if run is not None or left <= 0:
-                    return None if run is None else _open_run(run)
+                    return None if run is None else self._open_run(run)
                 self._changed.wait(left)
+
+    def _open_run(self, run: Run) -> OpenRun:
+        return OpenRun(
+            run_id=run.run_id,
+            status=run.status,
+            specification=parse_canonical(run.specification),
+            schema=_schema(run.schema, len(self.model(run.run_id, 0).data) // 4),
+            submission=Submission(
+                specification=run.specification,
+                initial_model=b"",
+                initial_model_sha256=run.initial_model_sha256,
+                signature=run.signature,
+                administrator=run.administrator,
+            ),
+            round=run.round,
+            cohort=tuple(run.cohort),
+            answers=dict(run.answers),
+            flower_run_id=int(run.flower_run_id) if run.flower_run_id else None,
+        )
 
     def wake(self) -> None:
         """End a waiting `next_run` or `events`."""
@@ -416,7 +429,11 @@ def _round_entry(row: Round, model_sha256: bytes) -> dict[str, Any]:
     }
 
 
-def _check_first_model(submission: Submission) -> None:
+def _schema(schema: bytes, size: int) -> TensorSchema:
+    return TensorSchema.from_bytes(schema) if schema else TensorSchema.unnamed(size)
+
+
+def _check_first_model(submission: Submission, specification: Specification) -> None:
     data = submission.initial_model
     if model_digest(data) != submission.initial_model_sha256:
         raise UpdateError(
@@ -425,8 +442,15 @@ def _check_first_model(submission: Submission) -> None:
         )
     if len(data) == 0 or len(data) % 4:
         raise UpdateError(f"the first model has {len(data)} bytes; float32 tensors take a positive multiple of 4")
-    if not np.isfinite(np.frombuffer(data, dtype="<f4")).all():
+    flat = np.frombuffer(data, dtype="<f4")
+    if not np.isfinite(flat).all():
         raise UpdateError("the first model holds NaN or infinity")
+    schema = _schema(submission.schema, len(flat))
+    if schema.size != len(flat):
+        raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
+    Travel(specification, schema)  # refuses what it cannot be computed for
+    if refactors(specification):
+        Refactored(schema).check_rows(flat)
 
 
 def _new_run(run_id: str, number: int, submission: Submission, specification: Specification) -> Run:
@@ -440,29 +464,11 @@ def _new_run(run_id: str, number: int, submission: Submission, specification: Sp
         initial_model_sha256=submission.initial_model_sha256,
         signature=submission.signature,
         administrator=submission.administrator,
+        schema=submission.schema,
         submitted_at=time.time(),
         round=0,
         rounds=specification.federation.rounds,
         sealing=specification.sealing.kind,
         cohort=[],
         answers={},
-    )
-
-
-def _open_run(run: Run) -> OpenRun:
-    return OpenRun(
-        run_id=run.run_id,
-        status=run.status,
-        specification=parse_canonical(run.specification),
-        submission=Submission(
-            specification=run.specification,
-            initial_model=b"",
-            initial_model_sha256=run.initial_model_sha256,
-            signature=run.signature,
-            administrator=run.administrator,
-        ),
-        round=run.round,
-        cohort=tuple(run.cohort),
-        answers=dict(run.answers),
-        flower_run_id=int(run.flower_run_id) if run.flower_run_id else None,
     )

@@ -154,6 +154,7 @@ class ControlService:
             initial_model_sha256=header.initial_model_sha256,
             signature=header.signature,
             administrator=caller.name,
+            schema=header.schema,
         )
         return pb.SubmitRunReply(run_id=self._runbook.submit(submission))
 

@@ -63,6 +63,8 @@ class Run(Base):
     initial_model_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
     signature: Mapped[bytes] = mapped_column(LargeBinary(64))
     administrator: Mapped[str] = mapped_column(String(64))
+    schema: Mapped[bytes] = mapped_column(LargeBinary)
+    """confide.codec.tensors.TensorSchema.to_bytes of what travels."""
     submitted_at: Mapped[float] = mapped_column(Float)
     round: Mapped[int] = mapped_column(Integer, default=0)
     """Last committed round."""

@@ -105,7 +105,7 @@ class RunDriver:
 
     def _run(self, run: OpenRun) -> None:
         parts = self._parts
-        model_bytes = len(parts.book.model(run.run_id, 0).data)
+        model_bytes = 4 * run.schema.size
         session = parts.link.open_session(run.flower_run_id, 4 * model_bytes + SPARE_REPLY_BYTES)
         try:
             parts.book.update(run.run_id, flower_run_id=str(session.run_id), detail="")
@@ -119,7 +119,7 @@ class RunDriver:
                 courier,
                 closing,
                 cohort,
-                self._collector(run, model_bytes // 4),
+                self._collector(run),
                 lambda s: self._pause(run.run_id, s),
             )
             self._to_the_end(run, cohort, rounds)
@@ -162,11 +162,11 @@ class RunDriver:
             rounds.farewell("")
             book.end(run.run_id, "finished", {"rounds": last.round, "model_sha256": last.sha256.hex()})
 
-    def _collector(self, run: OpenRun, schema_size: int) -> Collector:
+    def _collector(self, run: OpenRun) -> Collector:
         # Kept while the run is open: it holds its journal, and a second one could not open it.
         if run.run_id not in self._collectors:
             folder, roster = self._parts.folder / run.run_id, self._parts.roster.current
-            self._collectors[run.run_id] = make_collector(run.specification, roster, folder, run.run_id, schema_size)
+            self._collectors[run.run_id] = make_collector(run.specification, roster, folder, run.run_id, run.schema)
         return self._collectors[run.run_id]
 
     def _check_down(self) -> None:

@@ -12,7 +12,9 @@ FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Ad
 import numpy as np
 import torch
 from confide.errors import StateError, TrainingError
-from confide.runs.specification import Outer
+from confide.models.travel import Travel, refactors
+from confide.runs.specification import Outer, Specification
+from confide.sealing.roles import Opened
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -21,13 +23,21 @@ from safetensors.torch import load, save
 class OuterStep:
     """One run's outer optimizer."""
 
-    def __init__(self, outer: Outer, state: bytes) -> None:
-        """state: what `state` returned after the last committed round; b"" before the first."""
+    def __init__(self, outer: Outer, state: bytes, phase: int = 0) -> None:
+        """state: what `state` returned after the last committed round; b"" before the first.
+
+        phase: which part of the model is stepped, where not all of it travels every round (Travel.phase). Each part has
+        a state of its own: what is not exchanged is not moved, and its momentum does not decay.
+        """
         self._outer = outer
         try:
-            self._state = load(state) if state else {}
+            kept = load(state) if state else {}
         except SafetensorError as error:
             raise StateError(f"the outer optimizer's saved state is damaged: {error}") from error
+        self._mark = f"/{phase}" if phase else ""
+        own = {name for name in kept if name.partition("/")[2] == self._mark[1:]}
+        self._state = {name.partition("/")[0]: kept[name] for name in own}
+        self._others = {name: tensor for name, tensor in kept.items() if name not in own}
 
     def _optimizer(self, parameter: torch.Tensor) -> torch.optim.Optimizer:
         outer = self._outer
@@ -64,5 +74,24 @@ class OuterStep:
         return parameter.numpy()
 
     def state(self) -> bytes:
-        """The optimizer's state as safetensors; b"" when it has none."""
-        return save(self._state) if self._state else b""
+        """The optimizer's state as safetensors, that of the other phases with it; b"" when it has none."""
+        states = self._others | {name + self._mark: tensor for name, tensor in self._state.items()}
+        return save(states) if states else b""
+
+
+def next_model(
+    specification: Specification, travel: Travel, data: bytes, outer_state: bytes, opened: Opened, round: int
+) -> tuple[bytes, bytes]:
+    """(model, outer state) after a round whose sum was opened: step what travelled, then refactor (FedSVD).
+
+    A pure function: after a crash the same round gives the same bytes. data: raw trainable tensors, float32.
+    """
+    model = np.frombuffer(data, dtype="<f4").astype("<f4", copy=True)
+    step = OuterStep(specification.federation.outer, outer_state, travel.phase(round))
+    part = step.apply(travel.gather(model, round), opened.update_sum, opened.weight_sum)
+    travel.scatter(part, round, model)
+    if refactors(specification):
+        from confide.models.aggregation import after_round
+
+        model = travel.schema.flatten(after_round(specification, travel.schema.unflatten(model)))
+    return model.astype("<f4").tobytes(), step.state()

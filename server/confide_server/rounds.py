@@ -12,6 +12,7 @@ import numpy as np
 from confide.codec.tensors import model_digest
 from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError
 from confide.identity.roster import Roster, RosterStore
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
@@ -19,7 +20,7 @@ from confide_server.book import Book, Committed, Model, OpenRun
 from confide_server.courier import Answer, Courier, Question
 from confide_server.memory import trim
 from confide_server.offering import Cohort
-from confide_server.outer import OuterStep
+from confide_server.outer import next_model
 
 END_DEADLINE_S = 5.0
 EPOCH_TRIES = 3
@@ -52,6 +53,7 @@ class Rounds:
         self._run = run
         self._specification = run.specification
         self._federation = run.specification.federation
+        self._travel = Travel(run.specification, run.schema)
         self._book = book
         self._roster = roster
         self._courier = courier
@@ -211,12 +213,9 @@ class Rounds:
     # --- ends
 
     def _commit(self, plan: SlotPlan, opened: Opened, model: Model, seconds: float) -> Model:
-        store, flat = self._book.checkpoints, np.frombuffer(model.data, dtype="<f4")
-        data, outer_state, update_norm = model.data, model.outer_state, 0.0
+        store, data, outer_state, update_norm = self._book.checkpoints, model.data, model.outer_state, 0.0
         if not plan.evaluate_only:
-            step = OuterStep(self._federation.outer, model.outer_state)
-            data = step.apply(flat, opened.update_sum, opened.weight_sum).astype("<f4").tobytes()
-            outer_state = step.state()
+            data, outer_state = next_model(self._specification, self._travel, data, outer_state, opened, plan.round)
             update_norm = float(np.linalg.norm(opened.update_sum)) / opened.weight_sum
         done = Committed(
             plan=plan,

@@ -18,6 +18,9 @@ class Submission:
     initial_model_sha256: bytes
     signature: bytes
     administrator: str
+    schema: bytes = b""
+    """Names and shapes of the tensors (TensorSchema.to_bytes), where what travels depends on them (models.travel). Not
+    signed: a node computes its own, and a coordinator with another one gets another context and no sum."""
 
 
 @dataclass(frozen=True)

@@ -216,12 +216,14 @@ class LocalFederation:
         from confide.codec.tensors import TensorSchema
         from confide.models.trainable import initial_state
 
+        schema = None
         if initial_model is None:
             state = initial_state(specification, self.base)
-            initial_model = TensorSchema.of(state).encode(state)
+            schema = TensorSchema.of(state)
+            initial_model = schema.encode(state)
         member = load_member(self.admin_folder)
         with self.client() as client:
-            return client.submit(specification, initial_model, member.identity)
+            return client.submit(specification, initial_model, member.identity, schema)
 
     def watch(self, run_id: str, after: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, data) of each event until the run has ended; comes back by itself when the coordinator restarts."""

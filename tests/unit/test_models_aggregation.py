@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from confide.models.aggregation import (
-    active_coordinates,
     after_round,
-    is_active,
     rank_mask,
     refactor,
 )
 from confide.models.trainable import build, initial_state, load_trainable, lora_matrices, schema_of
+from confide.models.travel import Travel, is_active
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide_client.training import LocalTrainer
@@ -54,7 +53,7 @@ def error_after(spec: Specification, base: Path, rounds: int, ranks: list[int] |
         updates = [random_update(spec, state, node, round, ranks and ranks[node]) for node in range(NODES)]
         local = [products(spec, base, {name: state[name] + u[name] for name in state}) for u in updates]
         state = {name: state[name] + torch.stack([u[name] for u in updates]).mean(0) for name in state}
-        state = after_round(spec, state, round)
+        state = after_round(spec, state)
         for name, product in products(spec, base, state).items():
             true = torch.stack([p[name] for p in local]).mean(0)
             worst = max(worst, float((product - true).norm() / true.norm()))
@@ -92,8 +91,8 @@ def test_real_training_rounds_agree_with_the_random_ones(llama: Path, tmp_path: 
         slot = fleet_pb2.SlotOpen(slot=round, round=round, attempt=1)
         model = flat.astype(np.float32)
         updates = [t.contribute(model, Shard(n), slot).update.astype(np.float64) for n, t in enumerate(trainers)]
-        outside = ~active_coordinates(spec, schema, round)
-        assert not any(update[outside].any() for update in updates)
+        outside = Travel(spec, schema).rest(round, 1)
+        assert not any(update[start:stop].any() for update in updates for start, stop in outside)
         local = [products(spec, llama, schema.unflatten(model.astype(np.float64) + update)) for update in updates]
         flat = model + np.mean(updates, axis=0)
         averaged = products(spec, llama, schema.unflatten(flat))
@@ -101,7 +100,7 @@ def test_real_training_rounds_agree_with_the_random_ones(llama: Path, tmp_path: 
             true = torch.stack([p[name] for p in local]).mean(0)
             if true.norm() > 0:
                 error = max(error, float((product - true).norm() / true.norm()))
-        flat = schema.flatten(after_round(spec, schema.unflatten(flat.astype(np.float32)), round)).astype(np.float64)
+        flat = schema.flatten(after_round(spec, schema.unflatten(flat.astype(np.float32)))).astype(np.float64)
     assert (error > 1e-3) if scheme == "average" else (error < 1e-5)
 
 
@@ -140,7 +139,7 @@ def test_the_refactored_model_computes_the_same(llama: Path) -> None:
     state = {name: state[name] + u for name, u in random_update(spec, state, 1, 1).items()}
     ids = torch.arange(5, 25).reshape(2, 10)
     outputs = []
-    for tensors in (state, after_round(spec, state, 1)):
+    for tensors in (state, after_round(spec, state)):
         model = build(spec, llama)
         load_trainable(model, tensors)
         with torch.no_grad():
@@ -152,15 +151,5 @@ def test_other_schemes_change_nothing_after_a_round(llama: Path) -> None:
     for scheme in ("average", "ffa", "rolora", "fedsb"):
         spec = specification(adapter={"aggregation": scheme})
         state = initial_state(spec, llama)
-        after = after_round(spec, state, 1)
+        after = after_round(spec, state)
         assert all(after[name] is state[name] for name in state)
-
-
-def test_active_coordinates_by_round(llama: Path) -> None:
-    rolora = specification(adapter={"aggregation": "rolora"})
-    schema = schema_of(rolora, llama)
-    odd, even = active_coordinates(rolora, schema, 1), active_coordinates(rolora, schema, 2)
-    assert np.array_equal(odd, ~even) and odd.any() and even.any()
-    full = specification(adapter={"kind": "full"})
-    assert active_coordinates(full, schema_of(full, llama), 2).all()
-    assert active_coordinates(specification(), schema, 2).all()

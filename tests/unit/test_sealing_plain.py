@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, ProtocolFailure, UpdateError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
@@ -17,6 +18,7 @@ from confide.sealing.roles import Abandoned, Collector, Contribution, Metric, Op
 from tests.sealing_rosters import make_roster
 
 SIZE = 1000
+SCHEMA = TensorSchema.unnamed(SIZE)
 NODES = ("hospital-a", "hospital-b", "hospital-c")
 
 
@@ -32,7 +34,7 @@ def roster() -> Roster:
 
 
 def collector(folder: Path, **federation: object) -> Collector:
-    return make_collector(specification(**federation), roster(), folder, "0" * 32, SIZE)
+    return make_collector(specification(**federation), roster(), folder, "0" * 32, SCHEMA)
 
 
 def contribution(number: int, scale: float = 1e-3) -> Contribution:
@@ -42,7 +44,7 @@ def contribution(number: int, scale: float = 1e-3) -> Contribution:
 
 def answer(folder: Path, name: str, number: int, body: bytes, given: Contribution | None = None) -> tuple[bytes, Path]:
     member = make_member(
-        specification(), roster(), name, SigningKey.generate(), folder / name, "0" * 32, SIZE,
+        specification(), roster(), name, SigningKey.generate(), folder / name, "0" * 32, SCHEMA,
         initial_model_sha256=b"",
     )  # fmt: skip
     made = member.handle(fleet_pb2.TRAIN, body, lambda _: given or contribution(number))
@@ -119,7 +121,7 @@ def test_a_restarted_coordinator_keeps_what_it_had(tmp_path: Path) -> None:
 
 def test_the_same_instruction_gets_the_same_bytes_and_an_old_slot_none(tmp_path: Path) -> None:
     member = make_member(
-        specification(), roster(), NODES[0], SigningKey.generate(), tmp_path, "0" * 32, SIZE, initial_model_sha256=b""
+        specification(), roster(), NODES[0], SigningKey.generate(), tmp_path, "0" * 32, SCHEMA, initial_model_sha256=b""
     )
     calls: list[int] = []
 

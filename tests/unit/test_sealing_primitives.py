@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from confide.errors import ProtocolFailure, SpecificationError
+from confide.codec.tensors import TensorSchema
+from confide.errors import ProtocolFailure
 from confide.runs.specification import Outer
 from confide.sealing import shamir
-from confide.sealing.chain import ModelChain, mean_update_bound, step_bound
+from confide.sealing.chain import mean_update_bound, step_bound
 from confide.sealing.factory import make_collector
 from confide.sealing.parameters import Parameters, for_epoch, planned, words
 from hypothesis import given, settings
@@ -65,7 +66,7 @@ def test_noise_that_is_not_there_is_not_promised(tmp_path) -> None:  # type: ign
         update={"privacy": specify().privacy.model_copy(update={"unit": "organization"})}
     )  # fmt: skip
     with pytest.raises(ProtocolFailure, match="NOISE_INSUFFICIENT"):
-        make_collector(text, make_roster({}), tmp_path, "0" * 32, 8)
+        make_collector(text, make_roster({}), tmp_path, "0" * 32, TensorSchema.unnamed(8))
 
 
 # ---------------------------------------------------------------- shares
@@ -184,12 +185,3 @@ def test_the_mean_updates_bound_counts_rounding() -> None:
     assert mean_update_bound(specify("bits = 16")) == pytest.approx(1 + 8 / 32767)
     assert mean_update_bound(specify("bits = 4")) == pytest.approx(1 + 3 / 7)
     assert mean_update_bound(specify("bits = 8", 'weights = "examples"')) == pytest.approx(1 + 20 * 4 / 127)
-
-
-def test_fedsvd_is_refused_because_its_chain_cannot_be_checked(tmp_path: object) -> None:
-    specification = specify()
-    changed = specification.model_copy(
-        update={"adapter": specification.adapter.model_copy(update={"aggregation": "fedsvd"})}
-    )
-    with pytest.raises(SpecificationError, match="fedsvd"):
-        ModelChain(changed, initial_sha256=b"", schema_size=1, log=None, folder=None)  # type: ignore[arg-type]

@@ -4,14 +4,15 @@ import os
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from confide.codec.tensors import model_digest
-from confide.errors import IdentityError, SpecificationError, StateError, UpdateError
+from confide.codec.tensors import TensorSchema, model_digest
+from confide.errors import IdentityError, ProtocolFailure, SpecificationError, StateError, UpdateError
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
 from confide.identity.submission import DOMAIN, submission_body
@@ -213,6 +214,11 @@ def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
     body, good = specification().canonical_bytes(), MODEL.tobytes()
     small = specification()
     fedsvd = small.model_copy(update={"adapter": small.adapter.model_copy(update={"aggregation": "fedsvd"})})
+    svd = fedsvd.canonical_bytes()
+
+    def pair(rows: int) -> bytes:
+        return TensorSchema((("q.lora_A", (2, 2)), ("q.lora_B", (rows, 2)))).to_bytes()
+
     cases: list[tuple[Submission, type[Exception], str]] = [
         (signed(world, "hospital-a", body, good), IdentityError, "only an administrator"),
         (signed(world, "administrator", body + b" ", good), SpecificationError, "canonical"),
@@ -221,11 +227,14 @@ def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
         (signed(world, "administrator", body, good[:-1]), UpdateError, "31 bytes"),
         (signed(world, "administrator", body, np.full(8, np.nan, "<f4").tobytes()), UpdateError, "NaN"),
         (
-            signed(world, "administrator", specification(fragments=2).canonical_bytes(), good),
+            signed(world, "administrator", specification(fragments=9).canonical_bytes(), good),
             SpecificationError,
-            "frag",
+            "only 8 parameters",
         ),
-        (signed(world, "administrator", fedsvd.canonical_bytes(), good), SpecificationError, "fedsvd"),
+        (signed(world, "administrator", svd, good), SpecificationError, "names no LoRA matrices"),
+        (replace(signed(world, "administrator", svd, good), schema=b"[["), UpdateError, "not a list of names"),
+        (replace(signed(world, "administrator", svd, good), schema=pair(3)), UpdateError, "names 10"),
+        (replace(signed(world, "administrator", svd, good), schema=pair(2)), ProtocolFailure, "not orthonormal"),
     ]
     fine = signed(world, "administrator", body, good)
     tampered = specification(rounds=9).canonical_bytes()

@@ -7,11 +7,9 @@ is its whole way since the last exchange. A node that lost its values, or missed
 from pathlib import Path
 
 import numpy as np
-from confide.codec.tensors import TensorSchema
 from confide.errors import TrainingError, UpdateError
 from confide.files import private_folder, write_atomic
-from confide.models.aggregation import active_coordinates
-from confide.runs.specification import Specification
+from confide.models.travel import Travel
 from numpy.typing import NDArray
 
 Flat = NDArray[np.float32]
@@ -20,8 +18,8 @@ Flat = NDArray[np.float32]
 class LocalValues:
     """This node's own values of the fragments that were not exchanged, one file per round."""
 
-    def __init__(self, specification: Specification, schema: TensorSchema, folder: Path) -> None:
-        self._specification, self._schema, self._folder = specification, schema, folder
+    def __init__(self, travel: Travel, folder: Path) -> None:
+        self._travel, self._folder = travel, folder
 
     def _path(self, round: int) -> Path:
         return self._folder / f"values-{round:06d}.f32"
@@ -29,17 +27,18 @@ class LocalValues:
     def start(self, received: Flat, round: int) -> Flat:
         """Where training of `round` begins: the shared value of what was exchanged last, own values of the rest."""
         path = self._path(round - 1)
-        if self._specification.federation.fragments == 1 or not path.exists():
+        if not self._travel.fragmented or not path.exists():
             return received
         try:
-            own = self._schema.decode(path.read_bytes())
+            own = self._travel.schema.decode(path.read_bytes()).copy()
         except (OSError, UpdateError) as error:
             raise TrainingError(f"{path.name} is damaged; delete it, and training starts from shared values") from error
-        return np.where(active_coordinates(self._specification, self._schema, round - 1), received, own)
+        self._travel.scatter(self._travel.gather(received, round - 1), round - 1, own)
+        return own
 
     def keep(self, trained: Flat, round: int) -> None:
         """Remember where this round ended and forget what no retry can need."""
-        if self._specification.federation.fragments == 1:
+        if not self._travel.fragmented:
             return
         private_folder(self._folder)
         write_atomic(self._path(round), trained.tobytes())
@@ -49,6 +48,8 @@ class LocalValues:
 
     def exchanged(self, change: Flat, round: int) -> Flat:
         """The part of the change that is sent in this round; zero elsewhere."""
-        if self._specification.federation.fragments == 1:
+        if not self._travel.fragmented:
             return change
-        return np.where(active_coordinates(self._specification, self._schema, round), change, np.float32(0))
+        sent = np.zeros_like(change)
+        self._travel.scatter(self._travel.gather(change, round), round, sent)
+        return sent

@@ -32,9 +32,9 @@ def batch_indices(specification: Specification, count: int, node: str, slot: fle
             passes[number] = np.random.Generator(np.random.PCG64(draw)).permutation(count).tolist()
         return passes[number][offset]
 
-    start = (slot.round - 1) * training.local_steps * size
+    start = specification.steps_before(slot.round) * size
     steps = []
-    for step in range(training.local_steps):
+    for step in range(specification.steps_in(slot.round)):
         chosen: list[int] = []
         position = start + step * size
         seen: set[int] = set()
@@ -61,7 +61,7 @@ def run_steps(
     training = specification.training
     losses: list[float] = []
     for step, chosen in enumerate(batch_indices(specification, len(examples), node, slot)):
-        rate = learning_rate(specification, (slot.round - 1) * training.local_steps + step)
+        rate = learning_rate(specification, specification.steps_before(slot.round) + step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = [examples[index] for index in chosen]
@@ -71,7 +71,7 @@ def run_steps(
         optimizer.zero_grad(set_to_none=True)
         # One wait for a GPU a step. A bad step has been taken by now, but an error discards the whole model.
         loss, gradient_norm = torch.stack([total, norm]).tolist()
-        _check(loss, gradient_norm, losses, step, training.local_steps)
+        _check(loss, gradient_norm, losses, step, specification.steps_in(slot.round))
         losses.append(loss)
     return math.fsum(losses) / len(losses)
 

@@ -36,7 +36,7 @@ def learning_rate(specification: Specification, global_step: int) -> float:
         return training.learning_rate * (global_step + 1) / training.warmup_steps
     if training.schedule == "constant":
         return training.learning_rate
-    total = specification.federation.rounds * training.local_steps
+    total = specification.steps_before(specification.federation.rounds + 1)
     progress = (global_step - training.warmup_steps) / max(1, total - training.warmup_steps)
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -54,26 +54,31 @@ class OptimizerStates:
     def _path(self, round: int) -> Path:
         return self._folder / f"optimizer-{round:06d}.safetensors"
 
-    def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
-        """Load the newest state from before `round`; none: start fresh."""
+    def _before(self, round: int) -> dict[str, torch.Tensor]:
         earlier = [p for p in sorted(self._folder.glob("optimizer-*.safetensors")) if p < self._path(round)]
         if not earlier:
-            return
+            return {}
         try:
-            tensors = load_file(earlier[-1])
+            return dict(load_file(earlier[-1]))
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"the local optimizer state {earlier[-1].name} is damaged; delete it, and training starts it afresh"
             ) from error
-        for key, tensor in tensors.items():
+
+    def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
+        """Load the newest state from before `round` of what is trained in it; none: start fresh."""
+        for key, tensor in self._before(round).items():
             kind, name = key.split("/", 1)
+            if name not in parameters:
+                continue
             parameter = parameters[name]
             value = tensor if kind == "step" else tensor.to(parameter.device)
             optimizer.state[parameter][kind] = value
 
     def keep(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
-        """Save the state after `round` and forget what no retry can need."""
-        tensors = {
+        """Save the state after `round`, with that of what was not trained in it; forget what no retry can need."""
+        tensors = {key: value for key, value in self._before(round).items() if key.split("/", 1)[1] not in parameters}
+        tensors |= {
             f"{kind}/{name}": value.detach().cpu().contiguous()
             for name, parameter in parameters.items()
             for kind, value in optimizer.state.get(parameter, {}).items()

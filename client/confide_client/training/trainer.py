@@ -19,6 +19,7 @@ from confide.methods import base as methods
 from confide.models import aggregation, seeds
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
+from confide.models.travel import Travel, is_active
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
@@ -78,7 +79,8 @@ class LocalTrainer:
         self._parameters = trainable_tensors(model)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
-        self._values = LocalValues(specification, self.schema, folder)
+        self._travel = Travel(specification, self.schema)
+        self._values = LocalValues(self._travel, folder)
         self._private = (
             PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
         )
@@ -92,7 +94,7 @@ class LocalTrainer:
         other = copy.copy(self)
         other._node = node
         other._states = OptimizerStates(folder, self.schema)
-        other._values = LocalValues(self._specification, self.schema, folder)
+        other._values = LocalValues(self._travel, folder)
         other._prepared = {}
         if self._private is not None:
             other._private = PrivateSteps(self._specification, self._model, self._method)
@@ -177,7 +179,7 @@ class LocalTrainer:
         active = {
             name: parameter
             for name, parameter in self._parameters.items()
-            if aggregation.is_active(self._specification, name, slot.round)
+            if is_active(self._specification, name, slot.round)
         }
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in active)

@@ -10,6 +10,7 @@
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,34 @@ class TensorSchema:
     def of(cls, tensors: Mapping[str, "torch.Tensor"]) -> "TensorSchema":
         """The schema of these tensors; any shape, 0-d and empty ones included."""
         return cls(tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors)))
+
+    @classmethod
+    def unnamed(cls, size: int) -> "TensorSchema":
+        """A flat vector of which nothing but its length is known."""
+        return cls((("", (size,)),))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TensorSchema":
+        """What `to_bytes` wrote. Raises UpdateError for anything else."""
+        try:
+            document = json.loads(data)
+            entries = tuple((name, tuple(shape)) for name, shape in document)
+            sound = all(
+                isinstance(name, str) and all(type(n) is int and 0 <= n < 2**40 for n in shape)
+                for name, shape in entries
+            )
+            schema = cls(entries)
+            names = [name for name, _ in entries]
+            sound = sound and names == sorted(set(names)) and schema.size < 2**40 and schema.to_bytes() == data
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UpdateError("a schema came that is not a list of names and shapes") from error
+        if not sound:
+            raise UpdateError("a schema came whose names are not distinct and in order, or whose shapes are none")
+        return schema
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes: names and shapes."""
+        return canonical.encode([[name, list(shape)] for name, shape in self.entries])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,6 +116,15 @@ class TensorSchema:
     def encode(self, tensors: Mapping[str, "torch.Tensor"]) -> bytes:
         """Raw little-endian float32 bytes in schema order."""
         return self.flatten(tensors).tobytes()
+
+    def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """(offset in the flat vector, shape) of each tensor."""
+        found: dict[str, tuple[int, tuple[int, ...]]] = {}
+        offset = 0
+        for name, shape in self.entries:
+            found[name] = (offset, shape)
+            offset += math.prod(shape)
+        return found
 
     def decode(self, data: bytes | memoryview) -> NDArray[np.float32]:
         """The flat vector that `encode` wrote. Raises UpdateError when truncated, too long, or not finite."""

@@ -10,15 +10,12 @@ give exactly the mean of the products, so that a sealed sum is enough:
     fedsb     B and A frozen, orthonormal; only the rank x rank core R of B R A is trained (Fed-SB, Singhal et al. 2025)
 """
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from confide.codec.tensors import TensorSchema
 from confide.models import seeds
+from confide.models.travel import refactors
 from confide.runs.specification import Specification
 
 Tensors = dict[str, torch.Tensor]
@@ -34,42 +31,6 @@ _TRAVELS: dict[str, frozenset[str]] = {
 def trained_matrices(scheme: str) -> frozenset[str]:
     """Last parts of the names that belong to the travelling model under a scheme."""
     return _TRAVELS[scheme]
-
-
-def is_active(specification: Specification, name: str, round: int) -> bool:
-    """Whether a trainable tensor is trained in this round (1-based). The others' update is exactly zero."""
-    kind = name.rsplit(".", 1)[-1]
-    if specification.adapter.kind != "lora" or not kind.startswith("lora_"):
-        return True
-    match specification.adapter.aggregation:
-        case "rolora":
-            return kind == ("lora_B" if round % 2 == 1 else "lora_A")
-        case "fedsvd":
-            return kind == "lora_B"
-        case _:
-            return True
-
-
-def active_coordinates(specification: Specification, schema: TensorSchema, round: int) -> NDArray[np.bool_]:
-    """Shape (schema.size,): which coordinates of the flat update can differ from zero in this round (1-based).
-
-    Those of the tensors that are trained, and with federation.fragments > 1 only one fragment: the flat vector is
-    cut into that many equal pieces, which are exchanged in rotation. Both sides compute it from the specification,
-    so that only these need to be sealed and sent, and rounding noise of a quantised sum on the others can be removed.
-    """
-    active = np.empty(schema.size, dtype=np.bool_)
-    offset = 0
-    for name, shape in schema.entries:
-        count = math.prod(shape)
-        active[offset : offset + count] = is_active(specification, name, round)
-        offset += count
-    fragments = specification.federation.fragments
-    if fragments > 1:
-        bounds = [schema.size * i // fragments for i in range(fragments + 1)]
-        current = (round - 1) % fragments
-        active[: bounds[current]] = False
-        active[bounds[current + 1] :] = False
-    return active
 
 
 def _orthonormal_rows(seed: int, name: str, rows: int, columns: int) -> torch.Tensor:
@@ -107,14 +68,14 @@ def fixed_matrices(specification: Specification, shapes: Mapping[str, tuple[int,
     }
 
 
-def after_round(specification: Specification, tensors: Mapping[str, torch.Tensor], round: int) -> Tensors:
-    """What coordinator and nodes do with the model after the outer step of `round`: a pure function.
+def after_round(specification: Specification, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """What the coordinator does with the model after a round's outer step: a pure function.
 
     fedsvd refactors every product BA, without changing it, into A with orthonormal rows (Lee et al. 2025,
     algorithm 1); all other schemes change nothing. Computed in float64 with fixed signs.
     """
     state = dict(tensors)
-    if specification.adapter.kind != "lora" or specification.adapter.aggregation != "fedsvd":
+    if not refactors(specification):
         return state
     for name in tensors:
         if name.endswith(".lora_A"):

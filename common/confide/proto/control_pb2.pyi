@@ -111,16 +111,18 @@ class SubmitRunRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[SubmitRunHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class SubmitRunHeader(_message.Message):
-    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes")
+    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes", "schema")
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
     specification: bytes
     initial_model_sha256: bytes
     signature: bytes
     initial_model_bytes: int
-    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ...) -> None: ...
+    schema: bytes
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ..., schema: _Optional[bytes] = ...) -> None: ...
 
 class SubmitRunReply(_message.Message):
     __slots__ = ("run_id",)

@@ -28,6 +28,8 @@ class Size:
 
     base: int
     trainable: int
+    travels: tuple[int, ...]
+    """Scalars that a node sends in the first rounds, which all others repeat in turn."""
     hidden: int
     layers: int
     trained_layers: int
@@ -37,25 +39,29 @@ def measure(specification: Specification, base: Path) -> Size:
     """Read the sizes from a model folder's configuration, without its weights."""
     from confide.models.architecture import empty_model, load_config
     from confide.models.trainable import schema_of
+    from confide.models.travel import Travel
 
+    schema = schema_of(specification, base)
+    travel = Travel(specification, schema)
     config = load_config(base).get_text_config()
     layers = int(config.num_hidden_layers)
     full = specification.adapter.kind == "full"
     return Size(
         base=sum(parameter.numel() for parameter in empty_model(specification, base).parameters()),
-        trainable=schema_of(specification, base).size,
+        trainable=schema.size,
+        travels=tuple(travel.count(number) for number in range(1, travel.phases + 1)),
         hidden=int(config.hidden_size),
         layers=layers,
         trained_layers=layers if full else max(0, layers - specification.adapter.first_layer),
     )
 
 
-def upload_bytes(specification: Specification, nodes: int, trainable: int) -> int:
-    """Of one node and slot."""
+def upload_bytes(specification: Specification, nodes: int, travels: int) -> int:
+    """Of one node in a slot in which so many scalars travel."""
     if specification.sealing.kind == "none":
-        return 4 * trainable
+        return 4 * travels
     layout = VectorLayout(
-        parameters=trainable,
+        parameters=travels,
         scalars=1 + 2 * len(Metric),
         bits=specification.sealing.bits,
         members=nodes,
@@ -121,6 +127,7 @@ def _work(specification: Specification, nodes: int) -> list[str]:
         f"run {specification.name}, specification {specification.digest[:16]}",
         f"  {federation.rounds} rounds with {nodes} nodes (never fewer than {federation.min_cohort} in a sum), "
         f"each on its data set {federation.data!r}",
+        *_warm_start(specification),
         f"  a round on a node: {training.local_steps} steps of {training.batch_size} records, {training.optimizer} at "
         f"{training.learning_rate:g}, method {specification.method.name}",
         f"  base model {specification.model.name} ({specification.model.sha256[:16]}), trained: "
@@ -135,20 +142,39 @@ def _work(specification: Specification, nodes: int) -> list[str]:
     ]
 
 
+def _warm_start(specification: Specification) -> list[str]:
+    federation = specification.federation
+    if not federation.warm_start_rounds:
+        return []
+    return [f"  warm start: {federation.warm_start_rounds} rounds of {federation.warm_start_steps} steps first"]
+
+
 def _costs(specification: Specification, nodes: int, size: Size) -> list[str]:
-    down, up = 4 * size.trainable, upload_bytes(specification, nodes, size.trainable)
-    rounds = specification.federation.rounds
+    rounds, turns = specification.federation.rounds, len(size.travels)
+    each = [upload_bytes(specification, nodes, travels) for travels in size.travels]
+    down, up = 4 * size.trainable, sum(each) / turns
+    sent = sum(each[number % turns] for number in range(rounds))
+    whole = nodes * ((down + _SMALL_MESSAGES_BYTES) * rounds + sent)
     flops = flops_per_round(specification, size)
     times = ", ".join(f"{_duration(flops / speed)} on {name}" for name, speed in _SUSTAINED_FLOPS.items())
     return [
-        f"  {size.trainable:,} of {size.base:,} parameters are trained",
+        f"  {size.trainable:,} of {size.base:,} parameters are trained" + _in_turn(size),
         f"  traffic of one node and round: {_bytes(down)} down, {_bytes(up)} up "
-        f"({8 * up / max(1, size.trainable):.3g} bits a parameter), about {_bytes(_SMALL_MESSAGES_BYTES)} of small "
-        f"messages; whole run, all nodes: {_bytes((down + up + _SMALL_MESSAGES_BYTES) * rounds * nodes)}",
+        f"({8 * sum(each) / max(1, sum(size.travels)):.3g} bits a parameter that travels), about "
+        f"{_bytes(_SMALL_MESSAGES_BYTES)} of small messages; whole run, all nodes: {_bytes(whole)}",
         f"  memory of one node: about {_bytes(memory_bytes(specification, size))} for model and training, beside the "
         "program itself (about 0.5 GB)",
         f"  time of one node and round, if every record fills {specification.method.max_length} tokens: {times}",
     ]
+
+
+def _in_turn(size: Size) -> str:
+    if size.travels == (size.trainable,):
+        return ""
+    counts = sorted(set(size.travels))
+    between = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    turns = "" if len(size.travels) == 1 else f", another part in each of {len(size.travels)} rounds"
+    return f"; of them {between} are sent in a round{turns}"
 
 
 def _protection(specification: Specification, nodes: int) -> list[str]:

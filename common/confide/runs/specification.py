@@ -142,6 +142,9 @@ class Federation(_Frozen):
     """How long it may take to answer a small exchange."""
     fragments: int = Field(default=1, ge=1, le=64)
     """Streaming DiLoCo: 1/fragments of the parameters are exchanged each round, in rotation."""
+    warm_start_rounds: int = Field(default=0, ge=0)
+    """The first so many rounds take warm_start_steps local steps each: near-synchronous training, as a warm start."""
+    warm_start_steps: int = Field(default=1, ge=1)
 
 
 class Sealing(_Frozen):
@@ -223,9 +226,51 @@ class Specification(_Frozen):
             raise ValueError('method.class_weights come from counts of classes, which are private; use "none"')
         if self.method.name == "classification" and len(self.method.labels) < 2:
             raise ValueError("classification needs method.labels with at least two labels")
+        if self.federation.warm_start_rounds:
+            if self.federation.warm_start_steps > self.training.local_steps:
+                raise ValueError(
+                    f"federation.warm_start_steps is {self.federation.warm_start_steps}, more than "
+                    f"training.local_steps = {self.training.local_steps}; a warm start takes fewer steps a round"
+                )
+            if self.privacy.unit != "none":
+                raise ValueError("a warm start is not offered under privacy; set federation.warm_start_rounds = 0")
+        self._check_what_travels()
         if self.federation.nodes and len(self.federation.nodes) < self.federation.min_cohort:
             raise ValueError(f"{len(self.federation.nodes)} nodes are named, fewer than min_cohort")
         return self
+
+    def _check_what_travels(self) -> None:
+        """What would go wrong between rounds is refused before any."""
+        lora = self.adapter.kind == "lora"
+        if self.federation.fragments > 1 and lora and self.adapter.aggregation in {"rolora", "fedsvd"}:
+            raise ValueError(
+                f'adapter.aggregation is "{self.adapter.aggregation}", which has its own rotation or basis; '
+                "federation.fragments must be 1"
+            )
+        if lora and self.adapter.aggregation == "fedsvd":
+            outer = self.federation.outer
+            stale = {
+                "federation.outer": outer.name != "sgd" or outer.momentum != 0.0,
+                "training.keep_optimizer_state": self.training.keep_optimizer_state,
+                "sealing.error_feedback": self.sealing.error_feedback,
+            }
+            for field, held in stale.items():
+                if held:
+                    raise ValueError(
+                        f'{field} keeps values from round to round, and adapter.aggregation = "fedsvd" changes the '
+                        "basis that they are in; use outer SGD without momentum, no kept state and no error feedback"
+                    )
+
+    def steps_in(self, round: int) -> int:
+        """Local optimizer steps of a round (1-based)."""
+        federation = self.federation
+        warm = round <= federation.warm_start_rounds
+        return min(federation.warm_start_steps, self.training.local_steps) if warm else self.training.local_steps
+
+    def steps_before(self, round: int) -> int:
+        """Local optimizer steps of all rounds before this one (1-based)."""
+        warm = min(round - 1, self.federation.warm_start_rounds)
+        return warm * self.steps_in(1) + (round - 1 - warm) * self.training.local_steps
 
     def canonical_bytes(self) -> bytes:
         """What is hashed, signed and sent: every field, defaults included."""

@@ -17,7 +17,9 @@ from confide.codec.layout import VectorLayout
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.files import write_atomic
+from confide.models.travel import Travel, refactors
 from confide.runs.specification import Outer, Specification
+from confide.sealing.refactored import Refactored, broken
 from confide.sealing.roles import SlotPlan
 from confide.sealing.seal_log import SealLog
 
@@ -70,21 +72,18 @@ def _adam_ratio(beta1: float, beta2: float, rounds: int) -> float:
 class ModelChain:
     """A node's memory of the last model: its hash, round and values, across restarts.
 
-    Guarantee: an admitted model is the signed first one, or lies within B of the last for each round between; one
-    that was never compared is admitted as not `anchored`, and is then revealed for only beside c + 1 anchored signers.
+    Guarantee: an admitted model is the signed first one, or lies within B of the last for each round between, with what
+    did not travel unchanged; one that was never compared is admitted as not `anchored`, and is then revealed for only
+    beside c + 1 anchored signers.
     """
 
     def __init__(
-        self, specification: Specification, *, initial_sha256: bytes, schema_size: int, log: SealLog, folder: Path
+        self, specification: Specification, *, initial_sha256: bytes, travel: Travel, log: SealLog, folder: Path
     ) -> None:
         """initial_sha256: of the first model, as the administrator signed it. The last model lies in `folder`."""
-        if specification.adapter.kind == "lora" and specification.adapter.aggregation == "fedsvd":
-            raise SpecificationError(
-                'adapter.aggregation is "fedsvd", which changes the matrices between rounds by more than an outer '
-                'step, so the model chain cannot be checked; choose "ffa", "rolora" or "fedsb" for a sealed run'
-            )
         self._initial = initial_sha256
-        self._size = schema_size
+        self._travel, self._size = travel, travel.size
+        self._refactored = Refactored(travel.schema) if refactors(specification) else None
         self._max_attempts = specification.sealing.max_attempts
         self._log = log
         self._folder = folder
@@ -93,7 +92,7 @@ class ModelChain:
         self.bound = step_bound(
             federation.outer,
             gradient_norm=mean_update_bound(specification),
-            parameters=schema_size,
+            parameters=travel.most,
             rounds=federation.rounds,
         )
 
@@ -112,7 +111,7 @@ class ModelChain:
                 f"{self._log.attempts[name, plan.evaluate_only]} times here; at most {self._max_attempts} are allowed",
             )
         if len(model) != 4 * self._size or model_digest(model) != plan.model_sha256:
-            raise _broken(f"{len(model)} bytes came that are not the model {name[:16]} of {self._size} scalars")
+            raise broken(f"{len(model)} bytes came that are not the model {name[:16]} of {self._size} scalars")
         anchored = self._follows(plan, np.frombuffer(model, dtype="<f4"))
         if self._log.model is None or self._log.model[0] != name:
             # The new file is durable before the log names it, and the old one goes after: a crash loses neither.
@@ -134,24 +133,30 @@ class ModelChain:
     def _follows(self, plan: SlotPlan, model: NDArray[np.float32]) -> bool:
         """Whether the model is anchored; raises MODEL_CHAIN_BROKEN when it does not follow."""
         if plan.round > self._last_round:
-            raise _broken(f"round {plan.round} was asked; with the last evaluation there are {self._last_round}")
+            raise broken(f"round {plan.round} was asked; with the last evaluation there are {self._last_round}")
         for start in range(0, self._size, _CHUNK):
             if not np.isfinite(model[start : start + _CHUNK]).all():
-                raise _broken("the model holds NaN or infinity")
+                raise broken("the model holds NaN or infinity")
+        if self._refactored is not None:
+            self._refactored.check_rows(model)
         name, last = plan.model_sha256.hex(), self._last_model()
         if last is None:
             if plan.model_sha256 == self._initial:
                 return True
             if plan.round == 1:
-                raise _broken(f"round 1 begins with {name[:16]}, not with the signed first model")
+                raise broken(f"round 1 begins with {name[:16]}, not with the signed first model")
             return False
         last_name, last_round, anchored, values = last
         if name == last_name:
             return anchored
         if plan.round <= last_round:
-            raise _broken(f"round {plan.round} brings another model than before; this node is at round {last_round}")
+            raise broken(f"round {plan.round} brings another model than before; this node is at round {last_round}")
         if plan.round == last_round + 1 and plan.parent_model_sha256.hex() != last_name:
-            raise _broken(f"the model of round {plan.round} names another parent than {last_name[:16]}")
+            raise broken(f"the model of round {plan.round} names another parent than {last_name[:16]}")
+        if self._refactored is None:
+            for start, stop in self._travel.rest(last_round, plan.round - last_round):
+                if model[start:stop].tobytes() != values[start:stop].tobytes():
+                    raise broken(f"coordinates that did not travel in rounds {last_round} to {plan.round - 1} moved")
         self._check_distance(plan.round - last_round, model, values)
         return anchored
 
@@ -169,17 +174,15 @@ class ModelChain:
 
     def _check_distance(self, steps: int, model: NDArray[np.float32], last: NDArray[np.float32]) -> None:
         distance = squares = 0.0
-        for start in range(0, self._size, _CHUNK):
+        if self._refactored is not None:
+            distance, squares = self._refactored.moved(model, last)
+        for start in range(0, self._size if self._refactored is None else 0, _CHUNK):
             old = last[start : start + _CHUNK].astype(np.float64)
             distance += float(np.square(model[start : start + _CHUNK] - old).sum())
             squares += float(np.square(old).sum())
         allowed = steps * (self.bound * (1 + _RELATIVE_SLACK) + _FLOAT32_STEP * math.sqrt(squares))
         if math.sqrt(distance) > allowed:
-            raise _broken(
+            raise broken(
                 f"the model moved by {math.sqrt(distance):.6g} in {steps} rounds; the specified outer step "
                 f"allows {allowed:.6g}"
             )
-
-
-def _broken(detail: str) -> ProtocolFailure:
-    return ProtocolFailure(FailureName.MODEL_CHAIN_BROKEN, detail)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
+from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, FailureName, IdentityError, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
 from confide.identity.roster import Role, Roster
 from confide.journal import Journal
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing import bundles, opening, wire
@@ -48,9 +50,9 @@ class SealedCollector:
     """One run at the coordinator; goes on with what an earlier process left in its folder."""
 
     def __init__(
-        self, *, specification: Specification, roster: Roster, folder: Path, run_id: str, schema_size: int
+        self, *, specification: Specification, roster: Roster, folder: Path, run_id: str, schema: TensorSchema
     ) -> None:
-        """folder: this run's own; journal, dealings and uploads lie in it."""
+        """folder: this run's own; journal, dealings and uploads lie in it. schema: of the flat update."""
         self.outcome: Opened | Abandoned | None = None
         self._specification = specification
         self._federation = specification.federation
@@ -63,7 +65,7 @@ class SealedCollector:
         self._silent: set[str] = set()
         self._excluded: set[str] = set()
         self._renew = False
-        self._books = Books(specification, run_id, schema_size)
+        self._books = Books(specification, run_id, Travel(specification, schema))
         for event in self._journal:
             self._books.apply(event)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confide.codec.layout import VectorLayout
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing import bundles, context, wire
@@ -93,7 +94,7 @@ class Books:
 
     specification: Specification
     run_id: str
-    schema_size: int
+    travel: Travel
     last_epoch: int = 0
     last_slot: int = 0
     epoch: EpochBook | None = None
@@ -168,7 +169,7 @@ class Books:
         if previous is not None and previous.plan.slot >= epoch.terms.first_slot:
             epoch.delivered |= set(previous.uploads)
         layout = context.slot_layout(
-            self.specification, epoch.parameters, epoch.key.bundles, plan, self.schema_size
+            self.specification, epoch.parameters, epoch.key.bundles, plan, self.travel
         )  # fmt: skip
         self.slot.layout = layout
         self.slot.context = context.slot_context(epoch.terms, epoch.parameters, epoch.key.bundles, plan, layout)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from confide import canonical
 from confide.codec.layout import VectorLayout
+from confide.models.travel import Travel
 from confide.proto import sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing import scalars, wire
@@ -19,14 +20,14 @@ LIST_DOMAIN = "sealing/list"
 
 
 def slot_layout(
-    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, schema_size: int
+    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, travel: Travel
 ) -> VectorLayout:
-    """How this slot's updates become integers. The rotation's seed follows from the bundles: nobody chooses it."""
+    """How what travels in this slot becomes integers. The rotation's seed follows from the bundles: no one chooses it."""
     clip = specification.federation.clip_norm
     if clip is None:
         raise ValueError("a sealed specification has a clip_norm")
     return VectorLayout(
-        parameters=0 if plan.evaluate_only else schema_size,
+        parameters=0 if plan.evaluate_only else travel.count(plan.round),
         scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=parameters.members,

@@ -1,7 +1,7 @@
 """The two halves of update transport as a run's specification wants them. The set is closed.
 
-collector = make_collector(specification, roster, folder, run_id, schema_size)
-member = make_member(specification, roster, node, identity_key, folder, run_id, schema_size,
+collector = make_collector(specification, roster, folder, run_id, schema)
+member = make_member(specification, roster, node, identity_key, folder, run_id, schema,
                      initial_model_sha256=offer.initial_model_sha256)
 """
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
@@ -21,18 +22,16 @@ from confide.sealing.seal_log import Costs
 
 
 def make_collector(
-    specification: Specification, roster: Roster, folder: Path, run_id: str, schema_size: int
+    specification: Specification, roster: Roster, folder: Path, run_id: str, schema: TensorSchema
 ) -> Collector:
     """The coordinator half for one run; goes on with what an earlier process left in `folder`, the run's own.
 
-    schema_size: scalars of the flat update.
+    schema: of the flat update, with names where confide.models.travel.needs_names says so.
     """
     _refuse_unnoised(specification)
     if specification.sealing.kind == "none":
-        return PlainCollector(specification=specification, roster=roster, folder=folder, schema_size=schema_size)
-    return SealedCollector(
-        specification=specification, roster=roster, folder=folder, run_id=run_id, schema_size=schema_size
-    )
+        return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
+    return SealedCollector(specification=specification, roster=roster, folder=folder, run_id=run_id, schema=schema)
 
 
 def make_member(
@@ -42,7 +41,7 @@ def make_member(
     identity_key: SigningKey,
     folder: Path,
     run_id: str,
-    schema_size: int,
+    schema: TensorSchema,
     *,
     initial_model_sha256: bytes,
     rules: NodeRules | None = None,
@@ -55,7 +54,7 @@ def make_member(
     """
     _refuse_unnoised(specification)
     if specification.sealing.kind == "none":
-        return PlainMember(specification=specification, folder=folder, schema_size=schema_size)
+        return PlainMember(specification=specification, folder=folder, schema=schema)
     return SealedMember(
         specification=specification,
         roster=roster,
@@ -63,7 +62,7 @@ def make_member(
         identity_key=identity_key,
         folder=folder,
         run_id=run_id,
-        schema_size=schema_size,
+        schema=schema,
         initial_model_sha256=initial_model_sha256,
         rules=rules or NodeRules(),
         costs=costs,

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.files import private_folder
 from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Roster
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing import bundles, dealing, wire
@@ -75,7 +77,7 @@ class SealedMember:
         identity_key: SigningKey,
         folder: Path,
         run_id: str,
-        schema_size: int,
+        schema: TensorSchema,
         initial_model_sha256: bytes,
         rules: NodeRules,
         costs: Costs | None = None,
@@ -86,7 +88,7 @@ class SealedMember:
         self.node = node
         self.identity = identity_key
         self.run_id = run_id
-        self.schema_size = schema_size
+        self.travel = Travel(specification, schema)
         self.rules = rules
         self.folder = private_folder(folder)
         self.log = SealLog(folder / "seal-log.jsonl")
@@ -95,7 +97,7 @@ class SealedMember:
         self.chain = ModelChain(
             specification,
             initial_sha256=initial_model_sha256,
-            schema_size=schema_size,
+            travel=self.travel,
             log=self.log,
             folder=self.folder,
         )

@@ -20,7 +20,7 @@ from confide.identity.keys import verify
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.sealing import context, dealing, keys, scalars, wire
 from confide.sealing.boundaries import reached
-from confide.sealing.plain import checked_update, clipped
+from confide.sealing.plain import clipped, travelling
 from confide.sealing.roles import Answer, Contribution, SlotPlan, Train
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class MemberSlot:
         member, parameters, key = self._member, epoch.parameters, epoch.key
         assert parameters is not None and key is not None  # noqa: S101 - _check_slot has seen the key
         self._close(contributed=False)
-        layout = context.slot_layout(member.specification, parameters, key.bundles, plan, member.schema_size)
+        layout = context.slot_layout(member.specification, parameters, key.bundles, plan, member.travel)
         state = SlotState(
             plan=plan,
             request=bytes(body),
@@ -203,13 +203,15 @@ class MemberSlot:
     def _encode(self, epoch: "MemberEpoch", state: SlotState, contribution: Contribution, path: Path) -> bytes:
         member = self._member
         integers = scalars.encode(contribution)
-        update = checked_update(contribution.update, member.schema_size, state.plan.evaluate_only)
+        number = state.plan.round
+        update = travelling(contribution.update, member.travel, number, state.plan.evaluate_only)
         if contribution.weight != 1.0:
             update = clipped(update, state.layout.clip) * np.float32(contribution.weight)
         feedback = None
         if member.specification.sealing.error_feedback and not state.plan.evaluate_only:
             state.feedback_before = self._feedback
-            feedback = np.zeros(len(update), np.float32) if self._feedback is None else self._feedback.copy()
+            kept = np.zeros(member.travel.size, np.float32) if self._feedback is None else self._feedback.copy()
+            feedback = np.ascontiguousarray(member.travel.gather(kept, number))
         digest = encode_upload(
             update,
             integers,
@@ -220,7 +222,8 @@ class MemberSlot:
             feedback=feedback,
         )
         if feedback is not None:
-            self._feedback, state.fed_back = feedback, True
+            member.travel.scatter(feedback, number, kept)
+            self._feedback, state.fed_back = kept, True
         return digest
 
     def _masks(self, epoch: "MemberEpoch", state: SlotState) -> list[tuple[bytes, int]]:

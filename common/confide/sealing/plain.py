@@ -1,8 +1,9 @@
 """`sealing = "none"`: updates travel readable. For research and comparison; the same two roles as sealed transport.
 
-The update travels as raw little-endian float32 (payload "upload"), weight and metrics in a PlainUpload. The coordinator
-keeps each upload on disk and adds them in order of the nodes' names, so that a run is reproducible bit by bit
-whatever the order in which answers come, and its memory does not grow with the number of nodes.
+What travels of the update (confide.models.travel) goes as raw little-endian float32 (payload "upload"), weight and
+metrics in a PlainUpload. The coordinator keeps each upload on disk and adds them in order of the nodes' names, so that
+a run is reproducible bit by bit whatever the order in which answers come, and its memory does not grow with the number
+of nodes.
 """
 
 import hashlib
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
 from confide.journal import Journal
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing import scalars, wire
@@ -43,11 +46,11 @@ def plan_of(message: fleet_pb2.SlotOpen) -> SlotPlan:
 class PlainMember:
     """Node half. Keeps its last answer so that the same instruction gets the same bytes again."""
 
-    def __init__(self, *, specification: Specification, folder: Path, schema_size: int) -> None:
-        """schema_size: scalars of the flat update."""
+    def __init__(self, *, specification: Specification, folder: Path, schema: TensorSchema) -> None:
+        """schema: of the flat update."""
         self._clip = specification.federation.clip_norm
         self._folder = private_folder(folder)
-        self._size = schema_size
+        self._travel = Travel(specification, schema)
         self._last: tuple[bytes, Answer] | None = None
         self._slot = 0
 
@@ -64,7 +67,8 @@ class PlainMember:
         contribution = train(open_)
         metrics = scalars.checked_metrics(contribution.metrics)
         scalars.check_weight(contribution.weight)
-        data = clipped(checked_update(contribution.update, self._size, open_.evaluate_only), self._clip).tobytes()
+        update = travelling(contribution.update, self._travel, open_.round, open_.evaluate_only)
+        data = clipped(update, self._clip).tobytes()
         path = self._folder / "upload"
         write_atomic(path, data)
         reply = sealing_pb2.PlainUpload(
@@ -94,12 +98,12 @@ class PlainMember:
 class PlainCollector:
     """Coordinator half."""
 
-    def __init__(self, *, specification: Specification, roster: Roster, folder: Path, schema_size: int) -> None:
+    def __init__(self, *, specification: Specification, roster: Roster, folder: Path, schema: TensorSchema) -> None:
         """Opens what an earlier process left in `folder`, if anything."""
         self.outcome: Opened | Abandoned | None = None
         self._federation = specification.federation
         self._roster = roster
-        self._size = schema_size
+        self._travel = Travel(specification, schema)
         self._uploads = UploadStore(private_folder(folder) / "uploads")
         self._journal = Journal(folder / "collector.jsonl")
         self._cohort: tuple[str, ...] = ()
@@ -191,7 +195,7 @@ class PlainCollector:
 
     @property
     def _parameters(self) -> int:
-        return 0 if self._plan is None or self._plan.evaluate_only else self._size
+        return 0 if self._plan is None or self._plan.evaluate_only else self._travel.count(self._plan.round)
 
     def lost(self, node: str, code: str, message: str) -> None:
         """The node does not contribute to this slot."""
@@ -277,6 +281,17 @@ def checked_update(update: NDArray[np.float32], size: int, evaluate_only: bool) 
         if not np.isfinite(flat[start : start + CHUNK]).all():
             raise UpdateError("the update holds NaN or infinity; nothing of it is sent")
     return flat
+
+
+def travelling(update: NDArray[np.float32], travel: Travel, round: int, evaluate_only: bool) -> NDArray[np.float32]:
+    """What travels of a checked update in this round. Raises UpdateError for a change where nothing travels."""
+    flat = checked_update(update, travel.size, evaluate_only)
+    if evaluate_only or travel.count(round) == travel.size:
+        return flat
+    for start, stop in travel.rest(round, 1):
+        if flat[start:stop].any():
+            raise UpdateError(f"the update changes parameters that do not travel in round {round}; nothing is sent")
+    return travel.gather(flat, round)
 
 
 def l2_norm(vector: NDArray[np.floating[Any]]) -> float:

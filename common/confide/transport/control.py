@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, cast
 import grpc
 
 from confide import canonical
-from confide.codec.tensors import model_digest
+from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError, IdentityError, TransportError
 from confide.identity.certificates import CertificateClaim, check_certificate, load_certificate, read_claim
 from confide.identity.enrolment import read_admission
@@ -28,6 +28,7 @@ from confide.identity.keys import SigningKey, verify
 from confide.identity.member import LocalMember
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
 from confide.identity.submission import sign_submission
+from confide.models.travel import needs_names
 from confide.proto import control_pb2 as pb
 from confide.proto.control_pb2_grpc import ControlStub
 from confide.runs.specification import Specification
@@ -184,8 +185,17 @@ class ControlClient:
         self._greet()
         self._call(self._stub.PublishAdmission, pb.PublishAdmissionRequest(admission=admission))
 
-    def submit(self, specification: Specification, initial_model: bytes, identity: SigningKey) -> str:
-        """Sign and submit a run with its first model (raw trainable tensors); returns the run id."""
+    def submit(
+        self,
+        specification: Specification,
+        initial_model: bytes,
+        identity: SigningKey,
+        schema: TensorSchema | None = None,
+    ) -> str:
+        """Sign and submit a run with its first model (raw trainable tensors); returns the run id.
+
+        schema: the first model's; needed where what travels depends on the tensors' names.
+        """
         self._greet()
         document, digest = specification.canonical_bytes(), model_digest(initial_model)
         header = pb.SubmitRunHeader(
@@ -193,6 +203,7 @@ class ControlClient:
             initial_model_sha256=digest,
             signature=sign_submission(identity, document, digest),
             initial_model_bytes=len(initial_model),
+            schema=schema.to_bytes() if schema is not None and needs_names(specification) else b"",
         )
         return self.submit_signed(header, initial_model)
 

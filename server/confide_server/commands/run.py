@@ -7,7 +7,7 @@ confide run export adapter --admin admin --model-folder models/smollm2
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from confide import canonical
@@ -22,6 +22,9 @@ from rich.live import Live
 from rich.table import Table
 
 from confide_server.run_view import RunView, plain, sealing_markup
+
+if TYPE_CHECKING:
+    from confide.codec.tensors import TensorSchema
 
 app = typer.Typer(no_args_is_help=True, help="Runs: plan, submit, watch, stop, export.")
 console = Console()
@@ -110,9 +113,9 @@ def submit(
 ) -> None:
     """Sign a specification with its first model, and submit it."""
     member, parsed = load_member(admin), _specification(specification)
-    initial = _initial_model(parsed, model_folder)
+    initial, schema = _initial_model(parsed, model_folder)
     with ControlClient.of_member(member, coordinator) as client:
-        run_id = client.submit(parsed, initial, member.identity)
+        run_id = client.submit(parsed, initial, member.identity, schema)
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
         console.print(f"sealing {sealing_markup(parsed.sealing.kind)}")
         if watch:
@@ -202,7 +205,7 @@ def _from_manifest(manifest: dict[str, Any]) -> Specification:
     return specification
 
 
-def _initial_model(specification: Specification, model_folder: Path) -> bytes:
+def _initial_model(specification: Specification, model_folder: Path) -> "tuple[bytes, TensorSchema]":
     from confide.codec.tensors import TensorSchema
     from confide.models.store import folder_digest
     from confide.models.trainable import initial_state
@@ -214,7 +217,8 @@ def _initial_model(specification: Specification, model_folder: Path) -> bytes:
             "Put the hash into model.sha256, or give the folder that has it."
         )
     tensors = initial_state(specification, model_folder)
-    return TensorSchema.of(tensors).encode(tensors)
+    schema = TensorSchema.of(tensors)
+    return schema.encode(tensors), schema
 
 
 def _specification(path: Path) -> Specification:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from confide.codec.tensors import model_digest
+from confide.codec.tensors import TensorSchema, model_digest
 from confide.identity.keys import SigningKey, new_p256, spki
 from confide.identity.roster import Member, Role, Roster
 from confide.runs.specification import EXAMPLE, parse_toml
@@ -55,10 +55,10 @@ class ProtocolCost:
             + f"\n[sealing]\nslots_per_epoch = {_SLOTS_PER_EPOCH}\n"
         )
         common: dict[str, Any] = {"specification": specification, "roster": _roster(self._keys), "run_id": _RUN}
-        self._collector = SealedCollector(folder=folder / "coordinator", schema_size=_SIZE, **common)
+        self._collector = SealedCollector(folder=folder / "coordinator", schema=TensorSchema.unnamed(_SIZE), **common)
         self._members = {
             name: SealedMember(
-                node=name, identity_key=self._keys[name], folder=folder / name, schema_size=_SIZE,
+                node=name, identity_key=self._keys[name], folder=folder / name, schema=TensorSchema.unnamed(_SIZE),
                 initial_model_sha256=model_digest(self._model.tobytes()), rules=NodeRules(waive_colluding=True),
                 clock=lambda: _NOW + 10.0, **common,
             )

@@ -54,7 +54,9 @@ def stand_in_update(node: str, round_number: int, parameters: int, clip: float) 
     return generator.standard_normal(parameters, dtype=np.float32) * scale
 
 
-def make_stand_in(specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None) -> Trainer:
+def make_stand_in(
+    specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
+) -> Trainer:
     """A confide_client.runs.MakeTrainer."""
     return StandIn(specification, node, int(os.environ[PARAMETERS]))
 
@@ -78,7 +80,7 @@ def main() -> None:
         member=member,
         audit=Audit(Journal(state.audit)),
         make_trainer=make_stand_in,
-        schema_size=lambda specification, base: int(os.environ[PARAMETERS]),
+        schema=lambda specification, base: TensorSchema.unnamed(int(os.environ[PARAMETERS])),
     )
     Agent(state, parts).run()
 

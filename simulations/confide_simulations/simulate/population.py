@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide import canonical
+from confide.codec.tensors import TensorSchema
 from confide.errors import StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.identity.certificates import CertificateClaim
@@ -94,7 +95,7 @@ class Population:
             seed = split_seed(specification.seed, name, shard)
             DataSets(folder).add(data, shard, split_seed=seed)
 
-    def node(self, name: str, make_trainer: MakeTrainer, schema_size: Callable[[Specification, Path], int]) -> Node:
+    def node(self, name: str, make_trainer: MakeTrainer, schema: Callable[[Specification, Path], TensorSchema]) -> Node:
         """The parts that a node's runtime works with, in this process. Raises StateError when another one holds it."""
         folder = self.node_folder(name)
         known = self.roster.current.member(name)
@@ -110,7 +111,7 @@ class Population:
         )
         state = StateFolder.at(folder)
         audit = Audit(Journal(state.audit))
-        return Node(state=state, member=member, audit=audit, make_trainer=make_trainer, schema_size=schema_size)
+        return Node(state=state, member=member, audit=audit, make_trainer=make_trainer, schema=schema)
 
 
 def split_seed(seed: int, name: str, shard: Path) -> str:

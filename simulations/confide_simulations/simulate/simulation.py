@@ -21,6 +21,7 @@ from confide.files import private_folder, sha256_file, write_atomic
 from confide.identity.submission import sign_submission
 from confide.models.store import ModelStore, folder_digest
 from confide.models.trainable import initial_state
+from confide.models.travel import needs_names
 from confide.runs.plan import render
 from confide.runs.specification import Specification
 from confide_server.book import ENDED, Book
@@ -137,7 +138,8 @@ class Simulation:
             return known[0].run_id
         specification = self.job.specification
         state = initial_state(specification, self.job.base)
-        model, document = TensorSchema.of(state).encode(state), specification.canonical_bytes()
+        schema = TensorSchema.of(state)
+        model, document = schema.encode(state), specification.canonical_bytes()
         return book.submit(
             Submission(
                 specification=document,
@@ -145,6 +147,7 @@ class Simulation:
                 initial_model_sha256=model_digest(model),
                 signature=sign_submission(population.administrator, document, model_digest(model)),
                 administrator=ADMINISTRATOR,
+                schema=schema.to_bytes() if needs_names(specification) else b"",
             )
         )
 

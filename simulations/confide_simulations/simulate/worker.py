@@ -12,9 +12,10 @@ import resource
 import threading
 from pathlib import Path
 
+from confide.codec.tensors import TensorSchema
 from confide.runs.specification import Specification
 from confide_client.app import make_app
-from confide_client.loading import Trainer, local_schema_size
+from confide_client.loading import Trainer, local_schema
 from confide_client.runtime import NodeRuntime
 from confide_client.training import LocalTrainer
 from flwr.app import Context
@@ -36,19 +37,26 @@ class Bases:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: tuple[str, LocalTrainer] | None = None
-        self._sizes: dict[str, int] = {}
+        self._schemas: dict[str, TensorSchema] = {}
 
-    def schema_size(self, specification: Specification, base: Path) -> int:
-        """Scalars of the flat update."""
+    def schema(self, specification: Specification, base: Path) -> TensorSchema:
+        """Of the flat update."""
         with self._lock:
-            if specification.digest not in self._sizes:
-                self._sizes[specification.digest] = local_schema_size(specification, base)
-            return self._sizes[specification.digest]
+            if specification.digest not in self._schemas:
+                self._schemas[specification.digest] = local_schema(specification, base)
+            return self._schemas[specification.digest]
 
     def trainer(
-        self, specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None
+        self,
+        specification: Specification,
+        base: Path,
+        *,
+        node: str,
+        folder: Path,
+        threads: int | None,
+        rank: int | None,
     ) -> Trainer:
-        """A confide_client.loading.MakeTrainer."""
+        """A confide_client.loading.MakeTrainer; all virtual nodes train the run's own rank."""
         with self._lock:
             if self._held is None or self._held[0] != specification.digest:
                 self._held = None  # frees the old base before the new one is loaded
@@ -76,9 +84,7 @@ class Worker:
             self.close()
             self._folder, self._population = folder, Population.open(Path(folder))
         if name not in self._runtimes:
-            self._runtimes[name] = NodeRuntime(
-                self._population.node(name, self._bases.trainer, self._bases.schema_size)
-            )
+            self._runtimes[name] = NodeRuntime(self._population.node(name, self._bases.trainer, self._bases.schema))
         return self._runtimes[name]
 
     def close(self) -> None:
