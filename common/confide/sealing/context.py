@@ -22,7 +22,7 @@ LIST_DOMAIN = "sealing/list"
 def slot_layout(
     specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, travel: Travel
 ) -> VectorLayout:
-    """How what travels in this slot becomes integers. The rotation's seed follows from the bundles: no one chooses it."""
+    """How what travels in this slot becomes integers. The seed of its rotation follows from the bundles."""
     clip = specification.federation.clip_norm
     if clip is None:
         raise ValueError("a sealed specification has a clip_norm")
