@@ -14,11 +14,13 @@ from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector import SealedCollector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
+from confide_server.outer import next_model
 from numpy.typing import NDArray
 
 from tests.sealing_rosters import ISSUED_AT, make_roster
@@ -59,6 +61,10 @@ class Federation:
     count: int
     specification: Specification = field(default_factory=specify)
     size: int = 300
+    schema: TensorSchema | None = None
+    """Of the update; default `size` scalars without names."""
+    model: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype="<f4"))
+    """The first model; default zeros."""
     rules: NodeRules = field(default_factory=lambda: NodeRules(waive_colluding=True))
     now: float = ISSUED_AT + 10.0
     alter: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
@@ -67,8 +73,12 @@ class Federation:
     def __post_init__(self) -> None:
         self.keys = {name: SigningKey.generate() for name in names(self.count)}
         self.roster: Roster = make_roster(self.keys)
-        self.model = np.zeros(self.size, dtype="<f4")
-        self.parent = b""
+        self.schema = self.schema or TensorSchema.unnamed(self.size)
+        self.size = self.schema.size
+        self.travel = Travel(self.specification, self.schema)
+        if not len(self.model):
+            self.model = np.zeros(self.size, dtype="<f4")
+        self.parent, self.outer_state = b"", b""
         self.slot_number = 0
         self.members: dict[str, SealedMember] = {}
         self.failures: dict[tuple[str, str], ConfideError] = {}
@@ -90,7 +100,7 @@ class Federation:
             identity_key=self.keys[name],
             folder=self.folder / name,
             run_id=RUN,
-            schema=TensorSchema.unnamed(self.size),
+            schema=self.travel.schema,
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
             clock=lambda: self.now,
@@ -104,7 +114,7 @@ class Federation:
             roster=self.roster,
             folder=self.folder / "coordinator",
             run_id=RUN,
-            schema=TensorSchema.unnamed(self.size),
+            schema=self.travel.schema,
         )
 
     def kill(self, name: str) -> None:
@@ -129,7 +139,9 @@ class Federation:
         number = int(name[-2:])
         if plan.evaluate_only:
             return Contribution(np.zeros(0, np.float32), metrics={Metric.EVAL_ACCURACY: 0.5})
-        return Contribution(self.update(name, plan.slot), metrics={Metric.TRAIN_LOSS: 1.0 + number})
+        update = np.zeros(self.size, np.float32)
+        self.travel.scatter(self.travel.gather(self.update(name, plan.slot), plan.round), plan.round, update)
+        return Contribution(update, metrics={Metric.TRAIN_LOSS: 1.0 + number})
 
     def update(self, name: str, slot: int) -> NDArray[np.float32]:
         """The update of one node in one slot, of norm 0.9."""
@@ -203,10 +215,14 @@ class Federation:
         return outcome
 
     def end(self, outcome: Opened | Abandoned) -> None:
-        """Take the outer step (SGD with lr 1 unless the test does it) and tell everyone."""
-        if isinstance(outcome, Opened) and len(outcome.update_sum):
-            self.parent = model_digest(self.model.tobytes())
-            self.model = (self.model + outcome.update_sum / outcome.weight_sum).astype("<f4")
+        """Take the outer step, as the coordinator does, and tell everyone."""
+        plan = self.collector.resumable
+        if isinstance(outcome, Opened) and len(outcome.update_sum) and plan is not None:
+            self.parent, data = model_digest(self.model.tobytes()), self.model.tobytes()
+            data, self.outer_state = next_model(
+                self.specification, self.travel, data, self.outer_state, outcome, plan.round
+            )
+            self.model = np.frombuffer(data, dtype="<f4")
         message = self.collector.end_message(model_digest(self.model.tobytes()))
         for member in self.members.values():
             member.slot_ended(message)

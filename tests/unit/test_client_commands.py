@@ -68,8 +68,9 @@ def test_a_node_without_a_name_or_admission_says_what_is_missing(tmp_path: Path)
 
 def test_settings_are_kept_and_changed(node: Path, tmp_path: Path) -> None:
     run("node", "init", node, "--models", tmp_path / "models", "--proxy", "http://127.0.0.1:3128", "--threads", "2")
-    run("node", "init", node, "--threads", "1")
+    run("node", "init", node, "--threads", "1", "--max-rank", "4")
     settings = StateFolder(node).settings
+    assert settings.max_rank == 4
     assert (settings.threads, settings.proxy, settings.models) == (1, "http://127.0.0.1:3128", str(tmp_path / "models"))
     (node / "node.json").write_text('{"thread": 1}')
     with pytest.raises(StateError, match="thread"):

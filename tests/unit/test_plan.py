@@ -1,9 +1,15 @@
 """The plan says what will happen, and refuses what cannot."""
 
+from pathlib import Path
+
 import pytest
 from confide.errors import ProtocolFailure
-from confide.runs.plan import render, upload_bytes
+from confide.models.trainable import schema_of
+from confide.runs.plan import measure, render, upload_bytes
 from confide.runs.specification import EXAMPLE, parse_toml
+
+from tests.tiny_models import tiny_llama
+from tests.training_specs import specification
 
 SEALED = parse_toml(EXAMPLE)
 OPEN = parse_toml(EXAMPLE + '\n[sealing]\nkind = "none"\n')
@@ -40,6 +46,28 @@ def test_traffic_counts_bits() -> None:
     eight = parse_toml(EXAMPLE + "\n[sealing]\nbits = 8\n")
     bits = 8 * upload_bytes(eight, 8, 1_000_000) / 1_000_000
     assert 11 <= bits < 11.1
+
+
+def test_the_plan_counts_what_travels_and_nothing_else(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path)
+    size = schema_of(specification(), base).size
+    for aggregation, share in (("average", 1), ("fedsvd", 2)):
+        spec = specification(adapter={"aggregation": aggregation})
+        (travels,) = measure(spec, base).travels
+        text = render(spec, nodes=4, base=base)
+        assert f"{4 * travels / 1000:.3g} kB up (32 bits a parameter that travels)" in text
+        assert ("are sent in a round" in text) == (travels < size) == (share > 1)
+    half = specification(adapter={"aggregation": "rolora"}, federation={"rounds": 3, "min_cohort": 2})
+    odd, even = measure(half, base).travels
+    assert odd + even == size
+    total = 2 * (3 * (4 * size + 4096) + 4 * (2 * odd + even)) / 1000
+    text = render(half, nodes=2, base=base)
+    assert "another part in each of 2 rounds" in text and f"whole run, all nodes: {total:.3g} kB" in text
+
+
+def test_the_plan_says_the_warm_start() -> None:
+    warm = parse_toml(EXAMPLE.replace("rounds = 3", "rounds = 3\nwarm_start_rounds = 1\nwarm_start_steps = 2"))
+    assert "warm start: 1 rounds of 2 steps first" in render(warm, nodes=5)
 
 
 def test_a_private_run_shows_formula_and_examples() -> None:

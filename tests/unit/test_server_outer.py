@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+from confide.codec.tensors import TensorSchema
 from confide.errors import StateError, TrainingError
+from confide.models.travel import Travel
 from confide.runs.specification import Outer
-from confide_server.outer import OuterStep
+from confide.sealing.roles import Opened
+from confide_server.outer import OuterStep, next_model
 from numpy.typing import NDArray
+
+from tests.training_specs import specification
 
 SIZE, ROUNDS = 257, 6
 F64 = NDArray[np.float64]
@@ -96,3 +101,23 @@ def test_what_is_not_finite_is_refused_and_leaves_the_state() -> None:
 def test_a_damaged_state_is_named() -> None:
     with pytest.raises(StateError, match="damaged"):
         OuterStep(Outer(momentum=0.9), b"not safetensors")
+
+
+@pytest.mark.parametrize("outer", [Outer(), Outer(momentum=0.9, nesterov=True), Outer(name="adam", learning_rate=0.1)])
+def test_a_fragment_that_is_not_exchanged_keeps_its_values_and_its_momentum(outer: Outer) -> None:
+    """Three fragments in rotation must each end where a model of that fragment alone ends, also after restarts."""
+    spec = specification(federation={"fragments": 3, "outer": outer.model_dump(mode="json")})
+    travel = Travel(spec, TensorSchema.unnamed(SIZE))
+    data, state = first_model().tobytes(), b""
+    alone = [
+        (first_model()[start:stop], OuterStep(outer, b"")) for ((start, stop),) in map(travel.intervals, (1, 2, 3))
+    ]
+    for number, (update_sum, weight) in enumerate(rounds() + rounds(1), start=1):
+        part = travel.gather(update_sum, number)
+        opened = Opened(part, weight, {}, (), {}, {})
+        after = next_model(spec, travel, data, state, opened, number)
+        assert next_model(spec, travel, data, state, opened, number) == after, "a crash must not change the round"
+        data, state = after
+        values, step = alone[travel.phase(number)]
+        alone[travel.phase(number)] = (step.apply(values, part, weight), step)
+        assert data == np.concatenate([values for values, _ in alone]).tobytes()

@@ -32,6 +32,18 @@ def test_canonical_bytes_round_trip_and_defaults_are_hashed() -> None:
         (("[training]", '[privacy]\nunit = "record"\nepsilon = 0.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "epsilon"),
         (("[training]", '[privacy]\nunit = "user"\nepsilon = 1.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "user_key"),
         (("[training]", "[privacy]\nepsilon = 1.0\n[training]"), "unit"),
+        (
+            ("rounds = 3", "rounds = 3\nwarm_start_rounds = 1\nwarm_start_steps = 4"),
+            "more than training.local_steps = 3",
+        ),
+        (
+            (
+                "[federation]",
+                '[privacy]\nunit = "record"\nepsilon = 1.0\ndelta = 1e-5\nclip = 1.0\n[federation]\n'
+                "warm_start_rounds = 1",
+            ),
+            "not offered under privacy",
+        ),
         (("version = 1", "version = "), "TOML"),
     ],
 )
@@ -39,6 +51,38 @@ def test_bad_specifications_name_field_and_remedy(change: tuple[str, str], says:
     assert change[0] in EXAMPLE
     with pytest.raises(SpecificationError, match=says):
         parse_toml(EXAMPLE.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ("[federation.outer]\nmomentum = 0.5", "federation.outer keeps values"),
+        ('[federation.outer]\nname = "adam"', "federation.outer keeps values"),
+        ("[sealing]\nerror_feedback = true", "sealing.error_feedback keeps values"),
+    ],
+)
+def test_fedsvd_keeps_nothing_in_a_basis_that_changes(section: str, says: str) -> None:
+    fedsvd = EXAMPLE.replace("rank = 8", 'rank = 8\naggregation = "fedsvd"')
+    parse_toml(fedsvd)
+    with pytest.raises(SpecificationError, match=says):
+        parse_toml(fedsvd + section)
+    with pytest.raises(SpecificationError, match=r"training\.keep_optimizer_state keeps values"):
+        parse_toml(fedsvd.replace("[training]", "[training]\nkeep_optimizer_state = true"))
+
+
+@pytest.mark.parametrize("scheme", ["rolora", "fedsvd"])
+def test_fragments_do_not_go_with_schemes_that_have_their_own_turns(scheme: str) -> None:
+    text = EXAMPLE.replace("rank = 8", f'rank = 8\naggregation = "{scheme}"')
+    with pytest.raises(SpecificationError, match="fragments must be 1"):
+        parse_toml(text.replace("rounds = 3", "rounds = 3\nfragments = 2"))
+
+
+def test_steps_count_the_warm_start() -> None:
+    warm = parse_toml(EXAMPLE.replace("rounds = 3", "rounds = 4\nwarm_start_rounds = 2"))
+    assert [warm.steps_in(number) for number in range(1, 5)] == [1, 1, 3, 3]
+    assert [warm.steps_before(number) for number in range(1, 6)] == [0, 1, 2, 5, 8]
+    cold = parse_toml(EXAMPLE)
+    assert [cold.steps_before(number) for number in range(1, 4)] == [0, 3, 6]
 
 
 def test_only_the_canonical_form_is_taken_from_the_network() -> None:

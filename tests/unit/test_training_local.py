@@ -18,6 +18,7 @@ from confide.sealing.roles import Contribution, Metric
 from confide_client.training import LocalTrainer
 from confide_client.training.loop import batch_indices
 from confide_client.training.optimizers import learning_rate
+from safetensors.torch import load_file
 
 from tests.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.training_specs import specification
@@ -190,6 +191,29 @@ def test_the_inactive_half_does_not_move(llama: Path, tmp_path: Path, scheme: st
         for name, part in local.schema.unflatten(contribution.update).items():
             assert bool(part.any()) != name.endswith(kind), (round, name)
         model = model + contribution.update
+
+
+def test_optimizer_state_of_the_other_half_waits_for_its_turn(llama: Path, tmp_path: Path) -> None:
+    """RoLoRA with kept state: B's moments of round 1 must be there in round 3, although round 2 trained A."""
+    spec = specification(adapter={"aggregation": "rolora"}, training={"keep_optimizer_state": True})
+    local = trainer(spec, llama, tmp_path)
+    model = first_model(spec, llama, local)
+    for round in (1, 2, 3):
+        model = model + local.contribute(model, Shard(), slot(round)).update
+    state = load_file(tmp_path / "optimizer-000003.safetensors")
+    steps = {key.rsplit(".", 1)[-1]: float(value) for key, value in state.items() if key.startswith("step/")}
+    assert steps == {"lora_A": 3.0, "lora_B": 6.0}
+
+
+def test_a_warm_start_takes_fewer_steps_and_the_schedule_counts_them() -> None:
+    spec = specification(
+        training={"local_steps": 5, "schedule": "cosine", "learning_rate": 1.0, "batch_size": 2},
+        federation={"rounds": 3, "warm_start_rounds": 2, "warm_start_steps": 1},
+    )
+    steps = [batch_indices(spec, 14, "hospital-a", slot(number)) for number in (1, 2, 3)]
+    assert list(map(len, steps)) == [1, 1, 5]
+    assert sorted(index for part in steps for step in part for index in step) == list(range(14))
+    assert learning_rate(spec, 6) > 0 and learning_rate(spec, 7) == 0.0
 
 
 def test_batches_cover_the_shard_evenly_across_rounds() -> None:
