@@ -12,6 +12,8 @@ import pyarrow.parquet
 import pytest
 from confide.errors import ConfideError, DataError, SpecificationError, StateError
 from confide.models.store import folder_digest
+from confide.models.trainable import schema_of
+from confide.models.travel import Travel
 from confide.runs.specification import Specification
 from confide_client.datasets import DataSets
 from confide_simulations.local_federation import LocalFederation
@@ -110,10 +112,25 @@ def test_sealed_rounds_agree_with_unsealed_ones(
     assert found.manifest["rounds"][1]["promise"]["kind"] == "sealed"
 
 
+NESTEROV = {"learning_rate": 0.7, "momentum": 0.9, "nesterov": True}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"keep_optimizer_state": True}},
+        {"training": {"keep_optimizer_state": True}, "federation": {"fragments": 2, "outer": NESTEROV}},
+        {"adapter": {"aggregation": "fedsvd"}},
+    ],
+    ids=["average", "fragments", "fedsvd"],
+)
 def test_a_dead_worker_and_a_killed_coordinator_change_nothing(
-    engine: Engine, base: Path, shards: Mapping[str, Path], tmp_path: Path
+    engine: Engine, base: Path, shards: Mapping[str, Path], tmp_path: Path, sections: dict[str, Any]
 ) -> None:
-    specification = specification_of(base, federation={"rounds": 3}, training={"keep_optimizer_state": True})
+    generation = engine.generation(0)
+    specification = specification_of(
+        base, **{**sections, "federation": {"rounds": 3, **sections.get("federation", {})}}
+    )
     job = Job(specification=specification, base=base, shards=shards)
     undisturbed = Simulation(tmp_path / "undisturbed", job).run(engine)
 
@@ -128,7 +145,7 @@ def test_a_dead_worker_and_a_killed_coordinator_change_nothing(
 
     with pytest.raises(Killed):
         Simulation(tmp_path / "disturbed", job).run(engine, kill)
-    assert engine.generation(0) == 1
+    assert engine.generation(0) == generation + 1
     resumed = Simulation(tmp_path / "disturbed", job).run(engine)
     assert resumed.models == undisturbed.models
     assert [e.data["round"] for e in resumed.events if e.kind == "round_committed"] == [1, 2, 3]
@@ -137,6 +154,56 @@ def test_a_dead_worker_and_a_killed_coordinator_change_nothing(
     with pytest.raises(StateError, match=r"holds another simulation.*another --output"):
         changed = job.specification.model_copy(update={"seed": 9})
         Simulation(tmp_path / "disturbed", Job(specification=changed, base=base, shards=shards)).run(engine)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"adapter": {"aggregation": "fedsvd"}}, {"federation": {"fragments": 2, "outer": NESTEROV}}],
+    ids=["fedsvd", "fragments"],
+)
+def test_part_of_the_model_travels_sealed(
+    engine: Engine, base: Path, shards: Mapping[str, Path], tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    """Three rounds that every node's model chain admits, of which only what can differ from zero is sent."""
+    wanted = {**sections, "federation": {"rounds": 3, **sections.get("federation", {})}}
+    runs = [
+        simulate(engine, tmp_path / kind, specification_of(base, sealing={"kind": kind}, **wanted), base, shards)
+        for kind in ("sealed", "none")
+    ]
+    sealed, plain = (np.frombuffer(run.models[3], "<f4") for run in runs)
+    start = np.frombuffer(runs[1].models[0], "<f4")
+    travel = Travel(specification_of(base, **wanted), schema_of(specification_of(base, **wanted), base))
+    assert travel.count(1) < travel.size
+    for one in runs:
+        assert [len(entry["contributors"]) for entry in one.manifest["rounds"]] == [3, 3, 3]
+    sent = {(e.data["round"], e.data["bytes"]) for e in runs[1].events if e.kind == "contributed"}
+    assert sent == {(number, 4 * travel.count(number)) for number in (1, 2, 3)}
+    assert np.linalg.norm(sealed - plain) < 1e-2 * np.linalg.norm(plain - start)
+
+
+def test_diloco_from_scratch_in_four_bits(engine: Engine, base: Path, tmp_path: Path) -> None:
+    """Random weights, H AdamW steps with kept state, Nesterov outside, 4 sealed bits with error feedback."""
+    shards = {}
+    for index, name in enumerate(NODES):
+        shards[name] = tmp_path / f"{name}.jsonl"
+        texts = [f"{record['question']} {record['answer']}" for record in RECORDS[index::3]]
+        shards[name].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    finals = {}
+    for bits, kind in ((4, "sealed"), (8, "sealed"), (16, "none")):
+        spec = specification_of(
+            base,
+            federation={"rounds": 6, "clip_norm": 3.0, "outer": NESTEROV},
+            training={"local_steps": 5, "keep_optimizer_state": True, "learning_rate": 3e-3, "schedule": "cosine"},
+            method={"name": "causal_lm", "max_length": 32},
+            adapter={"kind": "full"},
+            sealing={"kind": kind, "bits": bits, "error_feedback": kind == "sealed"},
+        )
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"initial": "random"})})
+        found = simulate(engine, tmp_path / f"{kind}-{bits}", spec, base, shards)
+        losses = [entry["metrics"]["eval_loss"]["mean"] for entry in found.manifest["rounds"]]
+        assert losses[-1] < losses[0] - 0.3, losses
+        finals[bits] = losses[-1]
+    assert abs(finals[8] - finals[16]) < 0.02 * finals[16] and abs(finals[4] - finals[16]) < 0.1 * finals[16], finals
 
 
 TOML = """

@@ -1,5 +1,6 @@
 """SFT, next-token and masked-token objectives: what is learned from, what is not, and that no document sees another."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from confide.errors import DataError, ModelError
 from confide.methods.base import IGNORED, Method, check, create, mean_loss
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
+from confide_client.datasets import DataSets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,6 +181,20 @@ def test_packing_loses_no_token(texts: list[str], length: int) -> None:
     joined = [int(token) for sequence in packed for token in sequence.ids]
     assert joined == expected or (len(expected) - len(joined) == 1 and joined == expected[:-1])
     assert all(len(sequence.ids) == length for sequence in packed[:-1])
+
+
+@pytest.mark.parametrize("name", ["causal_lm", "masked_lm"])
+def test_a_registered_data_set_is_packed_like_a_list(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Records of a memory-mapped data set come one by one; a slice of it would be columns."""
+    records = [{"text": f"wall {number} is {number} thick"} for number in range(600)]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data_sets = DataSets(tmp_path / "state")
+    data_sets.add("texts", file, evaluation_fraction=0.0)
+    base = folders["bert" if name == "masked_lm" else "llama"]
+    method = create(specification(method={"name": name, "max_length": 32}), load_tokenizer(base))
+    ours, theirs = method.prepare(data_sets.load("texts").train), method.prepare(records)
+    assert [example.ids.tolist() for example in ours] == [example.ids.tolist() for example in theirs]
 
 
 _BASES: list[Path] = []

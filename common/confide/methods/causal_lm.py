@@ -42,7 +42,9 @@ def tokenized(
     """(token ids, bytes of text) of each document that is not empty."""
     for start in range(0, len(records), _TOKENIZER_BATCH):
         texts = []
-        for record in records[start : start + _TOKENIZER_BATCH]:
+        # One by one: a slice of a memory-mapped data set is columns, not records.
+        for index in range(start, min(start + _TOKENIZER_BATCH, len(records))):
+            record = records[index]
             fields_of(method, record)
             texts.append(text_of(record, "text"))
         encoded = tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
