@@ -17,6 +17,7 @@ from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector import SealedCollector
+from confide.sealing.grouped import GroupedCollector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class Federation:
 
     alter: (step, node, body) -> body, what the coordinator's lie makes of a question.
     answer: (step, node, body) -> body, what a node's lie makes of its answer.
+    groups: each node's group in the roster; with none there is one collector, else one for each group.
     """
 
     folder: Path
@@ -63,10 +65,11 @@ class Federation:
     now: float = ISSUED_AT + 10.0
     alter: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
     answer: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.keys = {name: SigningKey.generate() for name in names(self.count)}
-        self.roster: Roster = make_roster(self.keys)
+        self.roster: Roster = make_roster(self.keys, groups=self.groups)
         self.model = np.zeros(self.size, dtype="<f4")
         self.parent = b""
         self.slot_number = 0
@@ -99,7 +102,8 @@ class Federation:
 
     def start_collector(self) -> None:
         """The coordinator's process begins."""
-        self.collector = SealedCollector(
+        kind = GroupedCollector if self.groups else SealedCollector
+        self.collector = kind(
             specification=self.specification,
             roster=self.roster,
             folder=self.folder / "coordinator",

@@ -14,6 +14,7 @@ from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
+from confide.sealing.grouped import GroupedCollector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.plain import PlainCollector, PlainMember
 from confide.sealing.roles import Collector, Member
@@ -30,9 +31,8 @@ def make_collector(
     _refuse_unnoised(specification)
     if specification.sealing.kind == "none":
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema_size=schema_size)
-    return SealedCollector(
-        specification=specification, roster=roster, folder=folder, run_id=run_id, schema_size=schema_size
-    )
+    kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
+    return kind(specification=specification, roster=roster, folder=folder, run_id=run_id, schema_size=schema_size)
 
 
 def make_member(
