@@ -5,6 +5,7 @@ one sum; 1,000 stand in ten groups of 100 that the root's roster fixes, and open
 process of its own, so that its peak memory is its own. CPU time, of one thread.
 """
 
+import itertools
 import json as json_module
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "one_node": round(larger["one_node_s"] / smaller["one_node_s"], 2),
             "peak_memory": round(larger["peak_mib"] / smaller["peak_mib"], 2),
         }
-        for smaller, larger in zip(rows, rows[1:], strict=False)
+        for smaller, larger in itertools.pairwise(rows)
     ]
 
 
