@@ -145,7 +145,8 @@ def _scatter(axes: Any, recipe: Recipe, rows: Sequence[Row], runs: dict[str, Run
             points.append((sent, value["mean"], value["sd"] or 0.0))
             axes.annotate(run.label, (sent, value["mean"]), fontsize=7, xytext=(4, 3), textcoords="offset points")
         sent, means, deviations = zip(*sorted(points), strict=True)
-        axes.errorbar(sent, means, yerr=deviations, fmt="o-", ms=4, lw=1.0, capsize=3, color=f"C{number}", label=group)
+        style = "o" if any(runs[row["run"]].synchronous_nodes for row in members) else "o-"
+        axes.errorbar(sent, means, yerr=deviations, fmt=style, ms=4, lw=1.0, capsize=3, color=f"C{number}", label=group)
     axes.set_xscale("log")
     axes.set_xlabel("bytes that one node sends in the whole run")
     axes.set_ylabel(recipe.plot.label)
