@@ -92,8 +92,11 @@ def _measure(
     if [len(entry["contributors"]) for entry in finished.manifest["rounds"]] != [len(shards)] * rounds:
         raise AssertionError("not every node contributed to every round")
     pure_s = (before + after) / 2 * len(shards) * rounds / engine.workers
+    later = marks[-1] - marks[0]
     return {
         "ratio": round(wall_s / pure_s, 3),
+        # Without the first round, in which workers import torch and load the model: None for one round.
+        "later_rounds_ratio": round(later / (pure_s * (rounds - 1) / rounds), 3) if rounds > 1 else None,
         "wall_s": round(wall_s, 2),
         "pure_compute_s": round(pure_s, 2),
         "contribution_s": {"before": round(before, 4), "after": round(after, 4)},
