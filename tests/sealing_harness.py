@@ -18,6 +18,7 @@ from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector import SealedCollector
+from confide.sealing.grouped import GroupedCollector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
 from confide_server.outer import next_model
@@ -55,6 +56,7 @@ class Federation:
 
     alter: (step, node, body) -> body, what the coordinator's lie makes of a question.
     answer: (step, node, body) -> body, what a node's lie makes of its answer.
+    groups: each node's group in the roster; with none there is one collector, else one for each group.
     """
 
     folder: Path
@@ -69,10 +71,11 @@ class Federation:
     now: float = ISSUED_AT + 10.0
     alter: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
     answer: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.keys = {name: SigningKey.generate() for name in names(self.count)}
-        self.roster: Roster = make_roster(self.keys)
+        self.roster: Roster = make_roster(self.keys, groups=self.groups)
         self.schema = self.schema or TensorSchema.unnamed(self.size)
         self.size = self.schema.size
         self.travel = Travel(self.specification, self.schema)
@@ -109,7 +112,8 @@ class Federation:
 
     def start_collector(self) -> None:
         """The coordinator's process begins."""
-        self.collector = SealedCollector(
+        kind = GroupedCollector if self.groups else SealedCollector
+        self.collector = kind(
             specification=self.specification,
             roster=self.roster,
             folder=self.folder / "coordinator",

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from confide.identity.keys import SigningKey, spki
 from confide.identity.roster import Member, Role, Roster
@@ -18,8 +18,14 @@ def fleet_key(name: str) -> str:
     return spki(ec.derive_private_key(number, ec.SECP256R1())).hex()
 
 
-def make_roster(keys: dict[str, SigningKey], *, version: int = 1, revoked: Iterable[str] = ()) -> Roster:
-    """A roster in which everyone of `keys` is a node."""
+def make_roster(
+    keys: dict[str, SigningKey],
+    *,
+    version: int = 1,
+    revoked: Iterable[str] = (),
+    groups: Mapping[str, str] | None = None,
+) -> Roster:
+    """A roster in which everyone of `keys` is a node, in the group that is named for it."""
     members = tuple(
         Member(
             name=name,
@@ -29,6 +35,7 @@ def make_roster(keys: dict[str, SigningKey], *, version: int = 1, revoked: Itera
             tls_key=hashlib.sha256(name.encode()).hexdigest(),
             admitted_at=ISSUED_AT,
             revoked_at=ISSUED_AT + 1 if name in set(revoked) else None,
+            group=(groups or {}).get(name, ""),
         )
         for name, key in sorted(keys.items())
     )

@@ -112,6 +112,26 @@ def test_sealed_rounds_agree_with_unsealed_ones(
     assert found.manifest["rounds"][1]["promise"]["kind"] == "sealed"
 
 
+def test_groups_each_open_a_sum(engine: Engine, base: Path, tmp_path: Path) -> None:
+    """Six nodes in two groups, through the real run driver; the mean is that of all six."""
+    shards = {}
+    for number in range(6):
+        shards[f"node-{number}"] = tmp_path / f"{number}.jsonl"
+        shards[f"node-{number}"].write_text("".join(json.dumps(record) + "\n" for record in RECORDS[number::6]))
+    sealed = specification_of(base, sealing={"kind": "sealed", "bits": 16})
+    job = Job(specification=sealed, base=base, shards=shards, groups=2)
+    assert "2 sums are seen in every round" in job.check()
+    found = Simulation(tmp_path / "sealed", job).run(engine)
+    plain = simulate(engine, tmp_path / "plain", specification_of(base), base, shards)
+    models = [np.frombuffer(run.models[2], "<f4") for run in (found, plain)]
+    start = np.frombuffer(plain.models[0], "<f4")
+    assert np.linalg.norm(models[0] - models[1]) < 1e-3 * np.linalg.norm(models[1] - start)
+    entry = found.manifest["rounds"][1]
+    assert entry["contributors"] == sorted(shards)
+    assert entry["promise"]["sums"] == 2
+    assert [group["n"] for group in entry["promise"]["groups"].values()] == [3, 3]
+
+
 NESTEROV = {"learning_rate": 0.7, "momentum": 0.9, "nesterov": True}
 
 

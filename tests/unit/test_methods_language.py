@@ -309,3 +309,16 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, folders: dict[s
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
     with pytest.raises(ModelError, match="do not belong together"):
         check(specification(), tmp_path / "m")
+
+
+def test_a_registered_data_set_is_packed_as_a_list_is(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The node's records are memory-mapped, and a slice of such a data set is a dictionary of columns."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(f'{{"text": "Wall {i} must be {i} centimetres thick."}}\n' for i in range(5)))
+    registry = DataSets(tmp_path)
+    registry.add("texts", file, evaluation_fraction=0.0)
+    train = registry.load("texts").train
+    method = create(specification(method={"name": "causal_lm"}), load_tokenizer(folders["llama"]))
+    packed, again = method.prepare(train), method.prepare([dict(record) for record in train])
+    assert [list(one.ids) for one in packed] == [list(one.ids) for one in again]
+    assert packed

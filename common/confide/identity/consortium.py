@@ -99,19 +99,30 @@ class Consortium:
         return cls(folder, settings, root, RosterStore(folder / "roster.json", root.public))
 
     def admit(
-        self, request: bytes, *, now: float | None = None, days: int = MEMBER_DAYS, roster_days: int = ROSTER_DAYS
+        self,
+        request: bytes,
+        *,
+        now: float | None = None,
+        days: int = MEMBER_DAYS,
+        roster_days: int = ROSTER_DAYS,
+        group: str = "",
     ) -> bytes:
         """Take a new member in; returns its admission. The same request again gets a new certificate.
 
-        Raises IdentityError when the name or a key is taken.
+        group: of a node, with whose other nodes it is summed; fixed for good.
+        Raises IdentityError when the name or a key is taken, or the group is another than it has.
         """
         moment, asked = _now(now), read_request(request)
         known = {member.name: member for member in self.roster.current.members}.get(asked.name)
         if known is None:
-            self._next([*self.roster.current.members, asked.member(moment)], moment, roster_days)
+            self._next([*self.roster.current.members, asked.member(moment, group)], moment, roster_days)
         elif known.revoked_at is not None:
             raise IdentityError(f"{asked.name} was revoked; a revoked name never returns. Enrol under another name.")
-        elif known != asked.member(known.admitted_at):
+        elif group and group != known.group:
+            raise IdentityError(
+                f"{asked.name} is in group {known.group!r}; groups are fixed, so it cannot join {group!r}"
+            )
+        elif known != asked.member(known.admitted_at, known.group):
             raise IdentityError(
                 f"{asked.name} is a member with other keys already; for a new certificate use `renew`, for another "
                 "organization another name"
@@ -124,7 +135,7 @@ class Consortium:
         """Certify a member's fresh TLS key; its identity, fleet key and role must be those of the roster."""
         moment, asked = _now(now), read_request(request)
         known = self.roster.current.member(asked.name)
-        renewed = asked.member(known.admitted_at)
+        renewed = asked.member(known.admitted_at, known.group)
         if renewed.model_copy(update={"tls_key": known.tls_key}) != known:
             raise IdentityError(
                 f"the renewal of {asked.name} has the identity key {asked.identity_key[:16]} and the role "

@@ -59,8 +59,8 @@ class EnrolmentRequest(Document):
         """The TLS key that is to be certified."""
         return load_csr(self.csr, self.name)
 
-    def member(self, admitted_at: int) -> Member:
-        """The roster's entry for it."""
+    def member(self, admitted_at: int, group: str = "") -> Member:
+        """The roster's entry for it; the group is the root's choice."""
         return Member(
             name=self.name,
             role=self.role,
@@ -68,6 +68,7 @@ class EnrolmentRequest(Document):
             fleet_key=self.fleet_key,
             tls_key=spki_sha256(self.tls_key),
             admitted_at=admitted_at,
+            group=group,
         )
 
 

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from confide import canonical
 from confide.errors import FailureName, IdentityError, ProtocolFailure
@@ -56,9 +56,24 @@ class Member(Document):
     """SHA-256 of the TLS key's SubjectPublicKeyInfo."""
     admitted_at: Seconds
     revoked_at: Seconds | None = None
+    group: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""
+    """With whom the node's updates are summed: all nodes of the same group. "" is a group too, the only one by default.
+
+    A larger consortium than one sum can hold has several; each opens its own sum. Fixed when the root admits a node.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Rosters without groups keep the bytes, and the digests that their successors name, of before there were any.
+        document: dict[str, Any] = handler(self)
+        if not self.group:
+            del document["group"]
+        return document
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.group and self.role is not Role.NODE:
+            raise ValueError(f"{self.name} is a {self.role.value}; only nodes are in a group")
         if (self.role is Role.NODE) != bool(self.fleet_key):
             raise ValueError(f"{self.name} is a {self.role.value}; a fleet_key goes with role node, and only with it")
         if self.fleet_key:
@@ -119,6 +134,14 @@ class Roster(Document):
     def active(self, role: Role | str) -> tuple[Member, ...]:
         """Members of this role that are not revoked, sorted by name."""
         return tuple(member for member in self.members if member.role == Role(role) and member.revoked_at is None)
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Names of the active nodes by group; both sorted. {"": all of them} where there are no groups."""
+        found: dict[str, list[str]] = {}
+        for member in self.active(Role.NODE):
+            found.setdefault(member.group, []).append(member.name)
+        return {group: tuple(names) for group, names in sorted(found.items())}
 
     def by_fleet_key(self, fleet_key: str) -> Member:
         """The node with this fleet key (hex). Raises as `member` does."""
@@ -211,9 +234,13 @@ class RosterStore:
 
         Raises ProtocolFailure ROSTER_STALE for an older, forked or expired one, IdentityError for a foreign one.
         """
+        moment = time.time() if now is None else now
         with self._lock, self._exclusive():
-            roster = verify_roster(data, self._root_public, time.time() if now is None else now)
             self._refresh()
+            if self._current is not None and data == self._signed:
+                self._current.check_fresh(moment)  # its signature was verified when it was read
+                return self._current
+            roster = verify_roster(data, self._root_public, moment)
             if self._current is not None:
                 _check_succession(self._current, roster)
                 if roster.version == self._current.version:
@@ -257,5 +284,12 @@ def _check_succession(current: Roster, new: Roster) -> None:
         raise stale(f"version {new.version} of the roster came; version {current.version} is held already")
     if new.version == current.version and new.digest != current.digest:
         raise stale(f"two different rosters carry version {new.version}; tell the consortium's administrator")
+    groups = {member.name: member.group for member in current.members}
+    moved = [member for member in new.members if groups.get(member.name, member.group) != member.group]
+    if moved:
+        raise IdentityError(
+            f"version {new.version} of the roster moves {moved[0].name} from group {groups[moved[0].name]!r} to "
+            f"{moved[0].group!r}; groups are fixed, since whoever moves members between sums can take sums apart"
+        )
     if new.version == current.version + 1 and new.previous != current.digest:
         raise stale(f"version {new.version} does not follow from the version {current.version} that is held here")

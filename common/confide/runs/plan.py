@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.codec.layout import VectorLayout
-from confide.errors import FailureName, ProtocolFailure
+from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.runs.specification import Specification
 from confide.sealing import parameters
 from confide.sealing.roles import Metric
@@ -95,8 +95,19 @@ def memory_bytes(specification: Specification, size: Size) -> int:
     return (0 if full else size.base * width) + trainable + activations
 
 
+def group_sizes(nodes: int, groups: int) -> tuple[int, ...]:
+    """Nodes in equal groups, the larger ones first. Raises SpecificationError for more groups than nodes.
+
+    >>> group_sizes(1000, 10)[:2], group_sizes(7, 3)
+    ((100, 100), (3, 2, 2))
+    """
+    if not 1 <= groups <= nodes:
+        raise SpecificationError(f"{groups} groups of {nodes} nodes; there are from 1 to {nodes} groups")
+    return tuple(nodes // groups + (number < nodes % groups) for number in range(groups))
+
+
 def refuse_impossible(specification: Specification, nodes: int) -> None:
-    """Raises ProtocolFailure PARAMETERS_IMPOSSIBLE when this run cannot be kept with this many nodes."""
+    """Raises ProtocolFailure PARAMETERS_IMPOSSIBLE when this run cannot be kept with this many nodes in a sum."""
     if nodes < specification.federation.min_cohort:
         raise ProtocolFailure(
             FailureName.PARAMETERS_IMPOSSIBLE,
@@ -149,9 +160,9 @@ def _warm_start(specification: Specification) -> list[str]:
     return [f"  warm start: {federation.warm_start_rounds} rounds of {federation.warm_start_steps} steps first"]
 
 
-def _costs(specification: Specification, nodes: int, size: Size) -> list[str]:
+def _costs(specification: Specification, nodes: int, size: Size, members: int) -> list[str]:
     rounds, turns = specification.federation.rounds, len(size.travels)
-    each = [upload_bytes(specification, nodes, travels) for travels in size.travels]
+    each = [upload_bytes(specification, members, travels) for travels in size.travels]
     down, up = 4 * size.trainable, sum(each) / turns
     sent = sum(each[number % turns] for number in range(rounds))
     whole = nodes * ((down + _SMALL_MESSAGES_BYTES) * rounds + sent)
@@ -177,11 +188,16 @@ def _in_turn(size: Size) -> str:
     return f"; of them {between} are sent in a round{turns}"
 
 
-def _protection(specification: Specification, nodes: int) -> list[str]:
+def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[str]:
     sealing, privacy = specification.sealing, specification.privacy
     lines = ["what is protected:"]
     if sealing.kind == "sealed":
-        lines.append("  " + parameters.words(parameters.planned(specification, nodes)))
+        if len(sizes) > 1:
+            lines.append(
+                f"  {len(sizes)} sums are seen in every round, one of each group of the roster, which the root fixes: "
+                f"{sizes[-1]} to {sizes[0]} organizations each; of each sum:"
+            )
+        lines.append("  " + parameters.words(parameters.planned(specification, sizes[-1])))
         lines.append(
             f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
         )
@@ -209,12 +225,18 @@ def _privacy(specification: Specification, nodes: int, trainable: int | None) ->
     return [*("  " + line for line in lines), *("  WARNING: " + warning for warning in warnings)]
 
 
-def render(specification: Specification, *, nodes: int, base: Path | None = None) -> str:
+def render(specification: Specification, *, nodes: int, base: Path | None = None, groups: int = 1) -> str:
     """The plan as text. `base` is a model folder; without it sizes, traffic, memory and time are left out.
 
+    groups: of the roster, taken to be of equal size.
     Raises ProtocolFailure PARAMETERS_IMPOSSIBLE, SpecificationError or ModelError for a run that cannot work.
     """
-    refuse_impossible(specification, nodes)
+    sizes = group_sizes(nodes, groups)
+    if specification.sealing.kind == "none":
+        refuse_impossible(specification, nodes)
+    else:
+        for members in set(sizes):
+            refuse_impossible(specification, members)
     lines, trainable = _work(specification, nodes), None
     if base is not None:
         from confide.methods.base import check
@@ -222,9 +244,9 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
         check(specification, base)
         size = measure(specification, base)
         trainable = size.trainable
-        lines += _costs(specification, nodes, size)
+        lines += _costs(specification, nodes, size, members=sizes[0])
     else:
         lines.append("  (give --model-folder for traffic, memory and time)")
-    lines += _protection(specification, nodes)
-    lines += _privacy(specification, nodes, trainable)
+    lines += _protection(specification, sizes)
+    lines += _privacy(specification, sizes[-1], trainable)
     return "\n".join(lines)

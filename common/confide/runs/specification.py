@@ -302,6 +302,11 @@ def _build(document: Any, source: str) -> Specification:
         raise SpecificationError(f"{source} is not a valid run specification: {error}") from error
 
 
+def parse_document(document: Any, source: str) -> Specification:
+    """Parse what a program put together. Raises SpecificationError naming each field, value and remedy."""
+    return _build(document, source)
+
+
 def parse_toml(text: str, source: str = "the specification") -> Specification:
     """Parse what an administrator wrote. Raises SpecificationError naming each field, value and remedy."""
     try:

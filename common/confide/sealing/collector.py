@@ -92,6 +92,11 @@ class SealedCollector:
         slot = self._books.slot
         return None if slot is None or slot.ended else slot.plan
 
+    @property
+    def last_slot(self) -> int:
+        """The newest slot that was opened here; 0 for none."""
+        return self._books.last_slot
+
     def update_roster(self, roster: Roster) -> None:
         """Use a newer roster. A revoked member ends the epoch; an open slot with it is abandoned."""
         if roster.version < self._roster.version:

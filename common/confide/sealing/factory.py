@@ -15,6 +15,7 @@ from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
+from confide.sealing.grouped import GroupedCollector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.plain import PlainCollector, PlainMember
 from confide.sealing.roles import Collector, Member
@@ -31,7 +32,8 @@ def make_collector(
     _refuse_unnoised(specification)
     if specification.sealing.kind == "none":
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
-    return SealedCollector(specification=specification, roster=roster, folder=folder, run_id=run_id, schema=schema)
+    kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
+    return kind(specification=specification, roster=roster, folder=folder, run_id=run_id, schema=schema)
 
 
 def make_member(

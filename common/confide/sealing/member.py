@@ -264,6 +264,14 @@ class SealedMember:
             raise ProtocolFailure(
                 FailureName.COHORT_NOT_EPOCH, f"{strangers[0]} is not among the nodes that the specification names"
             )
+        group = self.roster.member(self.node).group
+        others = [name for name in opened if self.roster.member(name).group != group]
+        if others:
+            raise ProtocolFailure(
+                FailureName.COHORT_NOT_EPOCH,
+                f"{others[0]} is of group {self.roster.member(others[0]).group!r} in the roster that the root signed, "
+                f"this node of {group!r}; it is summed with its own group only",
+            )
 
     def _deal(self, epoch: MemberEpoch, key: EpochKey) -> bytes:
         """Ciphertexts for all others; the polynomials live in this call only."""

@@ -92,7 +92,8 @@ def renew(
 @app.command()
 def plan(
     specification: Path,
-    nodes: Annotated[int, typer.Option(min=1, max=100, help="How many organizations are expected.")] = 4,
+    nodes: Annotated[int, typer.Option(min=1, max=10_000, help="How many organizations are expected.")] = 4,
+    groups: Annotated[int, typer.Option(min=1, help="Of the roster; each opens a sum of its own.")] = 1,
     model_folder: Annotated[
         Path | None, typer.Option("--model-folder", help="The base model: traffic, memory and time depend on it.")
     ] = None,
@@ -100,7 +101,7 @@ def plan(
     """Say in words and numbers what a run will do, and what it protects."""
     from confide.runs.plan import render
 
-    typer.echo(render(_specification(specification), nodes=nodes, base=model_folder))
+    typer.echo(render(_specification(specification), nodes=nodes, base=model_folder, groups=groups))
 
 
 @app.command()

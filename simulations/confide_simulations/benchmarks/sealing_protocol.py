@@ -5,7 +5,7 @@ The real members and the real collector run an epoch, its first slot and some mo
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from confide_simulations.benchmarks.meta import cpu_seconds
 
 _SIZE = 1024
 _SLOTS_PER_EPOCH = 16
-_RUN = "ab" * 16
-_NOW = 1_000_000
+RUN = "ab" * 16
+NOW = 1_000_000
 
 
 class ProtocolCost:
@@ -54,13 +54,13 @@ class ProtocolCost:
             EXAMPLE.replace("rounds = 3", f"rounds = {_SLOTS_PER_EPOCH}")
             + f"\n[sealing]\nslots_per_epoch = {_SLOTS_PER_EPOCH}\n"
         )
-        common: dict[str, Any] = {"specification": specification, "roster": _roster(self._keys), "run_id": _RUN}
+        common: dict[str, Any] = {"specification": specification, "roster": sealing_roster(self._keys), "run_id": RUN}
         self._collector = SealedCollector(folder=folder / "coordinator", schema=TensorSchema.unnamed(_SIZE), **common)
         self._members = {
             name: SealedMember(
                 node=name, identity_key=self._keys[name], folder=folder / name, schema=TensorSchema.unnamed(_SIZE),
                 initial_model_sha256=model_digest(self._model.tobytes()), rules=NodeRules(waive_colluding=True),
-                clock=lambda: _NOW + 10.0, **common,
+                clock=lambda: NOW + 10.0, **common,
             )
             for name in self._names
         }  # fmt: skip
@@ -117,15 +117,17 @@ def _contribution(name: str) -> Contribution:
     return Contribution(update / np.float32(np.linalg.norm(update)))
 
 
-def _roster(keys: dict[str, SigningKey]) -> Roster:
+def sealing_roster(keys: Mapping[str, SigningKey], groups: Mapping[str, str] | None = None) -> Roster:
+    """A roster in which everyone of `keys` is a node, in the group that is named for it."""
     members = tuple(
         Member(
             name=name, role=Role.NODE, identity_key=key.public.hex(), fleet_key=spki(new_p256()).hex(),
-            tls_key=hashlib.sha256(name.encode()).hexdigest(), admitted_at=_NOW,
+            tls_key=hashlib.sha256(name.encode()).hexdigest(), admitted_at=NOW,
+            group=(groups or {}).get(name, ""),
         )
         for name, key in sorted(keys.items())
     )  # fmt: skip
     return Roster(
-        version=1, previous="", consortium="example", demo=True, issued_at=_NOW, expires_at=2 * _NOW,
+        version=1, previous="", consortium="example", demo=True, issued_at=NOW, expires_at=2 * NOW,
         ca_certificate="", members=members,
     )  # fmt: skip

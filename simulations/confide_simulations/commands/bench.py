@@ -12,6 +12,8 @@ BENCHMARKS = {
     "agreement": "confide_simulations.benchmarks.agreement:agreement",
     "round": "confide_simulations.benchmarks.round:round_",
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
+    "simulation": "confide_simulations.benchmarks.simulation:simulation",
+    "scale": "confide_simulations.benchmarks.scale:scale",
     "privacy": "confide_simulations.benchmarks.privacy:privacy",
 }
 

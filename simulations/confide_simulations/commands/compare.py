@@ -11,7 +11,9 @@ from rich.console import Console
 from confide_simulations.commands.simulate import (
     Cpus,
     Data,
+    Evaluation,
     Gpus,
+    Groups,
     HeldOut,
     Key,
     ModelFolder,
@@ -35,6 +37,8 @@ def compare(
         "comparison-output"
     ),
     held_out: HeldOut = 0.1,
+    node_evaluation: Evaluation = 0.1,
+    groups: Groups = 1,
     ray_address: RayAddress = "",
     cpus_per_node: Cpus = 1.0,
     gpus_per_node: Gpus = 0.0,
@@ -57,6 +61,8 @@ def compare(
         key=key,
         seed=first_seed,
         held_out=held_out,
+        evaluation=node_evaluation,
+        groups=groups,
     )
     runs = comparison.prepare(template, specifications, seeds)
 

@@ -13,6 +13,8 @@ Nodes = Annotated[int, typer.Option(help="virtual nodes", min=1, max=10_000)]
 Partition = Annotated[str, typer.Option(help="iid, by-key or dirichlet:ALPHA")]
 Key = Annotated[str | None, typer.Option(help="the field by which by-key and dirichlet deal")]
 HeldOut = Annotated[float, typer.Option(help="share of the records that no node gets, for scoring")]
+Evaluation = Annotated[float, typer.Option(help="share of a node's records on which it evaluates received models")]
+Groups = Annotated[int, typer.Option(help="groups of the roster, each with a sum of its own", min=1)]
 RayAddress = Annotated[str, typer.Option(help="a Ray cluster; empty starts Ray on this machine")]
 Cpus = Annotated[float, typer.Option(help="CPUs of one worker", min=0.1)]
 Gpus = Annotated[float, typer.Option(help="GPUs of one worker; 0.25 puts four on a GPU", min=0)]
@@ -31,6 +33,8 @@ def simulate(
         "simulation-output"
     ),
     held_out: HeldOut = 0.1,
+    node_evaluation: Evaluation = 0.1,
+    groups: Groups = 1,
     ray_address: RayAddress = "",
     cpus_per_node: Cpus = 1.0,
     gpus_per_node: Gpus = 0.0,
@@ -52,6 +56,8 @@ def simulate(
         key=key,
         seed=seed,
         held_out=held_out,
+        evaluation=node_evaluation,
+        groups=groups,
     )
     prepared = study.prepare(asked)
     console.print(prepared.plan, highlight=False, markup=False)

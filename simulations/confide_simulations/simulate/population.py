@@ -21,6 +21,7 @@ from confide.identity.keys import SigningKey, spki, spki_sha256
 from confide.identity.member import LocalMember, Membership
 from confide.identity.roster import Member, Role, Roster, RosterStore, sign_roster
 from confide.journal import Journal
+from confide.runs.plan import group_sizes
 from confide.runs.specification import Specification
 from confide_client.audit import Audit
 from confide_client.datasets import DataSets
@@ -46,15 +47,19 @@ class Population:
     roster: RosterStore
 
     @classmethod
-    def create(cls, folder: Path, names: Sequence[str]) -> "Population":
-        """Make keys for the administrator and every node, and the roster that names them."""
+    def create(cls, folder: Path, names: Sequence[str], groups: int = 1) -> "Population":
+        """Make keys for the administrator and every node, and the roster that names them.
+
+        groups: above 1 the nodes stand in so many groups of equal size, in order of their names.
+        """
+        group_of = grouped(names, groups)
         root, administrator, now = SigningKey.generate(), SigningKey.generate(), int(time.time())
         members = [_member(ADMINISTRATOR, Role.ADMINISTRATOR, administrator, now)]
         for name in names:
             key = SigningKey.generate()
             private_folder(folder / "nodes" / name)
             key.save(folder / "nodes" / name / "identity.key")
-            members.append(_member(name, Role.NODE, key, now))
+            members.append(_member(name, Role.NODE, key, now, group_of[name]))
         roster = Roster(
             version=1,
             previous="",
@@ -84,8 +89,13 @@ class Population:
         """A node's state folder."""
         return self.folder / "nodes" / name
 
-    def equip(self, specification: Specification, shards: Mapping[str, Path], models: Path) -> None:
-        """Give every node its settings, a policy that allows exactly this run, and its shard."""
+    def equip(
+        self, specification: Specification, shards: Mapping[str, Path], models: Path, evaluation: float = 0.1
+    ) -> None:
+        """Give every node its settings, a policy that allows exactly this run, and its shard.
+
+        evaluation: share of the shard that the node keeps for evaluating received models.
+        """
         data = specification.federation.data
         policy = policy_text(specification, root_public=self.root_public.hex(), data=data).encode()
         for name, shard in shards.items():
@@ -93,7 +103,7 @@ class Population:
             StateFolder.create(folder).save_settings(Settings(models=str(models.resolve()), threads=1))
             write_atomic(folder / "policy.toml", policy)
             seed = split_seed(specification.seed, name, shard)
-            DataSets(folder).add(data, shard, split_seed=seed)
+            DataSets(folder).add(data, shard, evaluation_fraction=evaluation, split_seed=seed)
 
     def node(self, name: str, make_trainer: MakeTrainer, schema: Callable[[Specification, Path], TensorSchema]) -> Node:
         """The parts that a node's runtime works with, in this process. Raises StateError when another one holds it."""
@@ -120,7 +130,19 @@ def split_seed(seed: int, name: str, shard: Path) -> str:
     return canonical.hash_fields("confide/v1/simulated-split", *fields).hex()
 
 
-def _member(name: str, role: Role, identity: SigningKey, now: int) -> Member:
+def grouped(names: Sequence[str], groups: int) -> dict[str, str]:
+    """Each node's group: "" for one group, else g01, g02, ...
+
+    >>> grouped(("a", "b", "c"), 2)
+    {'a': 'g01', 'b': 'g01', 'c': 'g02'}
+    """
+    if groups == 1:
+        return dict.fromkeys(names, "")
+    labels = (f"g{number:02d}" for number, size in enumerate(group_sizes(len(names), groups), 1) for _ in range(size))
+    return dict(zip(sorted(names), labels, strict=True))
+
+
+def _member(name: str, role: Role, identity: SigningKey, now: int, group: str = "") -> Member:
     tls, fleet = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     return Member(
         name=name,
@@ -129,4 +151,5 @@ def _member(name: str, role: Role, identity: SigningKey, now: int) -> Member:
         fleet_key=spki(fleet.public_key()).hex() if role is Role.NODE else "",
         tls_key=spki_sha256(tls.public_key()),
         admitted_at=now,
+        group=group,
     )

@@ -12,16 +12,16 @@ from confide_client.datasets import LocalData
 from confide_client.training import LocalTrainer
 
 MOST = 20
-"""Models of a run that are scored at most: the first, the last, and some evenly between."""
+"""Models of a run that are scored, unless another number is asked for: the first, the last, and some evenly between."""
 
 
-def scored_rounds(rounds: int) -> list[int]:
+def scored_rounds(rounds: int, most: int = MOST) -> list[int]:
     """Which models are scored, 0 being the first one.
 
     >>> scored_rounds(3), len(scored_rounds(500)), scored_rounds(500)[-1]
     ([0, 1, 2, 3], 20, 500)
     """
-    return sorted({round(float(place)) for place in np.linspace(0, rounds, min(rounds + 1, MOST))})
+    return sorted({round(float(place)) for place in np.linspace(0, rounds, min(rounds + 1, most))})
 
 
 def score(

@@ -42,11 +42,15 @@ _MARKER = "simulation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is simulated. shards: each node's own data file, by node name."""
+    """What is simulated. shards: each node's own data file, by node name. evaluation: share of its records on which a
+    node evaluates received models. groups: of the roster, each with a sum of its own.
+    """
 
     specification: Specification
     base: Path
     shards: Mapping[str, Path]
+    evaluation: float = 0.1
+    groups: int = 1
 
     def check(self) -> str:
         """Refuse what cannot work before anything is made; returns the plan in words. Raises ConfideError by name."""
@@ -67,13 +71,14 @@ class Job:
                 f"federation.nodes names {len(federation.nodes)} nodes, and {nodes} are simulated; use --nodes "
                 f"{len(federation.nodes)}, or remove the names"
             )
-        return render(specification, nodes=nodes, base=self.base)
+        return render(specification, nodes=nodes, base=self.base, groups=self.groups)
 
     @property
     def digest(self) -> str:
         """Names the simulation: the same digest is the same work."""
         shards = {name: sha256_file(path) for name, path in self.shards.items()}
-        return canonical.digest(["confide/v1/simulation", self.specification.digest, shards])
+        others = {"evaluation": str(self.evaluation), "groups": self.groups}
+        return canonical.digest(["confide/v1/simulation", self.specification.digest, shards, others])
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,8 @@ class Simulation:
         (self.folder / "roster.json").unlink(missing_ok=True)
         private_folder(self.folder / "nodes")
         ModelStore(self._models).add(str(self.job.base), self.job.specification.model.name)
-        population = Population.create(self.folder, sorted(self.job.shards))
-        population.equip(self.job.specification, self.job.shards, self._models)
+        population = Population.create(self.folder, sorted(self.job.shards), self.job.groups)
+        population.equip(self.job.specification, self.job.shards, self._models, self.job.evaluation)
         write_atomic(marker, digest)
         return population
 

@@ -10,7 +10,7 @@ from typing import Any
 from confide.errors import DataError, SpecificationError
 from confide.files import private_folder, write_atomic
 from confide.methods.base import fields_of
-from confide.runs.specification import Specification, parse_toml
+from confide.runs.specification import Specification, parse_canonical, parse_toml
 from confide_client.readers import FORMATS, format_of
 
 from confide_simulations.demo.shards import node_names
@@ -26,7 +26,9 @@ class Study:
     """What is asked for.
 
     seed: in place of the specification's; it also draws the held-out records and the partition. held_out: share of the
-    records that no node gets. key: field by which records are dealt.
+    records that no node gets. key: field by which records are dealt. evaluation: share of its records on which a node
+    evaluates received models. groups: of the roster, each of which opens a sum of its own. scored: at most so many
+    models of the run are scored on the held-out records.
     """
 
     specification: Path
@@ -38,6 +40,9 @@ class Study:
     key: str | None = None
     seed: int | None = None
     held_out: float = 0.1
+    evaluation: float = 0.1
+    groups: int = 1
+    scored: int = scoring.MOST
     models: Path | None = None
 
     def load(self) -> Specification:
@@ -46,9 +51,12 @@ class Study:
 
 
 def load_specification(path: Path, seed: int | None) -> Specification:
-    """A run specification from TOML, with another seed where one is given."""
+    """A run specification from TOML (or canonical JSON), with another seed where one is given."""
     try:
-        found = parse_toml(path.read_text("utf-8"), str(path))
+        if path.suffix == ".json":
+            found = parse_canonical(path.read_bytes(), str(path))
+        else:
+            found = parse_toml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecificationError(f"cannot read {path}: {error}. Name a TOML file in UTF-8.") from error
     return found if seed is None else found.model_copy(update={"seed": seed})
@@ -72,6 +80,8 @@ def prepare(study: Study) -> Prepared:
         raise SpecificationError(f"--nodes is {study.nodes}; at least 1 is needed")
     if not 0 <= study.held_out < 1:
         raise SpecificationError(f"--held-out is {study.held_out}; it is a share of the records, from 0 to below 1")
+    if not 0 <= study.evaluation < 1:
+        raise SpecificationError(f"--node-evaluation is {study.evaluation}; it is a share, from 0 to below 1")
     records = read(study.data, specification)
     kept, held = partition.hold_out(len(records), study.held_out, specification.seed)
     names = specification.federation.nodes or node_names(study.nodes)
@@ -86,6 +96,8 @@ def prepare(study: Study) -> Prepared:
         specification=specification,
         base=study.base,
         shards={name: _write(folder / f"{name}.jsonl", rows) for name, rows in shards.items()},
+        evaluation=study.evaluation,
+        groups=study.groups,
     )
     counts = {name: len(rows) for name, rows in shards.items()}
     return Prepared(job, tuple(records[i] for i in held), counts, job.check())
@@ -124,7 +136,9 @@ def run(
     scores: dict[int, dict[str, float]] = {}
     if prepared.held_out and specification.training.local_steps:
         say(f"scoring models on {len(prepared.held_out)} held-out records")
-        chosen = {number: finished.models[number] for number in scoring.scored_rounds(len(finished.models) - 1)}
+        chosen = {
+            number: finished.models[number] for number in scoring.scored_rounds(len(finished.models) - 1, study.scored)
+        }
         scores = dict(scoring.score(specification, study.base, prepared.held_out, chosen))
     report = results.Report(
         specification=specification,

@@ -1,0 +1,126 @@
+"""Runs a recipe: every run with every seed, one simulation after the other; the same command again goes on.
+
+outcomes = run(recipe, folder, engine, say=print)
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from confide.errors import StateError
+from confide.files import private_folder, write_atomic
+from confide.models.store import folder_digest
+from confide.runs.specification import Specification
+from confide_client.loading import local_schema
+
+from confide_simulations.results.material import Made, make
+from confide_simulations.results.recipe import Recipe, Run
+from confide_simulations.simulate import study
+from confide_simulations.simulate.engine import Engine
+
+Say = Callable[[str], None]
+SCORED = 5
+"""Models of a run that are scored on held-out records, first and last included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One run with one seed."""
+
+    run: str
+    seed: int
+    final: Mapping[str, float]
+    """Metrics after the last round; of `arm = "alone"` the mean over the nodes' models."""
+    curve: Sequence[tuple[int, float]]
+    """(round, held-out loss) of the models that were scored."""
+    upload_bytes: int
+    """Of all nodes and rounds."""
+    seconds: float
+
+
+def run(
+    recipe: Recipe, folder: Path, engine: Engine, say: Say, chosen: Callable[[str], bool] = lambda name: True
+) -> list[Outcome]:
+    """Everything that is chosen and not there yet, and whatever of the rest is there."""
+    made = make(recipe.material, private_folder(folder / "material"), say)
+    digest = folder_digest(made.base)
+    outcomes = []
+    for one in recipe.run:
+        for seed in recipe.seeds_of(one):
+            specification = recipe.build(one, digest, seed)
+            kept = folder / "runs" / one.name / f"seed-{seed}" / "outcome.json"
+            key = {"specification": specification.digest, "run": one.model_dump(mode="json")}
+            found = _read(kept, key)
+            if found is None and chosen(one.name):
+                say(f"{one.name}, seed {seed}")
+                found = _simulate(recipe, one, specification, made, kept.parent, engine)
+                write_atomic(kept, json.dumps({"key": key, "outcome": asdict(found)}).encode())
+            if found is not None:
+                outcomes.append(found)
+    return outcomes
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> Outcome | None:
+    if not path.exists():
+        return None
+    document = json.loads(path.read_bytes())
+    if document["key"] != json.loads(json.dumps(key)):
+        raise StateError(f"{path.parent} holds a run of another recipe; choose another --output, or remove that folder")
+    return Outcome(**document["outcome"])
+
+
+def _simulate(
+    recipe: Recipe, one: Run, specification: Specification, made: Made, folder: Path, engine: Engine
+) -> Outcome:
+    path = private_folder(folder) / "specification.json"
+    write_atomic(path, specification.canonical_bytes())
+    asked = study.Study(
+        specification=path,
+        base=made.base,
+        data=made.data,
+        nodes=one.nodes,
+        output=folder,
+        partition=one.partition,
+        key=recipe.key,
+        held_out=recipe.held_out,
+        evaluation=recipe.evaluation,
+        scored=SCORED,
+        models=folder.parent.parent / "models",
+    )
+    prepared = study.prepare(asked)
+    reports = [study.run(*pair, engine, lambda kind, data: None) for pair in _arms(one, asked, prepared)]
+    rows = [report.rows for report in reports]
+    names = {name for name, value in rows[0][-1].items() if isinstance(value, float)}
+    scored = [row["round"] for row in rows[0] if "held_out_eval_loss" in row]
+    sent = sum(row.get("upload_bytes", 0) for part in rows for row in part)
+    if one.synchronous_nodes:
+        steps = specification.federation.rounds * specification.training.local_steps
+        sent = one.synchronous_nodes * steps * 4 * local_schema(specification, made.base).size
+    return Outcome(
+        run=one.name,
+        seed=specification.seed,
+        final={name: _mean(part[-1][name] for part in rows) for name in sorted(names)},
+        curve=[(number, _mean(part[number]["held_out_eval_loss"] for part in rows)) for number in scored],
+        upload_bytes=sent,
+        seconds=sum(row.get("seconds", 0.0) for part in rows for row in part),
+    )
+
+
+def _arms(one: Run, asked: study.Study, prepared: study.Prepared) -> Iterator[tuple[study.Study, study.Prepared]]:
+    """The federation, or each node by itself on its own shard; all are scored on the same held-out records."""
+    if one.arm == "federated":
+        yield asked, prepared
+        return
+    for name, shard in prepared.job.shards.items():
+        alone = replace(prepared.job, shards={name: shard})
+        yield (
+            replace(asked, output=asked.output / "alone" / name, nodes=1),
+            replace(prepared, job=alone, counts={name: prepared.counts[name]}),
+        )
+
+
+def _mean(values: Iterator[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
