@@ -44,13 +44,17 @@ Noise = Callable[[int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class _Tile:
-    """One tile's place, signs and scratch: `values` and `bits` are the same memory as float32 and as int32."""
+    """One tile's place, signs and scratch: `values` and `bits` are the same memory as float32 and as int32, with gaps."""
 
     start: int
     width: int
     signs: NDArray[np.int32]
     values: NDArray[np.float32]
     bits: NDArray[np.int32]
+
+    @property
+    def lanes(self) -> int:
+        return ROWS * self.width
 
 
 class _Rotation:
@@ -60,12 +64,12 @@ class _Rotation:
         self._columns = layout.columns
         self._stream = Keystream(layout.rotation_seed)
         self._signs = np.empty(2 * ROWS, dtype="<i4")
-        self._scratch = np.empty(ROWS * min(TILE_COLUMNS, layout.columns), dtype="<f4")
+        self._scratch = np.empty(kernels.tile_values(min(TILE_COLUMNS, layout.columns)), dtype="<f4")
 
     def tiles(self) -> Iterator[_Tile]:
         for start in range(0, self._columns, TILE_COLUMNS):
             width = min(TILE_COLUMNS, self._columns - start)
-            values = self._scratch[: ROWS * width]
+            values = self._scratch[: kernels.tile_values(width)]
             yield _Tile(start, width, self._stream.fill(self._signs), values, values.view("<i4"))
 
 
@@ -146,7 +150,7 @@ def encode_upload(
     scale, levels = np.float32(factor / layout.step / math.sqrt(ROWS)), np.float32(layout.levels)
     with _Packer(layout, masks, out) as packer:
         for tile in rotation.tiles():
-            part = lanes[: tile.values.size]
+            part = lanes[: tile.lanes]
             kernels.load(source.view("<i4"), tile.signs, tile.start, layout.columns, tile.width, tile.values, tile.bits)
             kernels.round_lanes(tile.values, tile.width, uniform.fill(random[: part.size]), scale, levels, part)
             if feedback is not None:
@@ -233,7 +237,7 @@ class UploadSum:
         lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
         with _Unpacker(layout, self._uploads) as uploads:
             for tile in rotation.tiles():
-                part = lanes[: tile.values.size]
+                part = lanes[: tile.lanes]
                 uploads.sum_into(part)
                 masks.add_to(part)
                 _decode(part, layout.lane_bits, tile, layout, update, subtract=False)
