@@ -5,7 +5,6 @@ keeps each upload on disk and adds them in order of the nodes' names, so that a 
 whatever the order in which answers come, and its memory does not grow with the number of nodes.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.digest import upload_digest
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
@@ -70,7 +70,7 @@ class PlainMember:
         reply = sealing_pb2.PlainUpload(
             version=wire.VERSION,
             slot=open_.slot,
-            upload_sha256=hashlib.sha256(data).digest(),
+            upload_digest=upload_digest(data),
             weight=contribution.weight,
             metrics=[sealing_pb2.MetricValue(name=name.value, value=value) for name, value in metrics.items()],
         )
@@ -180,8 +180,9 @@ class PlainCollector:
             _check_upload(node, upload, self._plan.slot)
             if payload is None:
                 raise UpdateError(f"the reply of {node} has no payload 'upload'")
-            path = self._uploads.keep(self._plan.slot, node, payload, upload.upload_sha256, 4 * self._parameters)
+            path = self._uploads.keep(self._plan.slot, node, payload, upload.upload_digest, 4 * self._parameters)
             _check_finite(node, path)
+            self._uploads.settle(self._plan.slot)
         except (ProtocolFailure, UpdateError) as error:
             self._dropped[node] = str(error)
             raise
@@ -308,7 +309,7 @@ def weighted_sum(paths: Mapping[str, Path], weights: Mapping[str, float], parame
 def _check_upload(node: str, upload: sealing_pb2.PlainUpload, slot: int) -> None:
     if upload.slot != slot:
         raise ProtocolFailure(FailureName.LATE_UPLOAD, f"{node} answered slot {upload.slot}; slot {slot} is open")
-    wire.require_length("upload_sha256", upload.upload_sha256, wire.DIGEST_BYTES)
+    wire.require_length("upload_digest", upload.upload_digest, wire.DIGEST_BYTES)
     scalars.check_weight(upload.weight)
     names = [item.name for item in upload.metrics]
     unknown = [name for name in names if name not in set(Metric)]
