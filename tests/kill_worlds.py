@@ -172,7 +172,7 @@ def check_logs(killed: Killed) -> None:
         assert epochs == sorted(set(epochs))
         for row in seal_log.rows(killed.seal_log(node)):
             if "spent" in row:
-                spent[row["slot"], node] = row["spent"]["upload_sha256"]
+                spent[row["slot"], node] = row["spent"]["upload_digest"]
             if "signed" in row:
                 lists.setdefault(row["slot"], set()).add(row["signed"]["list_sha256"])
             if "revealed" in row:
@@ -197,7 +197,7 @@ def _check_collector(killed: Killed, spent: dict[tuple[int, str], str]) -> None:
             assert event["event"] not in of_slot
             of_slot.add(event["event"])
         if event["event"] == "upload":
-            assert spent[slot, event["node"]] == event["sha256"]
+            assert spent[slot, event["node"]] == event["digest"]
             uploads.append(event["node"])
         if event["event"] == "list":
             assert event["nodes"] == sorted(uploads)

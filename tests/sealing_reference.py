@@ -4,7 +4,7 @@ It reads tests/vectors/sealing.json and checks a slot from the outside: signatur
 hashlib and hmac are used.
 
 Sources: X25519 RFC 7748 section 5, Ed25519 RFC 8032 section 5.1, HKDF RFC 5869, AES-256 FIPS 197 and CTR mode NIST
-SP 800-38A section 6.5, ChaCha20-Poly1305 RFC 8439.
+SP 800-38A section 6.5, ChaCha20-Poly1305 RFC 8439, BLAKE3 O'Connor et al. 2020.
 """
 
 import hashlib
@@ -19,6 +19,58 @@ def hash_fields(domain: str, *fields: bytes) -> bytes:
     for field in (domain.encode(), *fields):
         data += len(field).to_bytes(8, "big") + field
     return hashlib.sha256(data).digest()
+
+
+_BLAKE3_IV = (
+    0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19,
+)  # fmt: skip
+_BLAKE3_PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+_CHUNK_START, _CHUNK_END, _PARENT, _ROOT = 1, 2, 4, 8
+
+
+def _blake3_compress(value: Sequence[int], block: bytes, counter: int, flags: int) -> list[int]:
+    words = [int.from_bytes(block.ljust(64, b"\0")[i : i + 4], "little") for i in range(0, 64, 4)]
+    v = [*value, *_BLAKE3_IV[:4], counter & 0xFFFFFFFF, counter >> 32, len(block), flags]
+
+    def turn(x: int, places: int) -> int:
+        return (x >> places | x << (32 - places)) & 0xFFFFFFFF
+
+    def mix(a: int, b: int, c: int, d: int, x: int, y: int) -> None:
+        for word, first, second in ((x, 16, 12), (y, 8, 7)):
+            v[a] = (v[a] + v[b] + word) & 0xFFFFFFFF
+            v[d] = turn(v[d] ^ v[a], first)
+            v[c] = (v[c] + v[d]) & 0xFFFFFFFF
+            v[b] = turn(v[b] ^ v[c], second)
+
+    for _ in range(7):
+        for i in range(4):
+            mix(i, 4 + i, 8 + i, 12 + i, words[2 * i], words[2 * i + 1])
+        for i in range(4):
+            mix(i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4, words[8 + 2 * i], words[9 + 2 * i])
+        words = [words[i] for i in _BLAKE3_PERMUTATION]
+    return [v[i] ^ v[i + 8] for i in range(8)]
+
+
+def blake3(data: bytes) -> bytes:
+    """The default 32-byte hash of the BLAKE3 paper, section 2."""
+
+    def node(data: bytes, first_chunk: int, root: int) -> list[int]:
+        if len(data) > 1024:
+            left = 1024
+            while 2 * left < len(data):
+                left *= 2
+            both = node(data[:left], first_chunk, 0) + node(data[left:], first_chunk + left // 1024, 0)
+            block = b"".join(word.to_bytes(4, "little") for word in both)
+            return _blake3_compress(_BLAKE3_IV, block, 0, _PARENT | root)
+        value: Sequence[int] = _BLAKE3_IV
+        blocks = [data[i : i + 64] for i in range(0, len(data), 64)] or [b""]
+        for i, block in enumerate(blocks):
+            last = i == len(blocks) - 1
+            flags = (_CHUNK_START if i == 0 else 0) | (_CHUNK_END | root if last else 0)
+            value = _blake3_compress(value, block, first_chunk, flags)
+        return list(value)
+
+    return b"".join(word.to_bytes(4, "little") for word in node(data, 0, _ROOT))
 
 
 def hkdf(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:

@@ -186,7 +186,7 @@ class Run:
             instruction.step, instruction.body, lambda opened: self._train(payload["model"], opened), payload["model"]
         )
         if self._charged_here:
-            self._node.spending.costs.spend(run_id=self._run_id, slot=slot.slot, upload_sha256="")
+            self._node.spending.costs.spend(run_id=self._run_id, slot=slot.slot, upload_digest="")
         return Outgoing(answer.body, answer.payload)
 
     @property

@@ -28,8 +28,8 @@ from confide.files import fsync_folder
 GENESIS = "0" * 64
 
 
-def _chain(previous: str, body: dict[str, Any]) -> str:
-    return canonical.hash_fields("confide/v1/journal", bytes.fromhex(previous), canonical.encode(body)).hex()
+def _chain(previous: str, body: bytes) -> str:
+    return canonical.hash_fields("confide/v1/journal", bytes.fromhex(previous), body).hex()
 
 
 def _verified(path: Path, data: bytes) -> tuple[list[dict[str, Any]], str, int]:
@@ -40,7 +40,7 @@ def _verified(path: Path, data: bytes) -> tuple[list[dict[str, Any]], str, int]:
         try:
             entry = json.loads(line)
             body, previous, stated = entry["body"], entry["previous"], entry["hash"]
-            sound = previous == head and stated == _chain(previous, body)
+            sound = previous == head and stated == _chain(previous, canonical.encode(body))
         except (ValueError, KeyError, TypeError):
             sound = False
         if not sound:
@@ -57,7 +57,7 @@ def heads(bodies: Iterable[dict[str, Any]]) -> list[str]:
     """The head after 0, 1, 2, ... of the bodies, for checking what somebody remembers: heads(bodies)[length]."""
     result = [GENESIS]
     for body in bodies:
-        result.append(_chain(result[-1], body))
+        result.append(_chain(result[-1], canonical.encode(body)))
     return result
 
 
@@ -96,27 +96,33 @@ class Journal:
         """The head when the journal had `length` entries; GENESIS for 0."""
         head = GENESIS
         for body in self._bodies[:length]:
-            head = _chain(head, body)
+            head = _chain(head, canonical.encode(body))
         return head
 
-    def append(self, body: dict[str, Any]) -> str:
-        """Append durably and return the new head. When this returns, the entry survives a power cut."""
+    def append(self, body: dict[str, Any], *, durable: bool = True) -> str:
+        """Append and return the new head. When this returns, the entry survives a power cut.
+
+        durable=False: it survives a crash of this process at once, and a power cut after the next durable entry.
+        """
         with self._lock:
-            new_head = _chain(self.head, body)
-            line = canonical.encode({"body": body, "previous": self.head, "hash": new_head}) + b"\n"
+            encoded = canonical.encode(body)
+            new_head = _chain(self.head, encoded)
+            # The canonical encoding of {"body": ..., "hash": ..., "previous": ...}, with the body encoded once.
+            line = b'{"body":%b,"hash":"%b","previous":"%b"}\n' % (encoded, new_head.encode(), self.head.encode())
             start = os.lseek(self._descriptor, 0, os.SEEK_CUR)
             try:
                 view = memoryview(line)
                 while view:
                     view = view[os.write(self._descriptor, view) :]
-                os.fsync(self._descriptor)
+                if durable:
+                    os.fsync(self._descriptor)
             except OSError as error:
                 os.ftruncate(self._descriptor, start)
                 os.lseek(self._descriptor, start, os.SEEK_SET)
                 raise StateError(
                     f"cannot append to {self.path}: {error.strerror}. Free space; nothing was lost."
                 ) from error
-            self._bodies.append(json.loads(canonical.encode(body)))
+            self._bodies.append(json.loads(encoded))
             self.head = new_head
             return new_head
 

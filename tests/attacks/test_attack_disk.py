@@ -1,13 +1,18 @@
 """Epoch secrets live in memory only: at no moment does a folder or the environment hold one."""
 
 import base64
+import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from confide.proto import fleet_pb2
 from confide.sealing import bundles, keys, shamir
+from confide.sealing.roles import Opened
 from confide.sealing.seal_log import rows
+from confide_client.status import show_seal_log
+from rich.console import Console
 
 from tests.attacks.liar import A, finish, stop_before
 from tests.sealing_harness import STEPS, Federation
@@ -93,3 +98,17 @@ def test_the_seal_log_says_what_was_signed_and_revealed(tmp_path: Path) -> None:
     assert one["revealed"] == {"self_masks": sorted(federation.members), "mask_secrets": []}
     assert one["ended"] == {"committed": True, "failure": "", "contributed": True}
     assert "signed" not in two and two["ended"]["failure"] == "QUORUM_SHORT"
+
+
+def test_the_seal_log_command_shows_it(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "world", 4)
+    assert isinstance(federation.slot(silent={fleet_pb2.TRAIN: ("hospital-03",)}), Opened)
+    member = tmp_path / "run" / "member"
+    member.mkdir(parents=True)
+    shutil.copy(federation.members["hospital-00"].log.journal.path, member / "seal-log.jsonl")
+    shown = Console(record=True, width=2000, file=io.StringIO())
+    show_seal_log(tmp_path / "run", shown)
+    lines = shown.export_text().splitlines()
+    for event, fact in (("reserved", "round=1"), ("spent", "upload_digest="), ("signed", "hospital-02"),
+                        ("revealed", "mask_secrets=['hospital-03']"), ("ended", "committed=True")):  # fmt: skip
+        assert any(event in line and fact in line for line in lines), event

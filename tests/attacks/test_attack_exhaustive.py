@@ -111,9 +111,9 @@ def test_real_members_obey_the_model(tmp_path: Path) -> None:
     for assignment in everything:
         exchange = stop_before(federation, fleet_pb2.CONFIRM)
         request = sealing_pb2.ConfirmRequest.FromString(next(iter(exchange.bodies.values())))
-        digests = {item.node: item.upload_sha256 for item in request.survivors}
+        digests = {item.node: item.upload_digest for item in request.survivors}
         lists = {
-            chosen: [sealing_pb2.Survivor(node=members[i], upload_sha256=digests[members[i]]) for i in sorted(chosen)]
+            chosen: [sealing_pb2.Survivor(node=members[i], upload_digest=digests[members[i]]) for i in sorted(chosen)]
             for chosen in assignment
             if chosen is not None
         }

@@ -41,7 +41,7 @@ def test_a_list_that_differs_in_a_digest_only_is_a_second_list(tmp_path: Path) -
     federation.ask(fleet_pb2.CONFIRM, A, body)
 
     def other_digest(message: Confirm) -> None:
-        message.survivors[1].upload_sha256 = bytes(32)
+        message.survivors[1].upload_digest = bytes(32)
 
     with refused(FailureName.TWO_LISTS):
         federation.ask(fleet_pb2.CONFIRM, A, rewrite(Confirm, body, other_digest))
@@ -85,7 +85,7 @@ def test_a_node_that_is_left_out_signs_nothing(tmp_path: Path) -> None:
         federation.ask(fleet_pb2.CONFIRM, A, rewrite(Confirm, body, without(A)))
 
     def swapped(message: Confirm) -> None:
-        message.survivors[0].upload_sha256 = message.survivors[1].upload_sha256
+        message.survivors[0].upload_digest = message.survivors[1].upload_digest
 
     with refused(FailureName.OMITTED_SELF):
         federation.ask(fleet_pb2.CONFIRM, A, rewrite(Confirm, body, swapped))
@@ -96,7 +96,7 @@ def test_a_survivor_from_outside_the_epoch(tmp_path: Path) -> None:
     body = stop_before(federation, fleet_pb2.CONFIRM).bodies[A]
 
     def stranger(message: Confirm) -> None:
-        message.survivors.add(node="hospital-99", upload_sha256=bytes(32))
+        message.survivors.add(node="hospital-99", upload_digest=bytes(32))
 
     with refused(FailureName.COHORT_NOT_EPOCH):
         federation.ask(fleet_pb2.CONFIRM, A, rewrite(Confirm, body, stranger))

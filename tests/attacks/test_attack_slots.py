@@ -210,13 +210,13 @@ def test_different_models_to_different_nodes_yield_no_quorum_and_garbage(tmp_pat
         )
         upload = sealing_pb2.SealedUpload.FromString(answer.body)
         assert answer.payload is not None
-        uploads[node], contexts[node] = (answer.payload, upload.upload_sha256), upload.context
+        uploads[node], contexts[node] = (answer.payload, upload.upload_digest), upload.context
         if node in (A, B):
             with refused(FailureName.CONTEXT_MISMATCH):
                 federation.collector.receive(node, answer.body, answer.payload)
     assert len(set(contexts.values())) == 2
     # A coordinator that lists all five all the same finds no quorum: three at most sign under one context.
-    survivors = [sealing_pb2.Survivor(node=node, upload_sha256=uploads[node][1]) for node in sorted(uploads)]
+    survivors = [sealing_pb2.Survivor(node=node, upload_digest=uploads[node][1]) for node in sorted(uploads)]
     signed, requests = {}, {}
     for node in uploads:
         requests[node] = sealing_pb2.ConfirmRequest(version=1, slot=2, context=contexts[node], survivors=survivors)
@@ -402,7 +402,7 @@ def test_a_dealer_of_something_else_is_convicted(
         verify(federation.keys[E].public, dealing.DOMAIN, statement, bytes.fromhex(item["signature"]))
         shares[epoch.key.number(item["holder"])] = share
     secret = shamir.reconstruct(shares, threshold=4)
-    assert keys.public_of(secret) not in epoch.bundle(E).mask_keys
+    assert keys.public_of(secret) not in epoch.opened[E].mask_keys
     federation.restart_collector()
     retry = federation.slot(round=1, attempt=2)
     assert isinstance(retry, Opened) and retry.contributors == names(4)

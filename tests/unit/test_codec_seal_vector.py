@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confide.codec.digest import upload_file_digest
 from confide.codec.keystream import Keystream
 from confide.codec.layout import VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
@@ -58,10 +59,12 @@ def test_an_upload_never_changes_its_bytes(tmp_path: Path) -> None:
     made = VectorLayout(parameters=70_000, scalars=2, bits=8, members=5, clip=4.0, rotation_seed=SEED)
     out = tmp_path / "u"
     digest = encode_upload(update, [1, 2**32 - 1], made, rounding_key=KEY, masks=[(SEED, 1), (KEY, -1)], out=out)
-    assert digest == hashlib.sha256(out.read_bytes()).digest()
+    assert digest == upload_file_digest(out)
     assert out.stat().st_size == made.wire_bytes
     assert out.stat().st_mode & 0o777 == 0o600
-    assert digest.hex() == "b66bed99a9b7b47ae5f7725298bad00d69ef81c7c19793333df82c3f83d51355"
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == (
+        "b66bed99a9b7b47ae5f7725298bad00d69ef81c7c19793333df82c3f83d51355"
+    )
 
 
 @pytest.mark.parametrize(("bits", "bound"), [(16, 1e-3), (12, 5e-3), (8, 2e-2), (4, 3e-1)])

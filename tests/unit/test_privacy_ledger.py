@@ -448,15 +448,15 @@ def test_sealing_charges_through_its_hook(ledger: Ledger) -> None:
         costs.reserve(run_id=RUN_A, slot=slot, round=1, model_sha256="0" * 64, evaluate_only=evaluate_only)
 
     reserve(1)
-    costs.spend(run_id=RUN_A, slot=1, upload_sha256="0" * 64)
+    costs.spend(run_id=RUN_A, slot=1, upload_digest="0" * 64)
     costs.ended(run_id=RUN_A, slot=1, committed=False, contributed=False)
     assert ledger.state.run(RUN_A).spent_slots == 1
     assert costs.position() == (3, ledger.head) and costs.head_at(3) == ledger.head
     reserve(2, evaluate_only=True)
-    costs.spend(run_id=RUN_A, slot=2, upload_sha256="0" * 64)
+    costs.spend(run_id=RUN_A, slot=2, upload_digest="0" * 64)
     assert len(ledger) == 3
     with pytest.raises(LedgerError, match="not reserved"):
-        costs.spend(run_id=RUN_A, slot=3, upload_sha256="0" * 64)
+        costs.spend(run_id=RUN_A, slot=3, upload_digest="0" * 64)
     del budgets["notes"]
     with pytest.raises(PolicyRefusal, match="no budget"):
         reserve(4)

@@ -1,10 +1,10 @@
 """Sealing off: sums in node order, checked uploads, and a coordinator that goes on after a crash."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from confide.codec.digest import upload_digest
 from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, ProtocolFailure, UpdateError
 from confide.identity.keys import SigningKey
@@ -153,8 +153,8 @@ def _altered(body: bytes, **changes: object) -> bytes:
         ({"weight": 1.5}, "SUM_OUT_OF_RANGE"),
         ({"weight": float("nan")}, "SUM_OUT_OF_RANGE"),
         ({"slot": 7}, "LATE_UPLOAD"),
-        ({"upload_sha256": b"x" * 32}, "does not have the stated hash"),
-        ({"upload_sha256": b"x"}, "MALFORMED"),
+        ({"upload_digest": b"x" * 32}, "does not have the stated hash"),
+        ({"upload_digest": b"x"}, "MALFORMED"),
         ({"version": 2}, "MALFORMED"),
         ({"metrics": [sealing_pb2.MetricValue(name="patient_count", value=1.0)]}, "METRIC_NOT_ALLOWED"),
         ({"metrics": [sealing_pb2.MetricValue(name="eval_accuracy", value=1.5)]}, "METRIC_NOT_ALLOWED"),
@@ -191,7 +191,7 @@ def test_truncated_long_and_nan_payloads_are_refused(tmp_path: Path, data: bytes
     body, payload = answer(tmp_path, NODES[0], 0, exchange.bodies[NODES[0]])
     payload.write_bytes(data)
     with pytest.raises(UpdateError, match=expected):
-        one.receive(NODES[0], _altered(body, upload_sha256=hashlib.sha256(data).digest()), payload)
+        one.receive(NODES[0], _altered(body, upload_digest=upload_digest(data)), payload)
 
 
 def test_updates_are_clipped_and_checked_on_the_node(tmp_path: Path) -> None:

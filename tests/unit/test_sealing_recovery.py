@@ -4,6 +4,7 @@ The end of a process is played by an exception that nothing catches, and a new o
 real processes at the same boundaries is the integration suite's part.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -180,6 +181,78 @@ def test_a_crash_after_the_decision_opens_the_same_sum_again(tmp_path: Path) -> 
     assert first.update_sum.tobytes() == second.update_sum.tobytes() and first.metrics == second.metrics
     assert federation.collector.exchange() is None
     federation.end(second)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_upload_is_asked_for_again_after_a_restart(tmp_path: Path, damage: str) -> None:
+    federation = Watched(tmp_path, 4)
+    federation.epoch()
+    federation.collector.open_slot(federation.plan())
+    exchange = federation.collector.exchange()
+    assert exchange is not None
+    for node, body in list(exchange.bodies.items())[:3]:
+        federation.collector.receive(node, *federation.ask(fleet_pb2.TRAIN, node, body))
+    kept = federation.collector._uploads.path(1, VICTIM)
+    data = kept.read_bytes()
+    kept.unlink() if damage == "missing" else kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    federation.restart_collector()
+    again = federation.collector.exchange()
+    assert again is not None and sorted(again.bodies) == [VICTIM, names(4)[3]]
+    outcome = federation.drive()
+    assert isinstance(outcome, Opened) and outcome.contributors == names(4)
+    federation.check_nothing_served_twice()
+
+
+def test_an_upload_damaged_after_its_list_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path, 4)
+    federation.epoch()
+    federation.collector.open_slot(federation.plan())
+    kill_at(monkeypatch, "collector.quorum_written", 1)
+    with pytest.raises(Killed):
+        federation.drive()
+    monkeypatch.undo()
+    kept = federation.collector._uploads.path(1, VICTIM)
+    data = kept.read_bytes()
+    kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    federation.restart_collector()
+    outcome = federation.drive()
+    assert isinstance(outcome, Abandoned) and outcome.code == "SUM_OUT_OF_RANGE" and "digest" in outcome.reason
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("collector.")])
+def test_a_power_cut_takes_only_what_nobody_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    federation = Watched(tmp_path, 4)
+    journal, durable = federation.collector._journal, [0]
+    honest = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        honest(descriptor)
+        if descriptor == journal._descriptor:
+            durable[0] = journal.path.stat().st_size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    kill_at(monkeypatch, name, 2)
+    try:
+        for _ in range(2):
+            federation.slot()
+            federation.collector._renew = True
+    except Killed:
+        pass
+    monkeypatch.undo()
+    os.truncate(journal.path, durable[0])
+    federation.restart_collector()
+    resumed = federation.collector.resumable
+    if resumed is not None:
+        federation.collector.open_slot(resumed)
+        outcome = federation.collector.outcome or federation.drive()
+        assert isinstance(outcome, Opened) and outcome.contributors == names(4)
+        federation.end(outcome)
+    federation.slot_number = federation.collector._books.last_slot
+    last = federation.slot()
+    assert isinstance(last, Opened) and len(last.contributors) >= 3
+    federation.check_nothing_served_twice()
 
 
 def test_the_hook_kills_and_does_nothing_else() -> None:

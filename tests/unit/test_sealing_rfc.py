@@ -1,6 +1,8 @@
 """RFC vectors, against the reference implementation and against what the product uses."""
 
 import numpy as np
+import pytest
+from confide.codec.digest import upload_digest
 from confide.codec.keystream import Keystream
 from confide.sealing import keys
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,3 +64,20 @@ def test_chacha20_poly1305_rfc_8439_section_2_3_2_and_round_trip() -> None:
         plain = bytes(i % 251 for i in range(length))
         data = ChaCha20Poly1305(bytes(range(32))).encrypt(bytes(12), plain, b"associated")
         assert reference.chacha20poly1305_open(bytes(range(32)), bytes(12), data, b"associated") == plain
+
+
+@pytest.mark.parametrize(
+    ("length", "wanted"),
+    [
+        (0, "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"),
+        (1, "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"),
+        (1023, "10108970eeda3eb932baac1428c7a2163b0e924c9a9e25b35bba72b28f70bd11"),
+        (1024, "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7"),
+        (1025, "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444"),
+        (3073, "7124b49501012f81cc7f11ca069ec9226cecb8a2c850cfe644e327d22d3e1cd3"),
+        (7169, "a003fc7a51754a9b3c7fae0367ab3d782dccf28855a03d435f8cfe74605e7817"),
+    ],
+)
+def test_blake3_published_vectors(length: int, wanted: str) -> None:
+    data = bytes(i % 251 for i in range(length))
+    assert reference.blake3(data).hex() == upload_digest(data).hex() == wanted

@@ -148,7 +148,7 @@ def test_the_context(case: dict[str, Any]) -> None:
 @CASES
 def test_the_lists_signatures(case: dict[str, Any]) -> None:
     survivors = case["opened"]["contributors"]
-    digests = [part for name in survivors for part in (name.encode(), sha256(h(case["uploads"][name])))]
+    digests = [part for name in survivors for part in (name.encode(), reference.blake3(h(case["uploads"][name])))]
     listed = hash_fields("confide/v1/sealing/survivors", h(case["context"]), number(1), *digests)
     confirmations = replies(case, "CONFIRM")
     assert sorted(confirmations) == survivors and len(survivors) >= case["parameters"]["q"]

@@ -116,7 +116,7 @@ def _garble(message: Any) -> None:
 
 
 def _stranger(message: Any) -> None:
-    message.survivors.add(node="hospital-99", upload_sha256=bytes(32))
+    message.survivors.add(node="hospital-99", upload_digest=bytes(32))
 
 
 def lies(federation: Federation) -> dict[fleet_pb2.Step, list[tuple[type, Change]]]:

@@ -4,7 +4,8 @@ The rotation of a tile of 1024 rows and C columns: flip the sign of (r, c) by bi
 part of the sign stream; with g = C // 4, columns c, c+g, c+2g, c+3g (c < g) go through the orthonormal 4-point
 Hadamard transform; every column goes through the 1024-point one in natural order. All but the flip commute, so the
 inverse is the same steps with the flip last. Radix-4 passes run over 64 rows at a time ("near": `load`, `store`) and
-over 16 rows 64 apart ("far": `round_lanes`, `restore_lanes`): either sweep stays in the first-level cache. Loops
+over 16 rows 64 apart ("far": `round_lanes`, `restore_lanes`): either sweep stays in the first-level cache, because a
+tile in memory has a gap of 16 values after every 64 rows; without it rows 64 apart would share a few cache sets. Loops
 over columns are written for the constant 64 where it holds, which lets the compiler vectorize them fully.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.codec.compiled import compiled, inlined
+from confide.codec.compiled import compiled, inlined, narrow_shift
 
 _Floats = NDArray[np.float32]
 _Integers = NDArray[Any]
@@ -22,6 +23,21 @@ _TOP = np.int32(-(2**31))
 _HALF = np.float32(0.5)
 _ROUNDING_UNIT = np.float32(2.0**-16)
 _ORTHONORMAL = np.float32(1.0 / 32.0)
+_GAP = 16
+
+_shifted_left = narrow_shift("left")
+_shifted_right = narrow_shift("right")
+
+
+def tile_values(width: int) -> int:
+    """Floats of a tile of `width` columns in memory, gaps included."""
+    return 16 * (64 * width + _GAP)
+
+
+@inlined
+def _at(row: int, width: int) -> int:
+    """Where a row of a tile begins in memory."""
+    return row * width + row // 64 * _GAP
 
 
 @inlined
@@ -45,7 +61,7 @@ def _butterfly(x: _Floats, a: int, b: int, c: int, d: int, count: int) -> None:
 @inlined
 def _near_rows(x: _Floats, first: int, width: int) -> None:
     """Passes over 64 neighbouring rows: distances 1, 4, 16."""
-    o = first * width
+    o = _at(first, width)
     for b in range(0, 64, 4):
         _butterfly(x, o + b * width, o + (b + 1) * width, o + (b + 2) * width, o + (b + 3) * width, width)
     for b in range(0, 64, 16):
@@ -56,17 +72,20 @@ def _near_rows(x: _Floats, first: int, width: int) -> None:
 @inlined
 def _far_rows(x: _Floats, first: int, width: int) -> None:
     """Passes over the 16 rows `first` + 64 i: distances 64, 256."""
-    for b in range(first, 1024, 256):
-        _butterfly(x, b * width, (b + 64) * width, (b + 128) * width, (b + 192) * width, width)
-    for b in range(first, 256, 64):
-        _butterfly(x, b * width, (b + 256) * width, (b + 512) * width, (b + 768) * width, width)
+    o = first * width
+    far = 64 * width + _GAP
+    for b in range(o, o + 16 * far, 4 * far):
+        _butterfly(x, b, b + far, b + 2 * far, b + 3 * far, width)
+    for b in range(o, o + 4 * far, far):
+        _butterfly(x, b, b + 4 * far, b + 8 * far, b + 12 * far, width)
 
 
 @inlined
 def _columns(x: _Floats, row: int, width: int) -> None:
     """The orthonormal 4-point transform over a row's columns in four groups; up to 3 left-over columns stay."""
     group = width // 4
-    for i in range(row * width, row * width + group):
+    o = _at(row, width)
+    for i in range(o, o + group):
         u = (x[i] + x[i + group]) * _HALF
         v = (x[i] - x[i + group]) * _HALF
         w = (x[i + 2 * group] + x[i + 3 * group]) * _HALF
@@ -86,17 +105,18 @@ def _flipped(value: np.int32, word: np.int32, c: int) -> np.int32:
 @inlined
 def _load_row(update: _Integers, base: int, signs: _Integers, row: int, width: int, tile: _Integers) -> None:
     """The update from `base` on with signs flipped, zeros after its end; float32 seen as int32."""
+    o = _at(row, width)
     if width == 64 and base + 64 <= update.size:
         for half in range(2):
             word = signs[2 * row + half]
-            into = tile[row * 64 + 32 * half : row * 64 + 32 * half + 32]
+            into = tile[o + 32 * half : o + 32 * half + 32]
             source = update[base + 32 * half : base + 32 * half + 32]
             for c in range(32):
                 into[c] = _flipped(source[c], word, c)
     else:
         for c in range(width):
             value = update[base + c] if base + c < update.size else np.int32(0)
-            tile[row * width + c] = _flipped(value, signs[2 * row + c // 32], c % 32)
+            tile[o + c] = _flipped(value, signs[2 * row + c // 32], c % 32)
 
 
 @inlined
@@ -124,19 +144,15 @@ def load(
         _load(update, signs, start, stride, width, tile, bits)
 
 
-@compiled("void(float32[::1], int64, uint16[::1], float32, float32, {lanes})")
-def round_lanes(
+@inlined
+def _round(
     tile: _Floats, width: int, uniform: _Integers, scale: np.float32, levels: np.float32, lanes: _Integers
 ) -> None:
-    """Second half of the rotation, then scale and round stochastically to integers in two's complement.
-
-    uniform: one 16-bit random integer u per lane; x becomes floor(x + (u + 1/2) / 2^16), clamped to +-levels before
-    and after: the result's mean is x to within 2^-17 for |x| <= levels, and zero stays zero. `tile` is overwritten.
-    """
     for first in range(64):
         _far_rows(tile, first, width)
         for row in range(first, 1024, 64):
-            values = tile[row * width : (row + 1) * width]
+            o = _at(row, width)
+            values = tile[o : o + width]
             random = uniform[row * width : (row + 1) * width]
             into = lanes[row * width : (row + 1) * width]
             for c in range(width):
@@ -148,18 +164,42 @@ def round_lanes(
                 into[c] = np.int32(x)
 
 
-@compiled("void({lanes}, int64, float32, int64, float32[::1])")
-def restore_lanes(lanes: _Integers, lane_bits: int, step: np.float32, width: int, tile: _Floats) -> None:
-    """First half of the inverse: lanes as two's complement of lane_bits, times step, into `tile`."""
+@compiled("void(float32[::1], int64, uint16[::1], float32, float32, {lanes})")
+def round_lanes(
+    tile: _Floats, width: int, uniform: _Integers, scale: np.float32, levels: np.float32, lanes: _Integers
+) -> None:
+    """Second half of the rotation, then scale and round stochastically to integers in two's complement.
+
+    uniform: one 16-bit random integer u per lane; x becomes floor(x + (u + 1/2) / 2^16), clamped to +-levels before
+    and after: the result's mean is x to within 2^-17 for |x| <= levels, and zero stays zero. `tile` is overwritten.
+    """
+    if width == 64:
+        _round(tile, 64, uniform, scale, levels, lanes)
+    else:
+        _round(tile, width, uniform, scale, levels, lanes)
+
+
+@inlined
+def _restore(lanes: _Integers, lane_bits: int, step: np.float32, width: int, tile: _Floats) -> None:
     spare = np.int32(32 - lane_bits)
     unit = step * _ORTHONORMAL
     for first in range(64):
         for row in range(first, 1024, 64):
-            values = tile[row * width : (row + 1) * width]
+            o = _at(row, width)
+            values = tile[o : o + width]
             source = lanes[row * width : (row + 1) * width]
             for c in range(width):
                 values[c] = np.float32(np.int32(np.int32(source[c]) << spare) >> spare) * unit
         _far_rows(tile, first, width)
+
+
+@compiled("void({lanes}, int64, float32, int64, float32[::1])")
+def restore_lanes(lanes: _Integers, lane_bits: int, step: np.float32, width: int, tile: _Floats) -> None:
+    """First half of the inverse: lanes as two's complement of lane_bits, times step, into `tile`."""
+    if width == 64:
+        _restore(lanes, lane_bits, step, 64, tile)
+    else:
+        _restore(lanes, lane_bits, step, width, tile)
 
 
 @inlined
@@ -171,24 +211,24 @@ def _store_row(
 
     Flipping on the way keeps the compiler from calling memcpy, which costs more than it copies here.
     """
+    o = _at(row, width)
     if width == 64 and base + 64 <= update.size:
         for half in range(2):
             word = signs[2 * row + half]
-            o = row * 64 + 32 * half
-            source = tile_bits[o : o + 32]
+            source = tile_bits[o + 32 * half : o + 32 * half + 32]
             if subtract:
                 for c in range(32):
                     source[c] = _flipped(source[c], word, c)
                 for c in range(32):
-                    update[base + 32 * half + c] -= tile[o + c]
+                    update[base + 32 * half + c] -= tile[o + 32 * half + c]
             else:
                 into = bits[base + 32 * half : base + 32 * half + 32]
                 for c in range(32):
                     into[c] = _flipped(source[c], word, c)
     else:
         for c in range(min(width, update.size - base)):
-            tile_bits[row * width + c] = _flipped(tile_bits[row * width + c], signs[2 * row + c // 32], c % 32)
-            value = tile[row * width + c]
+            tile_bits[o + c] = _flipped(tile_bits[o + c], signs[2 * row + c // 32], c % 32)
+            value = tile[o + c]
             update[base + c] = update[base + c] - value if subtract else value
 
 
@@ -247,11 +287,11 @@ def pack(lanes: _Integers, lane_bits: int, words: _Integers) -> None:
                     low[i] = lane[i] & mask
             else:
                 for i in range(count):
-                    low[i] |= (lane[i] & mask) << shift
+                    low[i] |= _shifted_left(lane[i] & mask, shift)
             if shift + lane_bits > word_bits:
                 high = into[place + count : place + 2 * count]
                 for i in range(count):
-                    high[i] = (lane[i] & mask) >> (word_bits - shift)
+                    high[i] = _shifted_right(lane[i] & mask, word_bits - shift)
 
 
 @compiled("void({lanes}, int64, {lanes})")
@@ -271,7 +311,7 @@ def unpack_add(words: _Integers, lane_bits: int, total: _Integers) -> None:
             if shift + lane_bits > word_bits:
                 high = source[place + count : place + 2 * count]
                 for i in range(count):
-                    lane[i] += ((low[i] >> shift) | (high[i] << (word_bits - shift))) & mask
+                    lane[i] += (_shifted_right(low[i], shift) | _shifted_left(high[i], word_bits - shift)) & mask
             else:
                 for i in range(count):
-                    lane[i] += (low[i] >> shift) & mask
+                    lane[i] += _shifted_right(low[i], shift) & mask

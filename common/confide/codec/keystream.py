@@ -30,13 +30,18 @@ def _zeros(count: int) -> bytes:
     return bytes(count)
 
 
+def checked_key(key: bytes) -> bytes:
+    """The key itself. Raises UpdateError for a wrong length."""
+    if len(key) != KEY_BYTES:
+        raise UpdateError(f"a keystream key has {len(key)} bytes; AES-256 takes {KEY_BYTES}, derived by HKDF")
+    return key
+
+
 class Keystream:
     """Reads one key's stream from its start, in order. `update_into` releases the interpreter lock."""
 
     def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise UpdateError(f"a keystream key has {len(key)} bytes; AES-256 takes {KEY_BYTES}, derived by HKDF")
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._cipher = Cipher(algorithms.AES(checked_key(key)), modes.CTR(bytes(16))).encryptor()
 
     def fill(self, integers: NDArray[Any]) -> NDArray[Any]:
         """Overwrite a contiguous unsigned array by the next integers of the stream, and return it."""

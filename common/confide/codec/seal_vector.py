@@ -21,7 +21,6 @@ length: every lane, padding included, is masked before it is packed. The file's 
 ([2.0, 4.0, 0.0], [14])
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.codec import kernels
-from confide.codec.keystream import Keystream
+from confide.codec.digest import upload_hash
+from confide.codec.keystream import Keystream, checked_key
 from confide.codec.layout import ROWS, SCALAR_BITS, TILE, TILE_COLUMNS, VectorLayout
 from confide.errors import StateError, UpdateError
 
@@ -44,13 +44,20 @@ Noise = Callable[[int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class _Tile:
-    """One tile's place, signs and scratch: `values` and `bits` are the same memory as float32 and as int32."""
+    """One tile's place, signs and scratch.
+
+    `values` and `bits` are the same memory as float32 and as int32, with gaps (kernels.py).
+    """
 
     start: int
     width: int
     signs: NDArray[np.int32]
     values: NDArray[np.float32]
     bits: NDArray[np.int32]
+
+    @property
+    def lanes(self) -> int:
+        return ROWS * self.width
 
 
 class _Rotation:
@@ -60,12 +67,12 @@ class _Rotation:
         self._columns = layout.columns
         self._stream = Keystream(layout.rotation_seed)
         self._signs = np.empty(2 * ROWS, dtype="<i4")
-        self._scratch = np.empty(ROWS * min(TILE_COLUMNS, layout.columns), dtype="<f4")
+        self._scratch = np.empty(kernels.tile_values(min(TILE_COLUMNS, layout.columns)), dtype="<f4")
 
     def tiles(self) -> Iterator[_Tile]:
         for start in range(0, self._columns, TILE_COLUMNS):
             width = min(TILE_COLUMNS, self._columns - start)
-            values = self._scratch[: ROWS * width]
+            values = self._scratch[: kernels.tile_values(width)]
             yield _Tile(start, width, self._stream.fill(self._signs), values, values.view("<i4"))
 
 
@@ -90,7 +97,7 @@ class _Packer:
         self._lane_bits, self._word_bits = layout.lane_bits, _word_bits(layout)
         self._masks = _Masks(masks, layout)
         self._words = np.empty(min(TILE, layout.lanes) * self._lane_bits // self._word_bits, dtype=layout.lane_dtype)
-        self._hash = hashlib.sha256()
+        self._hash = upload_hash()
         self._file = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
 
     def __enter__(self) -> Self:
@@ -108,8 +115,9 @@ class _Packer:
         self._masks.add_to(lanes)
         words = self._words[: lanes.size * self._lane_bits // self._word_bits]
         kernels.pack(lanes, self._lane_bits, words)
-        self._hash.update(words.data)
-        _write_fully(self._file, words.view("u1").data)
+        packed = words.view("u1").data
+        self._hash.update(packed)
+        _write_fully(self._file, packed)
 
 
 def encode_upload(
@@ -123,7 +131,7 @@ def encode_upload(
     feedback: NDArray[np.float32] | None = None,
     noise: Noise | None = None,
 ) -> bytes:
-    """Write the masked, packed upload to `out` (mode 0600, not fsynced) and return its SHA-256.
+    """Write the masked, packed upload to `out` (mode 0600, not fsynced) and return its digest (digest.py).
 
     update: float32, shape (layout.parameters,), finite; clipped to norm layout.clip (with feedback: their sum is).
     scalars: layout.scalars integers in [0, 2^32), summed exactly.
@@ -146,7 +154,7 @@ def encode_upload(
     scale, levels = np.float32(factor / layout.step / math.sqrt(ROWS)), np.float32(layout.levels)
     with _Packer(layout, masks, out) as packer:
         for tile in rotation.tiles():
-            part = lanes[: tile.values.size]
+            part = lanes[: tile.lanes]
             kernels.load(source.view("<i4"), tile.signs, tile.start, layout.columns, tile.width, tile.values, tile.bits)
             kernels.round_lanes(tile.values, tile.width, uniform.fill(random[: part.size]), scale, levels, part)
             if feedback is not None:
@@ -200,20 +208,23 @@ class UploadSum:
 
     def __init__(self, layout: VectorLayout) -> None:
         self._layout = layout
-        self._uploads: list[tuple[Path, bytes]] = []
+        self._uploads: list[tuple[Path, bytes | None]] = []
         self._removed: list[tuple[bytes, int]] = []
 
-    def add(self, upload: Path, expected_sha256: bytes) -> None:
-        """Add one upload, which is read when the sum is opened. Raises UpdateError for a wrong size."""
+    def add(self, upload: Path, digest: bytes | None) -> None:
+        """Add one upload, which is read when the sum is opened. Raises UpdateError for a wrong size.
+
+        digest: what its bytes must have, checked as they are summed; None when the caller has checked the file.
+        """
         size = upload.stat().st_size
         if size != self._layout.wire_bytes:
             raise UpdateError(f"upload {upload.name} has {size} bytes; the layout says {self._layout.wire_bytes}")
-        self._uploads.append((upload, expected_sha256))
+        self._uploads.append((upload, digest))
 
     def remove_mask(self, seed: bytes, sign: int) -> None:
         """Take away one mask that was added with this sign. Its keystream is made when the sum is opened."""
         _checked_sign(sign)
-        Keystream(seed)
+        checked_key(seed)
         self._removed.append((seed, sign))
 
     def open(self, contributors: int) -> tuple[NDArray[np.float32], list[int]]:
@@ -223,7 +234,7 @@ class UploadSum:
         not have its digest, and when the scalars' digits or the padding cannot come from `contributors` vectors: masks
         are left, or one lied. StateError: a file was cut short.
 
-        Guarantee: the digests are of the very bytes that were summed, also when a file changes meanwhile.
+        Guarantee: a digest that was given is of the very bytes that were summed, also when a file changes meanwhile.
         """
         layout, rotation = self._layout, _Rotation(self._layout)
         if not 1 <= contributors <= layout.members:
@@ -233,7 +244,7 @@ class UploadSum:
         lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
         with _Unpacker(layout, self._uploads) as uploads:
             for tile in rotation.tiles():
-                part = lanes[: tile.values.size]
+                part = lanes[: tile.lanes]
                 uploads.sum_into(part)
                 masks.add_to(part)
                 _decode(part, layout.lane_bits, tile, layout, update, subtract=False)
@@ -245,12 +256,12 @@ class UploadSum:
 
 
 class _Unpacker:
-    """Reads the uploads side by side, hashing what it reads; one reused buffer for all of them."""
+    """Reads the uploads side by side, hashing what has a digest; one reused buffer for all of them."""
 
-    def __init__(self, layout: VectorLayout, uploads: Sequence[tuple[Path, bytes]]) -> None:
+    def __init__(self, layout: VectorLayout, uploads: Sequence[tuple[Path, bytes | None]]) -> None:
         self._lane_bits = layout.lane_bits
         self._packed = np.empty(min(TILE, layout.lanes) * layout.lane_bits // _word_bits(layout), layout.lane_dtype)
-        self._expected = [(path, expected, hashlib.sha256()) for path, expected in uploads]
+        self._expected = [(path, expected, None if expected is None else upload_hash()) for path, expected in uploads]
         self._open = ExitStack()
         self._files: list[Any] = []
 
@@ -270,16 +281,17 @@ class _Unpacker:
         lanes.fill(0)
         words = self._packed[: lanes.size * self._lane_bits // (8 * lanes.itemsize)]
         packed = words.view("u1").data
-        for file, (path, _, digest) in zip(self._files, self._expected, strict=True):
+        for file, (path, _, made) in zip(self._files, self._expected, strict=True):
             _read_fully(file, packed, path)
-            digest.update(packed)
+            if made is not None:
+                made.update(packed)
             kernels.unpack_add(words, self._lane_bits, lanes)
 
     def check_digests(self) -> None:
-        """Raise UpdateError for a file that has another SHA-256 than was stated."""
-        for path, expected, digest in self._expected:
-            if digest.digest() != expected:
-                raise UpdateError(f"upload {path.name} has SHA-256 {digest.hexdigest()}, not {expected.hex()}")
+        """Raise UpdateError for a file that has another digest than was stated."""
+        for path, expected, made in self._expected:
+            if made is not None and expected is not None and made.digest() != expected:
+                raise UpdateError(f"upload {path.name} has digest {made.hexdigest()}, not {expected.hex()}")
 
 
 def _write_fully(file: Any, data: memoryview) -> None:

@@ -43,7 +43,7 @@ class LedgerCosts:
             return
         self._ledger.reserve(run_id, slot, budget)
 
-    def spend(self, *, run_id: str, slot: int, upload_sha256: str) -> None:
+    def spend(self, *, run_id: str, slot: int, upload_digest: str) -> None:
         """Use the slot's draw up. Raises LedgerError when it was not reserved."""
         if (run_id, slot) not in self._evaluations:
             self._ledger.spend(run_id, slot)

@@ -122,14 +122,6 @@ class SlotOpen(_message.Message):
     evaluate_only: bool
     def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ...) -> None: ...
 
-class Upload(_message.Message):
-    __slots__ = ("slot", "upload_sha256")
-    SLOT_FIELD_NUMBER: _ClassVar[int]
-    UPLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
-    slot: int
-    upload_sha256: bytes
-    def __init__(self, slot: _Optional[int] = ..., upload_sha256: _Optional[bytes] = ...) -> None: ...
-
 class End(_message.Message):
     __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended")
     SLOT_FIELD_NUMBER: _ClassVar[int]

@@ -17,18 +17,18 @@ SELF_MASK: SecretKind
 MASK_SECRET: SecretKind
 
 class PlainUpload(_message.Message):
-    __slots__ = ("version", "slot", "upload_sha256", "weight", "metrics")
+    __slots__ = ("version", "slot", "upload_digest", "weight", "metrics")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
-    UPLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     version: int
     slot: int
-    upload_sha256: bytes
+    upload_digest: bytes
     weight: float
     metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
-    def __init__(self, version: _Optional[int] = ..., slot: _Optional[int] = ..., upload_sha256: _Optional[bytes] = ..., weight: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., slot: _Optional[int] = ..., upload_digest: _Optional[bytes] = ..., weight: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ...) -> None: ...
 
 class MetricValue(_message.Message):
     __slots__ = ("name", "value")
@@ -181,24 +181,24 @@ class SealedOpen(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ..., version: _Optional[int] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., dealings: _Optional[_Iterable[_Union[Dealing, _Mapping]]] = ...) -> None: ...
 
 class SealedUpload(_message.Message):
-    __slots__ = ("version", "slot", "context", "upload_sha256")
+    __slots__ = ("version", "slot", "context", "upload_digest")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
-    UPLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     version: int
     slot: int
     context: bytes
-    upload_sha256: bytes
-    def __init__(self, version: _Optional[int] = ..., slot: _Optional[int] = ..., context: _Optional[bytes] = ..., upload_sha256: _Optional[bytes] = ...) -> None: ...
+    upload_digest: bytes
+    def __init__(self, version: _Optional[int] = ..., slot: _Optional[int] = ..., context: _Optional[bytes] = ..., upload_digest: _Optional[bytes] = ...) -> None: ...
 
 class Survivor(_message.Message):
-    __slots__ = ("node", "upload_sha256")
+    __slots__ = ("node", "upload_digest")
     NODE_FIELD_NUMBER: _ClassVar[int]
-    UPLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     node: str
-    upload_sha256: bytes
-    def __init__(self, node: _Optional[str] = ..., upload_sha256: _Optional[bytes] = ...) -> None: ...
+    upload_digest: bytes
+    def __init__(self, node: _Optional[str] = ..., upload_digest: _Optional[bytes] = ...) -> None: ...
 
 class ConfirmRequest(_message.Message):
     __slots__ = ("version", "slot", "context", "survivors")

@@ -43,6 +43,8 @@ _EXCLUDES = {
     FailureName.LOW_ORDER_KEY,
     FailureName.BUDGET_EXHAUSTED,
 }
+# A later, durable entry says that they are complete; what a power cut takes of them before that is asked for again.
+_GATHERED = {"bundle", "dealings", "upload", "confirmation", "reveal"}
 _NO_ANSWER = "TransportError: no answer before the deadline"
 
 
@@ -68,11 +70,27 @@ class SealedCollector:
         self._books = Books(specification, run_id, Travel(specification, schema))
         for event in self._journal:
             self._books.apply(event)
+        self._checked: set[str] = set()
+        self._recheck_uploads()
 
     def _record(self, event: str, **fields: Any) -> None:
         body = {"event": event, **fields}
-        self._journal.append(body)
+        self._journal.append(body, durable=event not in _GATHERED)
         self._books.apply(body)
+
+    def _recheck_uploads(self) -> None:
+        """After a restart: an upload that is not what its sender stated is asked for again, while it still can be.
+
+        Those of a slot whose list is made are compared with their digests as they are summed.
+        """
+        slot = self._books.slot
+        if slot is None or slot.phase != "train":
+            return
+        for node, digest in list(slot.uploads.items()):
+            if self._uploads.intact(slot.plan.slot, node, digest):
+                self._checked.add(node)
+            else:
+                self._record("upload_lost", node=node)
 
     def _dealing_path(self, epoch: int, node: str) -> Path:
         return self._dealings / f"{epoch}-{node}"
@@ -226,7 +244,7 @@ class SealedCollector:
             return
         if plan.slot <= books.last_slot:
             raise ProtocolFailure(FailureName.SLOT_REUSED, f"slot {plan.slot} was opened before; slots only go up")
-        self.outcome, self._reasons, self._silent = None, {}, set()
+        self.outcome, self._reasons, self._silent, self._checked = None, {}, set(), set()
         epoch = books.epoch
         stands = epoch is not None and epoch.phase == "stands"
         sealed = epoch is not None and stands and plan.slot < epoch.terms.first_slot + epoch.terms.slots
@@ -267,7 +285,7 @@ class SealedCollector:
         return [name for name in members if name not in answered and name not in self._silent]
 
     def receive(self, node: str, body: bytes, payload: Path | None) -> None:
-        """Take one answer to the exchange that is open; durable when it returns."""
+        """Take one answer to the exchange that is open; a crash of this process does not lose it any more."""
         try:
             self._taker()(node, body, payload)
         except ConfideError as error:
@@ -367,9 +385,10 @@ class SealedCollector:
             return
         if payload is None or slot.layout is None:
             raise UpdateError(f"the reply of {node} has no payload 'upload'")
-        wire.require_length("upload_sha256", upload.upload_sha256, wire.DIGEST_BYTES)
-        self._uploads.keep(upload.slot, node, payload, upload.upload_sha256, slot.layout.wire_bytes)
-        self._record("upload", node=node, sha256=upload.upload_sha256.hex())
+        wire.require_length("upload_digest", upload.upload_digest, wire.DIGEST_BYTES)
+        self._uploads.keep(upload.slot, node, payload, upload.upload_digest, slot.layout.wire_bytes)
+        self._checked.add(node)
+        self._record("upload", node=node, digest=upload.upload_digest.hex())
         reached("collector.upload_kept")
 
     def _take_confirmation(
@@ -412,6 +431,7 @@ class SealedCollector:
                     f"{len(names)} of {parameters.members} uploaded; at least {parameters.smallest_list} are needed",
                 )
                 return
+            self._uploads.settle(slot.plan.slot)
             self._record("list", nodes=names)
             reached("collector.list_written")
         elif slot.phase == "confirm":
@@ -428,30 +448,41 @@ class SealedCollector:
             self._close_reveal(epoch, slot, parameters)
 
     def _close_reveal(self, epoch: EpochBook, slot: SlotBook, parameters: Parameters) -> None:
+        reveals = None
         if len(slot.reveals) >= parameters.threshold:
-            self._drop_bad_shares(epoch, slot)
+            reveals = opening.Reveals(epoch, slot)
+            if self._drop_bad_shares(reveals):
+                reveals = None
         if len(slot.reveals) < parameters.threshold:
             self._abandon(
                 FailureName.QUORUM_SHORT.value,
                 f"{len(slot.reveals)} of {parameters.members} revealed; at least {parameters.threshold} are needed",
             )
         else:
-            self._open()
+            self._open(reveals)
 
-    def _drop_bad_shares(self, epoch: EpochBook, slot: SlotBook) -> None:
-        """Name the holders whose shares their dealers did not sign, and go on without what they revealed."""
-        found = opening.unsigned(epoch, slot, lambda name: bytes.fromhex(self._roster.member(name).identity_key))
+    def _drop_bad_shares(self, reveals: opening.Reveals) -> bool:
+        """Name the holders whose shares their dealers did not sign, and go on without what they revealed.
+
+        Whether there were any.
+        """
+        found = reveals.unsigned(lambda name: bytes.fromhex(self._roster.member(name).identity_key))
         for holder, dealers in found.items():
             self._record("bad_share", node=holder, dealers=dealers)
             reason = f"it revealed shares that {', '.join(dealers[:8])} did not sign"
             self.lost(holder, FailureName.BAD_SHARE.value, reason)
+        return bool(found)
 
-    def _open(self) -> None:
+    def _open(self, reveals: opening.Reveals | None = None) -> None:
+        """reveals: of all who revealed, when they were parsed already."""
         epoch, slot = self._books.epoch, self._books.slot
         assert epoch is not None and slot is not None and epoch.parameters is not None  # noqa: S101 - it is decided
-        paths = {name: self._uploads.path(slot.plan.slot, name) for name in slot.survivors}
+        uploads = {
+            name: (self._uploads.path(slot.plan.slot, name), None if name in self._checked else slot.uploads[name])
+            for name in slot.survivors
+        }
         try:
-            update, weight, metrics = opening.open_sum(epoch, slot, paths)
+            update, weight, metrics = opening.open_sum(slot, reveals or opening.Reveals(epoch, slot), uploads)
         except ProtocolFailure as error:
             if error.culprit is not None and error.name is FailureName.BAD_DEALING:
                 proof = opening.evidence(epoch, slot, error.culprit)

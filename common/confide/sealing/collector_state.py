@@ -1,7 +1,8 @@
 """What a coordinator knows of the open epoch and slot, rebuilt from its journal after a crash.
 
 Every change is an event: written to the journal first, then applied by `Books.apply`; a restarted coordinator
-applies the same events again and stands where it stood.
+applies the same events again and stands where it stood. Answers (bundle, dealings, upload, confirmation, reveal) are
+fsynced with the event that closes their exchange.
 
     epoch         {epoch, first_slot, members, wanted, roster_version, roster_sha256}
     bundle        {node, body}
@@ -10,7 +11,8 @@ applies the same events again and stands where it stood.
     stands        {}
     epoch_failed  {code, reason}
     slot          {plan, sealed}         `sealed` is false when no epoch stood
-    upload        {node, sha256}
+    upload        {node, digest}
+    upload_lost   {node}                 a restarted coordinator found its file missing or changed
     list          {nodes}
     confirmation  {node, body}
     quorum        {nodes}
@@ -46,6 +48,8 @@ class EpochBook:
     phase: str = "advertise"
     failure: tuple[str, str] = ("", "")
     signed: dict[str, sealing_pb2.SignedBundle] = field(default_factory=dict)
+    opened: dict[str, sealing_pb2.Bundle] = field(default_factory=dict)
+    """The bundles in `signed`, decoded."""
     dealt: set[str] = field(default_factory=set)
     """Whose ciphertexts are held, in files."""
     delivered: set[str] = field(default_factory=set)
@@ -57,10 +61,6 @@ class EpochBook:
     def members(self) -> tuple[str, ...]:
         """Who advertised, in order of the names."""
         return tuple(sorted(self.signed))
-
-    def bundle(self, node: str) -> sealing_pb2.Bundle:
-        """A member's bundle."""
-        return wire.decode(sealing_pb2.Bundle, self.signed[node].bundle)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class SlotBook:
 
     def survivor_list(self) -> list[sealing_pb2.Survivor]:
         """The list L with the uploads' digests."""
-        return [sealing_pb2.Survivor(node=name, upload_sha256=self.uploads[name]) for name in self.survivors]
+        return [sealing_pb2.Survivor(node=name, upload_digest=self.uploads[name]) for name in self.survivors]
 
 
 @dataclass
@@ -133,7 +133,9 @@ class Books:
         assert epoch is not None  # noqa: S101 - the journal's order
         match kind:
             case "bundle":
-                epoch.signed[event["node"]] = wire.decode(sealing_pb2.SignedBundle, bytes.fromhex(event["body"]))
+                signed = wire.decode(sealing_pb2.SignedBundle, bytes.fromhex(event["body"]))
+                epoch.signed[event["node"]] = signed
+                epoch.opened[event["node"]] = wire.decode(sealing_pb2.Bundle, signed.bundle)
             case "sharing":
                 # A node's own policy decides about c = 0; the coordinator asks for what is specified.
                 epoch.parameters = for_epoch(self.specification, len(epoch.signed), waive_colluding=True)
@@ -179,7 +181,9 @@ class Books:
         assert slot is not None  # noqa: S101 - the journal's order
         match kind:
             case "upload":
-                slot.uploads[event["node"]] = bytes.fromhex(event["sha256"])
+                slot.uploads[event["node"]] = bytes.fromhex(event["digest"])
+            case "upload_lost":
+                del slot.uploads[event["node"]]
             case "list":
                 slot.survivors, slot.phase = tuple(event["nodes"]), "confirm"
                 slot.listed = context.list_digest(slot.context, slot.plan.slot, slot.survivor_list())

@@ -64,7 +64,7 @@ def slot_context(
 
 def list_digest(context: bytes, slot: int, survivors: Sequence[sealing_pb2.Survivor]) -> bytes:
     """Names one list of survivors with their uploads in one slot."""
-    fields = [field for item in survivors for field in (item.node.encode(), item.upload_sha256)]
+    fields = [field for item in survivors for field in (item.node.encode(), item.upload_digest)]
     return canonical.hash_fields("confide/v1/sealing/survivors", context, _number(slot), *fields)
 
 

@@ -37,7 +37,7 @@ class SlotState:
     layout: VectorLayout
     index: int
     answer: Answer | None = None
-    upload_sha256: bytes = b""
+    upload_digest: bytes = b""
     refused: ConfideError | None = None
     """Why training failed; the slot is used up all the same."""
     signed_list: bytes = b""
@@ -183,20 +183,20 @@ class MemberSlot:
         """Mask into a file, once; SPENT is durable before the answer exists."""
         member, slot = self._member, state.plan.slot
         path = member.folder / f"upload-{slot}"
-        state.upload_sha256 = self._encode(epoch, state, contribution, path)
+        state.upload_digest = self._encode(epoch, state, contribution, path)
         _fsync_file(path)
         reached("member.upload_written")
-        member.costs.spend(run_id=member.run_id, slot=slot, upload_sha256=state.upload_sha256.hex())
+        member.costs.spend(run_id=member.run_id, slot=slot, upload_digest=state.upload_digest.hex())
         member.log.write(
             "spent",
             run=member.run_id,
             slot=slot,
-            upload_sha256=state.upload_sha256.hex(),
+            upload_digest=state.upload_digest.hex(),
             bytes=state.layout.wire_bytes,
         )
         reached("member.spent")
         reply = sealing_pb2.SealedUpload(
-            version=wire.VERSION, slot=slot, context=state.context, upload_sha256=state.upload_sha256
+            version=wire.VERSION, slot=slot, context=state.context, upload_digest=state.upload_digest
         )
         return Answer(wire.encode(reply), path)
 
@@ -299,9 +299,9 @@ class MemberSlot:
                 FailureName.COHORT_NOT_EPOCH, f"{sorted(set(names) - set(epoch.key.members))[0]!r} is not of the epoch"
             )
         for item in survivors:
-            wire.require_length(f"digest of {item.node}", item.upload_sha256, wire.DIGEST_BYTES)
-        own = {item.node: item.upload_sha256 for item in survivors}.get(self._member.node)
-        if own != state.upload_sha256:
+            wire.require_length(f"digest of {item.node}", item.upload_digest, wire.DIGEST_BYTES)
+        own = {item.node: item.upload_digest for item in survivors}.get(self._member.node)
+        if own != state.upload_digest:
             raise ProtocolFailure(FailureName.OMITTED_SELF, "the list lacks this node's upload, or states another one")
         if len(names) < epoch.parameters.smallest_list:
             raise ProtocolFailure(

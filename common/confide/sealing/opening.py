@@ -21,20 +21,100 @@ from confide.sealing.roles import Metric
 _NORM_SLACK = 1e-3
 
 
+class Reveals:
+    """What those who revealed hold of each dealer's secret, parsed once; secrets are computed once, when asked for."""
+
+    def __init__(self, epoch: EpochBook, slot: SlotBook) -> None:
+        """Raises QUORUM_SHORT when fewer than t revealed."""
+        assert epoch.key is not None  # noqa: S101 - the slot is sealed
+        self._epoch, self._slot, self._key = epoch, slot, epoch.key
+        self._index = slot.plan.slot - epoch.terms.first_slot
+        self._held: dict[str, dict[int, int]] = {name: {} for name in epoch.members}
+        for holder, reveal in slot.reveals.items():
+            number = epoch.key.number(holder)
+            for share in reveal.shares:
+                self._held[share.dealer][number] = shamir.check_share(share.share)
+        holders = map(epoch.key.number, slot.reveals)
+        self._interpolation = shamir.Interpolation(holders, threshold=epoch.key.threshold)
+        self._secrets: dict[str, bytes] = {}
+
+    def secret(self, dealer: str) -> bytes:
+        """The dealer's secret of the kind that the list allows. Raises BAD_DEALING when it is not as advertised."""
+        if dealer not in self._secrets:
+            self._secrets[dealer] = self._advertised(dealer)
+        return self._secrets[dealer]
+
+    def _advertised(self, dealer: str) -> bytes:
+        slot, terms, bundle = self._slot.plan.slot, self._epoch.terms, self._epoch.opened[dealer]
+        try:
+            secret = self._interpolation.secret(self._held[dealer])
+        except ProtocolFailure as error:
+            raise ProtocolFailure(error.name, f"of {dealer}: {error.detail}", culprit=dealer) from error
+        if dealer in self._slot.survivors:
+            stated = keys.commitment(secret, terms.run_id, terms.epoch, slot, dealer)
+            _require_match(stated == bundle.seed_commitments[self._index], dealer, "self-mask seed")
+        else:
+            _require_match(keys.public_of(secret) == bundle.mask_keys[self._index], dealer, "mask secret")
+        return secret
+
+    def masks(self) -> list[tuple[bytes, int]]:
+        """(seed, sign) of every mask that does not cancel in the sum over the list. Raises BAD_DEALING."""
+        masks: list[tuple[bytes, int]] = []
+        epoch, slot = self._epoch, self._slot
+        for name in epoch.members:
+            secret = self.secret(name)
+            if name in slot.survivors:
+                masks.append(keys.self_mask(secret, slot.context, name))
+                continue
+            for survivor in slot.survivors:
+                public = epoch.opened[survivor].mask_keys[self._index]
+                seed, sign = keys.pairwise_mask(secret, public, slot.context, name, survivor)
+                masks.append((seed, -sign))
+        return masks
+
+    def unsigned(self, identity: Callable[[str], bytes]) -> dict[str, list[str]]:
+        """Holders who revealed shares that the dealers did not sign, with those dealers. `identity`: a member's key.
+
+        Signatures are verified only of dealers whose shares do not all lie on one polynomial, or make another secret
+        than was advertised. Where they do, the secret is right by the dealer's own signed commitment, and every share
+        is the one that this polynomial gives its holder.
+        """
+        found: dict[str, list[str]] = {}
+        for dealer in self._epoch.members:
+            for holder in () if self._sound(dealer) else sorted(self._slot.reveals):
+                item = next(item for item in self._slot.reveals[holder].shares if item.dealer == dealer)
+                share = sealing_pb2.DealtShare(share=item.share, signature=item.signature)
+                try:
+                    dealing.check_share(
+                        self._key, self._slot.plan.slot, item.kind, dealer, holder, share, identity(dealer)
+                    )
+                except ProtocolFailure:
+                    found.setdefault(holder, []).append(dealer)
+        return found
+
+    def _sound(self, dealer: str) -> bool:
+        try:
+            self.secret(dealer)
+        except ProtocolFailure:
+            return False
+        return self._interpolation.consistent(self._held[dealer])
+
+
 def open_sum(
-    epoch: EpochBook, slot: SlotBook, uploads: Mapping[str, Path]
+    slot: SlotBook, reveals: Reveals, uploads: Mapping[str, tuple[Path, bytes | None]]
 ) -> tuple[NDArray[np.float32], float, dict[Metric, tuple[float, int]]]:
     """(update sum, weight sum, metrics) over the slot's list.
 
-    Raises QUORUM_SHORT, BAD_DEALING (with its culprit) or SUM_OUT_OF_RANGE; nothing is then opened.
+    uploads: by name the file and, unless this process has checked it already, the digest that it must have.
+    Raises BAD_DEALING (with its culprit) or SUM_OUT_OF_RANGE; nothing is then opened.
     """
     layout = slot.layout
-    assert layout is not None and epoch.key is not None  # noqa: S101 - the slot is sealed
+    assert layout is not None  # noqa: S101 - the slot is sealed
     total = UploadSum(layout)
-    for seed, sign in masks_to_remove(epoch, slot):
+    for seed, sign in reveals.masks():
         total.remove_mask(seed, sign)
     for name in slot.survivors:
-        total.add(uploads[name], slot.uploads[name])
+        total.add(*uploads[name])
     try:
         update, integers = total.open(len(slot.survivors))
     except UpdateError as error:
@@ -51,83 +131,10 @@ def open_sum(
     return update, weight, metrics
 
 
-def masks_to_remove(epoch: EpochBook, slot: SlotBook) -> list[tuple[bytes, int]]:
-    """(seed, sign) of every mask that does not cancel in the sum over the list."""
-    masks: list[tuple[bytes, int]] = []
-    index = slot.plan.slot - epoch.terms.first_slot
-    interpolation, held = _revealed(epoch, slot)
-    mask_keys = {name: epoch.bundle(name).mask_keys[index] for name in epoch.members}
-    for name in epoch.members:
-        secret = _advertised(epoch, slot, name, interpolation.secret, held[name])
-        if name in slot.survivors:
-            masks.append(keys.self_mask(secret, slot.context, name))
-            continue
-        for survivor in slot.survivors:
-            seed, sign = keys.pairwise_mask(secret, mask_keys[survivor], slot.context, name, survivor)
-            masks.append((seed, -sign))
-    return masks
-
-
-def unsigned(epoch: EpochBook, slot: SlotBook, identity: Callable[[str], bytes]) -> dict[str, list[str]]:
-    """Holders who revealed shares that the dealers did not sign, with those dealers. `identity`: a member's key.
-
-    Signatures are verified only of dealers whose shares do not all lie on one polynomial, or make another secret than
-    was advertised. Where they do, the secret is right by the dealer's own signed commitment, and every share is the
-    one that this polynomial gives its holder. Raises QUORUM_SHORT.
-    """
-    assert epoch.key is not None  # noqa: S101 - the slot is sealed
-    interpolation, held = _revealed(epoch, slot)
-    found: dict[str, list[str]] = {}
-    for dealer in epoch.members:
-        try:
-            _advertised(epoch, slot, dealer, interpolation.secret, held[dealer])
-            sound = interpolation.consistent(held[dealer])
-        except ProtocolFailure:
-            sound = False
-        for holder in () if sound else sorted(slot.reveals):
-            item = next(item for item in slot.reveals[holder].shares if item.dealer == dealer)
-            share = sealing_pb2.DealtShare(share=item.share, signature=item.signature)
-            try:
-                dealing.check_share(epoch.key, slot.plan.slot, item.kind, dealer, holder, share, identity(dealer))
-            except ProtocolFailure:
-                found.setdefault(holder, []).append(dealer)
-    return found
-
-
-def _revealed(epoch: EpochBook, slot: SlotBook) -> tuple[shamir.Interpolation, dict[str, dict[int, int]]]:
-    """(what opens the shares of those who revealed, the shares by dealer and by the holder's number)."""
-    assert epoch.key is not None  # noqa: S101 - the slot is sealed
-    held: dict[str, dict[int, int]] = {name: {} for name in epoch.members}
-    for holder, reveal in slot.reveals.items():
-        number = epoch.key.number(holder)
-        for share in reveal.shares:
-            held[share.dealer][number] = shamir.check_share(share.share)
-    holders = map(epoch.key.number, slot.reveals)
-    return shamir.Interpolation(holders, threshold=epoch.key.threshold), held
-
-
-def _advertised(
-    epoch: EpochBook, slot: SlotBook, dealer: str, secret_of: Callable[[Mapping[int, int]], bytes],
-    shares: Mapping[int, int],
-) -> bytes:  # fmt: skip
-    """The dealer's secret of the kind that the list allows. Raises BAD_DEALING when it is not the advertised one."""
-    index, terms, bundle = slot.plan.slot - epoch.terms.first_slot, epoch.terms, epoch.bundle(dealer)
-    try:
-        secret = secret_of(shares)
-    except ProtocolFailure as error:
-        raise ProtocolFailure(error.name, f"of {dealer}: {error.detail}", culprit=dealer) from error
-    if dealer in slot.survivors:
-        stated = keys.commitment(secret, terms.run_id, terms.epoch, slot.plan.slot, dealer)
-        _require_match(stated == bundle.seed_commitments[index], dealer, "self-mask seed")
-    else:
-        _require_match(keys.public_of(secret) == bundle.mask_keys[index], dealer, "mask secret")
-    return secret
-
-
 def check_reveal(epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_pb2.Reveal) -> None:
     """Raise BOTH_KINDS unless there is one share a member of the kind the list says, BAD_SHARE for what is no share.
 
-    Whether the dealers signed the shares is left to `unsigned`, which needs to ask only when something does not fit.
+    Whether the dealers signed the shares is left to `Reveals.unsigned`, which asks only when something does not fit.
     """
     wanted = [(name, dealing.SELF_MASK if name in slot.survivors else dealing.MASK_SECRET) for name in epoch.members]
     if [(item.dealer, item.kind) for item in reveal.shares] != wanted:

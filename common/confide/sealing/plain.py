@@ -6,7 +6,6 @@ a run is reproducible bit by bit whatever the order in which answers come, and i
 of nodes.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.digest import upload_digest
 from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
@@ -74,7 +74,7 @@ class PlainMember:
         reply = sealing_pb2.PlainUpload(
             version=wire.VERSION,
             slot=open_.slot,
-            upload_sha256=hashlib.sha256(data).digest(),
+            upload_digest=upload_digest(data),
             weight=contribution.weight,
             metrics=[sealing_pb2.MetricValue(name=name.value, value=value) for name, value in metrics.items()],
         )
@@ -184,8 +184,9 @@ class PlainCollector:
             _check_upload(node, upload, self._plan.slot)
             if payload is None:
                 raise UpdateError(f"the reply of {node} has no payload 'upload'")
-            path = self._uploads.keep(self._plan.slot, node, payload, upload.upload_sha256, 4 * self._parameters)
+            path = self._uploads.keep(self._plan.slot, node, payload, upload.upload_digest, 4 * self._parameters)
             _check_finite(node, path)
+            self._uploads.settle(self._plan.slot)
         except (ProtocolFailure, UpdateError) as error:
             self._dropped[node] = str(error)
             raise
@@ -323,7 +324,7 @@ def weighted_sum(paths: Mapping[str, Path], weights: Mapping[str, float], parame
 def _check_upload(node: str, upload: sealing_pb2.PlainUpload, slot: int) -> None:
     if upload.slot != slot:
         raise ProtocolFailure(FailureName.LATE_UPLOAD, f"{node} answered slot {upload.slot}; slot {slot} is open")
-    wire.require_length("upload_sha256", upload.upload_sha256, wire.DIGEST_BYTES)
+    wire.require_length("upload_digest", upload.upload_digest, wire.DIGEST_BYTES)
     scalars.check_weight(upload.weight)
     names = [item.name for item in upload.metrics]
     unknown = [name for name in names if name not in set(Metric)]

@@ -160,7 +160,10 @@ class Collector(Protocol):
         """What to ask now; None when the epoch stands or the slot has an outcome."""
 
     def receive(self, node: str, body: bytes, payload: Path | None) -> None:
-        """Take one answer. Durable before it returns. Raises ConfideError: the node is dropped with that reason."""
+        """Take one answer; a crash of this process does not lose it any more when this returns.
+
+        Raises ConfideError: the node is dropped with that reason.
+        """
 
     def lost(self, node: str, code: str, message: str) -> None:
         """The node answered with a failure, or not before the deadline."""

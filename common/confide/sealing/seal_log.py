@@ -7,7 +7,7 @@ A journal of events (confide.journal), never of secrets:
     roster    {version, sha256}                               the highest version seen
     model     {sha256, round, anchored}                       the model chain's newest link
     reserved  {run, slot, round, attempt, model, evaluate_only, context, n, c, q, t, d}   before training
-    spent     {run, slot, upload_sha256, bytes}               before the first byte leaves
+    spent     {run, slot, upload_digest, bytes}               before the first byte leaves
     signed    {run, slot, survivors, list_sha256, anchored}   before the signature leaves
     revealed  {run, slot, self_masks, mask_secrets}           before the shares leave
     ended     {run, slot, committed, failure, contributed}
@@ -36,7 +36,7 @@ class Costs(Protocol):
     def reserve(self, *, run_id: str, slot: int, round: int, model_sha256: str, evaluate_only: bool) -> None:
         """Before training. Raises BUDGET_EXHAUSTED or LedgerError: the slot is then refused."""
 
-    def spend(self, *, run_id: str, slot: int, upload_sha256: str) -> None:
+    def spend(self, *, run_id: str, slot: int, upload_digest: str) -> None:
         """Before the first byte leaves."""
 
     def ended(self, *, run_id: str, slot: int, committed: bool, contributed: bool) -> None:
@@ -60,7 +60,7 @@ class NoCosts:
     def reserve(self, *, run_id: str, slot: int, round: int, model_sha256: str, evaluate_only: bool) -> None:
         """The event "reserved" is all."""
 
-    def spend(self, *, run_id: str, slot: int, upload_sha256: str) -> None:
+    def spend(self, *, run_id: str, slot: int, upload_digest: str) -> None:
         """The event "spent" is all."""
 
     def ended(self, *, run_id: str, slot: int, committed: bool, contributed: bool) -> None:

@@ -5,12 +5,19 @@ import os
 import shutil
 from pathlib import Path
 
+from confide.codec.digest import upload_file_digest, upload_hash
 from confide.errors import StateError, UpdateError
-from confide.files import fsync_folder, private_folder, sha256_file
+from confide.files import fsync_folder, private_folder
+
+_PIECE = 1 << 18
 
 
 class UploadStore:
-    """Files folder/<slot>/<node>."""
+    """Files folder/<slot>/<node>.
+
+    Guarantee: a file that `keep` made has the size and digest that were stated: the bytes that are hashed are those
+    that are written. After a restart `intact` says whether it still has.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = private_folder(folder)
@@ -19,8 +26,11 @@ class UploadStore:
         """Where this upload lies, whether or not it is there."""
         return self._folder / str(slot) / node
 
-    def keep(self, slot: int, node: str, payload: Path, sha256: bytes, size: int) -> Path:
-        """Copy an upload in, durably, after checking its size and hash. Raises UpdateError or StateError."""
+    def keep(self, slot: int, node: str, payload: Path, digest: bytes, size: int) -> Path:
+        """Copy an upload in and check its size and digest; its bytes are durable, its name after `settle`.
+
+        Raises UpdateError or StateError; nothing is kept then.
+        """
         actual = payload.stat().st_size
         if actual != size:
             raise UpdateError(f"the upload of {node} has {actual} bytes; this run's layout takes {size}")
@@ -28,20 +38,44 @@ class UploadStore:
         temporary = target.with_name(f".{node}")
         try:
             private_folder(target.parent)
-            shutil.copyfile(payload, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            if sha256_file(temporary) != sha256.hex():
+            if _copy(payload, temporary) != digest:
                 temporary.unlink()
-                raise UpdateError(f"the upload of {node} does not have the stated hash {sha256.hex()[:16]}")
+                raise UpdateError(f"the upload of {node} does not have the stated hash {digest.hex()[:16]}")
             temporary.replace(target)
-            fsync_folder(target.parent)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise StateError(f"cannot keep the upload of {node}: {error.strerror}. Free space on the disk.") from error
         return target
 
+    def settle(self, slot: int) -> None:
+        """Make the names of all uploads of a slot durable."""
+        try:
+            fsync_folder(private_folder(self._folder / str(slot)))
+        except OSError as error:
+            raise StateError(f"cannot keep the uploads of slot {slot}: {error.strerror}") from error
+
+    def intact(self, slot: int, node: str, digest: bytes) -> bool:
+        """Whether an upload that an earlier process kept is there with its digest."""
+        try:
+            return upload_file_digest(self.path(slot, node)) == digest
+        except OSError:
+            return False
+
     def erase(self, slot: int) -> None:
         """Forget a slot's uploads."""
         shutil.rmtree(self._folder / str(slot), ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> bytes:
+    """Copy and fsync a file; the digest of what was written."""
+    made, piece = upload_hash(), memoryview(bytearray(_PIECE))
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with source.open("rb", buffering=0) as file, os.fdopen(descriptor, "wb", buffering=0) as out:
+        while count := file.readinto(piece):
+            made.update(piece[:count])
+            written = 0
+            while written < count:
+                written += out.write(piece[written:count])
+        os.fsync(out.fileno())
+    return made.digest()

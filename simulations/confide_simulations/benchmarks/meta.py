@@ -24,7 +24,19 @@ import psutil
 from confide import __version__
 from confide.files import write_atomic
 
-_PACKAGES = ("flwr", "numpy", "numba", "cryptography", "torch", "transformers", "peft", "opacus", "ray", "tenseal")
+_PACKAGES = (
+    "flwr",
+    "numpy",
+    "numba",
+    "cryptography",
+    "blake3",
+    "torch",
+    "transformers",
+    "peft",
+    "opacus",
+    "ray",
+    "tenseal",
+)
 _MIB = 2**20
 
 

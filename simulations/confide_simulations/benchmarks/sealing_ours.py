@@ -12,6 +12,7 @@ import numpy as np
 from confide.codec.keystream import Keystream
 from confide.codec.layout import TILE, VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
+from confide.sealing.uploads import UploadStore
 from numpy.typing import NDArray
 
 from confide_simulations.benchmarks.meta import cpu_seconds, median_cpu_seconds, peak_mib
@@ -60,15 +61,20 @@ class OurSlot:
         return statistics.median(samples)
 
     def open(self, dropped: int) -> NDArray[np.float32]:
-        """All of the coordinator's work on the uploads, the last `dropped` nodes missing. Checks the scalars."""
+        """All of the coordinator's work on the uploads, the last `dropped` nodes missing. Checks the scalars.
+
+        Each is kept as it arrives (copied, hashed, fsynced), then all are summed, and their files erased.
+        """
         alive, missing = range(self._nodes - dropped), range(self._nodes - dropped, self._nodes)
-        total = UploadSum(self.layout)
+        total, store, size = UploadSum(self.layout), UploadStore(self._folder / "kept"), self.layout.wire_bytes
         for node in alive:
-            total.add(self._path(node), self._digests[node])
+            total.add(store.keep(1, str(node), self._path(node), self._digests[node], size), None)
             total.remove_mask(seed_of("self", node), 1)
             for gone in missing:
                 total.remove_mask(seed_of(node, gone), 1)
+        store.settle(1)
         vector, scalars = total.open(len(alive))
+        store.erase(1)
         if scalars != [sum(alive), len(alive)]:
             raise AssertionError(f"the opened scalars are {scalars}")
         return vector
