@@ -18,7 +18,7 @@ Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Optimizer:
-    """AdamW or SGD. Vectors (biases, norms) are not decayed."""
+    """AdamW or SGD, each as one fused kernel. Vectors (biases, norms) are not decayed."""
     decayed = [p for p in parameters.values() if p.ndim > 1]
     others = [p for p in parameters.values() if p.ndim <= 1]
     groups = [
@@ -27,8 +27,9 @@ def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Op
         if params
     ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(training.beta1, training.beta2))
+        return torch.optim.SGD(groups, lr=training.learning_rate, fused=True)
+    betas = (training.beta1, training.beta2)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)
 
 
 def learning_rate(specification: Specification, global_step: int) -> float:
@@ -78,7 +79,9 @@ class OptimizerStates:
             if parameter is None:
                 self._resting[key] = tensor
                 continue
-            optimizer.state[parameter][kind] = tensor if kind == "step" else placed_like(tensor, parameter)
+            # Each process counts the steps by itself, beside its part of the parameter.
+            placed = tensor.to(parameter.device) if kind == "step" else placed_like(tensor, parameter)
+            optimizer.state[parameter][kind] = placed
 
     def keep(
         self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int, *, writes: bool = True

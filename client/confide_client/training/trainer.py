@@ -7,6 +7,7 @@ With one thread the same inputs give the same bits. Errors carry nothing of the 
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,13 +28,16 @@ from confide_client.sharding.job import Outcome
 from confide_client.sharding.steps import ShardedSteps
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
-from confide_client.training.fragments import LocalValues
+from confide_client.training.fragments import Flat, LocalValues
 from confide_client.training.loop import accumulate, active_parameters, run_steps, step_batches, terms, train_round
 from confide_client.training.optimizers import OptimizerStates
 from confide_client.training.private import PROTECTED, PrivateSteps
 
 _MOST_PASSES = 1000
 """Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
+
+_BLOCK = 65536
+"""Scalars that fit a core's cache in float64."""
 
 
 class LocalData(Protocol):
@@ -123,8 +127,8 @@ class LocalTrainer:
         if outcome.trained is None:
             return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
         update = self._values.exchanged(outcome.trained - model, slot.round)
-        norm = float(np.linalg.norm(update.astype(np.float64)))
-        if not np.isfinite(norm):
+        norm = _norm(update)
+        if not math.isfinite(norm):
             raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
         self._values.keep(outcome.trained, slot.round)
         if specification.privacy.unit == "none" and outcome.loss is not None:
@@ -231,6 +235,15 @@ class LocalTrainer:
                 # Weight decay moves entries that have no gradient.
                 self._parameters[name].copy_(torch.where(mask, self._parameters[name], start[name]))
         return loss
+
+
+def _norm(vector: Flat) -> float:
+    """L2 norm in float64, without a copy of the whole."""
+    total = 0.0
+    for start in range(0, vector.size, _BLOCK):
+        block = vector[start : start + _BLOCK].astype(np.float64)
+        total += float(block @ block)
+    return math.sqrt(total)
 
 
 def _rank_masks(
