@@ -1,6 +1,7 @@
 """The local step in two processes: the update of one process, and nothing that outlives or poisons it."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from confide.errors import ModelError, SpecificationError, TrainingError
 from confide.models.trainable import initial_state
 from confide.runs.specification import Specification
@@ -19,6 +21,7 @@ from confide_client.replies import failure_of
 from confide_client.sharding.reports import LAUNCHER, read_failure, write_failure
 from confide_client.sharding.steps import processes_for
 from confide_client.training import LocalTrainer
+from safetensors.torch import load_file
 
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification
@@ -54,19 +57,24 @@ UNEVEN: dict[str, Any] = {"batch_size": 9, "micro_batch_size": 2, "keep_optimize
     ],
 )
 def test_two_processes_train_as_one_does(llama: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
-    """Two rounds: the optimizer's state is kept between them, whichever way the first was trained."""
+    """The second round of a run whose first one process trained: the optimizer's state goes over, and comes back."""
     spec = specification(**sections)
-    one, two = (trainer(spec, llama, tmp_path / str(count), count) for count in (1, 2))
+    one = trainer(spec, llama, tmp_path / "1", 1)
     model = one.schema.flatten(initial_state(spec, llama))
-    for round in (1, 2):
-        alone, split = (local.contribute(model, Shard(), slot(round)) for local in (one, two))
-        assert difference(split.update, alone.update) < 1e-5
-        assert split.metrics.keys() == alone.metrics.keys()
-        for name, value in alone.metrics.items():
-            assert split.metrics[name] == pytest.approx(value, rel=1e-5)
-        model = model + alone.update
-    names = {count: [path.name for path in sorted((tmp_path / count).iterdir())] for count in ("1", "2")}
-    assert names["1"] == names["2"] == ["optimizer-000001.safetensors", "optimizer-000002.safetensors"]
+    model = model + one.contribute(model, Shard(), slot(1)).update
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    two = trainer(spec, llama, tmp_path / "2", 2)
+    alone, split = (local.contribute(model, Shard(), slot(2)) for local in (one, two))
+    assert difference(split.update, alone.update) < 1e-5
+    assert split.metrics.keys() == alone.metrics.keys()
+    for name, value in alone.metrics.items():
+        assert split.metrics[name] == pytest.approx(value, rel=1e-5)
+    names = ["optimizer-000001.safetensors", "optimizer-000002.safetensors"]
+    assert [path.name for path in sorted((tmp_path / "2").iterdir())] == names
+    kept = [load_file(tmp_path / folder / names[1]) for folder in ("1", "2")]
+    assert kept[0].keys() == kept[1].keys()
+    for key, tensor in kept[0].items():
+        torch.testing.assert_close(kept[1][key], tensor, rtol=1e-3, atol=1e-7)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -141,8 +141,8 @@ FLOP_FORMULA = (
 
 
 def flop_per_token(config: Any, parameters: int, length: int) -> float:
-    """FLOP_FORMULA. parameters: of the model with its embedding tied to the head, norms left out as too few to matter."""
-    return 6 * parameters + 12 * config.num_hidden_layers * config.hidden_size * length / 2
+    """FLOP_FORMULA. parameters: all of a model with a tied head; its norms are too few to matter."""
+    return float(6 * parameters + 6 * config.num_hidden_layers * config.hidden_size * length)
 
 
 def peak_fraction(

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "round": "confide_simulations.benchmarks.round:round_",
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
     "privacy": "confide_simulations.benchmarks.privacy:privacy",
+    "training": "confide_simulations.benchmarks.training:training",
 }
 
 
