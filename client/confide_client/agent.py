@@ -23,6 +23,7 @@ from confide_client.app import make_app
 from confide_client.audit import Audit
 from confide_client.errands import Errands
 from confide_client.fleet import FleetLink, FleetSettings, RunOver
+from confide_client.loading import trainers_of
 from confide_client.runs import Node
 from confide_client.runtime import NodeRuntime
 from confide_client.state import StateFolder
@@ -88,7 +89,8 @@ class Agent:
         self._state = state
         self._member: LocalMember = node.member if node else state.member()
         self._audit = node.audit if node else Audit(_exclusive_journal(state))
-        self._runtime = NodeRuntime(node or Node(state=state, member=self._member, audit=self._audit))
+        parts = node or Node(state=state, member=self._member, audit=self._audit, make_trainer=trainers_of(state))
+        self._runtime = NodeRuntime(parts)
         self._app = make_app(lambda _: self._runtime)
         self._complaint = ""
 

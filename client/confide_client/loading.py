@@ -13,6 +13,7 @@ from confide.sealing.roles import Contribution
 from numpy.typing import NDArray
 
 from confide_client.datasets import LocalData
+from confide_client.state import StateFolder
 
 if TYPE_CHECKING:
     from confide.codec.tensors import TensorSchema
@@ -46,13 +47,22 @@ class MakeTrainer(Protocol):
         """Load the base model and get ready."""
 
 
-def local_trainer(
-    specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
-) -> Trainer:
-    """Training on this machine. Imported late: torch takes seconds, and `confide node status` needs none of it."""
-    from confide_client.training import LocalTrainer
+def trainers_of(state: StateFolder) -> MakeTrainer:
+    """Training on this machine, as node.json says at that moment. A simulation's nodes do without: they share one."""
 
-    return LocalTrainer(specification, base, node=node, folder=folder, threads=threads, rank=rank)
+    def make(
+        specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
+    ) -> Trainer:
+        # Imported late: torch takes seconds, and `confide node status` needs none of it.
+        from confide_client.sharding.steps import processes_for
+        from confide_client.training import LocalTrainer
+
+        processes = processes_for(specification, state.settings.processes, rank)
+        return LocalTrainer(
+            specification, base, node=node, folder=folder, threads=threads, rank=rank, processes=processes
+        )
+
+    return make
 
 
 def local_schema(specification: Specification, base: Path) -> "TensorSchema":

@@ -34,7 +34,7 @@ from google.protobuf.message import DecodeError
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
 from confide_client.datasets import DataSets, LocalData
-from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema, local_trainer
+from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.records import Links, Record
@@ -50,7 +50,7 @@ class Node:
     state: StateFolder
     member: LocalMember
     audit: Audit
-    make_trainer: MakeTrainer = local_trainer
+    make_trainer: MakeTrainer
     schema: Callable[[Specification, Path], TensorSchema] = local_schema
     clock: Callable[[], float] = time.time
 

@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,24 +19,8 @@ from types import TracebackType
 from typing import Self
 
 import psutil
+from confide.children import bound
 from confide.errors import StateError, TransportError
-
-# Runs before the program, in its process: be killed should the parent die in a way that runs no clean-up, and end at
-# once if it died already. A launcher, and no preexec_fn: Python code between fork and exec can wait for ever for a lock
-# that another thread of the parent held.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() == int(sys.argv[1]):
-    os.execvp(sys.argv[2], sys.argv[2:])
-"""
-
-
-def _bound(command: Sequence[str]) -> list[str]:
-    """The command, made to die with this process where the kernel can do that (Linux: PR_SET_PDEATHSIG)."""
-    if sys.platform != "linux":
-        return list(command)
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
 class ProcessGroup:
@@ -58,7 +41,7 @@ class ProcessGroup:
         try:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.
             child = subprocess.Popen(
-                _bound(command),
+                bound(command),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=subprocess.STDOUT,

@@ -257,6 +257,26 @@ def test_optimizer_state_survives_a_restart_and_a_retry(llama: Path, tmp_path: P
         local.contribute(model, Shard(), slot(5))
 
 
+def test_the_resting_half_keeps_its_optimizer_state(llama: Path, tmp_path: Path) -> None:
+    """RoLoRA trains A and B in turn: what the optimizer knows of the one must outlast a round of the other."""
+    spec = specification(adapter={"aggregation": "rolora"}, training={"keep_optimizer_state": True})
+    local = trainer(spec, llama, tmp_path)
+    model = first_model(spec, llama, local)
+    for round in (1, 2, 3):
+        model = model + local.contribute(model, Shard(), slot(round)).update
+    kept = load_file(tmp_path / "optimizer-000003.safetensors")
+    steps = {key.rsplit(".", 1)[-1]: float(value) for key, value in kept.items() if key.startswith("step/")}
+    assert steps == {"lora_B": 6.0, "lora_A": 3.0}
+
+
+@pytest.mark.full
+def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path) -> None:
+    sgd = {"optimizer": "sgd", "learning_rate": 1.0}
+    plain = one_round(specification(training=sgd), llama, tmp_path).update
+    fast = one_round(specification(training={**sgd, "autocast": True, "compile": True}), llama, tmp_path).update
+    assert 0 < np.linalg.norm(fast - plain) < 0.1 * np.linalg.norm(plain)
+
+
 def test_autocast_trains_close_to_float32(llama: Path, tmp_path: Path) -> None:
     plain = one_round(specification(training={"optimizer": "sgd", "learning_rate": 1.0}), llama, tmp_path).update
     cast = specification(training={"optimizer": "sgd", "learning_rate": 1.0, "autocast": True})

@@ -10,6 +10,7 @@ from confide.journal import Journal
 from confide.models.store import ModelStore
 from confide.models.trainable import initial_state, schema_of
 from confide_client.audit import Audit
+from confide_client.loading import trainers_of
 from confide_client.runs import Node
 from confide_client.runtime import NodeRuntime
 
@@ -34,7 +35,12 @@ def test_a_node_trains_its_own_rank_and_leaves_the_rest_at_zero(tmp_path: Path, 
         adapter={"rank": RANK, "aggregation": scheme},
         federation={"data": "faq", "min_cohort": 2},
     )
-    node = Node(state=state, member=world.members["node-a"], audit=Audit(Journal(state.audit)))
+    node = Node(
+        state=state,
+        member=world.members["node-a"],
+        audit=Audit(Journal(state.audit)),
+        make_trainer=trainers_of(state),
+    )
     bench = Bench(world, spec, ShardTrainer(), NodeRuntime(node), node)
     schema = schema_of(spec, base)
     model = schema.encode(initial_state(spec, base))

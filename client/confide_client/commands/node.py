@@ -41,12 +41,23 @@ def init(
     proxy: Annotated[str | None, typer.Option(help="outbound proxy, http://host:port")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
     max_rank: Annotated[int | None, typer.Option(help="largest LoRA rank that this machine trains", min=1)] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
+    ] = None,
 ) -> None:
     """Make keys and request.json; later take the admission. Run again to change a setting."""
     if name:
         check_name(name)
     state = StateFolder.create(folder)
-    _change_settings(state, coordinator=coordinator, models=models, proxy=proxy, threads=threads, max_rank=max_rank)
+    _change_settings(
+        state,
+        coordinator=coordinator,
+        models=models,
+        proxy=proxy,
+        threads=threads,
+        max_rank=max_rank,
+        processes=processes,
+    )
     if not state.policy.exists():
         write_atomic(state.policy, TEMPLATE.format(root=root or "").encode())
         typer.echo(f"wrote {state.policy}: it denies everything until you edit it")

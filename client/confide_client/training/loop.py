@@ -1,18 +1,20 @@
 """H optimizer steps over a seeded shuffle of the shard."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from confide.errors import TrainingError
-from confide.methods.base import Example, Method, micro_batches
+from confide.methods.base import Batch, Example, Method, micro_batches
 from confide.models import seeds
+from confide.models.travel import is_active
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 
-from confide_client.training.optimizers import learning_rate
+from confide_client.training.optimizers import OptimizerStates, learning_rate, make_optimizer
+from confide_client.training.shards import whole
 
 
 def batch_indices(specification: Specification, count: int, node: str, slot: fleet_pb2.SlotOpen) -> list[list[int]]:
@@ -46,26 +48,25 @@ def batch_indices(specification: Specification, count: int, node: str, slot: fle
     return steps
 
 
+Gradients = Callable[[int], torch.Tensor]
+"""Of a step of the round (0-based): leave the gradients in the parameters and return the mean loss."""
+
+
 def run_steps(
     specification: Specification,
-    model: Any,
-    method: Method,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    examples: Sequence[Example],
-    node: str,
     slot: fleet_pb2.SlotOpen,
-    seed: int,
+    gradients: Gradients,
 ) -> float:
     """Train in place and return the mean loss over the steps. Raises TrainingError for NaN or an exploding loss."""
     training = specification.training
     losses: list[float] = []
-    for step, chosen in enumerate(batch_indices(specification, len(examples), node, slot)):
+    for step in range(specification.steps_in(slot.round)):
         rate = learning_rate(specification, specification.steps_before(slot.round) + step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = [examples[index] for index in chosen]
-        total = _accumulate(specification, model, method, batch, seeds.derive(seed, "step", step))
+        total = gradients(step)
         norm = _clip(parameters, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -76,29 +77,82 @@ def run_steps(
     return math.fsum(losses) / len(losses)
 
 
-def _accumulate(
-    specification: Specification, model: Any, method: Method, batch: list[Example], seed: int
+def active_parameters(
+    specification: Specification, parameters: Mapping[str, torch.nn.Parameter], round: int
+) -> dict[str, torch.nn.Parameter]:
+    """Those that are trained in a round; gradients of the others are switched off."""
+    active = {name: p for name, p in parameters.items() if is_active(specification, name, round)}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in active)
+    return active
+
+
+def train_round(
+    specification: Specification,
+    model: Any,
+    active: Mapping[str, torch.nn.Parameter],
+    states: OptimizerStates,
+    slot: fleet_pb2.SlotOpen,
+    seed: int,
+    steps: Callable[[torch.optim.Optimizer], float | None],
+    *,
+    writes: bool = True,
+) -> float | None:
+    """All local steps of a slot, with the optimizer state that the node kept and keeps; returns what `steps` does.
+
+    active: the parameters that are trained in this round. writes: as OptimizerStates.keep.
+    """
+    optimizer = make_optimizer(specification.training, active)
+    if specification.training.keep_optimizer_state:
+        states.restore(optimizer, active, slot.round)
+    torch.manual_seed(seed)
+    model.train()
+    loss = steps(optimizer)
+    if specification.training.keep_optimizer_state:
+        states.keep(optimizer, active, slot.round, writes=writes)
+    return loss
+
+
+def step_batches(
+    specification: Specification,
+    method: Method,
+    examples: Sequence[Example],
+    node: str,
+    slot: fleet_pb2.SlotOpen,
+    seed: int,
+) -> Iterator[list[Batch]]:
+    """The micro-batches of each step of a round, one step after another."""
+    for step, chosen in enumerate(batch_indices(specification, len(examples), node, slot)):
+        draw = seeds.derive(seed, "step", step)
+        batch = [examples[index] for index in chosen]
+        size = len(batch) if method.whole_batch else specification.training.micro_batch_size
+        yield [
+            method.collate(part, seeds.derive(draw, index))
+            for index, part in enumerate(micro_batches(method, batch, size))
+        ]
+
+
+def accumulate(
+    parts: Sequence[tuple[Batch, float]], loss: Callable[[Batch], torch.Tensor], device: torch.device, *, autocast: bool
 ) -> torch.Tensor:
-    """Gradients of the mean loss over all terms of the batch, micro batch by micro batch; returns that mean."""
-    training = specification.training
-    device = next(model.parameters()).device
-    size = len(batch) if method.whole_batch else training.micro_batch_size
-    parts = [
-        method.collate(part, seeds.derive(seed, index)) for index, part in enumerate(micro_batches(method, batch, size))
-    ]
-    count = max(1, sum(part.count for part in parts))
+    """Add up the gradients of each summed loss over its divisor; returns the sum of the divided losses."""
     total = torch.zeros((), device=device)
-    for part in parts:
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.autocast):
-            loss = method.loss(model, part.to(device)) / count
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+    for part, divisor in parts:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            divided = loss(part.to(device)) / divisor
+        divided.backward()  # type: ignore[no-untyped-call]
+        total += divided.detach()
     return total
+
+
+def terms(parts: Sequence[Batch]) -> int:
+    """Over how many terms (tokens, records) the mean loss of a step runs."""
+    return max(1, sum(part.count for part in parts))
 
 
 def _clip(parameters: Mapping[str, torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     limit = max_norm if max_norm > 0 else math.inf
-    return torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
+    return whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
 
 
 def _check(loss: float, norm: float, losses: list[float], step: int, steps: int) -> None:

@@ -12,11 +12,13 @@ from confide.runs.specification import Specification, Training
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from confide_client.training.shards import placed_like, whole
+
 Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Optimizer:
-    """AdamW or SGD. Vectors (biases, norms) are not decayed."""
+    """AdamW or SGD, each as one fused kernel. Vectors (biases, norms) are not decayed."""
     decayed = [p for p in parameters.values() if p.ndim > 1]
     others = [p for p in parameters.values() if p.ndim <= 1]
     groups = [
@@ -25,8 +27,9 @@ def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Op
         if params
     ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(training.beta1, training.beta2))
+        return torch.optim.SGD(groups, lr=training.learning_rate, fused=True)
+    betas = (training.beta1, training.beta2)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)
 
 
 def learning_rate(specification: Specification, global_step: int) -> float:
@@ -50,43 +53,54 @@ class OptimizerStates:
     def __init__(self, folder: Path, schema: TensorSchema) -> None:
         self._folder = folder
         self._schema = schema
+        self._resting: dict[str, torch.Tensor] = {}
 
     def _path(self, round: int) -> Path:
         return self._folder / f"optimizer-{round:06d}.safetensors"
 
-    def _before(self, round: int) -> dict[str, torch.Tensor]:
+    def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
+        """Load the newest state from before `round`; none: start fresh.
+
+        What belongs to parameters that rest in this round (RoLoRA's other half) is kept for the next.
+        """
+        self._resting = {}
         earlier = [p for p in sorted(self._folder.glob("optimizer-*.safetensors")) if p < self._path(round)]
         if not earlier:
-            return {}
+            return
         try:
-            return dict(load_file(earlier[-1]))
+            tensors = load_file(earlier[-1])
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"the local optimizer state {earlier[-1].name} is damaged; delete it, and training starts it afresh"
             ) from error
-
-    def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
-        """Load the newest state from before `round` of what is trained in it; none: start fresh."""
-        for key, tensor in self._before(round).items():
+        for key, tensor in tensors.items():
             kind, name = key.split("/", 1)
-            if name not in parameters:
+            parameter = parameters.get(name)
+            if parameter is None:
+                self._resting[key] = tensor
                 continue
-            parameter = parameters[name]
-            value = tensor if kind == "step" else tensor.to(parameter.device)
-            optimizer.state[parameter][kind] = value
+            # Each process counts the steps by itself, beside its part of the parameter.
+            placed = tensor.to(parameter.device) if kind == "step" else placed_like(tensor, parameter)
+            optimizer.state[parameter][kind] = placed
 
-    def keep(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
-        """Save the state after `round`, with that of what was not trained in it; forget what no retry can need."""
-        tensors = {key: value for key, value in self._before(round).items() if key.split("/", 1)[1] not in parameters}
-        tensors |= {
-            f"{kind}/{name}": value.detach().cpu().contiguous()
+    def keep(
+        self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int, *, writes: bool = True
+    ) -> None:
+        """Save the state after `round` and forget what no retry can need.
+
+        writes: false in all but one of the processes that hold a split state; each of them must call this.
+        """
+        tensors = {
+            f"{kind}/{name}": whole(value.detach()).cpu().contiguous()
             for name, parameter in parameters.items()
             for kind, value in optimizer.state.get(parameter, {}).items()
             if isinstance(value, torch.Tensor)
         }
+        if not writes:
+            return
         if tensors:
             private_folder(self._folder)
-            write_atomic(self._path(round), save(tensors))
+            write_atomic(self._path(round), save(self._resting | tensors))
         for path in self._folder.glob("optimizer-*.safetensors"):
             if path < self._path(round - 1):
                 path.unlink()

@@ -6,32 +6,39 @@
 With one thread the same inputs give the same bits. Errors carry nothing of the records: they travel to the coordinator.
 """
 
-import contextlib
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from confide.errors import ConfideError, DataError, SpecificationError, TrainingError
+from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.models import aggregation, seeds
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
-from confide.models.travel import Travel, is_active
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from numpy.typing import NDArray
 
-from confide_client.training.fragments import LocalValues
-from confide_client.training.loop import run_steps
-from confide_client.training.optimizers import OptimizerStates, make_optimizer
+from confide_client.sharding.job import Outcome
+from confide_client.sharding.steps import ShardedSteps
+from confide_client.training.evaluation import evaluate
+from confide_client.training.failures import named_failures
+from confide_client.training.fragments import Flat, LocalValues
+from confide_client.training.loop import accumulate, active_parameters, run_steps, step_batches, terms, train_round
+from confide_client.training.optimizers import OptimizerStates
 from confide_client.training.private import PROTECTED, PrivateSteps
 
 _MOST_PASSES = 1000
 """Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
+
+_BLOCK = 65536
+"""Scalars that fit a core's cache in float64."""
 
 
 class LocalData(Protocol):
@@ -59,11 +66,13 @@ class LocalTrainer:
         threads: int | None = None,
         device: str | None = None,
         rank: int | None = None,
+        processes: int = 1,
     ) -> None:
         """Load the base.
 
         folder: where what stays on this node between rounds is kept. device: default a GPU where there is one.
         rank: LoRA rank that this node trains where it can afford less than the run's; the rest of its update is zero.
+        processes: how many worker processes share a local step (confide_client.sharding); 1: this process trains.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -73,10 +82,18 @@ class LocalTrainer:
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
         self._method = methods.create(specification, load_tokenizer(base))
-        with _named_failures(specification):
-            model = build(specification, base, self._device)
-        self._model: Any = model
-        self._parameters = trainable_tensors(model)
+        self._sharded = (
+            ShardedSteps(specification, base, folder, processes, threads, self._device.type, rank)
+            if processes > 1
+            else None
+        )
+        self._model: Any = None
+        self._parameters: dict[str, torch.nn.Parameter] = {}
+        if self._sharded is None:
+            with named_failures(specification):
+                self._model = build(specification, base, self._device)
+            self._parameters = trainable_tensors(self._model)
+            set_up(self._model, specification)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
         self._travel = Travel(specification, self.schema)
@@ -85,7 +102,6 @@ class LocalTrainer:
             PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
         )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
-        _set_up(self._model, specification)
 
     def for_node(self, node: str, folder: Path) -> "LocalTrainer":
         """Another node's trainer of the same run over the same loaded model. They take turns; what stays between
@@ -107,28 +123,43 @@ class LocalTrainer:
         Raises DataError, TrainingError or UpdateError; then nothing of this slot is sent.
         """
         specification = self._specification
-        received = self.schema.unflatten(model)
-        load_trainable(self._model, received)
-        with _named_failures(specification):
-            metrics = {} if specification.privacy.unit != "none" else self._evaluate(data)
-            if slot.evaluate_only or specification.training.local_steps == 0:
-                return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
-            start = self._values.start(model, slot.round)
-            if start is not model:
-                load_trainable(self._model, self.schema.unflatten(start))
-            loss = self._train(data, slot)
-        trained = self._trained()
-        update = self._values.exchanged(trained - model, slot.round)
-        norm = float(np.linalg.norm(update.astype(np.float64)))
-        if not np.isfinite(norm):
+        trains = not slot.evaluate_only and specification.training.local_steps > 0
+        with named_failures(specification):
+            start = self._values.start(model, slot.round) if trains else None
+            outcome = self._steps(model, start, data, slot)
+        metrics = outcome.metrics
+        if outcome.trained is None:
+            return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
+        update = self._values.exchanged(outcome.trained - model, slot.round)
+        norm = _norm(update)
+        if not math.isfinite(norm):
             raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
-        self._values.keep(trained, slot.round)
-        if specification.privacy.unit == "none" and loss is not None:
-            metrics |= {Metric.TRAIN_LOSS: loss, Metric.UPDATE_NORM: norm}
+        self._values.keep(outcome.trained, slot.round)
+        if specification.privacy.unit == "none" and outcome.loss is not None:
+            metrics |= {Metric.TRAIN_LOSS: outcome.loss, Metric.UPDATE_NORM: norm}
         return Contribution(update, self._weight(data), metrics)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._specification.training.autocast)
+    def _steps(
+        self,
+        received: NDArray[np.float32],
+        start: NDArray[np.float32] | None,
+        data: LocalData,
+        slot: fleet_pb2.SlotOpen,
+    ) -> Outcome:
+        """Evaluate the received model, and train from `start` when there is one."""
+        measures = self._specification.privacy.unit == "none" and len(data.evaluation) > 0
+        seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
+        if self._sharded is not None:
+            batches = self._batches(self._shard(data), slot, seed) if start is not None else None
+            return self._sharded.run(received, start, data.evaluation if measures else [], batches, slot, seed)
+        load_trainable(self._model, self.schema.unflatten(received))
+        metrics = self._evaluate(data) if measures else {}
+        if start is None:
+            return Outcome(metrics)
+        if start is not received:
+            load_trainable(self._model, self.schema.unflatten(start))
+        loss = self._train(data, slot, seed)
+        return Outcome(metrics, self.schema.flatten(dict(self._parameters)), loss)
 
     def _weight(self, data: LocalData) -> float:
         federation = self._specification.federation
@@ -145,20 +176,14 @@ class LocalTrainer:
         return cached[1]
 
     def _evaluate(self, data: LocalData) -> dict[Metric, float]:
-        if not len(data.evaluation):
-            return {}
         examples = self._examples("evaluation", data.evaluation)
-        if not examples:
-            return {}
         support = self._examples("train", data.train) if self._method.name == "in_context" else []
-        self._model.eval()
-        size = self._specification.training.micro_batch_size
-        with torch.no_grad(), self._autocast():
-            metrics = self._method.evaluate(self._model, examples, support, size)
-        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
-        if bad:
-            raise TrainingError(f"the received model evaluates to NaN or infinity ({bad[0]}); it is not trained on")
-        return metrics
+        return evaluate(self._specification, self._method, self._model, examples, support)
+
+    def _batches(
+        self, examples: Sequence[methods.Example], slot: fleet_pb2.SlotOpen, seed: int
+    ) -> Iterator[list[methods.Batch]]:
+        return step_batches(self._specification, self._method, examples, self._node, slot, seed)
 
     def _shard(self, data: LocalData) -> Sequence[methods.Example]:
         training = self._specification.training
@@ -172,37 +197,37 @@ class LocalTrainer:
             )
         return examples
 
-    def _train(self, data: LocalData, slot: fleet_pb2.SlotOpen) -> float | None:
+    def _train(self, data: LocalData, slot: fleet_pb2.SlotOpen, seed: int) -> float | None:
         """The mean loss of the steps; None where it may not be measured (privacy.unit record or user)."""
-        training = self._specification.training
+        specification = self._specification
         examples = self._shard(data) if self._private is None else []
-        active = {
-            name: parameter
-            for name, parameter in self._parameters.items()
-            if is_active(self._specification, name, slot.round)
-        }
-        for name, parameter in self._parameters.items():
-            parameter.requires_grad_(name in active)
-        optimizer = make_optimizer(training, active)
-        if training.keep_optimizer_state:
-            self._states.restore(optimizer, active, slot.round)
-        seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
-        torch.manual_seed(seed)
-        self._model.train()
+        active = active_parameters(specification, self._parameters, slot.round)
         hooks = [
             active[name].register_hook(mask.mul)  # type: ignore[no-untyped-call]
             for name, mask in self._masks.items()
             if name in active
         ]
         start = {name: self._parameters[name].detach().clone() for name in self._masks}
-        loss: float | None = None
+        batches = self._batches(examples, slot, seed)
+
+        def gradients(step: int) -> torch.Tensor:
+            parts = next(batches)
+            count = terms(parts)
+            return accumulate(
+                [(part, count) for part in parts],
+                lambda part: self._method.loss(self._model, part),
+                self._device,
+                autocast=specification.training.autocast,
+            )
+
+        def steps(optimizer: torch.optim.Optimizer) -> float | None:
+            if self._private is None:
+                return run_steps(specification, active, optimizer, slot, gradients)
+            self._private.run(data.train, active, optimizer, slot)
+            return None
+
         try:
-            if self._private is not None:
-                self._private.run(data.train, active, optimizer, slot)
-            else:
-                loss = run_steps(
-                    self._specification, self._model, self._method, active, optimizer, examples, self._node, slot, seed
-                )
+            loss = train_round(specification, self._model, active, self._states, slot, seed, steps)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -213,12 +238,16 @@ class LocalTrainer:
             for name, mask in self._masks.items():
                 # Weight decay moves entries that have no gradient.
                 self._parameters[name].copy_(torch.where(mask, self._parameters[name], start[name]))
-        if training.keep_optimizer_state:
-            self._states.keep(optimizer, active, slot.round)
         return loss
 
-    def _trained(self) -> NDArray[np.float32]:
-        return self.schema.flatten(dict(self._parameters))
+
+def _norm(vector: Flat) -> float:
+    """L2 norm in float64, without a copy of the whole."""
+    total = 0.0
+    for start in range(0, vector.size, _BLOCK):
+        block = vector[start : start + _BLOCK].astype(np.float64)
+        total += float(block @ block)
+    return math.sqrt(total)
 
 
 def _rank_masks(
@@ -239,32 +268,9 @@ def _rank_masks(
     }
 
 
-def _set_up(model: Any, specification: Specification) -> None:
+def set_up(model: Any, specification: Specification) -> None:
+    """What a run may ask of a freshly built model: less memory, compiled kernels."""
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if specification.training.compile:
         model.base_model.compile(dynamic=True)
-
-
-@contextlib.contextmanager
-def _named_failures(specification: Specification) -> Iterator[None]:
-    """Out of memory and other failures inside torch become named errors, without text that could quote data."""
-    training = specification.training
-    try:
-        yield
-    except ConfideError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(_out_of_memory(specification)) from error
-    except RuntimeError as error:
-        if "memory" in str(error) and ("alloc" in str(error) or "CUDA" in str(error)):
-            raise TrainingError(_out_of_memory(specification)) from error
-        where = "compiling or running the model" if training.compile else "running the model"
-        raise TrainingError(f"{where} failed inside torch ({type(error).__name__}); see this node's log") from error
-
-
-def _out_of_memory(specification: Specification) -> str:
-    return (
-        f"out of memory with training.micro_batch_size = {specification.training.micro_batch_size} and "
-        f"method.max_length = {specification.method.max_length}; lower one, or set training.gradient_checkpointing"
-    )

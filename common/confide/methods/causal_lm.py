@@ -105,7 +105,8 @@ class CausalLanguageModel:
     def collate(self, examples: Sequence[Packed], seed: int) -> Batch:
         """labels[b, t]: the next token of the same piece. No mask is given: positions that start again part pieces.
 
-        What fills up the last sequence is a piece of its own, on which no loss is taken.
+        What fills up the last sequence is a piece of its own, on which no loss is taken. Where no sequence holds a
+        second piece, the positions are the model's own: none are given, and attention takes its fast causal path.
         """
         ids = pad_right([e.ids for e in examples], self._tokenizer.pad_token_id)
         positions = torch.zeros_like(ids)
@@ -116,7 +117,9 @@ class CausalLanguageModel:
             positions[row, count:] = torch.arange(ids.shape[1] - count)
             goes_on = example.positions[1:] > 0
             labels[row, : count - 1] = torch.from_numpy(np.where(goes_on, example.ids[1:], IGNORED))
-        inputs = {"input_ids": ids, "position_ids": positions}
+        inputs = {"input_ids": ids}
+        if any((example.positions[1:] == 0).any() for example in examples):
+            inputs["position_ids"] = positions
         return Batch(inputs, labels, int((labels != IGNORED).sum()))
 
     def evaluate(

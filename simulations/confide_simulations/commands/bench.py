@@ -15,6 +15,7 @@ BENCHMARKS = {
     "simulation": "confide_simulations.benchmarks.simulation:simulation",
     "scale": "confide_simulations.benchmarks.scale:scale",
     "privacy": "confide_simulations.benchmarks.privacy:privacy",
+    "training": "confide_simulations.benchmarks.training:training",
 }
 
 

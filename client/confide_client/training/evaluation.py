@@ -1,0 +1,31 @@
+"""What a node measures of the model that it received."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from confide.errors import TrainingError
+from confide.methods.base import Example, Method
+from confide.runs.specification import Specification
+from confide.sealing.roles import Metric
+
+
+def evaluate(
+    specification: Specification, method: Method, model: Any, examples: Sequence[Example], support: Sequence[Example]
+) -> dict[Metric, float]:
+    """The method's metrics on the node's evaluation examples; none without examples.
+
+    support: training examples, for methods that learn from them in context. Raises TrainingError for NaN or infinity.
+    """
+    if not examples:
+        return {}
+    training = specification.training
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=training.autocast):
+        metrics = method.evaluate(model, examples, support, training.micro_batch_size)
+    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        raise TrainingError(f"the received model evaluates to NaN or infinity ({bad[0]}); it is not trained on")
+    return metrics
