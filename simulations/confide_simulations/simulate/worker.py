@@ -15,7 +15,7 @@ from pathlib import Path
 from confide.codec.tensors import TensorSchema
 from confide.runs.specification import Specification
 from confide_client.app import make_app
-from confide_client.loading import Trainer, local_schema
+from confide_client.loading import Trainer, local_schema, local_trainer
 from confide_client.runtime import NodeRuntime
 from confide_client.training import LocalTrainer
 from flwr.app import Context
@@ -57,6 +57,8 @@ class Bases:
         rank: int | None,
     ) -> Trainer:
         """A confide_client.loading.MakeTrainer; all virtual nodes train the run's own rank."""
+        if not specification.trains_model:
+            return local_trainer(specification, base, node=node, folder=folder, threads=threads, rank=rank)
         with self._lock:
             if self._held is None or self._held[0] != specification.digest:
                 self._held = None  # frees the old base before the new one is loaded
