@@ -49,7 +49,8 @@ proto: setup ## regenerate common/confide/proto from protos/
 
 bench: setup ## every benchmark, results as JSON under build/bench
 	@mkdir -p build/bench
-	@for b in agreement round sealing privacy training; do $(BIN)/confide bench $$b --json build/bench/$$b.json || exit 1; done
+	@for b in agreement round sealing privacy training tokenizer simulation scale; do \
+		$(BIN)/confide bench $$b --json build/bench/$$b.json || exit 1; done
 
 clean: ## remove the environment and build output
 	rm -rf $(VENV) build dist demo-output

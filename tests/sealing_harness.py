@@ -226,7 +226,7 @@ class Federation:
             data, self.outer_state = next_model(
                 self.specification, self.travel, data, self.outer_state, outcome, plan.round
             )
-            self.model = np.frombuffer(data, dtype="<f4")
+            self.model = np.frombuffer(data, dtype=self.model.dtype)
         message = self.collector.end_message(model_digest(self.model.tobytes()))
         for member in self.members.values():
             member.slot_ended(message)

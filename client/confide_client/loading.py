@@ -3,14 +3,12 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from confide.errors import StateError
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution
-from numpy.typing import NDArray
 
 from confide_client.datasets import LocalData
 from confide_client.state import StateFolder
@@ -22,13 +20,22 @@ LOADER = "load-model"
 """Name of the thread in which a base model is loaded."""
 
 
+class Schema(Protocol):
+    """What the bytes of payload "model" are: a TensorSchema, or how a tokenizer's state is read."""
+
+    def decode(self, data: bytes | memoryview, /) -> Any:
+        """What `contribute` takes. Raises UpdateError for bytes that are no such thing."""
+
+
 class Trainer(Protocol):
     """Local training of one run, with its model loaded."""
 
-    schema: "TensorSchema"
+    @property
+    def schema(self) -> Schema:
+        """Of what the run learns."""
 
-    def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
-        """Train or evaluate from `model`, float32 of shape (schema.size,)."""
+    def contribute(self, model: Any, data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
+        """Train or evaluate from `model`, as `schema.decode` made it: of tensors, float32 of shape (size,)."""
 
 
 class MakeTrainer(Protocol):
@@ -54,6 +61,10 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
         specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
     ) -> Trainer:
         # Imported late: torch takes seconds, and `confide node status` needs none of it.
+        if not specification.trains_model:
+            from confide_client.training.tokens import TokenizerTrainer
+
+            return TokenizerTrainer(specification)
         from confide_client.sharding.steps import processes_for
         from confide_client.training import LocalTrainer
 
@@ -67,9 +78,9 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
 
 def local_schema(specification: Specification, base: Path) -> "TensorSchema":
     """Of the flat update, from the model's configuration alone: small exchanges need not wait for weights."""
-    from confide.models.trainable import schema_of
+    from confide.models.learned import update_schema
 
-    return schema_of(specification, base)
+    return update_schema(specification, base)
 
 
 class Loading:

@@ -49,18 +49,22 @@ def plan_of(state: StateFolder, what: str) -> Plan:
     specification = _specification(state, what)
     data_sets = DataSets(state.root).all()
     entry = data_sets.get(specification.federation.data)
-    lines = [
-        f"run {specification.name}, specification {specification.digest[:16]}…: {specification.federation.rounds} "
+    work = (
         f"rounds of {specification.training.local_steps} local steps of {specification.training.batch_size} records "
         f"({specification.method.name})"
-    ]
+        if specification.trains_model
+        else f"rounds that count pairs of tokens, for a vocabulary of {specification.tokenizer.vocabulary}"
+    )
+    rounds = specification.federation.rounds
+    lines = [f"run {specification.name}, specification {specification.digest[:16]}…: {rounds} {work}"]
     warnings: list[str] = []
     refusal = _refusal(state, specification, entry)
     if entry is None:
         warnings.append(f"data set {specification.federation.data!r} is not registered here: `confide data add`")
     else:
         _about_data(specification, entry, lines, warnings)
-    _about_work(state, specification, lines, warnings)
+    if specification.trains_model:
+        _about_work(state, specification, lines, warnings)
     _about_protection(specification, lines, warnings)
     if entry is not None:
         _about_privacy(state, specification, lines, warnings)
@@ -82,7 +86,7 @@ def _refusal(state: StateFolder, specification: Specification, entry: DataSet | 
     try:
         policy: Policy = load_policy(state.policy)
         policy.check(specification, group=entry.group if entry else specification.federation.data)
-        ModelStore(state.models).path(specification.model.sha256)
+        ModelStore(state.models).base_of(specification)
     except ConfideError as error:
         return str(error)
     return None
@@ -91,6 +95,9 @@ def _refusal(state: StateFolder, specification: Specification, entry: DataSet | 
 def _about_data(specification: Specification, entry: DataSet, lines: list[str], warnings: list[str]) -> None:
     training = specification.training
     records = entry.records - entry.evaluation_records
+    if not specification.trains_model:
+        lines.append(f"data: {records} training records, all counted in every round; the others are not looked at")
+        return
     used = training.local_steps * training.batch_size
     lines.append(
         f"data: {records} training and {entry.evaluation_records} evaluation records; "
@@ -194,12 +201,16 @@ def _about_protection(specification: Specification, lines: list[str], warnings: 
 def _about_privacy(state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]) -> None:
     if specification.privacy.unit not in ("record", "user"):
         return
+    from confide.privacy.counting import counting_plan, describe_counting_plan
     from confide.privacy.plan import unit_plan
     from confide.privacy.plan_words import describe_unit_plan
 
     try:
-        data = DataSets(state.root).load(specification.federation.data)
-        said, warned = describe_unit_plan(unit_plan(specification, units_in(specification, data)))
+        units = units_in(specification, DataSets(state.root).load(specification.federation.data))
+        if specification.trains_model:
+            said, warned = describe_unit_plan(unit_plan(specification, units))
+        else:
+            said, warned = describe_counting_plan(counting_plan(specification, units=units)), []
     except ConfideError as error:
         warnings.append(f"privacy cannot be planned: {error}")
         return

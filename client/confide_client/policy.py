@@ -84,7 +84,8 @@ class Policy(_Frozen):
         """Raise PolicyRefusal unless the policy allows this run on a data set of this group."""
         federation, training, sealing = specification.federation, specification.training, specification.sealing
         _member("method", specification.method.name, self.methods, "methods")
-        _member("base model", specification.model.sha256, self.models, "models")
+        if specification.trains_model:
+            _member("base model", specification.model.sha256, self.models, "models")
         _member("data set", federation.data, self.data_sets, "data_sets")
         _at_least("federation.min_cohort", federation.min_cohort, self.min_cohort, "min_cohort")
         if federation.nodes:

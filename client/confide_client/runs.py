@@ -88,7 +88,7 @@ class Node:
         # What is not allowed is refused before it is looked for: a refusal tells nothing about what is here.
         policy.check(specification, group=self._group(specification.federation.data))
         self.data_sets.get(specification.federation.data)
-        ModelStore(self.state.models).path(specification.model.sha256)
+        ModelStore(self.state.models).base_of(specification)
 
     def _group(self, data: str) -> str:
         found = self.data_sets.all().get(data)
@@ -131,7 +131,7 @@ class Run:
         return self._loading
 
     def _base(self) -> Path:
-        return ModelStore(self._node.state.models).path(self.specification.model.sha256)
+        return ModelStore(self._node.state.models).base_of(self.specification)
 
     def _make_trainer(self) -> Trainer:
         settings = self._node.state.settings

@@ -56,7 +56,7 @@ class Spending:
 
         Raises BUDGET_EXHAUSTED, LedgerError, DataError, SpecificationError or PolicyRefusal; then nothing is spent.
         """
-        from confide.privacy.plan import unit_plan
+        from confide.privacy.counting import run_cost
 
         unit = specification.privacy.unit
         if unit not in ("record", "user"):
@@ -72,7 +72,7 @@ class Spending:
             data=specification.federation.data,
             unit=unit,
             specification=specification.digest,
-            cost=unit_plan(specification, units_in(specification, data)).cost,
+            cost=run_cost(specification, units_in(specification, data)),
             budget=budget,
         )
 

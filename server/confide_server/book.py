@@ -11,15 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from confide import __version__
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import StateError, UpdateError
 from confide.identity.roster import RosterStore
 from confide.identity.submission import verify_submission
-from confide.models.travel import Travel, refactors
+from confide.models.learned import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
-from confide.sealing.refactored import Refactored
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -241,11 +239,12 @@ class Book:
                 self._changed.wait(left)
 
     def _open_run(self, run: Run) -> OpenRun:
+        specification = parse_canonical(run.specification)
         return OpenRun(
             run_id=run.run_id,
             status=run.status,
-            specification=parse_canonical(run.specification),
-            schema=_schema(run.schema, len(self.model(run.run_id, 0).data) // 4),
+            specification=specification,
+            schema=update_schema_of(specification, run.schema, self.model(run.run_id, 0).data),
             submission=Submission(
                 specification=run.specification,
                 initial_model=b"",
@@ -429,10 +428,6 @@ def _round_entry(row: Round, model_sha256: bytes) -> dict[str, Any]:
     }
 
 
-def _schema(schema: bytes, size: int) -> TensorSchema:
-    return TensorSchema.from_bytes(schema) if schema else TensorSchema.unnamed(size)
-
-
 def _check_first_model(submission: Submission, specification: Specification) -> None:
     data = submission.initial_model
     if model_digest(data) != submission.initial_model_sha256:
@@ -440,17 +435,8 @@ def _check_first_model(submission: Submission, specification: Specification) -> 
             f"the first model hashes to {model_digest(data).hex()[:16]}; "
             f"{submission.initial_model_sha256.hex()[:16]} was signed. Submit again."
         )
-    if len(data) == 0 or len(data) % 4:
-        raise UpdateError(f"the first model has {len(data)} bytes; float32 tensors take a positive multiple of 4")
-    flat = np.frombuffer(data, dtype="<f4")
-    if not np.isfinite(flat).all():
-        raise UpdateError("the first model holds NaN or infinity")
-    schema = _schema(submission.schema, len(flat))
-    if schema.size != len(flat):
-        raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
-    Travel(specification, schema)  # refuses what it cannot be computed for
-    if refactors(specification):
-        Refactored(schema).check_rows(flat)
+    schema = update_schema_of(specification, submission.schema, data)
+    check_first_model(specification, data, schema)
 
 
 def _new_run(run_id: str, number: int, submission: Submission, specification: Specification) -> Run:

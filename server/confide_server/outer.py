@@ -1,4 +1,6 @@
-"""The outer step: a torch optimizer over the mean update (Reddi et al. 2021, algorithm 2).
+"""The outer step: what an opened sum makes of the model.
+
+Tensors: a torch optimizer over the mean update (Reddi et al. 2021, algorithm 2).
 
 The mean update is the negative gradient: SGD with learning rate 1 is FedAvg (McMahan et al. 2017), momentum makes it
 FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Adam FedAdam.
@@ -84,8 +86,11 @@ def next_model(
 ) -> tuple[bytes, bytes]:
     """(model, outer state) after a round whose sum was opened: step what travelled, then refactor (FedSVD).
 
-    A pure function: after a crash the same round gives the same bytes. data: raw trainable tensors, float32.
+    A pure function: after a crash the same round gives the same bytes. data: raw trainable tensors, float32; of a
+    tokenizer run its state, which gets the merges that the sum of counts asks for.
     """
+    if not specification.trains_model:
+        return _next_tokenizer(specification, data, opened), b""
     model = np.frombuffer(data, dtype="<f4").astype("<f4", copy=True)
     step = OuterStep(specification.federation.outer, outer_state, travel.phase(round))
     part = step.apply(travel.gather(model, round), opened.update_sum, opened.weight_sum)
@@ -95,3 +100,16 @@ def next_model(
 
         model = travel.schema.flatten(after_round(specification, travel.schema.unflatten(model)))
     return model.astype("<f4").tobytes(), step.state()
+
+
+def _next_tokenizer(specification: Specification, data: bytes, opened: Opened) -> bytes:
+    from confide.privacy.counting import floors
+    from confide.tokenizer.merging import next_state
+    from confide.tokenizer.state import parse_state
+    from confide.tokenizer.terms import Terms
+
+    terms = Terms.of(specification)
+    state = parse_state(data, terms)
+    # Sealing rounds counts to a fraction of one where clip_norm is moderate: then this makes them exact again.
+    counts = np.rint(np.asarray(opened.update_sum, dtype=np.float64)[: len(state.candidates)])
+    return next_state(state, counts, terms, floors(specification, contributors=len(opened.contributors))).to_bytes()

@@ -213,14 +213,11 @@ class LocalFederation:
 
     def submit(self, specification: Specification, initial_model: bytes | None = None) -> str:
         """Sign and submit; returns the run id. initial_model: raw tensors, when not the base model's own."""
-        from confide.codec.tensors import TensorSchema
-        from confide.models.trainable import initial_state
+        from confide.models.learned import first_model
 
         schema = None
         if initial_model is None:
-            state = initial_state(specification, self.base)
-            schema = TensorSchema.of(state)
-            initial_model = schema.encode(state)
+            initial_model, schema = first_model(specification, self.base)
         member = load_member(self.admin_folder)
         with self.client() as client:
             return client.submit(specification, initial_model, member.identity, schema)

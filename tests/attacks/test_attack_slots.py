@@ -155,7 +155,7 @@ def test_missed_rounds_allow_one_step_each(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 3)
     at_first = federation.model  # the newest model that the nodes will have seen
     federation.slot()
-    bound = federation.members[A].chain.bound
+    bound = federation.members[A].chain.link.bound
     for rounds, distance, holds in ((1, 1.01, False), (3, 2.99, True), (4, 4.02, False)):
         federation.model, federation.parent = at_first, model_digest(at_first.tobytes())
         federation.model = moved(federation, distance * bound)

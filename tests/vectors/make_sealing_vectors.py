@@ -112,7 +112,8 @@ def _double(message: Any) -> None:
 
 
 def _garble(message: Any) -> None:
-    message.dealings[0].ciphertext = message.dealings[0].ciphertext[:-1] + b"\0"
+    text = message.dealings[0].ciphertext
+    message.dealings[0].ciphertext = text[:-1] + bytes([text[-1] ^ 1])
 
 
 def _stranger(message: Any) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from confide.errors import PolicyRefusal, StateError
+from confide.errors import PolicyRefusal, SpecificationError, StateError
 from confide.models.store import ModelStore
 
 from confide_client.canaries import plant as keep_canaries
@@ -31,6 +31,8 @@ def _offer(state: StateFolder, run: str) -> tuple[VerifiedOffer, Path, Path]:
     """(offer, the run's folder, base model)."""
     folder = state.run(state.find_run(run))
     offer = load_offer(folder, state.member())
+    if not offer.specification.trains_model:
+        raise SpecificationError("this run learns a tokenizer; canaries audit a model, and there is none")
     return offer, folder, ModelStore(state.models).path(offer.specification.model.sha256)
 
 

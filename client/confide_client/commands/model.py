@@ -39,6 +39,21 @@ def add(
     typer.echo(digest)
 
 
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="Model folder to write, new or empty.")],
+    config: Annotated[Path, typer.Option(help="Configuration in transformers' format (JSON).", dir_okay=False)],
+    tokenizer: Annotated[Path, typer.Option(help="Folder of an exported tokenizer.", file_okay=False)],
+) -> None:
+    """Make an untrained model from a configuration and a tokenizer, to pre-train with model.initial = "random"."""
+    from confide.models.fresh import make_folder
+    from confide.models.store import folder_digest
+
+    made = make_folder(folder, config=config, tokenizer=tokenizer)
+    typer.echo(f"{made} holds an untrained model; add it with `confide model add`. Its hash is")
+    typer.echo(folder_digest(made))
+
+
 @app.command(name="list")
 def list_models(
     state: State = _STATE,

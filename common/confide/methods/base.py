@@ -35,6 +35,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "masked_lm": (("text",),),
     "classification": (("text", "label"),),
     "contrastive": (("anchor", "positive"), ("text", "label"), ("question", "answer")),
+    "tokenizer": (("text",), ("messages",), ("prompt", "completion"), ("question", "answer")),
     "in_context": (("input", "output"), ("question", "answer"), ("text", "label"), ("prompt", "completion")),
 }
 """For each method the alternatives of fields that a record must have."""

@@ -23,6 +23,9 @@ from confide.files import private_folder, sha256_file, write_atomic
 from confide.models.architecture import DTYPES, empty_model, head_names, load_base, load_tokenizer
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
 from confide.runs.specification import Specification
+from confide.tokenizer.export import write_tokenizer
+from confide.tokenizer.state import parse_state
+from confide.tokenizer.terms import Terms
 
 Tensors = Mapping[str, torch.Tensor]
 _PEFT_TASKS = {"sft": "CAUSAL_LM", "causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
@@ -84,6 +87,16 @@ def write_merged(
     model.save_pretrained(folder)
     load_tokenizer(base_folder).save_pretrained(folder)
     _write_manifest(folder, manifest)
+    return folder
+
+
+def write_tokenizer_export(
+    folder: Path, state: bytes, manifest: Mapping[str, Any], specification: Specification
+) -> Path:
+    """What a tokenizer run learned, in the tokenizers format, and manifest.json. Raises UpdateError for a bad state."""
+    parsed = parse_state(state, Terms.of(specification))
+    write_tokenizer(folder, parsed, specification.tokenizer)
+    _write_manifest(folder, {**manifest, "tokens": parsed.size + len(specification.tokenizer.special_tokens)})
     return folder
 
 

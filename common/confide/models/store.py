@@ -21,6 +21,7 @@ from pathlib import Path
 from confide import canonical
 from confide.errors import ModelError
 from confide.files import private_folder, sha256_file, write_atomic
+from confide.runs.specification import Specification
 
 _KEPT = frozenset(
     {
@@ -86,6 +87,13 @@ def _digest(hashes: dict[str, str]) -> str:
     return canonical.digest(["confide/v1/model-folder", [[name, hashes[name]] for name in sorted(hashes)]])
 
 
+def require_base(specification: Specification, folder: Path | None) -> Path:
+    """The base model's folder, given and not needless. Raises ModelError."""
+    if folder is None:
+        raise ModelError(f"method {specification.method.name!r} needs a base model; name its folder (--model-folder)")
+    return folder
+
+
 class ModelStore:
     """A folder of base models: `<sha256>/` with the files, `<sha256>.json` with name, source and size."""
 
@@ -130,6 +138,10 @@ class ModelStore:
                 f"remove it with `confide model remove {sha256[:12]}` and add it again from its source"
             )
         return folder
+
+    def base_of(self, specification: Specification) -> Path:
+        """The folder of a run's base model; of a run that has none, this store's, in which nothing is looked for."""
+        return self.path(specification.model.sha256) if specification.trains_model else self.folder
 
     def list(self) -> list[StoredModel]:
         """All models, by name."""

@@ -123,6 +123,10 @@ def public_plan(
         f"privacy: epsilon {epsilon:g} at delta {delta:g} for each {privacy.unit} over the whole run: "
         f"{_PROMISE[privacy.unit]}"
     ]
+    if not specification.trains_model:
+        from confide.privacy.counting import counting_plan, describe_counting_plan
+
+        return lines + describe_counting_plan(counting_plan(specification)), []
     if privacy.unit == "organization":
         lines.append(
             "each update is clipped to length C, rounded to integers, and every node adds Skellam noise of variance "

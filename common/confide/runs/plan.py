@@ -134,10 +134,23 @@ def _duration(seconds: float) -> str:
 def _work(specification: Specification, nodes: int) -> list[str]:
     training, federation = specification.training, specification.federation
     outer = federation.outer
-    return [
+    lines = [
         f"run {specification.name}, specification {specification.digest[:16]}",
         f"  {federation.rounds} rounds with {nodes} nodes (never fewer than {federation.min_cohort} in a sum), "
         f"each on its data set {federation.data!r}",
+    ]
+    if not specification.trains_model:
+        asked = specification.tokenizer
+        down, up = 8 * (asked.vocabulary + asked.candidates), upload_bytes(specification, nodes, asked.candidates)
+        return [
+            *lines,
+            f"  a round on a node: count up to {asked.candidates:,} pairs of tokens in all training records",
+            f"  byte-level BPE with at most {asked.vocabulary:,} tokens, {len(asked.special_tokens)} of them special; "
+            "no base model",
+            f"  traffic of one node and round: at most {_bytes(down)} down, {_bytes(up)} up",
+        ]
+    return [
+        *lines,
         *_warm_start(specification),
         f"  a round on a node: {training.local_steps} steps of {training.batch_size} records, {training.optimizer} at "
         f"{training.learning_rate:g}, method {specification.method.name}",
@@ -201,15 +214,23 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
         lines.append(
             f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
         )
+    if not specification.trains_model:
+        lines.append("  no word leaves a node: sums of counts do, over pairs that follow from public merges")
     lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
     lines.append("what is not protected:")
     if sealing.kind == "none":
         lines.append("  SEALING IS OFF: the coordinator sees every single organization's update. For research only.")
-    if privacy.unit == "none":
+    if privacy.unit == "none" and specification.trains_model:
         lines.append("  no differential privacy: the model may remember and repeat training text")
+    elif privacy.unit == "none":
+        lines.append(
+            "  no differential privacy: a frequent name becomes a token, and a coordinator that lies about sums can "
+            f"learn the summed count of any string up to {specification.tokenizer.max_token_bytes} bytes"
+        )
     lines.append("  a member can send a wrong update (its size is bounded, its honesty is not)")
     lines.append("  the coordinator and every member see each round's model")
-    if specification.adapter.kind == "lora" and specification.adapter.aggregation == "average":
+    averaged = specification.adapter.kind == "lora" and specification.adapter.aggregation == "average"
+    if averaged and specification.trains_model:
         lines.append("note: A and B of LoRA are averaged separately, which is not the average of the products B A")
     return lines
 
@@ -238,14 +259,14 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
         for members in set(sizes):
             refuse_impossible(specification, members)
     lines, trainable = _work(specification, nodes), None
-    if base is not None:
+    if specification.trains_model and base is not None:
         from confide.methods.base import check
 
         check(specification, base)
         size = measure(specification, base)
         trainable = size.trainable
         lines += _costs(specification, nodes, size, members=sizes[0])
-    else:
+    elif specification.trains_model:
         lines.append("  (give --model-folder for traffic, memory and time)")
     lines += _protection(specification, sizes)
     lines += _privacy(specification, sizes[-1], trainable)

@@ -10,7 +10,9 @@ their canonical bytes. Unknown fields, versions and names are refused, never gue
 True
 """
 
+import hashlib
 import math
+import re
 import tomllib
 from typing import Annotated, Any, Literal, Self
 
@@ -60,7 +62,7 @@ class Adapter(_Frozen):
 class Method(_Frozen):
     """What is learned from a record."""
 
-    name: Literal["sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context"] = "sft"
+    name: Literal["sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context", "tokenizer"] = "sft"
     max_length: int = Field(default=256, ge=8, le=131072)
     """Tokens. A longer text is cut (or packed, in pre-training)."""
     labels: tuple[str, ...] = ()
@@ -77,6 +79,48 @@ class Method(_Frozen):
     """in_context: how they are chosen from the node's own training split."""
     prompt: str = ""
     """in_context: template with {input} and {output}; empty is the built-in one."""
+
+
+class TokenRoles(_Frozen):
+    """Which special token has which part in the finished tokenizer; empty: none has it."""
+
+    pad_token: str = "<pad>"
+    eos_token: str = "<eos>"
+    bos_token: str = ""
+    cls_token: str = ""
+    sep_token: str = ""
+    mask_token: str = ""
+
+
+class TokenizerSection(_Frozen):
+    """method "tokenizer": byte-level BPE learned from counts of pairs, docs/tokenizer.md."""
+
+    vocabulary: int = Field(default=4096, ge=257, le=262144)
+    """Tokens of the finished tokenizer: special ones, 256 bytes, and as many merges as there is room and evidence."""
+    special_tokens: tuple[str, ...] = ("<pad>", "<eos>")
+    """In order of their numbers, from 0."""
+    roles: TokenRoles = TokenRoles()
+    candidates: int = Field(default=65536, ge=65536, le=1 << 20)
+    """Most pairs that are counted in a round: the length of an upload. The first round counts all pairs of bytes."""
+    max_token_bytes: int = Field(default=32, ge=2, le=256)
+    min_count: int = Field(default=2, ge=1)
+    """Of a pair in all contributors' text together before it becomes a token. Under privacy the noise asks for more."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        special = self.special_tokens
+        if len(set(special)) != len(special) or not all(re.fullmatch(r"[!-~]{2,64}", token) for token in special):
+            raise ValueError(f"special_tokens are {special}; each has 2 to 64 visible ASCII characters and stands once")
+        for role, token in self.roles:
+            if token and token not in special:
+                raise ValueError(f"roles.{role} is {token!r}, which is not among special_tokens {special}")
+        if bool(self.roles.cls_token) != bool(self.roles.sep_token):
+            raise ValueError("roles.cls_token and roles.sep_token frame a text together; name both or neither")
+        if self.vocabulary <= 256 + len(special):
+            raise ValueError(
+                f"vocabulary is {self.vocabulary}; {len(special)} special tokens and 256 bytes leave no merge"
+            )
+        return self
 
 
 class Training(_Frozen):
@@ -195,6 +239,11 @@ class Privacy(_Frozen):
         return self
 
 
+NO_MODEL = Model(sha256=hashlib.sha256(b"").hexdigest(), name="none")
+"""The base model of a run that has none: a tokenizer comes before the model."""
+_COUNT_ONCE = Training(local_steps=1, batch_size=1, learning_rate=1.0)
+
+
 class Specification(_Frozen):
     """A whole run. Two runs with equal `digest` ask every node for the same work."""
 
@@ -202,12 +251,42 @@ class Specification(_Frozen):
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
     model: Model
+    """Left out by method "tokenizer", as is `training`."""
     adapter: Adapter = Adapter()
     method: Method = Method()
+    tokenizer: TokenizerSection = TokenizerSection()
     training: Training
     federation: Federation
     sealing: Sealing = Sealing()
     privacy: Privacy = Privacy()
+
+    @property
+    def trains_model(self) -> bool:
+        """Whether there is a base model at all, whose tensors travel; else a tokenizer's state does."""
+        return self.method.name != "tokenizer"
+
+    @model_validator(mode="after")
+    def _tokenizer_alone(self) -> Self:
+        if self.trains_model:
+            if self.model.sha256 == NO_MODEL.sha256:
+                raise ValueError(f'method.name is "{self.method.name}", which needs a base model; set model.sha256')
+            if self.tokenizer != TokenizerSection():
+                raise ValueError(f'the section tokenizer belongs to method "tokenizer", not "{self.method.name}"')
+            return self
+        fixed = {"model": (self.model, NO_MODEL), "training": (self.training, _COUNT_ONCE)}
+        fixed |= {"adapter": (self.adapter, Adapter()), "method": (self.method, Method(name="tokenizer"))}
+        fixed |= {"federation.outer": (self.federation.outer, Outer())}
+        for name, (given, wanted) in fixed.items():
+            if given != wanted:
+                raise ValueError(f'{name} has no meaning for method "tokenizer"; leave its settings out')
+        if self.federation.weights != "uniform" or self.federation.fragments != 1 or self.sealing.error_feedback:
+            raise ValueError(
+                "a tokenizer's counts are added up as they are: federation.weights must be uniform, "
+                "federation.fragments 1 and sealing.error_feedback false"
+            )
+        if self.privacy.unit == "organization":
+            raise ValueError('privacy.unit is "organization", which method "tokenizer" does not do; use "record"')
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -292,7 +371,16 @@ def _named(error: ValidationError, source: str) -> SpecificationError:
     return SpecificationError(f"{source} is not a valid run specification: " + "; ".join(lines))
 
 
+def _filled(document: Any) -> Any:
+    """A tokenizer run has no model and no steps: what an administrator leaves out of them is filled in."""
+    method = document.get("method") if isinstance(document, dict) else None
+    if not isinstance(method, dict) or method.get("name") != "tokenizer":
+        return document
+    return {"model": NO_MODEL.model_dump(), "training": _COUNT_ONCE.model_dump(), **document}
+
+
 def _build(document: Any, source: str) -> Specification:
+    document = _filled(document)
     try:
         # JSON mode accepts lists for tuples and ints for floats, and stays strict otherwise.
         return Specification.model_validate_json(canonical.encode(document))

@@ -9,6 +9,7 @@
 
 import math
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from confide.runs.specification import Outer, Specification
 from confide.sealing.refactored import Refactored, broken
 from confide.sealing.roles import SlotPlan
 from confide.sealing.seal_log import SealLog
+from confide.sealing.tokenizer_link import TokenizerLink
 
 _RELATIVE_SLACK = 1e-3
 _FLOAT32_STEP = 2.0**-23
@@ -69,12 +71,73 @@ def _adam_ratio(beta1: float, beta2: float, rounds: int) -> float:
     return float(ratios.max())
 
 
+class Link(Protocol):
+    """What may follow what, by what the run learns. Every method raises MODEL_CHAIN_BROKEN."""
+
+    def check(self, model: bytes | memoryview, round_number: int) -> None:
+        """Whether the bytes are a model of this run at all, to begin that round with."""
+
+    def check_step(self, last: bytes, model: bytes | memoryview, last_round: int, rounds: int) -> None:
+        """Whether `model` can be made of `last`, which began `last_round`, in so many rounds. Both passed `check`."""
+
+
+class TensorLink:
+    """Trainable tensors: an outer step moves them by at most `bound`, and leaves what did not travel."""
+
+    def __init__(self, specification: Specification, travel: Travel) -> None:
+        self._travel, self._size = travel, travel.size
+        self._refactored = Refactored(travel.schema) if refactors(specification) else None
+        self.bound = step_bound(
+            specification.federation.outer,
+            gradient_norm=mean_update_bound(specification),
+            parameters=travel.most,
+            rounds=specification.federation.rounds,
+        )
+
+    def check(self, model: bytes | memoryview, round_number: int) -> None:
+        """Length and values."""
+        if len(model) != 4 * self._size:
+            raise broken(f"{len(model)} bytes came; {self._size} scalars take {4 * self._size}")
+        values = np.frombuffer(model, dtype="<f4")
+        for start in range(0, self._size, _CHUNK):
+            if not np.isfinite(values[start : start + _CHUNK]).all():
+                raise broken("the model holds NaN or infinity")
+        if self._refactored is not None:
+            self._refactored.check_rows(values)
+
+    def check_step(self, last: bytes, model: bytes | memoryview, last_round: int, rounds: int) -> None:
+        """What did not travel, and the distance in L2 norm, by chunk."""
+        before, after = np.frombuffer(last, dtype="<f4"), np.frombuffer(model, dtype="<f4")
+        if self._refactored is None:
+            for start, stop in self._travel.rest(last_round, rounds):
+                if after[start:stop].tobytes() != before[start:stop].tobytes():
+                    raise broken(
+                        f"coordinates that did not travel in rounds {last_round} to {last_round + rounds - 1} moved"
+                    )
+        self._check_distance(rounds, after, before)
+
+    def _check_distance(self, steps: int, model: NDArray[np.float32], last: NDArray[np.float32]) -> None:
+        distance = squares = 0.0
+        if self._refactored is not None:
+            distance, squares = self._refactored.moved(model, last)
+        for start in range(0, self._size if self._refactored is None else 0, _CHUNK):
+            old = last[start : start + _CHUNK].astype(np.float64)
+            distance += float(np.square(model[start : start + _CHUNK] - old).sum())
+            squares += float(np.square(old).sum())
+        allowed = steps * (self.bound * (1 + _RELATIVE_SLACK) + _FLOAT32_STEP * math.sqrt(squares))
+        if math.sqrt(distance) > allowed:
+            raise broken(
+                f"the model moved by {math.sqrt(distance):.6g} in {steps} rounds; the specified outer step "
+                f"allows {allowed:.6g}"
+            )
+
+
 class ModelChain:
     """A node's memory of the last model: its hash, round and values, across restarts.
 
-    Guarantee: an admitted model is the signed first one, or lies within B of the last for each round between, with what
-    did not travel unchanged; one that was never compared is admitted as not `anchored`, and is then revealed for only
-    beside c + 1 anchored signers.
+    Guarantee: an admitted model is the signed first one, or follows from the last by its Link (tensors: it lies within
+    B of it for each round between, with what did not travel unchanged); one that was never compared is admitted as not
+    `anchored`, and is then revealed for only beside c + 1 anchored signers.
     """
 
     def __init__(
@@ -82,19 +145,13 @@ class ModelChain:
     ) -> None:
         """initial_sha256: of the first model, as the administrator signed it. The last model lies in `folder`."""
         self._initial = initial_sha256
-        self._travel, self._size = travel, travel.size
-        self._refactored = Refactored(travel.schema) if refactors(specification) else None
+        self.link: Link = (
+            TensorLink(specification, travel) if specification.trains_model else TokenizerLink(specification)
+        )
         self._max_attempts = specification.sealing.max_attempts
         self._log = log
         self._folder = folder
-        federation = specification.federation
-        self._last_round = federation.rounds + 1
-        self.bound = step_bound(
-            federation.outer,
-            gradient_norm=mean_update_bound(specification),
-            parameters=travel.most,
-            rounds=federation.rounds,
-        )
+        self._last_round = specification.federation.rounds + 1
 
     @property
     def anchored(self) -> bool:
@@ -110,9 +167,9 @@ class ModelChain:
                 f"attempt {plan.attempt} on the model {name[:16]}, which was used "
                 f"{self._log.attempts[name, plan.evaluate_only]} times here; at most {self._max_attempts} are allowed",
             )
-        if len(model) != 4 * self._size or model_digest(model) != plan.model_sha256:
-            raise broken(f"{len(model)} bytes came that are not the model {name[:16]} of {self._size} scalars")
-        anchored = self._follows(plan, np.frombuffer(model, dtype="<f4"))
+        if model_digest(model) != plan.model_sha256:
+            raise broken(f"{len(model)} bytes came that are not the model {name[:16]}")
+        anchored = self._follows(plan, model)
         if self._log.model is None or self._log.model[0] != name:
             # The new file is durable before the log names it, and the old one goes after: a crash loses neither.
             write_atomic(self._path(name), bytes(model))
@@ -130,15 +187,11 @@ class ModelChain:
     def _path(self, name: str) -> Path:
         return self._folder / f"model-{name[:32]}"
 
-    def _follows(self, plan: SlotPlan, model: NDArray[np.float32]) -> bool:
+    def _follows(self, plan: SlotPlan, model: bytes | memoryview) -> bool:
         """Whether the model is anchored; raises MODEL_CHAIN_BROKEN when it does not follow."""
         if plan.round > self._last_round:
             raise broken(f"round {plan.round} was asked; with the last evaluation there are {self._last_round}")
-        for start in range(0, self._size, _CHUNK):
-            if not np.isfinite(model[start : start + _CHUNK]).all():
-                raise broken("the model holds NaN or infinity")
-        if self._refactored is not None:
-            self._refactored.check_rows(model)
+        self.link.check(model, plan.round)
         name, last = plan.model_sha256.hex(), self._last_model()
         if last is None:
             if plan.model_sha256 == self._initial:
@@ -153,36 +206,17 @@ class ModelChain:
             raise broken(f"round {plan.round} brings another model than before; this node is at round {last_round}")
         if plan.round == last_round + 1 and plan.parent_model_sha256.hex() != last_name:
             raise broken(f"the model of round {plan.round} names another parent than {last_name[:16]}")
-        if self._refactored is None:
-            for start, stop in self._travel.rest(last_round, plan.round - last_round):
-                if model[start:stop].tobytes() != values[start:stop].tobytes():
-                    raise broken(f"coordinates that did not travel in rounds {last_round} to {plan.round - 1} moved")
-        self._check_distance(plan.round - last_round, model, values)
+        self.link.check_step(values, model, last_round, plan.round - last_round)
         return anchored
 
-    def _last_model(self) -> tuple[str, int, bool, NDArray[np.float32]] | None:
+    def _last_model(self) -> tuple[str, int, bool, bytes] | None:
         """The newest link, when its values are still there and are those that the log names."""
         if self._log.model is None:
             return None
         name, round_, anchored = self._log.model
         if not self._path(name).exists():
             return None
-        values = np.fromfile(self._path(name), dtype="<f4")
-        if model_digest(values.tobytes()).hex() != name:
+        values = self._path(name).read_bytes()
+        if model_digest(values).hex() != name:
             return None
         return name, round_, anchored, values
-
-    def _check_distance(self, steps: int, model: NDArray[np.float32], last: NDArray[np.float32]) -> None:
-        distance = squares = 0.0
-        if self._refactored is not None:
-            distance, squares = self._refactored.moved(model, last)
-        for start in range(0, self._size if self._refactored is None else 0, _CHUNK):
-            old = last[start : start + _CHUNK].astype(np.float64)
-            distance += float(np.square(model[start : start + _CHUNK] - old).sum())
-            squares += float(np.square(old).sum())
-        allowed = steps * (self.bound * (1 + _RELATIVE_SLACK) + _FLOAT32_STEP * math.sqrt(squares))
-        if math.sqrt(distance) > allowed:
-            raise broken(
-                f"the model moved by {math.sqrt(distance):.6g} in {steps} rounds; the specified outer step "
-                f"allows {allowed:.6g}"
-            )

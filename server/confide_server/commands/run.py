@@ -33,7 +33,9 @@ Admin = Annotated[Path, typer.Option("--admin", envvar="CONFIDE_ADMIN", help="Th
 Coordinator = Annotated[
     str, typer.Option("--coordinator", envvar="CONFIDE_COORDINATOR", help="host:port; default: from the admission.")
 ]
-ModelFolder = Annotated[Path, typer.Option("--model-folder", help="The base model, as `confide model add` keeps it.")]
+ModelFolder = Annotated[
+    Path | None, typer.Option("--model-folder", help="The base model's folder; none for a tokenizer.")
+]
 Run = Annotated[str, typer.Argument(help="Run id or its beginning; default: the newest run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 EXIT_FAILED, EXIT_STOPPED = 1, 3
@@ -108,7 +110,7 @@ def plan(
 def submit(
     specification: Path,
     admin: Admin,
-    model_folder: ModelFolder,
+    model_folder: ModelFolder = None,
     coordinator: Coordinator = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on watching it.")] = False,
 ) -> None:
@@ -163,13 +165,13 @@ def stop(
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
     admin: Admin,
-    model_folder: ModelFolder,
+    model_folder: ModelFolder = None,
     run: Annotated[str, typer.Option(help="Run id or its beginning; default: the newest run.")] = "",
     round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
     merged: Annotated[bool, typer.Option("--merged", help="A whole model instead of an adapter.")] = False,
     coordinator: Coordinator = "",
 ) -> None:
-    """Write a run's adapter (PEFT's format) or merged model, with its manifest."""
+    """Write a run's adapter (PEFT's format), merged model or tokenizer, with its manifest."""
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty; choose another folder")
     with ControlClient.of_member(load_member(admin), coordinator) as client:
@@ -178,23 +180,27 @@ def export(
     console.print(f"round {manifest['round']} of run {manifest['run_id']} written to {out}", soft_wrap=True)
 
 
-def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder: Path, *, merged: bool) -> None:
+def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder: Path | None, *, merged: bool) -> None:
     """Check a received checkpoint against its manifest, and write it. Raises ModelError when they do not agree."""
     from confide.codec.tensors import model_digest
     from confide.models import export
-    from confide.models.store import folder_digest
+    from confide.models.store import folder_digest, require_base
     from confide.models.trainable import schema_of
 
     specification = _from_manifest(manifest)
     if model_digest(model).hex() != manifest.get("model_sha256"):
         raise ModelError("the received model does not have the hash that its manifest names; export it again")
-    found = folder_digest(model_folder)
+    if not specification.trains_model:
+        export.write_tokenizer_export(out, model, manifest, specification)
+        return
+    base = require_base(specification, model_folder)
+    found = folder_digest(base)
     if found != specification.model.sha256:
-        raise ModelError(f"{model_folder} has the hash {found}; the run's base model is {specification.model.sha256}")
-    schema = schema_of(specification, model_folder)
+        raise ModelError(f"{base} has the hash {found}; the run's base model is {specification.model.sha256}")
+    schema = schema_of(specification, base)
     tensors = schema.unflatten(schema.decode(model))
     writer = export.write_merged if merged else export.write_export
-    writer(out, tensors, manifest, specification, model_folder)
+    writer(out, tensors, manifest, specification, base)
 
 
 def _from_manifest(manifest: dict[str, Any]) -> Specification:
@@ -206,20 +212,18 @@ def _from_manifest(manifest: dict[str, Any]) -> Specification:
     return specification
 
 
-def _initial_model(specification: Specification, model_folder: Path) -> "tuple[bytes, TensorSchema]":
-    from confide.codec.tensors import TensorSchema
-    from confide.models.store import folder_digest
-    from confide.models.trainable import initial_state
+def _initial_model(specification: Specification, model_folder: Path | None) -> "tuple[bytes, TensorSchema]":
+    from confide.models.learned import first_model
+    from confide.models.store import folder_digest, require_base
 
-    found = folder_digest(model_folder)
-    if found != specification.model.sha256:
-        raise ModelError(
-            f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
-            "Put the hash into model.sha256, or give the folder that has it."
-        )
-    tensors = initial_state(specification, model_folder)
-    schema = TensorSchema.of(tensors)
-    return schema.encode(tensors), schema
+    if specification.trains_model:
+        found = folder_digest(require_base(specification, model_folder))
+        if found != specification.model.sha256:
+            raise ModelError(
+                f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
+                "Put the hash into model.sha256, or give the folder that has it."
+            )
+    return first_model(specification, model_folder)
 
 
 def _specification(path: Path) -> Specification:

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
     "simulation": "confide_simulations.benchmarks.simulation:simulation",
     "scale": "confide_simulations.benchmarks.scale:scale",
+    "tokenizer": "confide_simulations.benchmarks.tokenizer:tokenizer",
     "privacy": "confide_simulations.benchmarks.privacy:privacy",
     "training": "confide_simulations.benchmarks.training:training",
 }

@@ -26,9 +26,9 @@ from confide_simulations.commands.simulate import (
 
 def compare(
     specifications: Annotated[list[Path], typer.Argument(help="run specifications (TOML)", dir_okay=False)],
-    model_folder: ModelFolder,
     data: Data,
     nodes: Nodes,
+    model_folder: ModelFolder = None,
     seeds: Annotated[int, typer.Option(help="runs of each specification", min=1, max=100)] = 3,
     first_seed: Annotated[int, typer.Option(help="the others follow", min=0)] = 0,
     partition: Partition = "iid",

@@ -7,7 +7,9 @@ import typer
 from rich.console import Console
 
 SpecificationFile = Annotated[Path, typer.Argument(help="run specification (TOML)", dir_okay=False)]
-ModelFolder = Annotated[Path, typer.Option(help="the base model", exists=True, file_okay=False)]
+ModelFolder = Annotated[
+    Path | None, typer.Option(help="the base model; none for a tokenizer", exists=True, file_okay=False)
+]
 Data = Annotated[Path, typer.Option(help="jsonl, csv, parquet or txt; dealt to the nodes", dir_okay=False)]
 Nodes = Annotated[int, typer.Option(help="virtual nodes", min=1, max=10_000)]
 Partition = Annotated[str, typer.Option(help="iid, by-key or dirichlet:ALPHA")]
@@ -23,9 +25,9 @@ Workers = Annotated[int | None, typer.Option(help="most worker processes; defaul
 
 def simulate(
     specification: SpecificationFile,
-    model_folder: ModelFolder,
     data: Data,
     nodes: Nodes,
+    model_folder: ModelFolder = None,
     partition: Partition = "iid",
     key: Key = None,
     seed: Annotated[int | None, typer.Option(help="in place of the specification's", min=0)] = None,

@@ -20,7 +20,13 @@ from rich.table import Table
 from confide_simulations.benchmarks.meta import meta
 
 Row = dict[str, Any]
-_SHOWN = ("train_loss", "eval_loss", "held_out_eval_loss", "update_norm")
+_SHOWN = {
+    "training loss": "train_loss",
+    "own evaluation": "eval_loss",
+    "held out": "held_out_eval_loss",
+    "held-out bytes a token": "held_out_bytes_per_token",
+    "update norm": "update_norm",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +113,23 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(document, indent=2, allow_nan=False).encode() + b"\n", mode=0o644)
 
 
-def write_report(folder: Path, report: Report, model: bytes, base: Path) -> None:
-    """Everything into `folder`, the trained model as adapter or model folder included."""
-    from confide.models.export import write_export
+def write_report(folder: Path, report: Report, model: bytes, base: Path | None) -> None:
+    """Everything into `folder`, what was learned as adapter, model or tokenizer folder included."""
+    from confide.models.export import write_export, write_tokenizer_export
+    from confide.models.store import require_base
     from confide.models.trainable import schema_of
 
+    specification = report.specification
     write_rows(folder / "rounds.parquet", report.rows)
     write_json(folder / "results.json", report.to_json())
     plot(report, folder / "loss.png")
-    if report.specification.training.local_steps:
-        schema: TensorSchema = schema_of(report.specification, base)
+    if not specification.trains_model:
+        write_tokenizer_export(folder / "model", model, report.manifest, specification)
+    elif specification.training.local_steps:
+        base = require_base(specification, base)
+        schema: TensorSchema = schema_of(specification, base)
         tensors = schema.unflatten(schema.decode(model))
-        write_export(folder / "model", tensors, report.manifest, report.specification, base)
+        write_export(folder / "model", tensors, report.manifest, specification, base)
 
 
 def table(report: Report, most: int = 12) -> Table:
@@ -126,10 +137,11 @@ def table(report: Report, most: int = 12) -> Table:
     sealed = report.specification.sealing.kind == "sealed"
     shown = "[green]sealed[/green]" if sealed else "[bold red]NONE[/bold red]"
     made = Table(title=f"{len(report.nodes)} virtual nodes, partition {report.partition}, sealing: {shown}")
-    for name in ("round", "nodes", "training loss", "own evaluation", "held out", "update norm", "seconds"):
-        made.add_column(name, justify="right")
+    columns = {title: name for title, name in _SHOWN.items() if any(name in row for row in report.rows)}
+    for title in ("round", "nodes", *columns, "seconds"):
+        made.add_column(title, justify="right")
     for row in [report.rows[0], *report.rows[1:][-most:]]:
-        figures = [f"{row[name]:.4f}" if name in row else "-" for name in _SHOWN]
+        figures = [f"{row[name]:.4f}" if name in row else "-" for name in columns.values()]
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
         made.add_row(str(row["round"]), str(row.get("contributors", "-")), *figures, seconds)
     return made
@@ -143,17 +155,20 @@ def plot(report: Report, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.0, 4.2), dpi=120)
-    curves = (
+    curves: tuple[tuple[str, str, str], ...] = (
         ("held_out_eval_loss", "held-out records, model after the round", "o-"),
         ("eval_loss", "nodes' own evaluation, model before the round", "s--"),
         ("train_loss", "local training", ":"),
     )
+    tokenizer = not report.specification.trains_model
+    if tokenizer:
+        curves = (("held_out_bytes_per_token", "held-out records, tokenizer after the round", "o-"),)
     for column, label, style in curves:
         points = [(row["round"], row[column]) for row in report.rows if column in row]
         if points:
             axes.plot(*zip(*points, strict=True), style, lw=1.6, ms=4, label=label)
     axes.set_xlabel("round")
-    axes.set_ylabel("loss")
+    axes.set_ylabel("bytes per token" if tokenizer else "loss")
     axes.set_title(f"{report.specification.name}: {len(report.nodes)} nodes, {report.partition}")
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:

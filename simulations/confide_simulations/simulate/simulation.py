@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from confide import canonical
-from confide.codec.tensors import TensorSchema, model_digest
+from confide.codec.tensors import model_digest
 from confide.errors import SpecificationError, StateError, TrainingError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.identity.submission import sign_submission
-from confide.models.store import ModelStore, folder_digest
-from confide.models.trainable import initial_state
+from confide.models.learned import first_model
+from confide.models.store import ModelStore, folder_digest, require_base
 from confide.models.travel import needs_names
 from confide.runs.plan import render
 from confide.runs.specification import Specification
@@ -42,12 +42,13 @@ _MARKER = "simulation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is simulated. shards: each node's own data file, by node name. evaluation: share of its records on which a
-    node evaluates received models. groups: of the roster, each with a sum of its own.
+    """What is simulated. base: the model's folder, None for a tokenizer. shards: each node's own data file, by node
+    name. evaluation: share of its records on which a node evaluates received models. groups: of the roster, each with
+    a sum of its own.
     """
 
     specification: Specification
-    base: Path
+    base: Path | None
     shards: Mapping[str, Path]
     evaluation: float = 0.1
     groups: int = 1
@@ -56,12 +57,13 @@ class Job:
         """Refuse what cannot work before anything is made; returns the plan in words. Raises ConfideError by name."""
         specification, nodes = self.specification, len(self.shards)
         federation = specification.federation
-        held = folder_digest(self.base)
-        if held != specification.model.sha256:
-            raise SpecificationError(
-                f"the specification names the base model {specification.model.sha256}, and {self.base} hashes to "
-                f"{held}. Write that into model.sha256, or name another --model-folder."
-            )
+        if specification.trains_model:
+            held = folder_digest(require_base(specification, self.base))
+            if held != specification.model.sha256:
+                raise SpecificationError(
+                    f"the specification names the base model {specification.model.sha256}, and {self.base} hashes to "
+                    f"{held}. Write that into model.sha256, or name another --model-folder."
+                )
         if federation.min_cohort > nodes:
             raise SpecificationError(
                 f"federation.min_cohort is {federation.min_cohort}, and there are {nodes} nodes; lower it or use more"
@@ -83,7 +85,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a simulated run left. models: raw trainable tensors, first model and the one after each round."""
+    """What a simulated run left. models: raw bytes of what it learned, at first and after each round."""
 
     run_id: str
     manifest: Mapping[str, Any]
@@ -130,7 +132,8 @@ class Simulation:
         shutil.rmtree(self.folder / "nodes", ignore_errors=True)  # a set-up that was cut short
         (self.folder / "roster.json").unlink(missing_ok=True)
         private_folder(self.folder / "nodes")
-        ModelStore(self._models).add(str(self.job.base), self.job.specification.model.name)
+        if self.job.specification.trains_model:
+            ModelStore(self._models).add(str(self.job.base), self.job.specification.model.name)
         population = Population.create(self.folder, sorted(self.job.shards), self.job.groups)
         population.equip(self.job.specification, self.job.shards, self._models, self.job.evaluation)
         write_atomic(marker, digest)
@@ -142,9 +145,8 @@ class Simulation:
         if known and known[0].status not in ("failed", "stopped"):
             return known[0].run_id
         specification = self.job.specification
-        state = initial_state(specification, self.job.base)
-        schema = TensorSchema.of(state)
-        model, document = schema.encode(state), specification.canonical_bytes()
+        model, schema = first_model(specification, self.job.base)
+        document = specification.canonical_bytes()
         return book.submit(
             Submission(
                 specification=document,

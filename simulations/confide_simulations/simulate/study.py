@@ -32,7 +32,7 @@ class Study:
     """
 
     specification: Path
-    base: Path
+    base: Path | None
     data: Path
     nodes: int
     output: Path

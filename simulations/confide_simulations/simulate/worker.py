@@ -18,6 +18,7 @@ from confide_client.app import make_app
 from confide_client.loading import Trainer, local_schema
 from confide_client.runtime import NodeRuntime
 from confide_client.training import LocalTrainer
+from confide_client.training.tokens import TokenizerTrainer
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
@@ -57,6 +58,8 @@ class Bases:
         rank: int | None,
     ) -> Trainer:
         """A confide_client.loading.MakeTrainer; all virtual nodes train the run's own rank."""
+        if not specification.trains_model:
+            return TokenizerTrainer(specification)
         with self._lock:
             if self._held is None or self._held[0] != specification.digest:
                 self._held = None  # frees the old base before the new one is loaded

@@ -1,0 +1,77 @@
+"""What a run learns and passes on, by method: a model's trainable tensors, or a tokenizer's state.
+
+The bytes of payload "model" are one or the other. What they are at first, whether the coordinator may take them as a
+first model, and the schema of an update, stands here; how they may change stands in confide.sealing.chain on the node's
+side and in confide_server.outer on the coordinator's.
+
+    data, schema = first_model(specification, base)
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from confide.codec.tensors import TensorSchema
+from confide.errors import UpdateError
+from confide.models.travel import Travel, refactors
+from confide.runs.specification import Specification
+
+
+def first_model(specification: Specification, base: Path | None) -> tuple[bytes, TensorSchema]:
+    """(the model before the first round, the schema of updates), from the specification and the base model's folder.
+
+    Raises ModelError where a base model is needed and not named.
+    """
+    if not specification.trains_model:
+        from confide.tokenizer.state import first_state
+
+        return first_state().to_bytes(), _counts(specification)
+    from confide.models.store import require_base
+    from confide.models.trainable import initial_state
+
+    tensors = initial_state(specification, require_base(specification, base))
+    schema = TensorSchema.of(tensors)
+    return schema.encode(tensors), schema
+
+
+def check_first_model(specification: Specification, data: bytes, schema: TensorSchema) -> None:
+    """What can be seen of a first model without the base. Raises UpdateError, SpecificationError or ProtocolFailure.
+
+    schema: as `update_schema_of` gave it.
+    """
+    if not specification.trains_model:
+        if data != first_model(specification, None)[0]:
+            raise UpdateError("a tokenizer begins with the bytes alone and no merges; another first state came")
+        return
+    if len(data) == 0 or len(data) % 4:
+        raise UpdateError(f"the first model has {len(data)} bytes; float32 tensors take a positive multiple of 4")
+    flat = np.frombuffer(data, dtype="<f4")
+    if not np.isfinite(flat).all():
+        raise UpdateError("the first model holds NaN or infinity")
+    if schema.size != len(flat):
+        raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
+    Travel(specification, schema)  # refuses what it cannot be computed for
+    if refactors(specification):
+        from confide.sealing.refactored import Refactored
+
+        Refactored(schema).check_rows(flat)
+
+
+def update_schema(specification: Specification, base: Path) -> TensorSchema:
+    """Of the flat update, from the model's configuration alone."""
+    if not specification.trains_model:
+        return _counts(specification)
+    from confide.models.trainable import schema_of
+
+    return schema_of(specification, base)
+
+
+def update_schema_of(specification: Specification, submitted: bytes, first: bytes) -> TensorSchema:
+    """The same for the coordinator, which has no base model: as it was submitted, else by the first model's length."""
+    if not specification.trains_model:
+        return _counts(specification)
+    return TensorSchema.from_bytes(submitted) if submitted else TensorSchema.unnamed(len(first) // 4)
+
+
+def _counts(specification: Specification) -> TensorSchema:
+    return TensorSchema.unnamed(specification.tokenizer.candidates)
