@@ -8,6 +8,7 @@ for each stage its specification as it ran, its records, and the simulation's ow
 again goes on where it was.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,8 +74,11 @@ class StageResult:
     folder: Path
 
 
-def run(options: Options, console: Console) -> list[StageResult]:
-    """Run every stage to its end. Raises ConfideError by name, before anything is trained where that can be known."""
+def run(options: Options, console: Console, engine: Engine | None = None) -> list[StageResult]:
+    """Run every stage to its end. Raises ConfideError by name, before anything is trained where that can be known.
+
+    engine: one for at least options.nodes that is started already; default one for the time being.
+    """
     stages = options.stages
     private_folder(options.output)
     records = _records(options, console)
@@ -84,14 +88,20 @@ def run(options: Options, console: Console) -> list[StageResult]:
         asked = _study(options, stage, records, folder, console)
         planned.append((stage, folder, asked, study.prepare(asked)))
     results = []
-    with Engine(Resources(workers=options.workers), nodes=options.nodes) as engine:
+    with _on(engine, options) as workers:
         for stage, folder, asked, prepared in planned:
             specification = prepared.job.specification
             console.print(f"{stage.name}: {stage.about}", highlight=False)
             with RunProgress(console, rounds=specification.federation.rounds, nodes=options.nodes) as progress:
-                report = study.run(asked, prepared, engine, progress.event, console.print)
+                report = study.run(asked, prepared, workers, progress.event, console.print)
             results.append(StageResult(stage, specification, report, folder))
     return results
+
+
+def _on(engine: Engine | None, options: Options) -> contextlib.AbstractContextManager[Engine]:
+    if engine is not None:
+        return contextlib.nullcontext(engine)
+    return Engine(Resources(workers=options.workers), nodes=options.nodes)
 
 
 def _records(options: Options, console: Console) -> list[Record]:
@@ -165,8 +175,10 @@ def specification_text(options: Options, stage: Stage, records: Sequence[Record]
         document["federation"]["rounds"] = options.rounds
     if options.model is not None:
         document["model"]["name"] = "own-model"
-        layers = int(load_config(base).get_text_config().num_hidden_layers)
-        document["adapter"]["first_layer"] = found.adapter.first_layer * layers // _LAYERS[stage.base]
+        config = load_config(base).get_text_config()
+        document["adapter"]["first_layer"] = found.adapter.first_layer * config.num_hidden_layers // _LAYERS[stage.base]
+        most = getattr(config, "max_position_embeddings", found.method.max_length)
+        document["method"]["max_length"] = min(found.method.max_length, most)
     if options.data is not None and found.method.labels:
         document["method"]["labels"] = labels_of(records)
     return tomli_w.dumps(document)
