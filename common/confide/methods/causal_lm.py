@@ -42,7 +42,8 @@ def tokenized(
     """(token ids, bytes of text) of each document that is not empty."""
     for start in range(0, len(records), _TOKENIZER_BATCH):
         texts = []
-        for record in records[start : start + _TOKENIZER_BATCH]:
+        for number in range(start, min(start + _TOKENIZER_BATCH, len(records))):
+            record = records[number]  # a slice of a memory-mapped data set is a dictionary of columns, not records
             fields_of(method, record)
             texts.append(text_of(record, "text"))
         encoded = tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
