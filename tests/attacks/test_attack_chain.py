@@ -129,7 +129,7 @@ def test_rows_that_span_something_else(tmp_path: Path) -> None:
 
 def test_a_product_that_moved_too_far(tmp_path: Path) -> None:
     federation = federated(tmp_path)
-    bound = federation.members[A].chain.bound
+    bound = federation.members[A].chain.link.bound
 
     def pushed(by: float) -> Callable[[Flat], None]:
         def change(model: Flat) -> None:

@@ -97,6 +97,8 @@ def test_balanced_weights_give_every_class_the_same_total(folders: dict[str, Pat
     records = [{"text": "a", "label": "low"}] * 9 + [{"text": "b", "label": "high"}]
     weights = [example.weight for example in method.prepare(records)]
     assert sum(weights[:9]) == pytest.approx(5.0) and weights[9] == pytest.approx(5.0)
+    rare = [example.weight for example in method.prepare(records[:9] * 30 + records[9:])]
+    assert rare[-1] == 10.0 and rare[0] == pytest.approx(271 / 540)
     only = [example.weight for example in method.prepare(records[:9])]
     assert only == [1.0] * 9
     plain: Any = create(sentiment("bert"), load_tokenizer(folders["bert"]))

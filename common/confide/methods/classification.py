@@ -1,7 +1,8 @@
 """Classification of texts with a sequence head, on encoders and decoders.
 
 Records: {text, label}; the label set is method.labels, in order. With method.class_weights = "balanced" a rare class
-weighs more: the weights come from the node's own counts and never leave it.
+weighs more, up to a limit: the weights come from the node's own counts and never leave it. A class that a node lacks is
+no error: its output is learned from other nodes.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from confide.methods.base import Batch, Record, fields_of, micro_batches, pad_ri
 from confide.methods.token_loss import body_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
+
+_MOST_WEIGHT = 10.0
+"""Of a record: else the one record of a class in a shard of hundreds would make a whole step by itself."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Classification:
         weights = np.ones(len(self._labels))
         if self._balanced:
             present = counts > 0
-            weights = np.where(present, len(records) / (present.sum() * np.maximum(counts, 1)), 0.0)
+            even = len(records) / (present.sum() * np.maximum(counts, 1))
+            weights = np.where(present, np.minimum(even, _MOST_WEIGHT), 0.0)
         examples = []
         for record, label in zip(records, labels, strict=True):
             ids = self._tokenizer(text_of(record, "text"), truncation=True, max_length=self._max_length)["input_ids"]

@@ -6,6 +6,7 @@ model's own mean hidden states. With method.labels the likeliest label is taken,
 Only metrics leave the node.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,13 +140,14 @@ class InContext:
 
     def _likeliest(self, model: Any, prompt: torch.Tensor) -> str:
         """The label with the highest log-probability after the prompt."""
-        scores = []
+        told = model(input_ids=prompt.to(model.device), use_cache=True, logits_to_keep=1)
+        first, cache, scores = told.logits[0].float(), told.past_key_values, []
         for label in self._labels:
-            answer = self._ids(" " + label, special=False)
-            ids = torch.cat([prompt, answer], dim=1).to(model.device)
-            logits = model(input_ids=ids, logits_to_keep=answer.shape[1] + 1).logits[0, :-1].float()
-            picked = torch.log_softmax(logits, dim=-1).gather(1, answer[0][:, None].to(model.device))
-            scores.append(float(picked.sum()))
+            answer = self._ids(" " + label, special=False).to(model.device)
+            # The prompt is read once; each label goes on from there.
+            rest = model(input_ids=answer, past_key_values=copy.deepcopy(cache), use_cache=True).logits[0, :-1].float()
+            log_p = torch.log_softmax(torch.cat([first, rest]), dim=-1)
+            scores.append(float(log_p.gather(1, answer[0][:, None]).sum()))
         return self._labels[int(np.argmax(scores))]
 
     def _written(self, model: Any, prompt: torch.Tensor) -> str:

@@ -5,15 +5,17 @@ tokenizer, prompts become user turns and completions assistant turns; without on
 an end token closes the completion. Loss is taken on what the assistant writes, in every turn, and nowhere else.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from confide.errors import DataError
-from confide.methods.base import IGNORED, Batch, Record, fields_of, mean_loss, pad_right, text_of
+from confide.methods.base import IGNORED, Batch, Record, fields_of, micro_batches, pad_right, text_of
 from confide.methods.token_loss import TokenLoss
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
@@ -23,10 +25,14 @@ _ROLES = {"system", "user", "assistant", "tool"}
 
 @dataclass(frozen=True)
 class Conversation:
-    """ids, learned: shape (T,): tokens, and which of them the assistant wrote."""
+    """ids, learned: shape (T,): tokens, and which of them the assistant wrote.
+
+    bytes: of the assistant's text, in UTF-8, behind the learned tokens.
+    """
 
     ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
+    bytes: float
 
 
 class SupervisedFineTuning:
@@ -54,7 +60,8 @@ class SupervisedFineTuning:
         """One record's tokens. Raises DataError for a malformed one."""
         ids: list[int] = []
         learned: list[bool] = []
-        for text, is_learned in self._pieces(_messages(record)):
+        messages = _messages(record)
+        for text, is_learned in self._pieces(messages):
             piece = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += piece
             learned += [is_learned] * len(piece)
@@ -63,8 +70,10 @@ class SupervisedFineTuning:
             learned.append(True)
             if self._tokenizer.bos_token_id not in (None, self._tokenizer.eos_token_id):
                 ids, learned = [self._tokenizer.bos_token_id, *ids], [False, *learned]
-        cut = slice(0, self._max_length)
-        return Conversation(np.asarray(ids[cut], dtype=np.int32), np.asarray(learned[cut], dtype=np.bool_))
+        kept = np.asarray(learned[: self._max_length], dtype=np.bool_)
+        size = sum(len(message["content"].encode()) for message in messages if message["role"] == "assistant")
+        share = float(kept.sum()) / max(1, sum(learned))
+        return Conversation(np.asarray(ids[: self._max_length], dtype=np.int32), kept, size * share)
 
     def _pieces(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
         """Texts in order with whether they are learned. Pieces are cut where generation starts, as when answering."""
@@ -112,8 +121,24 @@ class SupervisedFineTuning:
     def evaluate(
         self, model: Any, evaluation: Sequence[Conversation], train: Sequence[Conversation], micro_batch_size: int
     ) -> dict[Metric, float]:
-        """EVAL_LOSS: nats per completion token."""
-        return {Metric.EVAL_LOSS: mean_loss(self, model, evaluation, micro_batch_size)}
+        """EVAL_LOSS: nats per completion token; EVAL_BITS_PER_BYTE: the same per byte of the assistant's text.
+
+        EVAL_EXACT_MATCH: share of records whose completions greedy decoding writes exactly, up to max_length.
+        """
+        device = next(model.parameters()).device
+        total, exact = 0.0, 0
+        with torch.no_grad():
+            for part in micro_batches(self, evaluation, micro_batch_size):
+                loss, matched = self.loss.score(model, self.collate(part, seed=0).to(device))
+                total += loss
+                exact += int(matched.sum())
+        predicted = sum(int(e.learned[1:].sum()) for e in evaluation)
+        size = sum(e.bytes for e in evaluation)
+        return {
+            Metric.EVAL_LOSS: total / max(predicted, 1),
+            Metric.EVAL_BITS_PER_BYTE: total / (math.log(2) * max(size, 1.0)),
+            Metric.EVAL_EXACT_MATCH: exact / max(len(evaluation), 1),
+        }
 
 
 def _messages(record: Record) -> list[dict[str, str]]:

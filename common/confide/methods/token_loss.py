@@ -36,11 +36,37 @@ class TokenLoss:
             return loss
         return F.cross_entropy(head(hidden).float(), labels, reduction="sum")
 
+    def score(self, model: Any, batch: Batch) -> tuple[float, torch.Tensor]:
+        """(summed loss, (B,): whether the likeliest token is the label at every labelled position). No gradients.
+
+        The second is what greedy decoding writes: it follows the labels exactly when it never leaves them.
+        """
+        wanted = batch.labels != IGNORED
+        labels = batch.labels[wanted]
+        head = self._head(model, batch)
+        if head is None:
+            states, head = model(**batch.inputs).logits[wanted], nn.Identity()
+        else:
+            states = body_of(model)(**batch.inputs).last_hidden_state[wanted]
+        total, right = 0.0, torch.empty_like(labels, dtype=torch.bool)
+        chunk = _chunk_on(states.device)
+        for start in range(0, len(labels), chunk):
+            part = slice(start, start + chunk)
+            logits = head(states[part]).float()
+            total += float(F.cross_entropy(logits, labels[part], reduction="sum"))
+            right[part] = logits.argmax(dim=-1) == labels[part]
+        wrong = torch.bincount(wanted.nonzero()[:, 0][~right], minlength=len(wanted))
+        return total, wrong == 0
+
     def _head(self, model: Any, batch: Batch) -> nn.Module | None:
         """The module that turns hidden states into logits, or None when the model does more than that (found out)."""
         if self._checked is None or self._checked[0] != id(model):
             self._checked = (id(model), _plain_head(model, batch))
         return self._checked[1]
+
+
+def _chunk_on(device: torch.device) -> int:
+    return _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ON_GPU
 
 
 def _wants_rows(head: nn.Module) -> bool:
@@ -94,7 +120,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs_gradient else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunk = _CHUNK_ON_CPU if hidden.device.type == "cpu" else _CHUNK_ON_GPU
+        chunk = _chunk_on(hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ weight.T.to(hidden.dtype)).float()

@@ -43,8 +43,11 @@ def check_first_model(specification: Specification, data: bytes, schema: TensorS
         if data != first_model(specification, None)[0]:
             raise UpdateError("a tokenizer begins with the bytes alone and no merges; another first state came")
         return
-    if len(data) == 0 or len(data) % 4:
-        raise UpdateError(f"the first model has {len(data)} bytes; float32 tensors take a positive multiple of 4")
+    if len(data) % 4 or (len(data) == 0) != (specification.method.name == "in_context"):
+        raise UpdateError(
+            f"the first model has {len(data)} bytes; float32 tensors take a positive multiple of 4, and none where "
+            "nothing is trained (in_context)"
+        )
     flat = np.frombuffer(data, dtype="<f4")
     if not np.isfinite(flat).all():
         raise UpdateError("the first model holds NaN or infinity")

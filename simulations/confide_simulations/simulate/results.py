@@ -6,6 +6,7 @@ records that no node has.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.table import Table
 from confide_simulations.benchmarks.meta import meta
 
 Row = dict[str, Any]
+_MOST_NATS = 20.0
 _SHOWN = {
     "training loss": "train_loss",
     "own evaluation": "eval_loss",
@@ -93,7 +95,10 @@ def rows_of(events: Sequence[RunEvent], scores: Mapping[int, Mapping[str, float]
 
 
 def _held_out(scores: Mapping[str, float]) -> Row:
-    return {f"held_out_{name}": value for name, value in scores.items()}
+    row = {f"held_out_{name}": value for name, value in scores.items()}
+    if "eval_bits_per_byte" in scores:  # the loss is of tokens, so that it has a perplexity
+        row["held_out_perplexity"] = math.exp(min(scores["eval_loss"], _MOST_NATS))
+    return row
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
