@@ -192,19 +192,37 @@ def _about_protection(specification: Specification, lines: list[str], warnings: 
 
 
 def _about_privacy(state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]) -> None:
-    if specification.privacy.unit not in ("record", "user"):
+    if specification.privacy.unit == "none":
         return
     from confide.privacy.plan import unit_plan
     from confide.privacy.plan_words import describe_unit_plan
 
     try:
-        data = DataSets(state.root).load(specification.federation.data)
-        said, warned = describe_unit_plan(unit_plan(specification, units_in(specification, data)))
+        if specification.privacy.unit == "organization":
+            said, warned = _shared_noise(state, specification)
+        else:
+            data = DataSets(state.root).load(specification.federation.data)
+            said, warned = describe_unit_plan(unit_plan(specification, units_in(specification, data)))
     except ConfideError as error:
         warnings.append(f"privacy cannot be planned: {error}")
         return
     lines.extend(said)
     warnings.extend(warned)
+
+
+def _shared_noise(state: StateFolder, specification: Specification) -> tuple[list[str], list[str]]:
+    """For the smallest cohort that is allowed, or the named one: how many will come is not known to a node."""
+    from confide.models.trainable import schema_of
+    from confide.privacy.organization import organization_plan
+    from confide.privacy.plan_words import describe_organization_plan
+
+    trained = schema_of(specification, ModelStore(state.models).path(specification.model.sha256)).size
+    fewest = max(specification.federation.min_cohort, specification.sealing.colluding + 2)
+    members = len(specification.federation.nodes) or fewest
+    said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
+    if not specification.federation.nodes:
+        said.insert(1, f"as if {members} organizations took part, the fewest that are allowed; more make it better")
+    return said, warned
 
 
 def show(plan: Plan, console: Console) -> bool:

@@ -79,7 +79,12 @@ class Node:
         if specification.privacy.unit != "none":
             group = self._group(specification.federation.data)
             shard = data if data is not None else self.shard(run_id, specification)
-            self.spending.approve(run_id, specification, group=group, data=shard)
+            self.spending.approve(
+                run_id, specification, group=group, data=shard, trained=lambda: self._trained(specification)
+            )
+
+    def _trained(self, specification: Specification) -> int:
+        return self.schema_size(specification, ModelStore(self.state.models).path(specification.model.sha256))
 
     def check_allowed(self, specification: Specification) -> None:
         """Raise PolicyRefusal, DataError or ModelError unless this node may and can do the run."""

@@ -49,6 +49,7 @@ def test_a_private_run_shows_formula_and_examples() -> None:
     assert "no differential privacy" not in text
 
 
-def test_organization_level_noise_is_not_promised() -> None:
-    privacy = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 1.0\n'
-    assert "WARNING: this release" in render(parse_toml(EXAMPLE + privacy), nodes=4)
+def test_an_organization_level_run_shows_its_formula() -> None:
+    privacy = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 12.0\n'
+    text = render(parse_toml(EXAMPLE + privacy), nodes=4)
+    assert "mu / (fewest survivors - colluding)" in text and "refuse" not in text

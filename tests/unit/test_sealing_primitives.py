@@ -10,13 +10,11 @@ from confide.errors import ProtocolFailure, SpecificationError
 from confide.runs.specification import Outer
 from confide.sealing import shamir
 from confide.sealing.chain import ModelChain, mean_update_bound, step_bound
-from confide.sealing.factory import make_collector
 from confide.sealing.parameters import Parameters, for_epoch, planned, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sealing_harness import specify
-from tests.sealing_rosters import make_roster
 
 
 @pytest.mark.parametrize(("n", "c", "q", "d"), [(3, 0, 2, 1), (3, 1, 3, 0), (5, 1, 4, 1), (10, 3, 7, 3), (2, 0, 2, 0)])
@@ -58,14 +56,6 @@ def test_an_epoch_of_fewer_members_than_planned() -> None:
     assert for_epoch(specification, 5).missing == 1
     with pytest.raises(ProtocolFailure, match="waive"):
         for_epoch(specify("colluding = 0"), 5)
-
-
-def test_noise_that_is_not_there_is_not_promised(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    text = specify().model_copy(
-        update={"privacy": specify().privacy.model_copy(update={"unit": "organization"})}
-    )  # fmt: skip
-    with pytest.raises(ProtocolFailure, match="NOISE_INSUFFICIENT"):
-        make_collector(text, make_roster({}), tmp_path, "0" * 32, 8)
 
 
 # ---------------------------------------------------------------- shares

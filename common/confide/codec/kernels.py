@@ -148,6 +148,13 @@ def round_lanes(
                 into[c] = np.int32(x)
 
 
+@compiled("void(float32[::1], int64)")
+def finish_rotation(tile: _Floats, width: int) -> None:
+    """Second half of the rotation alone, in place: what `round_lanes` begins with."""
+    for first in range(64):
+        _far_rows(tile, first, width)
+
+
 @compiled("void({lanes}, int64, float32, int64, float32[::1])")
 def restore_lanes(lanes: _Integers, lane_bits: int, step: np.float32, width: int, tile: _Floats) -> None:
     """First half of the inverse: lanes as two's complement of lane_bits, times step, into `tile`."""

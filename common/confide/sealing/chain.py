@@ -28,8 +28,12 @@ _CHUNK = 1 << 20
 _SMALLEST_MEAN_WEIGHT = 1 / 20
 
 
-def mean_update_bound(specification: Specification) -> float:
-    """G: the largest L2 norm of the mean of honest updates, rounding of `sealing.bits` included."""
+def mean_update_bound(specification: Specification, parameters: int) -> float:
+    """G: the largest L2 norm of the mean of honest updates, rounding included, and noise where all nodes share it."""
+    if specification.privacy.unit == "organization":
+        from confide.privacy.organization import largest_mean
+
+        return largest_mean(specification, parameters)
     clip = specification.federation.clip_norm
     if clip is None:
         raise SpecificationError("federation.clip_norm is missing; the model chain is checked against it")
@@ -92,7 +96,7 @@ class ModelChain:
         self._last_round = federation.rounds + 1
         self.bound = step_bound(
             federation.outer,
-            gradient_norm=mean_update_bound(specification),
+            gradient_norm=mean_update_bound(specification, schema_size),
             parameters=schema_size,
             rounds=federation.rounds,
         )

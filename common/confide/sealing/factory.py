@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from confide.errors import FailureName, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.runs.specification import Specification
@@ -25,9 +24,9 @@ def make_collector(
 ) -> Collector:
     """The coordinator half for one run; goes on with what an earlier process left in `folder`, the run's own.
 
-    schema_size: scalars of the flat update.
+    schema_size: scalars of the flat update. Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _refuse_unnoised(specification)
+    _check_noise(specification, schema_size)
     if specification.sealing.kind == "none":
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema_size=schema_size)
     return SealedCollector(
@@ -52,8 +51,9 @@ def make_member(
     """The node half for one run; `folder` is the run's own at this node and has to survive restarts.
 
     initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
+    Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _refuse_unnoised(specification)
+    _check_noise(specification, schema_size)
     if specification.sealing.kind == "none":
         return PlainMember(specification=specification, folder=folder, schema_size=schema_size)
     return SealedMember(
@@ -71,10 +71,8 @@ def make_member(
     )
 
 
-def _refuse_unnoised(specification: Specification) -> None:
+def _check_noise(specification: Specification, schema_size: int) -> None:
     if specification.privacy.unit == "organization":
-        raise ProtocolFailure(
-            FailureName.NOISE_INSUFFICIENT,
-            'privacy.unit is "organization", whose noise this release does not add to sealed updates; '
-            'choose "record" or "user"',
-        )
+        from confide.privacy.organization import organization_noise
+
+        organization_noise(specification, schema_size)

