@@ -168,7 +168,7 @@ class Run:
                 self.warm_up().schema_size(),
                 initial_model_sha256=self.offer.initial_model_sha256,
                 rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
-                costs=self._node.spending.costs if self._private else None,
+                costs=self._node.spending.costs if self.private else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:
@@ -195,13 +195,14 @@ class Run:
         return Outgoing(answer.body, answer.payload)
 
     @property
-    def _private(self) -> bool:
+    def private(self) -> bool:
+        """Whether the run promises differential privacy."""
         return self.specification.privacy.unit != "none"
 
     @property
     def _charged_here(self) -> bool:
         """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
-        return self._private and self.specification.sealing.kind == "none"
+        return self.private and self.specification.sealing.kind == "none"
 
     def _charge_open(self, slot: fleet_pb2.SlotOpen) -> None:
         if self._charged_here:
@@ -217,11 +218,11 @@ class Run:
         """A slot ended, or the whole run: forget what may be forgotten."""
         if self._member is not None or (self.folder / "member").is_dir():
             self.member.slot_ended(end)
-        if self._private and end.slot:
+        if self.private and end.slot:
             self._node.spending.write_receipt(self.folder, self._run_id, end.slot, self._node.member.identity)
         self.replies.erase(None if end.run_ended else end.slot)
         if end.run_ended:
-            if self._private:
+            if self.private:
                 self._node.spending.release(self._run_id)
             self.close()
             self._note(status="ended", reason=end.failure)

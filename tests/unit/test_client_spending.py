@@ -104,3 +104,17 @@ def test_a_replayed_instruction_is_charged_once(bench: Bench) -> None:
 def test_what_is_counted(unit: str, records: list[Any], units: int) -> None:
     privacy = {**PRIVACY, "unit": unit, **({"user_key": "u"} if unit == "user" else {})}
     assert units_in(specification(privacy=privacy), LocalData(train=records, evaluation=[])) == units
+
+
+@pytest.mark.parametrize("error", [TrainingError("loss of record 7 is NaN"), ValueError("Hamlet"), MemoryError()])
+def test_how_training_failed_on_private_data_is_not_told(bench: Bench, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    bench.offer()
+    bench.trainer.fail = fail
+    failure = bench.failure(*bench.run.slot(MODEL))
+    assert failure.code == "TrainingError" and "does not say why" in failure.message
+    assert not {"7", "NaN", "Hamlet", "memory"} & set(failure.message.split())
+    noted = [event for event in bench.events() if event.get("event") == "step failed" or "step failed" in str(event)]
+    assert noted, "the operator finds it in the audit log"
