@@ -100,7 +100,9 @@ def make_store(folder: Path) -> tuple[Path, str]:
 
 
 @contextmanager
-def open_bench(folder: Path, store: tuple[Path, str], records: int = 8, **sections: Any) -> Iterator[Bench]:
+def open_bench(
+    folder: Path, store: tuple[Path, str], records: int = 8, clip_norm: float | None = None, **sections: Any
+) -> Iterator[Bench]:
     """A node-a with `records` records, a quarter of them for evaluation."""
     world = World.make(folder, ("node-a", "node-b"))
     state = world.equip("node-a", store[1], store[0], faq(folder / "secret-name.jsonl", records))
@@ -112,7 +114,8 @@ def open_bench(folder: Path, store: tuple[Path, str], records: int = 8, **sectio
         make_trainer=lambda *_, **__: trainer,
         schema_size=lambda *_: SIZE,
     )
-    spec = specification(model={"sha256": store[1]}, federation={"data": "faq", "min_cohort": 2}, **sections)
+    federation = {"data": "faq", "min_cohort": 2, "clip_norm": clip_norm}
+    spec = specification(model={"sha256": store[1]}, federation=federation, **sections)
     bench = Bench(world, spec, trainer, NodeRuntime(node), node)
     try:
         yield bench

@@ -114,10 +114,16 @@ def _cost(specification: Specification, data: LocalData, trained: Callable[[], i
 
 
 def units_in(specification: Specification, data: LocalData) -> int:
-    """N: what privacy protects, in the training split. A record that was left out (None) still counts."""
+    """N: what privacy protects, in the training split. A record that was left out (None) still counts.
+
+    Raises DataError when records lack the user key: their users cannot be told apart, so nothing could be promised.
+    """
+    from confide.privacy.plan import check_user_key
+
     if specification.privacy.unit == "record":
         return len(data.train)
     key = str(specification.privacy.user_key)
     records: Sequence[Record | None] = data.train
+    check_user_key((record for record in records if record is not None), specification)
     users = {record.get(key) for record in records if record is not None}
     return len(users) + sum(record is None for record in records)

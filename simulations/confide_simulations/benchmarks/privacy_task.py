@@ -47,7 +47,7 @@ class Size:
     epsilons: tuple[float, ...] = (8.0, 3.0, 1.0)
 
 
-FULL = Size(records=5200, held_out=400, warm_steps=400, rounds=5, local_steps=8, batch_size=128)
+FULL = Size(records=5200, held_out=400, warm_steps=100, rounds=4, local_steps=5, batch_size=256, learning_rate=3e-3)
 QUICK = Size(records=600, held_out=40, warm_steps=20, rounds=1, local_steps=2, batch_size=16, delta=1e-4, seeds=(1, 2))
 
 
