@@ -315,7 +315,7 @@ def test_organization_level_is_not_rehearsed_on_one_node(world: tuple[World, Pat
     from confide_client.datasets import LocalData
 
     spec = specification(
-        privacy={**PRIVATE, "unit": "organization"}, sealing={"kind": "sealed"}, federation={"clip_norm": 1.0}
+        privacy={**PRIVATE, "unit": "organization"}, sealing={"kind": "sealed"}, federation={"clip_norm": 0.5}
     )
     with pytest.raises(SpecificationError, match="confide audit score"):
         rehearse(spec, world[1], LocalData([], []), None, folder=world[1], say=print)  # type: ignore[arg-type]
