@@ -29,6 +29,7 @@ from confide_client.commands import audit as audit_command
 from confide_client.commands.report import report as report_command
 from confide_client.datasets import DataSets
 from confide_client.offers import verify_offer
+from confide_client.plan import plan_of
 from confide_client.records import Record
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
@@ -190,6 +191,16 @@ def test_a_run_without_privacy_claims_none(world: tuple[World, Path, str], tmp_p
     page = (tmp_path / "report.html").read_text()
     assert "made no promise of differential privacy" in page
     assert "Claimed epsilon" not in page
+
+
+def test_node_plan_says_the_shared_noise_and_that_it_is_useless_here(world: tuple[World, Path, str]) -> None:
+    shared = {**PRIVATE, "unit": "organization"}
+    site = make_site(world, privacy=shared, sealing={"kind": "sealed"}, clip_norm=0.5)
+    plan = plan_of(site.state, site.run_id)
+    text = "\n".join(plan.lines)
+    assert "as if 3 organizations took part, the fewest that are allowed" in text
+    assert "each add Skellam noise" in text and "spend of the whole run: epsilon 0.5" in text
+    assert any(warning.startswith("too few organizations") for warning in plan.warnings)
 
 
 def test_the_report_of_an_organization_level_run(world: tuple[World, Path, str], tmp_path: Path) -> None:
