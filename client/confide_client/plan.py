@@ -13,6 +13,7 @@ from typing import Any
 
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
+from confide.runs.plan import upload_bytes
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from rich.console import Console
 
@@ -115,6 +116,10 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
         return
     training = specification.training
     per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
+    if specification.privacy.unit == "organization":
+        per_scalar = upload_bytes(specification, _fewest(specification), work.trained_parameters) / max(
+            1, work.trained_parameters
+        )
     base_bytes = work.base_parameters * (2 if specification.model.dtype == "bfloat16" else 4)
     # Weights, received weights, gradients and both moments of AdamW, all float32.
     trained_bytes = work.trained_parameters * 4 * 5
@@ -210,6 +215,12 @@ def _about_privacy(state: StateFolder, specification: Specification, lines: list
     warnings.extend(warned)
 
 
+def _fewest(specification: Specification) -> int:
+    """The named nodes, or as few as may take part."""
+    named = len(specification.federation.nodes)
+    return named or max(specification.federation.min_cohort, specification.sealing.colluding + 2)
+
+
 def _shared_noise(state: StateFolder, specification: Specification) -> tuple[list[str], list[str]]:
     """For the smallest cohort that is allowed, or the named one: how many will come is not known to a node."""
     from confide.models.trainable import schema_of
@@ -217,8 +228,7 @@ def _shared_noise(state: StateFolder, specification: Specification) -> tuple[lis
     from confide.privacy.plan_words import describe_organization_plan
 
     trained = schema_of(specification, ModelStore(state.models).path(specification.model.sha256)).size
-    fewest = max(specification.federation.min_cohort, specification.sealing.colluding + 2)
-    members = len(specification.federation.nodes) or fewest
+    members = _fewest(specification)
     said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
     if not specification.federation.nodes:
         said.insert(1, f"as if {members} organizations took part, the fewest that are allowed; more make it better")

@@ -2,6 +2,7 @@
 
 import pytest
 from confide.errors import ProtocolFailure
+from confide.privacy.organization import slot_noise
 from confide.runs.plan import render, upload_bytes
 from confide.runs.specification import EXAMPLE, parse_toml
 
@@ -51,5 +52,8 @@ def test_a_private_run_shows_formula_and_examples() -> None:
 
 def test_an_organization_level_run_shows_its_formula() -> None:
     privacy = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 12.0\n'
-    text = render(parse_toml(EXAMPLE + privacy), nodes=4)
+    run = parse_toml(EXAMPLE + privacy)
+    text = render(run, nodes=4)
+    assert upload_bytes(run, 4, 1_000_000) == 1_001_472 * slot_noise(run, 1_000_000, members=4).lane_bits // 8
+    assert "neither weights nor metrics leave" in text
     assert "mu / (fewest survivors - colluding)" in text and "refuse" not in text

@@ -12,8 +12,7 @@ from pathlib import Path
 from confide.codec.layout import VectorLayout
 from confide.errors import FailureName, ProtocolFailure
 from confide.runs.specification import Specification
-from confide.sealing import parameters
-from confide.sealing.roles import Metric
+from confide.sealing import parameters, scalars
 
 _SMALL_MESSAGES_BYTES = 4096
 """Of one node and round beside model and update: instruction, list, signatures, shares. Measured at n = 4."""
@@ -54,9 +53,14 @@ def upload_bytes(specification: Specification, nodes: int, trainable: int) -> in
     """Of one node and slot."""
     if specification.sealing.kind == "none":
         return 4 * trainable
+    if specification.privacy.unit == "organization":
+        from confide.privacy.organization import slot_noise
+
+        noise = slot_noise(specification, trainable, members=nodes)
+        return noise.layout(specification, trainable, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes
     layout = VectorLayout(
         parameters=trainable,
-        scalars=1 + 2 * len(Metric),
+        scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=nodes,
         clip=specification.federation.clip_norm or 1.0,
@@ -156,9 +160,12 @@ def _protection(specification: Specification, nodes: int) -> list[str]:
     lines = ["what is protected:"]
     if sealing.kind == "sealed":
         lines.append("  " + parameters.words(parameters.planned(specification, nodes)))
-        lines.append(
-            f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
-        )
+        if privacy.unit == "none":
+            lines.append(
+                f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
+            )
+        else:
+            lines.append("  updates travel as integers under masks; under privacy neither weights nor metrics leave")
     lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
     lines.append("what is not protected:")
     if sealing.kind == "none":
