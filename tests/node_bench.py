@@ -37,12 +37,13 @@ class ShardTrainer:
     fail: Callable[[], None] = lambda: None
     schema: TensorSchema = field(default_factory=lambda: TensorSchema.of({"w": torch.zeros(SIZE)}))
     scale: float = 1.0
+    metrics: dict[Metric, float] = field(default_factory=lambda: {Metric.TRAIN_LOSS: 0.5})
 
     def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
         self.fail()
         self.trained.append(slot.slot)
         update = np.full(SIZE, self.scale * len(data.train), dtype=np.float32)
-        return Contribution(update, 1.0, {Metric.TRAIN_LOSS: 0.5})
+        return Contribution(update, 1.0, self.metrics)
 
 
 @dataclass
@@ -99,11 +100,13 @@ def make_store(folder: Path) -> tuple[Path, str]:
 
 
 @contextmanager
-def open_bench(folder: Path, store: tuple[Path, str], records: int = 8, **sections: Any) -> Iterator[Bench]:
+def open_bench(
+    folder: Path, store: tuple[Path, str], records: int = 8, clip_norm: float | None = None, **sections: Any
+) -> Iterator[Bench]:
     """A node-a with `records` records, a quarter of them for evaluation."""
     world = World.make(folder, ("node-a", "node-b"))
     state = world.equip("node-a", store[1], store[0], faq(folder / "secret-name.jsonl", records))
-    trainer = ShardTrainer()
+    trainer = ShardTrainer(metrics={} if sections.get("privacy") else {Metric.TRAIN_LOSS: 0.5})
     node = Node(
         state=state,
         member=world.members["node-a"],
@@ -111,7 +114,8 @@ def open_bench(folder: Path, store: tuple[Path, str], records: int = 8, **sectio
         make_trainer=lambda *_, **__: trainer,
         schema=lambda *_: TensorSchema.unnamed(SIZE),
     )
-    spec = specification(model={"sha256": store[1]}, federation={"data": "faq", "min_cohort": 2}, **sections)
+    federation = {"data": "faq", "min_cohort": 2, "clip_norm": clip_norm}
+    spec = specification(model={"sha256": store[1]}, federation=federation, **sections)
     bench = Bench(world, spec, trainer, NodeRuntime(node), node)
     try:
         yield bench

@@ -13,6 +13,7 @@ from typing import Any
 
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
+from confide.runs.plan import upload_bytes
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from rich.console import Console
 
@@ -122,6 +123,10 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
         return
     training = specification.training
     per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
+    if specification.privacy.unit == "organization":
+        per_scalar = upload_bytes(specification, _fewest(specification), work.trained_parameters) / max(
+            1, work.trained_parameters
+        )
     base_bytes = work.base_parameters * (2 if specification.model.dtype == "bfloat16" else 4)
     # Weights, received weights, gradients and both moments of AdamW, all float32.
     trained_bytes = work.trained_parameters * 4 * 5
@@ -199,23 +204,48 @@ def _about_protection(specification: Specification, lines: list[str], warnings: 
 
 
 def _about_privacy(state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]) -> None:
-    if specification.privacy.unit not in ("record", "user"):
+    if specification.privacy.unit == "none":
         return
     from confide.privacy.counting import counting_plan, describe_counting_plan
     from confide.privacy.plan import unit_plan
     from confide.privacy.plan_words import describe_unit_plan
 
     try:
-        units = units_in(specification, DataSets(state.root).load(specification.federation.data))
-        if specification.trains_model:
-            said, warned = describe_unit_plan(unit_plan(specification, units))
+        if specification.privacy.unit == "organization":
+            said, warned = _shared_noise(state, specification)
         else:
-            said, warned = describe_counting_plan(counting_plan(specification, units=units)), []
+            units = units_in(specification, DataSets(state.root).load(specification.federation.data))
+            if specification.trains_model:
+                said, warned = describe_unit_plan(unit_plan(specification, units))
+            else:
+                said, warned = describe_counting_plan(counting_plan(specification, units=units)), []
     except ConfideError as error:
         warnings.append(f"privacy cannot be planned: {error}")
         return
     lines.extend(said)
     warnings.extend(warned)
+
+
+def _fewest(specification: Specification) -> int:
+    """The named nodes, or as few as may take part."""
+    named = len(specification.federation.nodes)
+    return named or max(specification.federation.min_cohort, specification.sealing.colluding + 2)
+
+
+def _shared_noise(state: StateFolder, specification: Specification) -> tuple[list[str], list[str]]:
+    """For the smallest cohort that is allowed, or the named one: how many will come is not known to a node."""
+    from confide.models.trainable import schema_of
+    from confide.models.travel import Travel
+    from confide.privacy.organization import organization_plan
+    from confide.privacy.plan_words import describe_organization_plan
+
+    base = ModelStore(state.models).path(specification.model.sha256)
+    trained = Travel(specification, schema_of(specification, base)).most
+    members = _fewest(specification)
+    said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
+    if not specification.federation.nodes:
+        said.insert(1, f"as if {members} organizations took part, the fewest that are allowed; more make it better")
+    return said, warned
 
 
 def show(plan: Plan, console: Console) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide import __version__, canonical
-from confide.errors import ConfideError, StateError, TransportError
+from confide.errors import ConfideError, DataError, StateError, TrainingError, TransportError, UpdateError
 from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
@@ -24,6 +24,7 @@ VERSION = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?(?:/[^\s'\":,;]+)+")
 _MESSAGE_CHARACTERS = 600
+_OF_DATA = (DataError, TrainingError, UpdateError)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,18 @@ def signed_reply(
     return signed.SerializeToString(deterministic=True)
 
 
-def failure_of(error: BaseException) -> fleet_pb2.Failure:
-    """What the coordinator may know of an error: never a path, never text that was not written for it."""
+def failure_of(error: BaseException, *, private: bool = False) -> fleet_pb2.Failure:
+    """What the coordinator may know of an error: never a path, never text that was not written for it.
+
+    private: of a run with differential privacy. How training or data failed depends on the records, and nobody charged
+    for it: then there is one fixed text for all of it.
+    """
+    if private and (isinstance(error, _OF_DATA) or not isinstance(error, ConfideError)):
+        return fleet_pb2.Failure(
+            code="TrainingError",
+            message="the node could not do its part; in a private run it does not say why. Its operator finds the "
+            "reason in its log and in `confide node status`",
+        )
     if isinstance(error, ConfideError):
         return fleet_pb2.Failure(code=error.code, message=public_text(str(error)))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -26,6 +26,7 @@ from confide.errors import (
 from confide.files import private_folder
 from confide.identity.member import LocalMember
 from confide.models.store import ModelStore
+from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Member
@@ -79,7 +80,13 @@ class Node:
         if specification.privacy.unit != "none":
             group = self._group(specification.federation.data)
             shard = data if data is not None else self.shard(run_id, specification)
-            self.spending.approve(run_id, specification, group=group, data=shard)
+            self.spending.approve(
+                run_id, specification, group=group, data=shard, trained=lambda: self._trained(specification)
+            )
+
+    def _trained(self, specification: Specification) -> int:
+        base = ModelStore(self.state.models).path(specification.model.sha256)
+        return Travel(specification, self.schema(specification, base)).most
 
     def check_allowed(self, specification: Specification) -> None:
         """Raise PolicyRefusal, DataError or ModelError unless this node may and can do the run."""
@@ -163,7 +170,7 @@ class Run:
                 self.warm_up().schema(),
                 initial_model_sha256=self.offer.initial_model_sha256,
                 rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
-                costs=self._node.spending.costs if self._private else None,
+                costs=self._node.spending.costs if self.private else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:
@@ -190,13 +197,14 @@ class Run:
         return Outgoing(answer.body, answer.payload)
 
     @property
-    def _private(self) -> bool:
+    def private(self) -> bool:
+        """Whether the run promises differential privacy."""
         return self.specification.privacy.unit != "none"
 
     @property
     def _charged_here(self) -> bool:
         """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
-        return self._private and self.specification.sealing.kind == "none"
+        return self.private and self.specification.sealing.kind == "none"
 
     def _charge_open(self, slot: fleet_pb2.SlotOpen) -> None:
         if self._charged_here:
@@ -212,11 +220,11 @@ class Run:
         """A slot ended, or the whole run: forget what may be forgotten."""
         if self._member is not None or (self.folder / "member").is_dir():
             self.member.slot_ended(end)
-        if self._private and end.slot:
+        if self.private and end.slot:
             self._node.spending.write_receipt(self.folder, self._run_id, end.slot, self._node.member.identity)
         self.replies.erase(None if end.run_ended else end.slot)
         if end.run_ended:
-            if self._private:
+            if self.private:
                 self._node.spending.release(self._run_id)
             self.close()
             self._note(status="ended", reason=end.failure)

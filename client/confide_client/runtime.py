@@ -74,7 +74,8 @@ class NodeRuntime:
             outcome = self._work(instruction, payload)
         except Exception as error:
             self._note_failure(instruction, error)
-            outcome = failure_of(error)
+            run = self._runs.get(instruction.run_id)
+            outcome = failure_of(error, private=run is not None and run.private)
         sending = _payload(outcome)
         signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, outcome, sending)
         if keep and instruction.run_id in self._runs:
@@ -149,7 +150,8 @@ class NodeRuntime:
             record.status, record.reason = "refused", f"{error.code}: {error}"
             record.save(folder)
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
-            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(record.reason))
+            said = failure_of(error, private=offer.specification.privacy.unit != "none")
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{said.code}: {said.message}"))
         return self._settle(run_id, offer, record, decision, asked, new=known is None or known.status != "waiting")
 
     def _settle(

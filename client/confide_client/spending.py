@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from confide.errors import FailureName, PolicyRefusal, ProtocolFailure
+from confide.errors import PolicyRefusal, SpecificationError
 from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.runs.specification import Specification
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from confide.privacy.charging import LedgerCosts
     from confide.privacy.filter import Budget
     from confide.privacy.ledger import Ledger
+    from confide.privacy.ledger_entries import RunCost
 
 
 class Spending:
@@ -51,18 +52,18 @@ class Spending:
             self._costs = LedgerCosts(self.ledger, self._budget_of)
         return self._costs
 
-    def approve(self, run_id: str, specification: Specification, *, group: str, data: LocalData) -> None:
+    def approve(
+        self, run_id: str, specification: Specification, *, group: str, data: LocalData, trained: Callable[[], int]
+    ) -> None:
         """Set the run's whole cost aside, or see that it is set aside for the same data.
 
-        Raises BUDGET_EXHAUSTED, LedgerError, DataError, SpecificationError or PolicyRefusal; then nothing is spent.
+        trained: how many parameters the run trains; asked for under organization-level privacy only.
+        Raises BUDGET_EXHAUSTED, LedgerError, DataError, SpecificationError, PARAMETERS_IMPOSSIBLE or PolicyRefusal;
+        then nothing is spent.
         """
-        from confide.privacy.counting import run_cost
-
         unit = specification.privacy.unit
-        if unit not in ("record", "user"):
-            raise ProtocolFailure(
-                FailureName.NOISE_INSUFFICIENT, f'privacy.unit is "{unit}", which this release does not add noise for'
-            )
+        if unit == "none":
+            raise SpecificationError('privacy.unit is "none": there is nothing to charge')
         budget = self._budget_of(group)
         if budget is None:
             raise PolicyRefusal("the policy sets no budget for the run's data. Add one under [budgets] in policy.toml")
@@ -72,7 +73,7 @@ class Spending:
             data=specification.federation.data,
             unit=unit,
             specification=specification.digest,
-            cost=run_cost(specification, units_in(specification, data)),
+            cost=_cost(specification, data, trained),
             budget=budget,
         )
 
@@ -102,11 +103,27 @@ class Spending:
         return None if found is None else Budget(epsilon=found.epsilon, delta=found.delta)
 
 
+def _cost(specification: Specification, data: LocalData, trained: Callable[[], int]) -> "RunCost":
+    if specification.privacy.unit == "organization":
+        from confide.privacy.organization import organization_noise
+
+        return organization_noise(specification, trained()).cost
+    from confide.privacy.counting import run_cost
+
+    return run_cost(specification, units_in(specification, data))
+
+
 def units_in(specification: Specification, data: LocalData) -> int:
-    """N: what privacy protects, in the training split. A record that was left out (None) still counts."""
+    """N: what privacy protects, in the training split. A record that was left out (None) still counts.
+
+    Raises DataError when records lack the user key: their users cannot be told apart, so nothing could be promised.
+    """
+    from confide.privacy.plan import check_user_key
+
     if specification.privacy.unit == "record":
         return len(data.train)
     key = str(specification.privacy.user_key)
     records: Sequence[Record | None] = data.train
+    check_user_key((record for record in records if record is not None), specification)
     users = {record.get(key) for record in records if record is not None}
     return len(users) + sum(record is None for record in records)

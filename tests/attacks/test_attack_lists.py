@@ -9,6 +9,7 @@ from confide.proto import fleet_pb2, sealing_pb2
 from confide.sealing.roles import Opened
 
 from tests.attacks.liar import A, B, D, E, finish, refused, rewrite, stop_before
+from tests.private_federation import private
 from tests.sealing_harness import Federation
 
 Confirm = sealing_pb2.ConfirmRequest
@@ -75,6 +76,15 @@ def test_a_list_below_the_smallest_size(tmp_path: Path) -> None:
     body = stop_before(federation, fleet_pb2.CONFIRM).bodies[A]
     smaller = rewrite(Confirm, rewrite(Confirm, body, without(E)), without(D))
     with refused(FailureName.LIST_TOO_SMALL):
+        federation.ask(fleet_pb2.CONFIRM, A, smaller)
+
+
+def test_a_list_with_too_little_noise(tmp_path: Path) -> None:
+    """Under organization level a smaller sum is not only smaller: its noise would not keep the promise."""
+    federation = private(tmp_path)
+    body = stop_before(federation, fleet_pb2.CONFIRM).bodies[A]
+    smaller = rewrite(Confirm, rewrite(Confirm, body, without(E)), without(D))
+    with refused(FailureName.NOISE_INSUFFICIENT):
         federation.ask(fleet_pb2.CONFIRM, A, smaller)
 
 

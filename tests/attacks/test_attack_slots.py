@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confide.codec import seal_vector
 from confide.codec.seal_vector import UploadSum
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName, IdentityError, UpdateError
 from confide.identity.keys import verify
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import dealing, keys, member_slot, scalars, shamir
+from confide.sealing import dealing, keys, scalars, shamir
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened
 
 from tests.attacks.liar import A, B, C, E, finish, refused, rewrite, stop_before
@@ -410,20 +411,8 @@ def test_a_dealer_of_something_else_is_convicted(
 
 def test_a_sum_longer_than_its_contributors_can_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = Federation(tmp_path, 5)
-    honest = member_slot.encode_upload
-
-    def unclipped(update, integers, layout, **given):  # type: ignore[no-untyped-def]
-        # Integers that stay inside the ring and are far longer than the clipping norm.
-        given["feedback"] = None
-        return honest(
-            update,
-            integers,
-            layout,
-            noise=lambda count: np.random.default_rng(1).choice([-12000, 12000], count),
-            **given,
-        )
-
-    monkeypatch.setattr(member_slot, "encode_upload", unclipped)
+    # Nodes that do not clip: integers that stay inside the ring and are far longer than the clipping norm.
+    monkeypatch.setattr(seal_vector, "_clipped", lambda update, clip, feedback: (update, 6.0))
     outcome = federation.slot()
     assert isinstance(outcome, Abandoned) and outcome.code == "SUM_OUT_OF_RANGE"
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from confide import journal
 from confide.errors import ConfideError, DataError, SpecificationError, StateError
 from confide.models.store import folder_digest
 from confide.models.trainable import schema_of
 from confide.models.travel import Travel
+from confide.privacy.ledger import replay
 from confide.runs.specification import Specification
 from confide_client.datasets import DataSets
 from confide_simulations.local_federation import LocalFederation
@@ -305,6 +307,23 @@ def test_record_level_privacy_is_charged_on_every_virtual_node(engine: Engine, a
     report = run(asked, prepare(asked), engine, lambda kind, data: None)
     assert "held_out_eval_loss" in report.rows[2] and "train_loss" not in report.rows[2]
     assert len(list((asked.output / "work" / "run" / "nodes").glob("*/runs/*/receipts/*.json"))) == 6
+
+
+def test_organization_level_noise_is_shared_by_virtual_nodes(engine: Engine, asked: Study, tmp_path: Path) -> None:
+    private = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 4.0'
+    text = TOML.format(name="private", sha256=folder_digest(asked.base), rate=1e-3, sealing="sealed", extra=private)
+    asked.specification.write_text(text)
+    report = run(asked, prepare(asked), engine, lambda kind, data: None)
+    assert "train_loss" not in report.rows[2]
+    ledgers = list((asked.output / "work" / "run" / "nodes").glob("*/privacy-ledger.jsonl"))
+    assert len(ledgers) == 3
+    for path in ledgers:
+        (charged,) = replay(journal.read(path)[0])
+        assert (charged.approved.cost.slot[0].kind, charged.spent_slots, charged.approved.cost.slots) == (
+            "skellam",
+            2,
+            3,
+        )
 
 
 @pytest.mark.parametrize(

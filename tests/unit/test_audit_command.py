@@ -1,5 +1,6 @@
 """`confide audit` and `confide report` on a node with a real offer, ledger and tiny model."""
 
+import contextlib
 import json
 import secrets
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from confide.models.trainable import build, initial_state, load_trainable, schem
 from confide.privacy.audit.scoring import canary_losses
 from confide.privacy.filter import Budget
 from confide.privacy.ledger import LEDGER_NAME, Ledger
+from confide.privacy.organization import organization_noise
 from confide.privacy.plan import unit_plan
 from confide.runs.specification import Specification
 from confide_client.auditing import AUDIT_FILE, load_release
@@ -27,6 +29,7 @@ from confide_client.commands import audit as audit_command
 from confide_client.commands.report import report as report_command
 from confide_client.datasets import DataSets
 from confide_client.offers import verify_offer
+from confide_client.plan import plan_of
 from confide_client.records import Record
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
@@ -76,12 +79,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path, str]:
     return world, store.path(digest), digest
 
 
-def make_site(world: tuple[World, Path, str], **sections: Any) -> Site:
+def make_site(world: tuple[World, Path, str], clip_norm: float | None = None, **sections: Any) -> Site:
     consortium, base, digest = world
     state = consortium.state("hospital-a")
     spec = specification(
         model={"sha256": digest},
-        federation={"rounds": 1, "data": "faq", "min_cohort": 2},
+        federation={"rounds": 1, "data": "faq", "min_cohort": 2, "clip_norm": clip_norm},
         training={"local_steps": 2},
         **sections,
     )
@@ -190,6 +193,41 @@ def test_a_run_without_privacy_claims_none(world: tuple[World, Path, str], tmp_p
     assert "Claimed epsilon" not in page
 
 
+def test_node_plan_says_the_shared_noise_and_that_it_is_useless_here(world: tuple[World, Path, str]) -> None:
+    shared = {**PRIVATE, "unit": "organization"}
+    site = make_site(world, privacy=shared, sealing={"kind": "sealed"}, clip_norm=0.5)
+    plan = plan_of(site.state, site.run_id)
+    text = "\n".join(plan.lines)
+    assert "as if 3 organizations took part, the fewest that are allowed" in text
+    assert "each add Skellam noise" in text and "spend of the whole run: epsilon 0.5" in text
+    assert any(warning.startswith("too few organizations") for warning in plan.warnings)
+
+
+def test_the_report_of_an_organization_level_run(world: tuple[World, Path, str], tmp_path: Path) -> None:
+    shared = {**PRIVATE, "unit": "organization", "epsilon": 8.0}
+    site = make_site(world, privacy=shared, sealing={"kind": "sealed"}, clip_norm=0.5)
+    budget = Budget(epsilon=8.0, delta=1e-3)
+    with contextlib.closing(Ledger(site.state.root / LEDGER_NAME)) as ledger:
+        ledger.approve(
+            run=site.run_id, group="faq", data="faq", unit="organization", specification=site.spec.digest,
+            cost=organization_noise(site.spec, schema_of(site.spec, site.base).size).cost, budget=budget,
+        )  # fmt: skip
+        ledger.reserve(site.run_id, 1, budget)
+        ledger.spend(site.run_id, 1)
+    try:
+        assert site.report(site.run_id, "--to", str(tmp_path), "--manifest", str(manifest(site))).exit_code == 0
+    finally:
+        (site.state.root / LEDGER_NAME).unlink()
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    for sentence in (
+        "organization&#39;s whole contribution", "Skellam", "from all nodes together",
+        "nothing is gained from sampling",
+        "learns nothing of this node&#39;s update but a sum", "1 of 2", "Single records are protected only as part",
+    ):  # fmt: skip
+        assert sentence in page, sentence
+    assert "Internal" not in page
+
+
 def test_an_altered_report_does_not_verify(site: Site, tmp_path: Path) -> None:
     site.report(site.run_id, "--to", str(tmp_path))
     path = tmp_path / "report.json"
@@ -288,7 +326,7 @@ def test_organization_level_is_not_rehearsed_on_one_node(world: tuple[World, Pat
     from confide_client.datasets import LocalData
 
     spec = specification(
-        privacy={**PRIVATE, "unit": "organization"}, sealing={"kind": "sealed"}, federation={"clip_norm": 1.0}
+        privacy={**PRIVATE, "unit": "organization"}, sealing={"kind": "sealed"}, federation={"clip_norm": 0.5}
     )
     with pytest.raises(SpecificationError, match="confide audit score"):
         rehearse(spec, world[1], LocalData([], []), None, folder=world[1], say=print)  # type: ignore[arg-type]

@@ -1,17 +1,24 @@
 """A private run on the node: its cost is set aside before it is accepted, drawn before work, spent before sending."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confide import journal
 from confide.errors import TrainingError
+from confide.privacy.filter import Budget
+from confide.privacy.ledger import LEDGER_NAME, Ledger
+from confide.privacy.organization import organization_noise
+from confide.privacy.plan import unit_plan
 from confide.privacy.receipts import parse_receipt
 from confide.proto import fleet_pb2
 from confide_client.datasets import LocalData
+from confide_client.records import Record
 from confide_client.spending import units_in
 
-from tests.node_bench import MODEL, Bench, make_store, open_bench
+from tests.node_bench import MODEL, SIZE, Bench, make_store, open_bench
 from tests.node_worlds import Instructions, faq
 from tests.training_specs import specification
 
@@ -26,10 +33,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.fixture
 def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
     with open_bench(tmp_path, store, records=40, privacy=PRIVACY) as bench:
-        bench.policy('privacy_units = ["none"]', 'privacy_units = ["record"]')
-        with bench.node.state.policy.open("a") as file:
-            file.write("[budgets.faq]\nepsilon = 4.0\ndelta = 1e-5\n")
+        allow(bench)
         yield bench
+
+
+def allow(bench: Bench, unit: str = "record") -> None:
+    """Let the node's policy take a private run of this unit, with a budget of 4."""
+    delta = bench.spec.privacy.delta
+    bench.policy('privacy_units = ["none"]', f'privacy_units = ["{unit}"]')
+    with bench.node.state.policy.open("a") as file:
+        file.write(f"[budgets.faq]\nepsilon = 4.0\ndelta = {delta}\n")
 
 
 def kinds(bench: Bench) -> list[str]:
@@ -94,6 +107,72 @@ def test_a_replayed_instruction_is_charged_once(bench: Bench) -> None:
     assert kinds(bench).count("spent") == 1
 
 
+def test_a_delta_that_promises_nothing_is_refused(tmp_path: Path, store: tuple[Path, str]) -> None:
+    with open_bench(tmp_path, store, records=160, privacy={**PRIVACY, "delta": 0.009}) as bench:
+        allow(bench)
+        answer = bench.offer()
+        assert not answer.accepted and "not below one over the number" in answer.reason and "120" not in answer.reason
+        assert kinds(bench) == [] and not bench.trainer.trained
+
+
+def test_a_data_set_without_the_user_key_is_refused_and_only_the_node_is_told(
+    tmp_path: Path, store: tuple[Path, str]
+) -> None:
+    with open_bench(tmp_path, store, records=40, privacy={**PRIVACY, "unit": "user", "user_key": "speaker"}) as bench:
+        allow(bench, unit="user")
+        answer = bench.offer()
+        assert not answer.accepted and "does not say why" in answer.reason
+        record = Record.load(bench.node.state.run(bench.run.run_id))
+        assert record is not None and "user_key is 'speaker'" in record.reason
+        assert kinds(bench) == [] and not bench.trainer.trained
+
+
+def test_a_ledger_that_does_not_verify_stops_every_private_run(bench: Bench) -> None:
+    assert bench.offer().accepted
+    bench.runtime.close()
+    path = bench.node.state.root / LEDGER_NAME
+    damaged = path.read_bytes().replace(b'"budget_epsilon":4.0', b'"budget_epsilon":9.0')
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    assert bench.failure(*bench.run.slot(MODEL)).code in {"StateError", "LedgerError"}
+    bench.run = Instructions()
+    answer = bench.offer()
+    assert not answer.accepted and "edited, reordered or damaged" in answer.reason
+    assert path.read_bytes() == damaged and not bench.trainer.trained
+
+
+def test_nothing_is_spent_while_the_clock_is_behind_the_ledger(bench: Bench) -> None:
+    budget = Budget(epsilon=4.0, delta=1e-5)
+    later = Ledger(bench.node.state.root / LEDGER_NAME, now=lambda: time.time() + 3600)
+    cost = unit_plan(bench.spec, 30).cost
+    later.approve(
+        run="f" * 32, group="other", data="other", unit="record", specification="0" * 64, cost=cost, budget=budget
+    )  # fmt: skip
+    later.close()
+    answer = bench.offer()
+    assert not answer.accepted and "the clock was moved back" in answer.reason
+    assert bench.failure(*bench.run.slot(MODEL)).code == "StateError" and not bench.trainer.trained
+    assert len(journal.read(bench.node.state.root / LEDGER_NAME)[0]) == 1
+
+
+def test_organization_level_is_charged_by_the_models_size_and_not_by_the_data(
+    tmp_path: Path, store: tuple[Path, str]
+) -> None:
+    shared = {**PRIVACY, "unit": "organization"}
+    sections = {"privacy": shared, "sealing": {"kind": "sealed"}}
+    with open_bench(tmp_path, store, records=40, clip_norm=1.0, **sections) as bench:
+        allow(bench, unit="organization")
+        assert bench.offer().accepted
+        approved = bench.node.spending.ledger.state.run(bench.run.run_id).approved
+        assert approved.cost == organization_noise(bench.spec, SIZE).cost
+        assert approved.cost.slot[0].kind == "skellam" and approved.cost.slots == 3
+        bench.node.data_sets.add("faq", faq(tmp_path / "more.jsonl", 60), evaluation_fraction=0.25)
+        bench.node.approve_spending(bench.run.run_id, bench.spec)
+        assert kinds(bench) == ["approved"]
+        bench.run = Instructions()
+        assert "BUDGET_EXHAUSTED" in bench.offer().reason
+
+
 @pytest.mark.parametrize(
     ("unit", "records", "units"),
     [
@@ -104,3 +183,17 @@ def test_a_replayed_instruction_is_charged_once(bench: Bench) -> None:
 def test_what_is_counted(unit: str, records: list[Any], units: int) -> None:
     privacy = {**PRIVACY, "unit": unit, **({"user_key": "u"} if unit == "user" else {})}
     assert units_in(specification(privacy=privacy), LocalData(train=records, evaluation=[])) == units
+
+
+@pytest.mark.parametrize("error", [TrainingError("loss of record 7 is NaN"), ValueError("Hamlet"), MemoryError()])
+def test_how_training_failed_on_private_data_is_not_told(bench: Bench, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    bench.offer()
+    bench.trainer.fail = fail
+    failure = bench.failure(*bench.run.slot(MODEL))
+    assert failure.code == "TrainingError" and "does not say why" in failure.message
+    assert not {"7", "NaN", "Hamlet", "memory"} & set(failure.message.split())
+    noted = [event for event in bench.events() if event.get("event") == "step failed" or "step failed" in str(event)]
+    assert noted, "the operator finds it in the audit log"

@@ -52,6 +52,8 @@ def test_eight_organizations_at_eight_bits_cost_eleven_bits() -> None:
         {"rotation_seed": b"short"},
         {"noise_bits": -1},
         {"bits": 16, "noise_bits": 17},
+        {"granularity": -1},
+        {"granularity": 4097},
     ],
 )
 def test_an_impossible_layout_is_refused(changes: dict[str, object]) -> None:
@@ -63,6 +65,7 @@ def test_every_field_changes_the_bytes_that_both_sides_hash() -> None:
     changes: list[dict[str, object]] = [
         {}, {"parameters": 11}, {"scalars": 2}, {"bits": 4}, {"members": 4}, {"clip": 2.0},
         {"rotation_seed": bytes(31) + b"x"}, {"noise_bits": 1},
+        {"granularity": 1}, {"granularity": 2},
     ]  # fmt: skip
     assert len({layout(**change).to_bytes() for change in changes}) == len(changes)
 

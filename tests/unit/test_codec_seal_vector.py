@@ -148,24 +148,47 @@ def test_feedback_of_an_update_beyond_the_clip_stays_bounded(tmp_path: Path) -> 
     assert np.linalg.norm(feedback) < 0.03
 
 
-def test_noise_is_added_to_every_vector_lane_and_to_no_scalar(tmp_path: Path) -> None:
-    made = VectorLayout(parameters=70_000, scalars=1, bits=8, members=2, clip=1.0, rotation_seed=SEED, noise_bits=5)
-    drawn: list[NDArray[np.int64]] = []
-    generator = np.random.default_rng(3)
+def noised_layout(parameters: int, scalars: int = 0) -> VectorLayout:
+    return VectorLayout(
+        parameters=parameters, scalars=scalars, bits=8, members=2, clip=1.0, rotation_seed=SEED, noise_bits=13,
+        granularity=4,
+    )  # fmt: skip
 
-    def noise(count: int) -> NDArray[np.int64]:
-        drawn.append(generator.integers(-2000, 2001, count))
-        return drawn[-1]
 
-    update = random_update(70_000)
-    encode_upload(update, [77], made, rounding_key=KEY, masks=[], out=tmp_path / "a")
-    digest = encode_upload(update, [77], made, rounding_key=KEY, masks=[], out=tmp_path / "b", noise=noise)
-    difference = unpacked(tmp_path / "b", made) - unpacked(tmp_path / "a", made)
-    assert np.array_equal(difference[: made.coordinates], np.concatenate(drawn))
-    assert not difference[made.coordinates :].any()
+def test_whole_integers_come_from_the_rotated_vector_and_leave_scalars_alone(tmp_path: Path) -> None:
+    made, seen = noised_layout(69 * 1024, scalars=1), list[NDArray[np.float64]]()
+    integers = np.random.default_rng(3).integers(-(1 << 20), 1 << 20, made.coordinates)
+
+    def to_integers(scaled: NDArray[np.float64]) -> NDArray[np.int64]:
+        seen.append(scaled)
+        return integers
+
+    update, out = random_update(made.parameters, norm=3.0), tmp_path / "u"
+    digest = encode_upload(update, [77], made, rounding_key=KEY, masks=[], out=out, to_integers=to_integers)
+    assert np.abs(seen[0] - dense_rotation(update / 3.0, made) / made.step).max() < 1e-5
+    assert np.array_equal(unpacked(out, made)[: made.coordinates], integers)
     total = UploadSum(made)
-    total.add(tmp_path / "b", digest)
-    assert total.open(1)[1] == [77]
+    total.add(out, digest)
+    opened_update, scalars = total.open(1)
+    assert scalars == [77]
+    assert np.allclose(dense_rotation(opened_update, made), integers * made.step, atol=1e-4 * made.step * (1 << 20))
+
+
+def test_what_lies_beyond_the_reach_of_a_noised_layout_is_clamped_before_rounding(tmp_path: Path) -> None:
+    made, out = noised_layout(4096), tmp_path / "u"
+    one = np.zeros(made.coordinates, dtype=np.int64)
+    one[5] = 1 << 20
+    total = UploadSum(made)
+    concentrated = random_update(4096)
+    total.add(
+        out, encode_upload(concentrated, [], made, rounding_key=KEY, masks=[], out=out, to_integers=lambda _: one)
+    )  # fmt: skip
+    concentrated, seen = total.open(1)[0], list[NDArray[np.float64]]()
+    encode_upload(
+        concentrated, [], made, rounding_key=KEY, masks=[], out=out, to_integers=lambda x: seen.append(x) or one
+    )  # fmt: skip
+    assert seen[0][5] == made.levels < 64 * made.granularity, "clipped to norm 1 it would reach 64 a"
+    assert np.abs(np.delete(seen[0], 5)).max() < 1e-3
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -203,7 +226,12 @@ def test_wrong_inputs_are_refused_by_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UpdateError, match="5 bytes"):
         encode(rounding_key=b"short")
     with pytest.raises(UpdateError, match="leave one out"):
-        encode(feedback=np.zeros(10, dtype=np.float32), noise=lambda count: np.zeros(count, dtype=np.int64))
+        encode(feedback=np.zeros(10, dtype=np.float32), to_integers=lambda x: x.astype(np.int64))
+    with pytest.raises(UpdateError, match="goes with noise"):
+        encode(to_integers=lambda x: x.astype(np.int64))
+    made = noised_layout(10, scalars=1)
+    with pytest.raises(UpdateError, match="goes with noise"):
+        encode()
 
 
 def test_encoding_holds_a_few_tiles_whatever_the_size_of_the_update(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_organization_level_reports_no_metric_either(base: Path, tmp_path: Path)
     sections: dict[str, Any] = {
         "privacy": {**PRIVATE, "unit": "organization"},
         "sealing": {"kind": "sealed"},
-        "federation": {"clip_norm": 1.0},
+        "federation": {"clip_norm": 0.5},
     }
     local = trainer(base, tmp_path, **sections)
     model = start(base, specification(**sections), local)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from confide.errors import ProtocolFailure
 from confide.models.trainable import schema_of
+from confide.privacy.organization import slot_noise
 from confide.runs.plan import measure, render, upload_bytes
 from confide.runs.specification import EXAMPLE, parse_toml
 
@@ -77,6 +78,10 @@ def test_a_private_run_shows_formula_and_examples() -> None:
     assert "no differential privacy" not in text
 
 
-def test_organization_level_noise_is_not_promised() -> None:
-    privacy = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 1.0\n'
-    assert "WARNING: this release" in render(parse_toml(EXAMPLE + privacy), nodes=4)
+def test_an_organization_level_run_shows_its_formula() -> None:
+    privacy = '[privacy]\nunit = "organization"\nepsilon = 8.0\ndelta = 1e-3\nclip = 12.0\n'
+    run = parse_toml(EXAMPLE + privacy)
+    text = render(run, nodes=4)
+    assert upload_bytes(run, 4, 1_000_000) == 1_001_472 * slot_noise(run, 1_000_000, members=4).lane_bits // 8
+    assert "neither weights nor metrics leave" in text
+    assert "mu / (fewest survivors - colluding)" in text and "refuse" not in text

@@ -8,6 +8,7 @@ from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
 from confide.privacy.calibration import (
     check_noise,
+    granularity,
     noise_multiplier,
     noise_multiplier_by_rdp,
     noise_reach,
@@ -48,33 +49,24 @@ def test_the_noise_suffices_and_a_hundredth_less_does_not(
 @pytest.mark.parametrize("scaled_clip", [100.0, 22_400.0])
 @pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_shared_noise_suffices_and_one_percent_less_does_not(epsilon: float, scaled_clip: float, slots: int) -> None:
-    noise = shared_noise(
-        epsilon=epsilon,
-        delta=1e-5,
-        scaled_clip=scaled_clip,
-        dimension=4096,
-        slots=slots,
-        least_survivors=4,
-        colluding=1,
-    )
+    noise = shared_noise(epsilon=epsilon, delta=1e-5, scaled_clip=scaled_clip, dimension=4096, slots=slots)
 
     def cost(variance: float) -> float:
         event = SkellamRelease(variance=variance, l2=noise.slot.l2, l1=noise.slot.l1, count=slots)
         return epsilon_by_rdp([event], delta=1e-5, orders=range(2, 513))
 
     assert cost(noise.variance) <= epsilon < cost(0.99**2 * noise.variance)
-    assert noise.variance_per_node * (4 - 1) == pytest.approx(noise.variance)
+    assert noise.per_node(least_survivors=4, colluding=1) * (4 - 1) == pytest.approx(noise.variance)
     assert noise.slot.l2**2 == pytest.approx(noise.norm_bound)
     assert noise.slot.l1 <= noise.slot.l2 * min(math.sqrt(4096), noise.slot.l2) * (1 + 1e-12)
 
 
 def test_any_allowed_set_of_honest_survivors_adds_enough() -> None:
-    noise = shared_noise(
-        epsilon=4.0, delta=1e-5, scaled_clip=500.0, dimension=64, slots=3, least_survivors=7, colluding=3
-    )
+    noise = shared_noise(epsilon=4.0, delta=1e-5, scaled_clip=500.0, dimension=64, slots=3)
+    share = noise.per_node(least_survivors=7, colluding=3)
     for survivors in range(7, 11):
         for dishonest in range(4):
-            honest = (survivors - dishonest) * noise.variance_per_node
+            honest = (survivors - dishonest) * share
             event = SkellamRelease(variance=honest, l2=noise.slot.l2, l1=noise.slot.l1, count=3)
             assert epsilon_by_rdp([event], delta=1e-5, orders=range(2, 513)) <= 4.0
     with pytest.raises(ProtocolFailure) as failure:
@@ -88,17 +80,35 @@ def test_any_allowed_set_of_honest_survivors_adds_enough() -> None:
     "wrong",
     [
         {"epsilon": 0.0}, {"epsilon": -1.0}, {"epsilon": math.inf}, {"delta": 0.0}, {"delta": 1.0},
-        {"least_survivors": 1}, {"slots": 0}, {"scaled_clip": 0.0}, {"dimension": 0}, {"beta": 1.0},
+        {"slots": 0}, {"scaled_clip": 0.0}, {"dimension": 0}, {"beta": 1.0},
     ],
 )  # fmt: skip
 def test_impossible_shared_noise_is_refused_by_name(wrong: dict[str, float]) -> None:
     right = {
-        "epsilon": 1.0, "delta": 1e-5, "scaled_clip": 10.0, "dimension": 8, "slots": 1, "least_survivors": 3,
-        "colluding": 1, "beta": 0.5,
+        "epsilon": 1.0, "delta": 1e-5, "scaled_clip": 10.0, "dimension": 8, "slots": 1, "beta": 0.5,
     }  # fmt: skip
     with pytest.raises(ProtocolFailure) as failure:
         shared_noise(**{**right, **wrong})  # type: ignore[arg-type]
     assert failure.value.name is FailureName.PARAMETERS_IMPOSSIBLE
+
+
+@pytest.mark.parametrize(("least_survivors", "colluding"), [(1, 1), (2, 3), (3, -1)])
+def test_noise_that_nobody_honest_adds_is_refused(least_survivors: int, colluding: int) -> None:
+    noise = shared_noise(epsilon=1.0, delta=1e-5, scaled_clip=10.0, dimension=8, slots=1)
+    with pytest.raises(ProtocolFailure, match="PARAMETERS_IMPOSSIBLE"):
+        noise.per_node(least_survivors=least_survivors, colluding=colluding)
+
+
+@pytest.mark.parametrize(("epsilon", "dimension", "slots"), [(8.0, 1024, 4), (1.0, 1 << 20, 20), (200.0, 1024, 1)])
+def test_the_grid_is_the_coarsest_that_costs_one_percent(epsilon: float, dimension: int, slots: int) -> None:
+    chosen = granularity(epsilon=epsilon, delta=1e-5, dimension=dimension, slots=slots)
+
+    def stddev(units: int) -> float:
+        clip = units * math.sqrt(dimension)
+        noise = shared_noise(epsilon=epsilon, delta=1e-5, scaled_clip=clip, dimension=dimension, slots=slots)
+        return math.sqrt(noise.variance) / units
+
+    assert stddev(chosen) <= 1.01 * stddev(4096) < stddev(chosen // 2)
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 from confide.errors import DataError, FailureName, ProtocolFailure, SpecificationError
 from confide.privacy.accounting import epsilon_by_rdp
 from confide.privacy.filter import filter_epsilon
-from confide.privacy.plan import (
-    Usefulness,
-    allowed_metrics,
-    check_metrics,
-    check_user_key,
-    organization_plan,
-    planned_slots,
-    unit_plan,
-)
+from confide.privacy.metrics import allowed_metrics, check_unaccounted
+from confide.privacy.organization import organization_noise, organization_plan, slot_noise
+from confide.privacy.plan import Usefulness, check_user_key, planned_slots, unit_plan
 from confide.privacy.plan_words import (
     EXAMPLE_UNITS,
     describe_organization_plan,
@@ -22,7 +17,7 @@ from confide.privacy.plan_words import (
     public_plan,
 )
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.roles import Metric
+from confide.sealing.roles import Contribution, Metric
 
 
 def specification(
@@ -34,6 +29,8 @@ def specification(
         "local_steps = 3", f"local_steps = {steps}"
     )
     text = text.replace("rounds = 3", f"rounds = {rounds}")
+    if unit == "organization":
+        text = text.replace("clip_norm = 12.0", "clip_norm = 0.5")
     sealing = f"\n[sealing]\nmax_attempts = {attempts}\nbits = {bits}\n"
     privacy = f'\n[privacy]\nunit = "{unit}"\nepsilon = {epsilon}\ndelta = {delta}\nclip = 0.5{key}\n'
     return parse_toml(text + sealing + privacy)
@@ -94,7 +91,7 @@ def test_delta_must_be_below_one_over_n_and_the_refusal_does_not_tell_n(units: i
 def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(SpecificationError, match="plan by units"):
         unit_plan(specification("organization"), 100)
-    with pytest.raises(SpecificationError, match='this plan is for "organization"'):
+    with pytest.raises(SpecificationError, match="this noise is for"):
         organization_plan(specification(), members=5, trained=100)
     with pytest.raises(DataError, match="no records"):
         unit_plan(specification(), 0)
@@ -122,16 +119,17 @@ def test_nothing_but_the_update_leaves_a_private_run() -> None:
     assert allowed_metrics(parse_toml(EXAMPLE)) == frozenset(Metric)
     for unit in ("record", "user", "organization"):
         run = specification(unit)
-        check_metrics(run, [])
-        for metric in Metric:
+        update = np.zeros(3, dtype=np.float32)
+        check_unaccounted(run, Contribution(update))
+        for surplus in (*(Contribution(update, metrics={metric: 0.0}) for metric in Metric), Contribution(update, 0.5)):
             with pytest.raises(ProtocolFailure) as failure:
-                check_metrics(run, [metric])
+                check_unaccounted(run, surplus)
             assert failure.value.name is FailureName.METRIC_NOT_ALLOWED
 
 
 def test_a_small_consortium_is_told_that_the_model_would_be_noise() -> None:
     plan = organization_plan(specification("organization"), members=4, trained=460_000)
-    assert (plan.least_survivors, plan.colluding, plan.slots) == (3, 1, 4)
+    assert (plan.slot.least_survivors, plan.colluding, plan.slots) == (3, 1, 4)
     assert plan.usefulness is Usefulness.USELESS
     lines, warnings = describe_organization_plan(plan)
     assert "too few organizations" in warnings[0] and f"{plan.members_needed:,}" in warnings[0]
@@ -145,28 +143,27 @@ def test_a_large_consortium_with_a_small_model_is_useful() -> None:
 
 
 def test_organization_noise_is_enough_in_every_allowed_epoch() -> None:
-    plan = organization_plan(specification("organization"), members=10, trained=5000)
-    assert epsilon_by_rdp(plan.cost.whole, delta=1e-5) <= 8.0
-    assert (
-        plan.variance_per_node(least_survivors=plan.least_survivors, colluding=plan.colluding)
-        == plan.noise.variance_per_node
-    )
+    run = specification("organization")
+    plan, noise = organization_plan(run, members=10, trained=5000), organization_noise(run, 5000)
+    assert plan.slot.run == noise
+    assert epsilon_by_rdp(noise.cost.whole, delta=1e-5) <= 8.0
     # An epoch with fewer members: each adds more, and the honest ones together still add mu.
-    assert plan.variance_per_node(least_survivors=4, colluding=1) * 3 == pytest.approx(plan.noise.variance)
-    with pytest.raises(ProtocolFailure, match="PARAMETERS_IMPOSSIBLE"):
-        plan.variance_per_node(least_survivors=1, colluding=1)
+    for members in range(3, 11):
+        epoch = slot_noise(run, 5000, members=members)
+        assert epoch.run == noise
+        assert epoch.variance * (epoch.least_survivors - 1) == pytest.approx(noise.noise.variance)
 
 
-def test_noise_in_value_units_does_not_depend_on_the_bits() -> None:
+def test_the_noise_and_its_lanes_do_not_depend_on_the_bits_of_plain_sealing() -> None:
     eight = organization_plan(specification("organization", bits=8), members=6, trained=50_000)
     sixteen = organization_plan(specification("organization", bits=16), members=6, trained=50_000)
-    assert eight.noise_stddev == pytest.approx(sixteen.noise_stddev, rel=0.01)
-    assert eight.noise_bits >= 1 and eight.step > sixteen.step
+    assert eight.noise_stddev == sixteen.noise_stddev
+    assert eight.slot.lane_bits == sixteen.slot.lane_bits < 24
 
 
 def test_a_lane_too_narrow_for_the_noise_is_refused() -> None:
     with pytest.raises(ProtocolFailure, match=r"PARAMETERS_IMPOSSIBLE.*32 is the most"):
-        organization_plan(specification("organization", epsilon=0.05), members=40, trained=500_000_000)
+        organization_plan(specification("organization", epsilon=0.01), members=40, trained=4_000_000_000)
 
 
 def test_impossible_cohorts_are_refused() -> None:

@@ -6,18 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from confide.codec.tensors import TensorSchema
 from confide.errors import ProtocolFailure
 from confide.runs.specification import Outer
 from confide.sealing import shamir
 from confide.sealing.chain import mean_update_bound, step_bound
-from confide.sealing.factory import make_collector
 from confide.sealing.parameters import Parameters, for_epoch, planned, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sealing_harness import specify
-from tests.sealing_rosters import make_roster
 
 
 @pytest.mark.parametrize(("n", "c", "q", "d"), [(3, 0, 2, 1), (3, 1, 3, 0), (5, 1, 4, 1), (10, 3, 7, 3), (2, 0, 2, 0)])
@@ -59,14 +56,6 @@ def test_an_epoch_of_fewer_members_than_planned() -> None:
     assert for_epoch(specification, 5).missing == 1
     with pytest.raises(ProtocolFailure, match="waive"):
         for_epoch(specify("colluding = 0"), 5)
-
-
-def test_noise_that_is_not_there_is_not_promised(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    text = specify().model_copy(
-        update={"privacy": specify().privacy.model_copy(update={"unit": "organization"})}
-    )  # fmt: skip
-    with pytest.raises(ProtocolFailure, match="NOISE_INSUFFICIENT"):
-        make_collector(text, make_roster({}), tmp_path, "0" * 32, TensorSchema.unnamed(8))
 
 
 # ---------------------------------------------------------------- shares
@@ -182,6 +171,6 @@ def test_no_step_of_the_outer_optimizer_exceeds_its_bound(outer: Outer) -> None:
 
 
 def test_the_mean_updates_bound_counts_rounding() -> None:
-    assert mean_update_bound(specify("bits = 16")) == pytest.approx(1 + 8 / 32767)
-    assert mean_update_bound(specify("bits = 4")) == pytest.approx(1 + 3 / 7)
-    assert mean_update_bound(specify("bits = 8", 'weights = "examples"')) == pytest.approx(1 + 20 * 4 / 127)
+    assert mean_update_bound(specify("bits = 16"), 8) == pytest.approx(1 + 8 / 32767)
+    assert mean_update_bound(specify("bits = 4"), 8) == pytest.approx(1 + 3 / 7)
+    assert mean_update_bound(specify("bits = 8", 'weights = "examples"'), 8) == pytest.approx(1 + 20 * 4 / 127)

@@ -48,7 +48,7 @@ def test_the_opened_sum_is_exact(count, colluding, bits, feedback, size, gone, s
     settings_ = f"colluding = {colluding}\nbits = {bits}\nerror_feedback = {str(feedback).lower()}"
     plain: dict[Path, tuple[Path, list[int]]] = {}
 
-    def beside(update, integers, layout, *, rounding_key, masks, out, feedback, noise=None):  # type: ignore[no-untyped-def]
+    def beside(update, integers, layout, *, rounding_key, masks, out, feedback, to_integers):  # type: ignore[no-untyped-def]
         """The same integers without masks, into another file."""
         bare = out.with_name("bare-" + out.name)
         again = None if feedback is None else feedback.copy()

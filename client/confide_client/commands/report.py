@@ -1,6 +1,7 @@
 """`confide report`: what a run promised, what it measured, and what it spent, for a privacy officer."""
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from confide.files import write_atomic
 from confide.identity.keys import SigningKey
 from confide.identity.signed import parse_document
 from confide.privacy.accounting import epsilon
-from confide.privacy.events import SampledGaussian
+from confide.privacy.events import Event, SkellamRelease
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.report import Facts, Spend, build_report, open_report, render_page, sign_report
 from confide.runs.specification import Specification
@@ -124,7 +125,6 @@ def _spend(node: StateFolder, run_id: str) -> Spend | None:
     balance = next(balance for balance in balances(ledger) if balance.group == approved.group)
     budget = load_policy(node.policy).budgets.get(approved.group)
     spent = run.spent()
-    first = approved.cost.slot[0]
     return Spend(
         group=approved.group,
         slots_spent=run.spent_slots,
@@ -136,8 +136,15 @@ def _spend(node: StateFolder, run_id: str) -> Spend | None:
         delta=approved.budget_delta,
         ledger_length=len(bodies),
         ledger_head=head,
-        noise_multiplier=first.noise_multiplier if isinstance(first, SampledGaussian) else None,
+        noise_multiplier=_noise_multiplier(approved.cost.slot[0]),
     )
+
+
+def _noise_multiplier(event: Event) -> float:
+    """Standard deviation of the noise over the longest contribution."""
+    if isinstance(event, SkellamRelease):
+        return math.sqrt(event.variance) / event.l2
+    return event.noise_multiplier
 
 
 def _rounds(path: Path, run_id: str, specification: Specification) -> list[dict[str, Any]]:

@@ -179,6 +179,13 @@ def round_lanes(
         _round(tile, width, uniform, scale, levels, lanes)
 
 
+@compiled("void(float32[::1], int64)")
+def finish_rotation(tile: _Floats, width: int) -> None:
+    """Second half of the rotation alone, in place: what `round_lanes` begins with."""
+    for first in range(64):
+        _far_rows(tile, first, width)
+
+
 @inlined
 def _restore(lanes: _Integers, lane_bits: int, step: np.float32, width: int, tile: _Floats) -> None:
     spare = np.int32(32 - lane_bits)

@@ -28,6 +28,11 @@ zero is exact. What lies beyond k sigma is clamped, never wrapped. With E / B = 
 Ring. Integers are lanes modulo 2^lane_bits, lane_bits = ceil(log2(members * (2^bits - 1) + 1)) + noise_bits, and
 are read back as two's complement: a sum of `members` of them cannot wrap.
 
+Noise. With `granularity` a > 0 integers of noise are added before masking (organization-level privacy). Then step =
+clip / (a sqrt(1024 * columns)), so that the mean square of a rotated coordinate is a^2 units; what lies beyond 8 a is
+clamped before rounding, and `noise_bits` make room for all members' noise (confide.privacy.organization chooses both).
+`bits` is then only the base of the exact scalars' digits.
+
 Exact scalars. Each is an integer in [0, 2^32), written as ceil(32 / bits) digits of base 2^bits, lowest first, one
 lane each, after the vector's lanes. Digit sums are at most members * (2^bits - 1) < 2^lane_bits, hence exact.
 Zero lanes fill up to a multiple of 1024.
@@ -56,6 +61,8 @@ TILE = ROWS * TILE_COLUMNS
 GROUP = 1024
 SCALAR_BITS = 32
 MAX_MEMBERS = 4096
+MAX_GRANULARITY = 1 << 12
+_NOISED_REACH = 8
 
 # bits -> k: how many standard deviations the integers reach. Few bits buy a finer step with a nearer clamp.
 _REACH = {4: 3.0, 8: 4.0, 12: 6.0, 16: 8.0}
@@ -72,6 +79,7 @@ class VectorLayout:
     clip: L2 norm to which every update is clipped; sets the common scale. Finite, above 0.
     rotation_seed: 32 public bytes, fresh per slot, that choose the rotation's signs.
     noise_bits: further bits of room for integer noise added before masking; 0 without.
+    granularity: a, integer units in clip / sqrt(coordinates) where such noise is added; 0 without.
     """
 
     parameters: int
@@ -81,6 +89,7 @@ class VectorLayout:
     clip: float
     rotation_seed: bytes
     noise_bits: int = 0
+    granularity: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.parameters < 2**40, "parameters", self.parameters, "0 to 2^40 - 1")
@@ -90,6 +99,7 @@ class VectorLayout:
         _require(math.isfinite(self.clip) and self.clip > 0, "clip", self.clip, "a finite norm above 0")
         _require(len(self.rotation_seed) == 32, "rotation_seed", f"{len(self.rotation_seed)} bytes", "32 bytes")
         _require(self.noise_bits >= 0, "noise_bits", self.noise_bits, "0 or more")
+        _require(0 <= self.granularity <= MAX_GRANULARITY, "granularity", self.granularity, f"0 to {MAX_GRANULARITY}")
         _require(self.lane_bits <= 32, "lane_bits", self.lane_bits, "32 at most: fewer bits or less noise")
 
     @property
@@ -104,13 +114,13 @@ class VectorLayout:
 
     @property
     def levels(self) -> int:
-        """The largest integer of one coordinate: 2^(bits-1) - 1, negative values alike."""
-        return (1 << (self.bits - 1)) - 1
+        """The largest integer of one coordinate without its noise: 2^(bits-1) - 1, negative values alike; or 8 a."""
+        return _NOISED_REACH * self.granularity if self.granularity else (1 << (self.bits - 1)) - 1
 
     @property
     def reach(self) -> float:
         """k: the clamp stands at k * clip / sqrt(coordinates)."""
-        return _REACH[self.bits]
+        return float(_NOISED_REACH) if self.granularity else _REACH[self.bits]
 
     @property
     def columns(self) -> int:
@@ -145,8 +155,11 @@ class VectorLayout:
         return self.lanes * self.lane_bits // 8
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes of fixed length: version marker, integers and clip big-endian, seed."""
+        """Canonical bytes of fixed length: version marker, integers and clip big-endian, seed; with noise, one more."""
         integers = (self.parameters, self.scalars, self.bits, self.members, self.noise_bits)
+        if self.granularity:
+            marker = b"confide/v1/noised-layout"
+            return marker + struct.pack(">6Qd", *integers, self.granularity, self.clip) + self.rotation_seed
         return b"confide/v1/vector-layout" + struct.pack(">5Qd", *integers, self.clip) + self.rotation_seed
 
 

@@ -1,6 +1,6 @@
 """The codec's two halves: a node's update into one masked, packed file; the coordinator's sum of such files.
 
-Node: clip -> rotate -> scale -> round stochastically -> (+ noise) -> + masks modulo 2^w -> pack -> file, one tile
+Node: clip -> rotate -> scale -> round stochastically -> + masks modulo 2^w -> pack -> file, one tile
 of 65,536 coordinates at a time, so that beside the update itself only a few buffers of one tile are held.
 Coordinator: add files, subtract masks, restore, one tile of all files at a time; its memory does not depend on their
 number.
@@ -39,7 +39,7 @@ from confide.codec.layout import ROWS, SCALAR_BITS, TILE, TILE_COLUMNS, VectorLa
 from confide.errors import StateError, UpdateError
 
 Lanes = NDArray[Any]
-Noise = Callable[[int], NDArray[np.int64]]
+ToIntegers = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def encode_upload(
     masks: Sequence[tuple[bytes, int]],
     out: Path,
     feedback: NDArray[np.float32] | None = None,
-    noise: Noise | None = None,
+    to_integers: ToIntegers | None = None,
 ) -> bytes:
     """Write the masked, packed upload to `out` (mode 0600, not fsynced) and return its digest (digest.py).
 
@@ -139,13 +139,14 @@ def encode_upload(
     masks: (32-byte seed, +1 or -1), the self mask among them; each seed serves this one vector only.
     feedback: error feedback, float32 like update: added before clipping, and overwritten in place by what rounding
         and the clamp lost. What the norm clip removed is not carried: a node that always exceeds the clip would
-        pile it up without bound. Keep a copy to roll back. Not together with noise.
-    noise: called with a number of lanes, tile by tile, returns that many integers to add before masking. Scalars
-        are not noised. layout.noise_bits must leave room for them.
+        pile it up without bound. Keep a copy to roll back. Not together with to_integers.
+    to_integers: rounds and noises the whole rotated vector at once: float64 of shape (layout.coordinates,) in units
+        of layout.step, clamped to +-layout.levels, to integers. For layouts with noise, and only for them. Scalars
+        are not noised. It holds the whole vector a few times, where the tiles hold next to nothing.
 
     Raises UpdateError for a wrong length, dtype, NaN, infinity, scalar or key.
     """
-    _check_inputs(update, scalars, layout, feedback, noise)
+    _check_inputs(update, scalars, layout, feedback, to_integers)
     source, factor = _clipped(update, layout.clip, feedback)
     rotation, uniform = _Rotation(layout), Keystream(rounding_key)
     random = np.empty(min(TILE, layout.coordinates), dtype="<u2")
@@ -153,17 +154,35 @@ def encode_upload(
     # The kernels leave out the factor that makes the 1024-point transform orthonormal.
     scale, levels = np.float32(factor / layout.step / math.sqrt(ROWS)), np.float32(layout.levels)
     with _Packer(layout, masks, out) as packer:
-        for tile in rotation.tiles():
+        if to_integers is not None:
+            whole = to_integers(_rotated(source, rotation, layout, float(scale)))
+            for start in range(0, whole.size, TILE):
+                part = lanes[: min(TILE, whole.size - start)]
+                part[:] = whole[start : start + part.size].astype(layout.lane_dtype)
+                packer.put(part)
+        for tile in rotation.tiles() if to_integers is None else ():
             part = lanes[: tile.lanes]
             kernels.load(source.view("<i4"), tile.signs, tile.start, layout.columns, tile.width, tile.values, tile.bits)
             kernels.round_lanes(tile.values, tile.width, uniform.fill(random[: part.size]), scale, levels, part)
             if feedback is not None:
                 _decode(part, _word_bits(layout), tile, layout, feedback, subtract=True)
-            if noise is not None:
-                part += noise(part.size).astype(layout.lane_dtype)
             packer.put(part)
         packer.put(_scalar_lanes(scalars, layout))
     return packer.digest
+
+
+def _rotated(
+    source: NDArray[np.float32], rotation: _Rotation, layout: VectorLayout, scale: float
+) -> NDArray[np.float64]:
+    """The whole rotated vector in order of its lanes, in units of the step, clamped."""
+    whole, done = np.empty(layout.coordinates), 0
+    for tile in rotation.tiles():
+        kernels.load(source.view("<i4"), tile.signs, tile.start, layout.columns, tile.width, tile.values, tile.bits)
+        kernels.finish_rotation(tile.values, tile.width)
+        without_gaps = tile.values.reshape(16, -1)[:, : 64 * tile.width]
+        np.multiply(without_gaps, scale, out=whole[done : done + tile.lanes].reshape(16, -1))
+        done += tile.lanes
+    return np.clip(whole, -layout.levels, layout.levels, out=whole)
 
 
 def _clipped(
@@ -342,7 +361,7 @@ def _check_inputs(
     scalars: Sequence[int],
     layout: VectorLayout,
     feedback: NDArray[np.float32] | None,
-    noise: Noise | None,
+    to_integers: ToIntegers | None,
 ) -> None:
     for name, vector in (("update", update), ("feedback", feedback)):
         if vector is None:
@@ -357,5 +376,7 @@ def _check_inputs(
     for value in scalars:
         if not 0 <= value < 2**SCALAR_BITS:
             raise UpdateError(f"scalar {value} is outside [0, 2^32)")
-    if feedback is not None and noise is not None:
+    if feedback is not None and to_integers is not None:
         raise UpdateError("error feedback together with noise would leak what the noise hides; leave one out")
+    if (to_integers is None) != (layout.granularity == 0):
+        raise UpdateError("a layout made for noise goes with noise, and only with it; nothing is sent without")

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from scipy import optimize
 
+from confide.codec.layout import MAX_GRANULARITY
 from confide.errors import FailureName, ProtocolFailure
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
 from confide.privacy.events import SampledGaussian, SkellamRelease
@@ -23,6 +24,7 @@ TOLERANCE = 1e-3
 _COARSE_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _SKELLAM_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 _COARSE = 5.0
+_DISCRETENESS = 1.01
 _LEAST_NOISE, _MOST_NOISE = 1e-2, 1e6
 
 
@@ -104,16 +106,28 @@ class SharedNoise:
     """Skellam noise that the members of a sealed sum add together, in integer units.
 
     variance: mu, per coordinate, of the noise that the adversary does not know, when no more members than allowed
-        are missing or collude.
-    variance_per_node: mu / (s_min - c), what every node adds.
+        are missing or collude. It depends on no number of members.
     norm_bound: largest squared L2 norm of a node's rounded vector (rounding.py).
     slot: the event that one slot costs every contributor.
     """
 
     variance: float
-    variance_per_node: float
     norm_bound: int
     slot: SkellamRelease
+
+    def per_node(self, *, least_survivors: int, colluding: int) -> float:
+        """What every node adds, per coordinate: mu / (s_min - c).
+
+        least_survivors: s_min, the fewest organizations in an opened sum. colluding: c, organizations whose noise the
+        adversary may know (a curious member knows its own: it counts).
+        Guarantee: any s_min of them, c of those dishonest, add at least mu that the adversary does not know.
+        Raises ProtocolFailure PARAMETERS_IMPOSSIBLE when nobody honest is left.
+        """
+        if colluding < 0 or least_survivors <= colluding:
+            raise _impossible(
+                f"{colluding} of at least {least_survivors} organizations in a sum collude: nobody honest adds noise"
+            )
+        return self.variance / (least_survivors - colluding)
 
 
 def _skellam(variance: float, norm_bound: int, dimension: int) -> SkellamRelease:
@@ -130,26 +144,20 @@ def shared_noise(
     scaled_clip: float,
     dimension: int,
     slots: int,
-    least_survivors: int,
-    colluding: int,
     beta: float = DEFAULT_BETA,
 ) -> SharedNoise:
     """The noise of organization-level privacy: each organization's whole contribution is hidden by (epsilon, delta).
 
     scaled_clip: s*C, the clipping norm of an update times the scale to integers. dimension: D, padding included.
-    slots: sums that may be opened in the run. least_survivors: s_min, the fewest organizations in any opened sum.
-    colluding: c, organizations whose noise the adversary may know (a curious member knows its own: it counts).
+    slots: sums that may be opened in the run.
 
-    Guarantee: with at least s_min - c honest contributors in each of `slots` sums, all sums together are
-    (epsilon, delta)-differentially private for replacing one organization's update by zero.
-    Raises ProtocolFailure PARAMETERS_IMPOSSIBLE, for example when s_min <= c.
+    Guarantee: where each of `slots` sums holds noise of at least `variance` that the adversary does not know, all sums
+    together are (epsilon, delta)-differentially private for replacing one organization's update by zero.
+    Raises ProtocolFailure PARAMETERS_IMPOSSIBLE.
     """
     check_target(epsilon, delta)
-    if slots < 1 or colluding < 0 or least_survivors <= colluding:
-        raise _impossible(
-            f"{slots} sums over at least {least_survivors} organizations of which {colluding} collude; "
-            "at least one sum and one honest organization are needed"
-        )
+    if slots < 1:
+        raise _impossible(f"{slots} sums may be opened; at least one is needed")
     norm_bound = squared_norm_bound(scaled_clip=scaled_clip, dimension=dimension, beta=beta)
 
     def cost(noise: float) -> float:
@@ -159,16 +167,36 @@ def shared_noise(
     variance = _smallest(cost, epsilon, 1.0) ** 2 * norm_bound
     return SharedNoise(
         variance=variance,
-        variance_per_node=variance / (least_survivors - colluding),
         norm_bound=norm_bound,
         slot=_skellam(variance, norm_bound, dimension),
     )
 
 
+@lru_cache(maxsize=64)
+def granularity(*, epsilon: float, delta: float, dimension: int, slots: int) -> int:
+    """a: integer units in clip / sqrt(dimension). The smallest power of two at which being discrete costs little:
+    the noise, in the update's own units, has at most 1 % more standard deviation than on the finest grid.
+
+    Every doubling costs a bit a coordinate. Rounding itself is far below the noise at any of them.
+    """
+
+    def stddev(units: int) -> float:
+        noise = shared_noise(
+            epsilon=epsilon, delta=delta, scaled_clip=units * math.sqrt(dimension), dimension=dimension, slots=slots
+        )
+        return math.sqrt(noise.variance) / units
+
+    finest = stddev(MAX_GRANULARITY)
+    units = 1
+    while stddev(units) > _DISCRETENESS * finest:
+        units *= 2
+    return units
+
+
 def check_noise(survivors: int, *, least_survivors: int) -> None:
     """Raise ProtocolFailure NOISE_INSUFFICIENT when a sum would hold less noise than was accounted.
 
-    A node calls this before it reveals a share: a sum over fewer organizations is never opened.
+    A node signs no list of fewer (member_slot.py) and the coordinator opens none.
     """
     if survivors < least_survivors:
         raise ProtocolFailure(

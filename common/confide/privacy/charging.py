@@ -32,7 +32,7 @@ class LedgerCosts:
     def reserve(self, *, run_id: str, slot: int, round: int, model_sha256: str, evaluate_only: bool) -> None:
         """Draw the slot's cost. Raises BUDGET_EXHAUSTED, SLOT_REUSED, LedgerError or PolicyRefusal before any work.
 
-        A slot that only evaluates costs nothing, because under privacy it may report nothing (plan.allowed_metrics).
+        A slot that only evaluates costs nothing, because under privacy it may report nothing (metrics.allowed_metrics).
         """
         group = self._ledger.state.run(run_id).approved.group
         budget = self._budgets(group)

@@ -17,16 +17,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from confide.codec.layout import VectorLayout
-from confide.errors import DataError, FailureName, ProtocolFailure, SpecificationError
+from confide.errors import DataError, SpecificationError
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
-from confide.privacy.calibration import SharedNoise, noise_multiplier, noise_multiplier_by_rdp, ring_bits, shared_noise
+from confide.privacy.calibration import noise_multiplier, noise_multiplier_by_rdp
 from confide.privacy.events import SampledGaussian
 from confide.privacy.filter import filter_epsilon
 from confide.privacy.ledger_entries import RunCost
 from confide.runs.specification import Privacy, Specification
-from confide.sealing.parameters import Parameters
-from confide.sealing.roles import Metric
 
 SPARE_FRACTION = 0.1
 """Of the rounds: further slots that the noise pays for, because an abandoned slot is charged and tried again."""
@@ -44,22 +41,6 @@ def planned_slots(specification: Specification) -> int:
     """Slots that the run's privacy pays for: its rounds, and a tenth more for repeated attempts if there may be any."""
     rounds = specification.federation.rounds
     return rounds + (math.ceil(SPARE_FRACTION * rounds) if specification.sealing.max_attempts > 1 else 0)
-
-
-def allowed_metrics(specification: Specification) -> frozenset[Metric]:
-    """What a node may report beside its update: everything without privacy, nothing with it, as nothing is noised."""
-    return frozenset(Metric) if specification.privacy.unit == "none" else frozenset()
-
-
-def check_metrics(specification: Specification, metrics: Iterable[Metric]) -> None:
-    """Raise ProtocolFailure METRIC_NOT_ALLOWED for a metric that would leave a private run unaccounted."""
-    surplus = sorted(set(metrics) - allowed_metrics(specification))
-    if surplus:
-        raise ProtocolFailure(
-            FailureName.METRIC_NOT_ALLOWED,
-            f"{', '.join(surplus)} would be reported in a run that protects each {specification.privacy.unit}; "
-            "metrics are not noised, so none may leave",
-        )
 
 
 def check_user_key(records: Iterable[Mapping[str, Any]], specification: Specification) -> None:
@@ -126,10 +107,10 @@ class UnitPlan:
     @property
     def usefulness(self) -> Usefulness:
         """By signal_to_noise: below 100 useless, below 1000 weak."""
-        return _usefulness(self.signal_to_noise, weak_below=1000.0, useless_below=100.0)
+        return usefulness(self.signal_to_noise, weak_below=1000.0, useless_below=100.0)
 
 
-def _usefulness(signal_to_noise: float, *, weak_below: float, useless_below: float) -> Usefulness:
+def usefulness(signal_to_noise: float, *, weak_below: float, useless_below: float) -> Usefulness:
     if signal_to_noise < useless_below:
         return Usefulness.USELESS
     return Usefulness.WEAK if signal_to_noise < weak_below else Usefulness.USEFUL
@@ -166,97 +147,4 @@ def unit_plan(specification: Specification, units: int, *, trained: int | None =
         noise_multiplier_by_rdp=by_rdp, clip=clip, slots=slots, steps=steps, delta=delta,
         epsilon=epsilon_by_pld(cost.whole, delta=delta), epsilon_by_rdp=epsilon_by_rdp(cost.whole, delta=delta),
         epsilon_beside_others=filter_epsilon(cost.whole, delta=delta), trained=trained, cost=cost,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrganizationPlan:
-    """Organization level: what every node adds, and what it costs each. Public: it depends on no data."""
-
-    members: int
-    least_survivors: int
-    """s_min: fewest organizations in an opened sum, else NOISE_INSUFFICIENT."""
-    colluding: int
-    trained: int
-    clip: float
-    slots: int
-    delta: float
-    epsilon: float
-    """By Renyi divergences; at most what was specified."""
-    epsilon_beside_others: float
-    noise: SharedNoise
-    noise_bits: int
-    """VectorLayout.noise_bits: room in a lane for all members' noise."""
-    step: float
-    """The value of one integer unit."""
-    cost: RunCost
-
-    @property
-    def noise_stddev(self) -> float:
-        """Of each rotated coordinate of the sum, of the noise that counts, in the update's units."""
-        return math.sqrt(self.noise.variance) * self.step
-
-    def variance_per_node(self, *, least_survivors: int, colluding: int) -> float:
-        """What each node adds, in squared integer units, in an epoch with these s_min and c: mu / (s_min - c)."""
-        if least_survivors <= colluding:
-            raise ProtocolFailure(
-                FailureName.PARAMETERS_IMPOSSIBLE,
-                f"{colluding} of {least_survivors} organizations collude: nobody honest adds noise",
-            )
-        return self.noise.variance / (least_survivors - colluding)
-
-    @property
-    def signal_to_noise(self) -> float:
-        """Norm of the largest possible sum of all rounds over the norm of its noise: n sqrt(T) C / (stddev sqrt(D))."""
-        return self.members * math.sqrt(self.slots) * self.clip / (self.noise_stddev * math.sqrt(max(1, self.trained)))
-
-    @property
-    def usefulness(self) -> Usefulness:
-        """By signal_to_noise: below 0.1 useless, below 1 weak."""
-        return _usefulness(self.signal_to_noise, weak_below=1.0, useless_below=0.1)
-
-    @property
-    def members_needed(self) -> int:
-        """Organizations for a signal as large as the noise, everything else unchanged."""
-        return math.ceil(self.members / self.signal_to_noise)
-
-
-def organization_plan(specification: Specification, *, members: int, trained: int) -> OrganizationPlan:
-    """The noise of an organization-level run with `members` nodes that train `trained` parameters.
-
-    Raises ProtocolFailure PARAMETERS_IMPOSSIBLE: the cohort cannot keep the promise, or a lane cannot hold the noise.
-    """
-    if specification.privacy.unit != "organization":
-        raise SpecificationError(f'privacy.unit is "{specification.privacy.unit}"; this plan is for "organization"')
-    epsilon, delta, clip = target(specification.privacy)
-    sealing = specification.sealing
-    parameters = Parameters.of(
-        members=members,
-        colluding=sealing.colluding,
-        min_cohort=specification.federation.min_cohort,
-        max_missing=sealing.max_missing,
-    )
-    layout = VectorLayout(
-        parameters=trained, scalars=0, bits=sealing.bits, members=members, clip=clip, rotation_seed=bytes(32)
-    )
-    slots = planned_slots(specification)
-    noise = shared_noise(
-        epsilon=epsilon, delta=delta, scaled_clip=layout.clip / layout.step, dimension=layout.coordinates, slots=slots,
-        least_survivors=parameters.smallest_list, colluding=parameters.colluding,
-    )  # fmt: skip
-    lane_bits = ring_bits(
-        members=members, levels=layout.levels, variance_per_node=noise.variance_per_node, coordinates=layout.coordinates
-    )
-    if lane_bits > 32:
-        raise ProtocolFailure(
-            FailureName.PARAMETERS_IMPOSSIBLE,
-            f"{sealing.bits}-bit coordinates with this much noise need {lane_bits} bits a lane; 32 is the most. "
-            "Lower sealing.bits, train fewer parameters, or ask for a larger epsilon",
-        )
-    cost = RunCost(slot=(noise.slot,), slots=slots)
-    return OrganizationPlan(
-        members=members, least_survivors=parameters.smallest_list, colluding=parameters.colluding, trained=trained,
-        clip=clip, slots=slots, delta=delta, epsilon=epsilon_by_rdp(cost.whole, delta=delta),
-        epsilon_beside_others=filter_epsilon(cost.whole, delta=delta), noise=noise,
-        noise_bits=max(0, lane_bits - layout.lane_bits), step=layout.step, cost=cost,
     )  # fmt: skip

@@ -10,15 +10,8 @@
 import math
 
 from confide.errors import ConfideError
-from confide.privacy.plan import (
-    OrganizationPlan,
-    UnitPlan,
-    Usefulness,
-    organization_plan,
-    planned_slots,
-    target,
-    unit_plan,
-)
+from confide.privacy.organization import OrganizationPlan, organization_plan
+from confide.privacy.plan import UnitPlan, Usefulness, planned_slots, target, unit_plan
 from confide.runs.specification import Specification
 
 EXAMPLE_UNITS = (1_000, 10_000, 100_000)
@@ -87,13 +80,14 @@ def _strength_warning(epsilon: float) -> list[str]:
 
 def describe_organization_plan(plan: OrganizationPlan) -> tuple[list[str], list[str]]:
     """(lines, warnings); public, as they depend on no data."""
-    relative = plan.noise_stddev / plan.clip
+    slot, relative = plan.slot, plan.noise_stddev / plan.slot.run.clip
     lines = [
         f"privacy of each organization: {_PROMISE['organization']}",
-        f"{plan.members} organizations each add Skellam noise; any {plan.least_survivors} of them, {plan.colluding} "
+        f"{slot.members} organizations each add Skellam noise; any {slot.least_survivors} of them, {plan.colluding} "
         f"of those dishonest, still add enough. With fewer in a sum it is not opened (NOISE_INSUFFICIENT)",
         f"noise on each coordinate of a sum: standard deviation {plan.noise_stddev:.3g}, which is {relative:.3g} of "
-        f"the clip; {plan.slots} sums may be opened; lanes get {plan.noise_bits} more bits",
+        f"the clip; {plan.slots} sums may be opened; {slot.lane_bits} bits a coordinate travel (sealing.bits has no "
+        "say here: the noise decides)",
         f"spend of the whole run: epsilon {plan.epsilon:.3f} at delta {plan.delta:g}; beside other runs of the same "
         f"group it takes {plan.epsilon_beside_others:.3f}",
     ]

@@ -82,8 +82,9 @@ class Spend:
     delta: float
     ledger_length: int
     ledger_head: str
-    noise_multiplier: float | None = None
-    """Record and user level. With the batch size it tells roughly how many records there are: internal."""
+    noise_multiplier: float
+    """Standard deviation of the noise over the clip: of each step at record and user level (with the batch size it says
+    roughly how many records there are: internal), of all nodes' noise together at organization level."""
 
 
 @dataclass(frozen=True, kw_only=True)

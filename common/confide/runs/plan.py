@@ -12,8 +12,7 @@ from pathlib import Path
 from confide.codec.layout import VectorLayout
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.runs.specification import Specification
-from confide.sealing import parameters
-from confide.sealing.roles import Metric
+from confide.sealing import parameters, scalars
 
 _SMALL_MESSAGES_BYTES = 4096
 """Of one node and round beside model and update: instruction, list, signatures, shares. Measured at n = 4."""
@@ -60,9 +59,14 @@ def upload_bytes(specification: Specification, nodes: int, travels: int) -> int:
     """Of one node in a slot in which so many scalars travel."""
     if specification.sealing.kind == "none":
         return 4 * travels
+    if specification.privacy.unit == "organization":
+        from confide.privacy.organization import slot_noise
+
+        noise = slot_noise(specification, travels, members=nodes)
+        return noise.layout(specification, travels, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes
     layout = VectorLayout(
         parameters=travels,
-        scalars=1 + 2 * len(Metric),
+        scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=nodes,
         clip=specification.federation.clip_norm or 1.0,
@@ -211,9 +215,12 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
                 f"{sizes[-1]} to {sizes[0]} organizations each; of each sum:"
             )
         lines.append("  " + parameters.words(parameters.planned(specification, sizes[-1])))
-        lines.append(
-            f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
-        )
+        if privacy.unit == "none":
+            lines.append(
+                f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
+            )
+        else:
+            lines.append("  updates travel as integers under masks; under privacy neither weights nor metrics leave")
     if not specification.trains_model:
         lines.append("  no word leaves a node: sums of counts do, over pairs that follow from public merges")
     lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
@@ -241,8 +248,6 @@ def _privacy(specification: Specification, nodes: int, trainable: int | None) ->
     from confide.privacy.plan_words import public_plan
 
     lines, warnings = public_plan(specification, members=nodes, trained=trainable)
-    if specification.privacy.unit == "organization":
-        warnings.append("this release calculates organization-level noise but does not add it: nodes refuse the run")
     return [*("  " + line for line in lines), *("  WARNING: " + warning for warning in warnings)]
 
 

@@ -295,6 +295,16 @@ class Specification(_Frozen):
             raise ValueError("federation.clip_norm is missing; sealing needs it for the common scale, for example 10.0")
         if self.privacy.unit == "organization" and not sealed:
             raise ValueError('privacy.unit is "organization", which adds its noise inside sealing; use kind = "sealed"')
+        if self.privacy.unit == "organization" and self.federation.clip_norm != self.privacy.clip:
+            raise ValueError(
+                f"federation.clip_norm is {self.federation.clip_norm} and privacy.clip is {self.privacy.clip}; under "
+                "organization-level privacy both are the length to which an update is clipped: make them equal"
+            )
+        if self.privacy.unit == "organization" and self.federation.fragments > 1:
+            raise ValueError(
+                f"federation.fragments is {self.federation.fragments}; under organization-level privacy every round's "
+                "noise covers the whole update, so it is exchanged as a whole: set it to 1"
+            )
         if self.privacy.unit == "organization" and self.sealing.error_feedback:
             raise ValueError("error feedback is never used under organization-level privacy; switch it off")
         if self.privacy.unit != "none" and self.federation.weights == "examples":
@@ -321,6 +331,12 @@ class Specification(_Frozen):
     def _check_what_travels(self) -> None:
         """What would go wrong between rounds is refused before any."""
         lora = self.adapter.kind == "lora"
+        in_turn = self.federation.fragments > 1 or (lora and self.adapter.aggregation == "rolora")
+        if self.privacy.unit == "organization" and in_turn:
+            raise ValueError(
+                'privacy.unit is "organization", whose noise is made for the same coordinates in every round; use '
+                'federation.fragments = 1 and another adapter.aggregation than "rolora"'
+            )
         if self.federation.fragments > 1 and lora and self.adapter.aggregation in {"rolora", "fedsvd"}:
             raise ValueError(
                 f'adapter.aggregation is "{self.adapter.aggregation}", which has its own rotation or basis; '

@@ -32,8 +32,12 @@ _CHUNK = 1 << 20
 _SMALLEST_MEAN_WEIGHT = 1 / 20
 
 
-def mean_update_bound(specification: Specification) -> float:
-    """G: the largest L2 norm of the mean of honest updates, rounding of `sealing.bits` included."""
+def mean_update_bound(specification: Specification, parameters: int) -> float:
+    """G: the largest L2 norm of the mean of honest updates, rounding included, and noise where all nodes share it."""
+    if specification.privacy.unit == "organization":
+        from confide.privacy.organization import largest_mean
+
+        return largest_mean(specification, parameters)
     clip = specification.federation.clip_norm
     if clip is None:
         raise SpecificationError("federation.clip_norm is missing; the model chain is checked against it")
@@ -89,7 +93,7 @@ class TensorLink:
         self._refactored = Refactored(travel.schema) if refactors(specification) else None
         self.bound = step_bound(
             specification.federation.outer,
-            gradient_norm=mean_update_bound(specification),
+            gradient_norm=mean_update_bound(specification, travel.most),
             parameters=travel.most,
             rounds=specification.federation.rounds,
         )

@@ -20,7 +20,7 @@ from confide.sealing import bundles, opening, wire
 from confide.sealing.boundaries import reached
 from confide.sealing.collector_state import Books, EpochBook, SlotBook
 from confide.sealing.member_slot import check_confirmation
-from confide.sealing.parameters import Parameters, for_epoch, words
+from confide.sealing.parameters import Parameters, for_epoch, too_few, words
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 from confide.sealing.uploads import UploadStore
 
@@ -427,7 +427,7 @@ class SealedCollector:
             names = sorted(slot.uploads)
             if len(names) < parameters.smallest_list:
                 self._abandon(
-                    FailureName.LIST_TOO_SMALL.value,
+                    too_few(self._specification, slot.plan.evaluate_only).value,
                     f"{len(names)} of {parameters.members} uploaded; at least {parameters.smallest_list} are needed",
                 )
                 return
@@ -482,7 +482,7 @@ class SealedCollector:
             for name in slot.survivors
         }
         try:
-            update, weight, metrics = opening.open_sum(slot, reveals or opening.Reveals(epoch, slot), uploads)
+            update, weight, metrics = opening.open_sum(self._books, reveals or opening.Reveals(epoch, slot), uploads)
         except ProtocolFailure as error:
             if error.culprit is not None and error.name is FailureName.BAD_DEALING:
                 proof = opening.evidence(epoch, slot, error.culprit)

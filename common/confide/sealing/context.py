@@ -5,6 +5,7 @@ different things to different nodes yields garbage and no quorum (Pasquini et al
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from confide import canonical
 from confide.codec.layout import VectorLayout
@@ -16,13 +17,20 @@ from confide.sealing.bundles import EpochTerms
 from confide.sealing.parameters import Parameters
 from confide.sealing.roles import SlotPlan
 
+if TYPE_CHECKING:
+    from confide.privacy.organization import SlotNoise
+
 LIST_DOMAIN = "sealing/list"
 
 
 def slot_layout(
     specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, travel: Travel
 ) -> VectorLayout:
-    """How what travels in this slot becomes integers. The seed of its rotation follows from the bundles."""
+    """How what travels in this slot becomes integers. The rotation's seed follows from the bundles alone."""
+    seed = canonical.hash_fields("confide/v1/sealing/rotation", bundles, _number(plan.slot))
+    noise = slot_noise(specification, parameters, plan, travel)
+    if noise is not None:
+        return noise.layout(specification, travel.most, scalars=scalars.COUNT, rotation_seed=seed)
     clip = specification.federation.clip_norm
     if clip is None:
         raise ValueError("a sealed specification has a clip_norm")
@@ -32,8 +40,19 @@ def slot_layout(
         bits=specification.sealing.bits,
         members=parameters.members,
         clip=clip,
-        rotation_seed=canonical.hash_fields("confide/v1/sealing/rotation", bundles, _number(plan.slot)),
+        rotation_seed=seed,
     )
+
+
+def slot_noise(
+    specification: Specification, parameters: Parameters, plan: SlotPlan, travel: Travel
+) -> "SlotNoise | None":
+    """What every member adds to its update in this slot; None where no update travels or privacy is not shared."""
+    if specification.privacy.unit != "organization" or plan.evaluate_only:
+        return None
+    from confide.privacy import organization  # the accountants are slow to import, and few runs need them
+
+    return organization.slot_noise(specification, travel.most, members=parameters.members)
 
 
 def slot_context(

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from confide.codec.tensors import TensorSchema
-from confide.errors import FailureName, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
+from confide.models.travel import Travel
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
 from confide.sealing.grouped import GroupedCollector
@@ -28,8 +28,9 @@ def make_collector(
     """The coordinator half for one run; goes on with what an earlier process left in `folder`, the run's own.
 
     schema: of the flat update, with names where confide.models.travel.needs_names says so.
+    Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _refuse_unnoised(specification)
+    _check_noise(specification, schema)
     if specification.sealing.kind == "none":
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
     kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
@@ -53,8 +54,9 @@ def make_member(
     """The node half for one run; `folder` is the run's own at this node and has to survive restarts.
 
     initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
+    Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _refuse_unnoised(specification)
+    _check_noise(specification, schema)
     if specification.sealing.kind == "none":
         return PlainMember(specification=specification, folder=folder, schema=schema)
     return SealedMember(
@@ -72,10 +74,8 @@ def make_member(
     )
 
 
-def _refuse_unnoised(specification: Specification) -> None:
+def _check_noise(specification: Specification, schema: TensorSchema) -> None:
     if specification.privacy.unit == "organization":
-        raise ProtocolFailure(
-            FailureName.NOISE_INSUFFICIENT,
-            'privacy.unit is "organization", whose noise this release does not add to sealed updates; '
-            'choose "record" or "user"',
-        )
+        from confide.privacy.organization import organization_noise
+
+        organization_noise(specification, Travel(specification, schema).most)

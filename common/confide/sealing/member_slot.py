@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.codec.layout import VectorLayout
-from confide.codec.seal_vector import encode_upload
+from confide.codec.seal_vector import ToIntegers, encode_upload
 from confide.errors import ConfideError, FailureName, IdentityError, ProtocolFailure
 from confide.files import fsync_folder
 from confide.identity.keys import verify
+from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.sealing import context, dealing, keys, scalars, wire
 from confide.sealing.boundaries import reached
+from confide.sealing.parameters import too_few
 from confide.sealing.plain import clipped, travelling
 from confide.sealing.roles import Answer, Contribution, SlotPlan, Train
 
@@ -202,6 +204,7 @@ class MemberSlot:
 
     def _encode(self, epoch: "MemberEpoch", state: SlotState, contribution: Contribution, path: Path) -> bytes:
         member = self._member
+        check_unaccounted(member.specification, contribution)
         integers = scalars.encode(contribution)
         number = state.plan.round
         update = travelling(contribution.update, member.travel, number, state.plan.evaluate_only)
@@ -220,11 +223,23 @@ class MemberSlot:
             masks=self._masks(epoch, state),
             out=path,
             feedback=feedback,
+            to_integers=self._noised(epoch, state),
         )
         if feedback is not None:
             member.travel.scatter(feedback, number, kept)
             self._feedback, state.fed_back = kept, True
         return digest
+
+    def _noised(self, epoch: "MemberEpoch", state: SlotState) -> ToIntegers | None:
+        """How the update becomes integers with this node's share of the noise, under organization-level privacy."""
+        member, parameters = self._member, epoch.parameters
+        assert parameters is not None  # noqa: S101 - the slot is open
+        noise = context.slot_noise(member.specification, parameters, state.plan, member.travel)
+        if noise is None:
+            return None
+        from confide.privacy.randomness import SecureRandom
+
+        return noise.to_integers(SecureRandom())
 
     def _masks(self, epoch: "MemberEpoch", state: SlotState) -> list[tuple[bytes, int]]:
         node, own = self._member.node, epoch.own
@@ -305,7 +320,7 @@ class MemberSlot:
             raise ProtocolFailure(FailureName.OMITTED_SELF, "the list lacks this node's upload, or states another one")
         if len(names) < epoch.parameters.smallest_list:
             raise ProtocolFailure(
-                FailureName.LIST_TOO_SMALL,
+                too_few(self._member.specification, state.plan.evaluate_only),
                 f"{len(names)} of {epoch.parameters.members} are listed; at least {epoch.parameters.smallest_list} are "
                 "needed",
             )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from confide.codec.seal_vector import UploadSum
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.proto import sealing_pb2
-from confide.sealing import dealing, keys, scalars, shamir
-from confide.sealing.collector_state import EpochBook, SlotBook
+from confide.sealing import context, dealing, keys, scalars, shamir
+from confide.sealing.collector_state import Books, EpochBook, SlotBook
 from confide.sealing.plain import l2_norm
 from confide.sealing.roles import Metric
 
@@ -101,15 +101,16 @@ class Reveals:
 
 
 def open_sum(
-    slot: SlotBook, reveals: Reveals, uploads: Mapping[str, tuple[Path, bytes | None]]
+    books: Books, reveals: Reveals, uploads: Mapping[str, tuple[Path, bytes | None]]
 ) -> tuple[NDArray[np.float32], float, dict[Metric, tuple[float, int]]]:
-    """(update sum, weight sum, metrics) over the slot's list.
+    """(update sum, weight sum, metrics) over the open slot's list.
 
     uploads: by name the file and, unless this process has checked it already, the digest that it must have.
-    Raises BAD_DEALING (with its culprit) or SUM_OUT_OF_RANGE; nothing is then opened.
+    Raises NOISE_INSUFFICIENT, BAD_DEALING (with its culprit) or SUM_OUT_OF_RANGE; nothing is then opened.
     """
-    layout = slot.layout
-    assert layout is not None  # noqa: S101 - the slot is sealed
+    epoch, slot = books.epoch, books.slot
+    assert epoch is not None and slot is not None and slot.layout is not None  # noqa: S101 - the slot is sealed
+    layout, largest = slot.layout, _largest_norm(books, epoch, slot)
     total = UploadSum(layout)
     for seed, sign in reveals.masks():
         total.remove_mask(seed, sign)
@@ -119,16 +120,26 @@ def open_sum(
         update, integers = total.open(len(slot.survivors))
     except UpdateError as error:
         raise ProtocolFailure(FailureName.SUM_OUT_OF_RANGE, f"{error}; nothing of it is used") from error
-    largest = len(slot.survivors) * layout.clip * (1 + layout.reach / layout.levels) * (1 + _NORM_SLACK)
     norm = l2_norm(update)
     if not norm <= largest:
         raise ProtocolFailure(
             FailureName.SUM_OUT_OF_RANGE,
             f"the opened sum has norm {norm:.6g}; {len(slot.survivors)} updates of norm {layout.clip:g} make at most "
-            f"{largest:.6g}. Nothing of it is used",
+            f"{largest:.6g}{', noise included' if layout.granularity else ''}. Nothing of it is used",
         )
     weight, metrics = scalars.decode(integers, len(slot.survivors))
     return update, weight, metrics
+
+
+def _largest_norm(books: Books, epoch: EpochBook, slot: SlotBook) -> float:
+    """What the sum of the list's updates cannot exceed, noise included. Raises NOISE_INSUFFICIENT."""
+    layout, contributors = slot.layout, len(slot.survivors)
+    assert layout is not None and epoch.parameters is not None  # noqa: S101 - the slot is sealed
+    noise = context.slot_noise(books.specification, epoch.parameters, slot.plan, books.travel)
+    if noise is None:
+        return contributors * layout.clip * (1 + layout.reach / layout.levels) * (1 + _NORM_SLACK)
+    noise.check(contributors)
+    return noise.largest_sum(contributors) * (1 + _NORM_SLACK)
 
 
 def check_reveal(epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_pb2.Reveal) -> None:

@@ -107,6 +107,12 @@ def for_epoch(
     )
 
 
+def too_few(specification: Specification, evaluate_only: bool) -> FailureName:
+    """What a list smaller than the smallest is called: under organization-level privacy its noise would not suffice."""
+    shared = specification.privacy.unit == "organization" and not evaluate_only
+    return FailureName.NOISE_INSUFFICIENT if shared else FailureName.LIST_TOO_SMALL
+
+
 def words(parameters: Parameters) -> str:
     """What is promised, as a sentence for `confide run plan` and the manifest."""
     n, c, d = parameters.members, parameters.colluding, parameters.missing

