@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 WORKERS ?= 2
-PARALLEL = -n $(WORKERS) --dist loadfile
+PARALLEL = -n $(WORKERS) --dist loadgroup
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0

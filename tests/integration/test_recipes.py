@@ -14,13 +14,11 @@ from confide_simulations.recipes.catalogue import RECIPES, Recipe, find
 from confide_simulations.simulate.engine import Engine, Resources
 from rich.console import Console
 
+from tests.ray_marks import RAY
 from tests.tiny_models import tiny_bert, tiny_llama
 
 # Ray lets go of its own server processes and sockets without closing them.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 
 NODES = 3
 EXPECTED = {

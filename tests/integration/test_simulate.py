@@ -26,14 +26,12 @@ from confide_simulations.simulate.population import split_seed
 from confide_simulations.simulate.simulation import Finished, Job, Simulation
 from confide_simulations.simulate.study import Study, prepare, run
 
+from tests.ray_marks import RAY
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification as make_specification
 
 # Ray lets go of its own server processes and sockets without closing them.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 
 NODES = ("bank-b", "hospital-a", "law-firm-c")
 RECORDS = [

@@ -20,13 +20,11 @@ from confide_simulations.simulate.engine import Engine, Resources
 from confide_simulations.simulate.simulation import Finished, Job, Simulation
 from confide_simulations.simulate.study import Study, prepare, run
 
+from tests.ray_marks import RAY
 from tests.tokenizer_runs import states, tokenizer_spec
 
 # Ray lets go of its own server processes and sockets without closing them.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = RAY
 
 NODES = ("bank-b", "hospital-a", "law-firm-c")
 WORDS = ("the wall", "thick mortar", "an old brick", "the mason thinks", "lime is right", "of the client")
