@@ -17,7 +17,6 @@ from rich.console import Console
 from tests.ray_marks import RAY
 from tests.tiny_models import tiny_bert, tiny_llama
 
-# Ray lets go of its own server processes and sockets without closing them.
 pytestmark = RAY
 
 NODES = 3

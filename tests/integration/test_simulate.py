@@ -30,7 +30,6 @@ from tests.ray_marks import RAY
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification as make_specification
 
-# Ray lets go of its own server processes and sockets without closing them.
 pytestmark = RAY
 
 NODES = ("bank-b", "hospital-a", "law-firm-c")

@@ -23,7 +23,6 @@ from confide_simulations.simulate.study import Study, prepare, run
 from tests.ray_marks import RAY
 from tests.tokenizer_runs import states, tokenizer_spec
 
-# Ray lets go of its own server processes and sockets without closing them.
 pytestmark = RAY
 
 NODES = ("bank-b", "hospital-a", "law-firm-c")
