@@ -10,8 +10,10 @@ import pytest
 import torch
 from confide.errors import DataError, ModelError
 from confide.methods.base import IGNORED, Method, check, create, mean_loss
+from confide.methods.sft import Conversation
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
+from confide.sealing.roles import Metric
 from confide_client.datasets import DataSets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +56,43 @@ def test_sft_without_chat_template_closes_the_completion(folders: dict[str, Path
     for record in ({"prompt": "Who? ", "completion": "Me."}, {"question": "Who? ", "answer": "Me."}):
         (example,) = method.prepare([record])
         assert learned_text(tokenizer, example) == "Me.<eos>"
+
+
+def test_sft_metrics_are_those_of_greedy_decoding(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Oracle: transformers' generate for the exact match, and a loss of whole logits for bits per byte.
+
+    A record whose answer is what the model writes anyway matches; with one other word in it, it does not.
+    """
+    method, tokenizer = method_of(folders["gpt2"], method={"max_length": 200})
+    model: Any = build(specification(adapter={"target_modules": ["c_attn"]}), folders["gpt2"]).eval()
+    prompt = "Who pays for the scaffold?"
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    generated = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0)
+    whole = generated[0].numpy().astype(np.int32)
+    learned = np.arange(len(whole)) >= ids.shape[1]
+    other = whole.copy()
+    other[-1] = (other[-1] + 1) % len(tokenizer)
+    examples = [Conversation(whole, learned, 20.0), Conversation(other, learned, 12.0)]
+    metrics = method.evaluate(model, examples, [], 2)
+    assert metrics[Metric.EVAL_EXACT_MATCH] == 0.5
+    nats = 0.0
+    for row in (whole, other):
+        with torch.no_grad():
+            log_p = model(input_ids=torch.from_numpy(row.astype(np.int64))[None]).logits[0].log_softmax(-1)
+        nats -= sum(float(log_p[place - 1, row[place]]) for place in range(ids.shape[1], len(row)))
+    assert metrics[Metric.EVAL_LOSS] == pytest.approx(nats / (2 * learned.sum()), rel=1e-4)
+    assert metrics[Metric.EVAL_BITS_PER_BYTE] == pytest.approx(nats / math.log(2) / 32.0, rel=1e-4)
+
+
+def test_sft_counts_the_bytes_of_the_assistants_text(folders: dict[str, Path]) -> None:
+    method, _ = method_of(folders["llama"], method={"max_length": 200})
+    record = {"question": "Wie dick?", "answer": "Zwölf Zentimeter."}
+    (example,) = method.prepare([record])
+    assert example.bytes == len(record["answer"].encode())
+    short, _ = method_of(folders["llama"], method={"max_length": len(example.ids) - 4})
+    (cut,) = short.prepare([record])
+    share = (example.learned.sum() - 4) / example.learned.sum()
+    assert cut.bytes == pytest.approx(example.bytes * share)
 
 
 def test_sft_labels_stand_where_they_are_predicted(folders: dict[str, Path]) -> None:
@@ -309,16 +348,3 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, folders: dict[s
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
     with pytest.raises(ModelError, match="do not belong together"):
         check(specification(), tmp_path / "m")
-
-
-def test_a_registered_data_set_is_packed_as_a_list_is(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The node's records are memory-mapped, and a slice of such a data set is a dictionary of columns."""
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(f'{{"text": "Wall {i} must be {i} centimetres thick."}}\n' for i in range(5)))
-    registry = DataSets(tmp_path)
-    registry.add("texts", file, evaluation_fraction=0.0)
-    train = registry.load("texts").train
-    method = create(specification(method={"name": "causal_lm"}), load_tokenizer(folders["llama"]))
-    packed, again = method.prepare(train), method.prepare([dict(record) for record in train])
-    assert [list(one.ids) for one in packed] == [list(one.ids) for one in again]
-    assert packed

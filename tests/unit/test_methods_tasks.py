@@ -105,6 +105,20 @@ def test_balanced_weights_give_every_class_the_same_total(folders: dict[str, Pat
     assert {example.weight for example in plain.prepare(records)} == {1.0}
 
 
+def test_a_class_that_a_node_lacks_is_learned_elsewhere(folders: dict[str, Path], tmp_path: Path) -> None:
+    """An empty class is no error: training runs on what there is, and macro-F1 is over the classes that occur."""
+    spec = sentiment("bert", labels=["low", "high", "middling"], class_weights="balanced")
+    local = LocalTrainer(spec, folders["bert"], node="hospital-a", folder=tmp_path, threads=1, device="cpu")
+    model = local.schema.flatten(initial_state(spec, folders["bert"]))
+    only = [record for record in SENTIMENT if record["label"] == "low"]
+    contribution = local.contribute(model, Shard(only, only), fleet_pb2.SlotOpen(slot=1, round=1, attempt=1))
+    assert np.isfinite(contribution.update).all() and contribution.update.any()
+    after = local.contribute(
+        model + contribution.update, Shard(only, only), fleet_pb2.SlotOpen(slot=2, round=2, attempt=1)
+    )
+    assert after.metrics[Metric.EVAL_MACRO_F1] == 1.0
+
+
 def test_macro_f1_by_hand() -> None:
     truth, predicted = [0, 0, 0, 1, 2], [0, 0, 1, 1, 0]
     class_0 = 2 * (2 / 3) * (2 / 3) / (2 / 3 + 2 / 3)
@@ -227,6 +241,31 @@ def test_retrieval_metrics_by_hand(folders: dict[str, Path]) -> None:
     ndcg = np.mean([1 / math.log2(rank + 2) if rank < 10 else 0.0 for rank in ranks])
     assert metrics[Metric.EVAL_NDCG_AT_10] == pytest.approx(ndcg, abs=1e-6)
     assert metrics[Metric.EVAL_RECALL_AT_10] == pytest.approx(np.mean([rank < 10 for rank in ranks]))
+
+
+def test_retrieval_metrics_of_labelled_texts_by_brute_force(folders: dict[str, Path]) -> None:
+    """Several texts belong to each query, more than ten to some: every order and gain written out."""
+    method = create(pairs_spec(), load_tokenizer(folders["bert"]))
+    model: Any = build(pairs_spec(), folders["bert"]).eval()
+    kinds = ["wall"] * 13 + ["brick"] * 5 + ["permit"] * 2 + ["alone"]
+    records = [{"text": f"{i * 7919 % 101} {kind} {i}", "label": kind} for i, kind in enumerate(kinds)]
+    examples = method.prepare(records)
+    metrics = method.evaluate(model, examples, [], 4)
+    with torch.no_grad():
+        vectors = [embed(model, torch.tensor([e.ids[0].tolist()]), torch.ones(1, len(e.ids[0])))[0] for e in examples]
+    ndcg, recall = [], []
+    for query, kind in enumerate(kinds):
+        relevant = kinds.count(kind) - 1
+        if relevant == 0:
+            continue
+        others = [other for other in range(len(kinds)) if other != query]
+        best = sorted(others, key=lambda other: -float(vectors[query] @ vectors[other]))[:10]
+        gains = [1 / math.log2(place + 2) for place, other in enumerate(best) if kinds[other] == kind]
+        ideal = [1 / math.log2(place + 2) for place in range(min(10, relevant))]
+        ndcg.append(sum(gains) / sum(ideal))
+        recall.append(len(gains) / relevant)
+    assert metrics[Metric.EVAL_NDCG_AT_10] == pytest.approx(sum(ndcg) / len(ndcg), abs=1e-6)
+    assert metrics[Metric.EVAL_RECALL_AT_10] == pytest.approx(sum(recall) / len(recall), abs=1e-6)
 
 
 def test_embeddings_ignore_padding_and_have_length_one(folders: dict[str, Path]) -> None:
