@@ -269,7 +269,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
 
         check(specification, base)
         size = measure(specification, base)
-        trainable = size.trainable
+        trainable = max(size.travels)
         lines += _costs(specification, nodes, size, members=sizes[0])
     elif specification.trains_model:
         lines.append("  (give --model-folder for traffic, memory and time)")
