@@ -32,15 +32,15 @@ def _chain(previous: str, body: bytes) -> str:
     return canonical.hash_fields("confide/v1/journal", bytes.fromhex(previous), body).hex()
 
 
-def _verified(path: Path, data: bytes) -> tuple[list[dict[str, Any]], str, int]:
-    """The bodies, the head and the number of good bytes; raises StateError where the chain breaks."""
-    bodies: list[dict[str, Any]] = []
+def _verified(path: Path, data: bytes) -> tuple[list[bytes], str, int]:
+    """The encoded bodies, the head and the number of good bytes; raises StateError where the chain breaks."""
+    bodies: list[bytes] = []
     head, good = GENESIS, 0
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
             entry = json.loads(line)
-            body, previous, stated = entry["body"], entry["previous"], entry["hash"]
-            sound = previous == head and stated == _chain(previous, canonical.encode(body))
+            body, previous, stated = canonical.encode(entry["body"]), entry["previous"], entry["hash"]
+            sound = previous == head and stated == _chain(previous, body)
         except (ValueError, KeyError, TypeError):
             sound = False
         if not sound:
@@ -90,13 +90,13 @@ class Journal:
         return len(self._bodies)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(list(self._bodies))
+        return map(json.loads, list(self._bodies))
 
     def head_at(self, length: int) -> str:
         """The head when the journal had `length` entries; GENESIS for 0."""
         head = GENESIS
         for body in self._bodies[:length]:
-            head = _chain(head, canonical.encode(body))
+            head = _chain(head, body)
         return head
 
     def append(self, body: dict[str, Any], *, durable: bool = True) -> str:
@@ -122,7 +122,7 @@ class Journal:
                 raise StateError(
                     f"cannot append to {self.path}: {error.strerror}. Free space; nothing was lost."
                 ) from error
-            self._bodies.append(json.loads(encoded))
+            self._bodies.append(encoded)
             self.head = new_head
             return new_head
 
@@ -134,4 +134,4 @@ class Journal:
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:
     """Verify a journal without holding it (for display while its owner runs): (bodies, head)."""
     bodies, head, _ = _verified(path, path.read_bytes() if path.exists() else b"")
-    return bodies, head
+    return [json.loads(body) for body in bodies], head

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from confide.errors import ProtocolFailure
+from confide.errors import FailureName, ProtocolFailure
 from confide.runs.specification import Outer
-from confide.sealing import shamir
+from confide.sealing import keys, shamir
 from confide.sealing.chain import mean_update_bound, step_bound
 from confide.sealing.parameters import Parameters, for_epoch, planned, words
 from hypothesis import given, settings
@@ -174,3 +175,33 @@ def test_the_mean_updates_bound_counts_rounding() -> None:
     assert mean_update_bound(specify("bits = 16"), 8) == pytest.approx(1 + 8 / 32767)
     assert mean_update_bound(specify("bits = 4"), 8) == pytest.approx(1 + 3 / 7)
     assert mean_update_bound(specify("bits = 8", 'weights = "examples"'), 8) == pytest.approx(1 + 20 * 4 / 127)
+
+
+P_25519 = 2**255 - 19
+SMALL_U = (
+    0, 1, P_25519 - 1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("u", [value + lift for value in SMALL_U for lift in (0, P_25519) if value + lift < 2**255])
+@pytest.mark.parametrize("top_bit", [0, 1])
+def test_every_encoding_of_low_order_is_refused_by_the_table_and_by_the_agreement(u: int, top_bit: int) -> None:
+    public = (u | top_bit << 255).to_bytes(32, "little")
+    for refuses in (lambda: keys.check_order(public), lambda: keys.agree(keys.new_secret(), public)):
+        with pytest.raises(ProtocolFailure) as caught:
+            refuses()
+        assert caught.value.name is FailureName.LOW_ORDER_KEY
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_the_table_and_the_agreement_refuse_the_same_keys(public: bytes) -> None:
+    def refused(check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except ProtocolFailure:
+            return True
+        return False
+
+    assert refused(lambda: keys.check_order(public)) == refused(lambda: keys.agree(bytes(range(32)), public))

@@ -194,7 +194,9 @@ def test_a_damaged_upload_is_asked_for_again_after_a_restart(tmp_path: Path, dam
         federation.collector.receive(node, *federation.ask(fleet_pb2.TRAIN, node, body))
     kept = federation.collector._uploads.path(1, VICTIM)
     data = kept.read_bytes()
-    kept.unlink() if damage == "missing" else kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    kept.unlink()  # the member's own file is the same one here
+    if damage == "changed":
+        kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     federation.restart_collector()
     again = federation.collector.exchange()
     assert again is not None and sorted(again.bodies) == [VICTIM, names(4)[3]]

@@ -10,6 +10,7 @@ Wilcox-O'Hearn 2020, section 5: a sound tree of a 256-bit compression function, 
 '6437b3ac38465133'
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
@@ -28,10 +29,12 @@ def upload_digest(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def upload_file_digest(path: Path) -> bytes:
-    """The digest of an upload's file, read in pieces."""
+def upload_file_digest(path: Path, *, then: Callable[[int], None] | None = None) -> bytes:
+    """The digest of an upload's file, read in pieces. then: what is done with its open descriptor at last."""
     made, piece = upload_hash(), bytearray(_PIECE)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(piece):
             made.update(memoryview(piece)[:count])
+        if then is not None:
+            then(file.fileno())
     return made.digest()

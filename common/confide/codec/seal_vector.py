@@ -98,7 +98,9 @@ class _Packer:
         self._masks = _Masks(masks, layout)
         self._words = np.empty(min(TILE, layout.lanes) * self._lane_bits // self._word_bits, dtype=layout.lane_dtype)
         self._hash = upload_hash()
-        self._file = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
+        # Never into the file that was there: whoever linked that one keeps what it held.
+        out.unlink(missing_ok=True)
+        self._file = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +133,7 @@ def encode_upload(
     feedback: NDArray[np.float32] | None = None,
     to_integers: ToIntegers | None = None,
 ) -> bytes:
-    """Write the masked, packed upload to `out` (mode 0600, not fsynced) and return its digest (digest.py).
+    """Write the masked, packed upload to a new file `out` (0600, not fsynced) and return its digest (digest.py).
 
     update: float32, shape (layout.parameters,), finite; clipped to norm layout.clip (with feedback: their sum is).
     scalars: layout.scalars integers in [0, 2^32), summed exactly.

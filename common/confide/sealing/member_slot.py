@@ -3,7 +3,6 @@
 The checks stand in the order of docs/sealing.md. Whatever was answered once is answered again with the same bytes.
 """
 
-import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from confide.codec.layout import VectorLayout
 from confide.codec.seal_vector import ToIntegers, encode_upload
 from confide.errors import ConfideError, FailureName, IdentityError, ProtocolFailure
-from confide.files import fsync_folder
+from confide.files import fsync_file, fsync_folder
 from confide.identity.keys import verify
 from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
@@ -186,7 +185,8 @@ class MemberSlot:
         member, slot = self._member, state.plan.slot
         path = member.folder / f"upload-{slot}"
         state.upload_digest = self._encode(epoch, state, contribution, path)
-        _fsync_file(path)
+        fsync_file(path)
+        fsync_folder(path.parent)
         reached("member.upload_written")
         member.costs.spend(run_id=member.run_id, slot=slot, upload_digest=state.upload_digest.hex())
         member.log.write(
@@ -463,9 +463,3 @@ def _drop_shares(epoch: "MemberEpoch", before: int) -> None:
         for index in range(before):
             dealt.self_mask[index].Clear()
             dealt.mask_secret[index].Clear()
-
-
-def _fsync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    fsync_folder(path.parent)

@@ -33,7 +33,8 @@ class Reveals:
         for holder, reveal in slot.reveals.items():
             number = epoch.key.number(holder)
             for share in reveal.shares:
-                self._held[share.dealer][number] = shamir.check_share(share.share)
+                # An element of the field: `check_reveal` has looked.
+                self._held[share.dealer][number] = int.from_bytes(share.share, "big")
         holders = map(epoch.key.number, slot.reveals)
         self._interpolation = shamir.Interpolation(holders, threshold=epoch.key.threshold)
         self._secrets: dict[str, bytes] = {}

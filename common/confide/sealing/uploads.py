@@ -1,81 +1,100 @@
 """Uploads that a coordinator holds on disk until their slot has ended. Memory does not grow with their number."""
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
 
-from confide.codec.digest import upload_file_digest, upload_hash
+from confide.codec.digest import upload_file_digest
 from confide.errors import StateError, UpdateError
-from confide.files import fsync_folder, private_folder
+from confide.files import fsync_file, fsync_folder, private_folder, start_writing
 
-_PIECE = 1 << 18
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Where the upload came on another file system, or on one without links."""
 
 
 class UploadStore:
     """Files folder/<slot>/<node>.
 
-    Guarantee: a file that `keep` made has the size and digest that were stated: the bytes that are hashed are those
-    that are written. After a restart `intact` says whether it still has.
+    Guarantee: a file that `keep` made has the size and digest that were stated, as long as nobody writes into the
+    file that came: it is the same one, under a second name. After a restart `intact` says whether it still has.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = private_folder(folder)
+        self._unsettled: list[Path] = []
 
     def path(self, slot: int, node: str) -> Path:
         """Where this upload lies, whether or not it is there."""
         return self._folder / str(slot) / node
 
     def keep(self, slot: int, node: str, payload: Path, digest: bytes, size: int) -> Path:
-        """Copy an upload in and check its size and digest; its bytes are durable, its name after `settle`.
+        """Take an upload in and check its size and digest. It survives this process now, a power cut after `settle`.
 
-        Raises UpdateError or StateError; nothing is kept then.
+        payload: may be removed afterwards, but not written to. Raises UpdateError or StateError; nothing is kept then.
         """
-        actual = payload.stat().st_size
-        if actual != size:
-            raise UpdateError(f"the upload of {node} has {actual} bytes; this run's layout takes {size}")
         target = self.path(slot, node)
-        temporary = target.with_name(f".{node}")
         try:
-            private_folder(target.parent)
-            if _copy(payload, temporary) != digest:
-                temporary.unlink()
+            actual = os.stat(payload).st_size
+            if actual != size:
+                raise UpdateError(f"the upload of {node} has {actual} bytes; this run's layout takes {size}")
+            if upload_file_digest(payload, then=start_writing) != digest:
                 raise UpdateError(f"the upload of {node} does not have the stated hash {digest.hex()[:16]}")
-            temporary.replace(target)
+            _second_name(payload, target)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise StateError(f"cannot keep the upload of {node}: {error.strerror}. Free space on the disk.") from error
+        self._unsettled.append(target)
         return target
 
     def settle(self, slot: int) -> None:
-        """Make the names of all uploads of a slot durable."""
+        """Make all uploads of a slot that were kept or found intact, and their names, durable."""
         try:
+            while self._unsettled:
+                fsync_file(self._unsettled[-1])
+                self._unsettled.pop()
             fsync_folder(private_folder(self._folder / str(slot)))
         except OSError as error:
             raise StateError(f"cannot keep the uploads of slot {slot}: {error.strerror}") from error
 
     def intact(self, slot: int, node: str, digest: bytes) -> bool:
         """Whether an upload that an earlier process kept is there with its digest."""
+        path = self.path(slot, node)
         try:
-            return upload_file_digest(self.path(slot, node)) == digest
+            found = upload_file_digest(path) == digest
         except OSError:
             return False
+        if found:
+            self._unsettled.append(path)
+        return found
 
     def erase(self, slot: int) -> None:
         """Forget a slot's uploads."""
+        self._unsettled.clear()
         shutil.rmtree(self._folder / str(slot), ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> bytes:
-    """Copy and fsync a file; the digest of what was written."""
-    made, piece = upload_hash(), memoryview(bytearray(_PIECE))
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with source.open("rb", buffering=0) as file, os.fdopen(descriptor, "wb", buffering=0) as out:
-        while count := file.readinto(piece):
-            made.update(piece[:count])
-            written = 0
-            while written < count:
-                written += out.write(piece[written:count])
-        os.fsync(out.fileno())
-    return made.digest()
+def _second_name(source: Path, target: Path) -> None:
+    """Link a file, which copies nothing; copy it where it cannot be linked. `target` is whole or not there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(target.parent, 0o700)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        _copy(source, target)
+    os.chmod(target, 0o600)
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}")
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -21,7 +21,8 @@ from confide.sealing.roles import Contribution, Exchange, Opened, SlotPlan
 
 from confide_simulations.benchmarks.meta import cpu_seconds
 
-_SIZE = 1024
+SIZE = 1024
+"""Parameters of its vectors."""
 _SLOTS_PER_EPOCH = 16
 RUN = "ab" * 16
 NOW = 1_000_000
@@ -33,7 +34,7 @@ class ProtocolCost:
     def __init__(self, nodes: int, folder: Path, *, slots: int = 3) -> None:
         self._names = tuple(f"hospital-{number:02d}" for number in range(nodes))
         self._keys = {name: SigningKey.generate() for name in self._names}
-        self._model = np.zeros(_SIZE, dtype="<f4")
+        self._model = np.zeros(SIZE, dtype="<f4")
         self._build(folder)
         self._node_s = self._coordinator_s = 0.0
         self._run_slot(1, b"")  # compiles, and pays the epoch
@@ -55,10 +56,10 @@ class ProtocolCost:
             + f"\n[sealing]\nslots_per_epoch = {_SLOTS_PER_EPOCH}\n"
         )
         common: dict[str, Any] = {"specification": specification, "roster": sealing_roster(self._keys), "run_id": RUN}
-        self._collector = SealedCollector(folder=folder / "coordinator", schema=TensorSchema.unnamed(_SIZE), **common)
+        self._collector = SealedCollector(folder=folder / "coordinator", schema=TensorSchema.unnamed(SIZE), **common)
         self._members = {
             name: SealedMember(
-                node=name, identity_key=self._keys[name], folder=folder / name, schema=TensorSchema.unnamed(_SIZE),
+                node=name, identity_key=self._keys[name], folder=folder / name, schema=TensorSchema.unnamed(SIZE),
                 initial_model_sha256=model_digest(self._model.tobytes()), rules=NodeRules(waive_colluding=True),
                 clock=lambda: NOW + 10.0, **common,
             )
@@ -113,7 +114,7 @@ class ProtocolCost:
 
 
 def _contribution(name: str) -> Contribution:
-    update = np.random.default_rng(int(name[-2:])).standard_normal(_SIZE, dtype=np.float32)
+    update = np.random.default_rng(int(name[-2:])).standard_normal(SIZE, dtype=np.float32)
     return Contribution(update / np.float32(np.linalg.norm(update)))
 
 
