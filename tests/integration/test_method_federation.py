@@ -148,6 +148,9 @@ def test_a_fragment_moves_in_its_rounds_only_and_outlives_a_killed_node(
         velocity[~others] = momentum * velocity[~others] + moved[~others]
         expected = start + rate * np.where(others, 0.0, moved + momentum * velocity)
         assert distance(opened, expected, start) < ROUNDING, number
+    # What was not exchanged went on from each node's own values: without them the last round would be another.
+    forgetful = Replay(found, tmp_path / "forgetful", nodes=(SMALL,)).updates(5)[SMALL]
+    assert distance(forgetful, replay.updates(5)[SMALL], np.zeros(size)) > 0.05
     sent = {data["bytes"] for data in found.of_kind("contributed")}
     assert max(sent) < 0.6 * 2.5 * size  # 18 bits a coordinate for four nodes, of half of them
     exported = transformers.AutoModelForCausalLM.from_pretrained(found.export(tmp_path / "model"))
