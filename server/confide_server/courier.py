@@ -20,7 +20,7 @@ from confide.transport.envelope import payload_digest
 from google.protobuf.message import DecodeError
 
 from confide_server.book import Book
-from confide_server.fleet import FleetReply
+from confide_server.fleet import FleetReply, Presence
 from confide_server.memory import trim
 from confide_server.roads import Link, Session
 
@@ -145,6 +145,8 @@ class Courier:
         salt = time.time_ns().to_bytes(8, "big") if question.once else b""
         step = int(question.step).to_bytes(4, "big")
         keys = [canonical.hash_fields("confide/v1/ask", step, question.bodies[node], digest, salt) for node in nodes]
+        # Once for all, and before the first is sent: who connects anew meanwhile is noticed, and asked again.
+        presence = self._link.presence()
         asked: dict[str, _Asked] = {}
         for node, sequence in zip(nodes, self._book.sequences(self._run_id, keys), strict=True):
             instruction = fleet_pb2.Instruction(
@@ -157,11 +159,10 @@ class Courier:
                 payload_sha256=digest,
             )
             asked[node] = _Asked(instruction.SerializeToString(deterministic=True), sequence)
-            self._send(node, asked[node], question.payload)
+            self._send(node, asked[node], question.payload, presence.get(node))
         return asked
 
-    def _send(self, node: str, asked: _Asked, payload: Mapping[str, bytes]) -> None:
-        presence = self._link.presence().get(node)
+    def _send(self, node: str, asked: _Asked, payload: Mapping[str, bytes], presence: Presence | None) -> None:
         asked.activations = presence.activations if presence else 0
         with contextlib.suppress(TransportError):
             asked.message_id = self._session.send(node, asked.instruction, payload)
@@ -178,7 +179,7 @@ class Courier:
             elif now_there.activations != asked.activations:
                 self._session.withdraw([asked.message_id])
                 asked.silent_since = None
-                self._send(node, asked, question.payload)
+                self._send(node, asked, question.payload, now_there)
             elif now_there.online:
                 asked.silent_since = None
             else:
