@@ -19,6 +19,7 @@ from confide.privacy.audit.scoring import AuditResult, audit, canary_losses, ext
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 
+from confide_client import token_files
 from confide_client.canaries import with_canaries
 from confide_client.datasets import LocalData
 from confide_client.state import read_json
@@ -52,12 +53,15 @@ def rehearse(
     trainer = LocalTrainer(specification, base, node="rehearsal", folder=private_folder(folder), threads=threads)
     shard = LocalData(train=with_canaries(data, canaries, specification).train, evaluation=[])
     model = trainer.schema.flatten(initial_state(specification, base))
-    for number in range(1, specification.federation.rounds + 1):
-        say(f"rehearsing round {number} of {specification.federation.rounds}")
-        slot = fleet_pb2.SlotOpen(slot=number, round=number, attempt=1)
-        model = model + trainer.contribute(model, shard, slot).update
-        tensors = aggregation.after_round(specification, trainer.schema.unflatten(model))
-        model = trainer.schema.flatten(tensors)
+    try:
+        for number in range(1, specification.federation.rounds + 1):
+            say(f"rehearsing round {number} of {specification.federation.rounds}")
+            slot = fleet_pb2.SlotOpen(slot=number, round=number, attempt=1)
+            model = model + trainer.contribute(model, shard, slot).update
+            tensors = aggregation.after_round(specification, trainer.schema.unflatten(model))
+            model = trainer.schema.flatten(tensors)
+    finally:
+        token_files.erase(folder)
     trained = build(specification, base)
     load_trainable(trained, trainer.schema.unflatten(model))
     return _score(specification, base, canaries, trained)

@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from confide import canonical
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.runs.specification import Name, Sha256
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from confide_client import token_files
 from confide_client.readers import FORMATS, Format, format_of, read_records
 
 Record = Mapping[str, Any]
@@ -72,10 +74,12 @@ class DataSet(_Frozen):
     def split(self) -> tuple[list[int], list[int]]:
         """(training, evaluation) record numbers, each ascending: the same for as long as the registration stands."""
         seed = bytes.fromhex(self.split_seed)
-        ranks = {i: hashlib.blake2b(i.to_bytes(8, "big"), key=seed).digest() for i in range(self.records)}
-        shuffled = sorted(ranks, key=lambda i: ranks[i])
+        hashes = (hashlib.blake2b(i.to_bytes(8, "big"), key=seed).digest() for i in range(self.records))
+        # Of each hash its first eight bytes, to hold little of many records.
+        ranks = np.fromiter((int.from_bytes(one[:8], "big") for one in hashes), np.uint64, self.records)
+        shuffled = np.argsort(ranks, kind="stable")
         kept = self.evaluation_records
-        return sorted(shuffled[kept:]), sorted(shuffled[:kept])
+        return np.sort(shuffled[kept:]).tolist(), np.sort(shuffled[:kept]).tolist()
 
 
 class _Registry(_Frozen):
@@ -152,7 +156,7 @@ class DataSets:
         private_folder(self._folder)
         write_atomic(self._path, canonical.encode(registry.model_dump(mode="json")))
         if before and before.sha256 != digest:
-            shutil.rmtree(self._cache(before), ignore_errors=True)
+            self._forget(before)
         return entry
 
     def remove(self, name: str) -> None:
@@ -160,7 +164,7 @@ class DataSets:
         entry = self.get(name)
         registry = _Registry(version=1, data_sets={key: value for key, value in self.all().items() if key != name})
         write_atomic(self._path, canonical.encode(registry.model_dump(mode="json")))
-        shutil.rmtree(self._cache(entry), ignore_errors=True)
+        self._forget(entry)
 
     def check(self, name: str) -> DataSet:
         """Read the whole file again and compare it with its registration. Raises DataError."""
@@ -181,6 +185,12 @@ class DataSets:
             raise DataError(f"data set {name!r} has {len(rows)} records; {entry.records} were registered")
         train, evaluation = entry.split()
         return LocalData(train=rows.select(train), evaluation=rows.select(evaluation))
+
+    def _forget(self, entry: DataSet) -> None:
+        """Copies of its text. Of other data sets only what is made again is lost: which run has which is not known."""
+        shutil.rmtree(self._cache(entry), ignore_errors=True)
+        for training in (self._folder / "runs").glob("*/training"):
+            token_files.erase(training)
 
     def _cache(self, entry: DataSet) -> Path:
         return self._folder / "cache" / "datasets" / entry.sha256

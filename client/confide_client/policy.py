@@ -122,8 +122,9 @@ class Policy(_Frozen):
             )
         if (privacy.epsilon or 0) > budget.epsilon or (privacy.delta or 0) > budget.delta:
             _refuse(
-                f"the run may spend epsilon {privacy.epsilon} and delta {privacy.delta} on its data; the policy allows "
-                f"{budget.epsilon} and {budget.delta} over all runs. Lower the run's epsilon"
+                # The budget is not told: a refusal goes to the coordinator.
+                f"the run may spend epsilon {privacy.epsilon} and delta {privacy.delta} on its data, more than the "
+                "policy allows over all runs. Lower the run's epsilon, or raise [budgets] in policy.toml"
             )
 
     def check_hours(self, now: datetime) -> None:

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide import __version__, canonical
-from confide.errors import ConfideError, DataError, StateError, TrainingError, TransportError, UpdateError
+from confide.errors import (
+    ConfideError,
+    DataError,
+    FailureName,
+    LedgerError,
+    ProtocolFailure,
+    StateError,
+    TrainingError,
+    TransportError,
+    UpdateError,
+)
 from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
@@ -25,6 +35,10 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?(?:/[^\s'\":,;]+)+")
 _MESSAGE_CHARACTERS = 600
 _OF_DATA = (DataError, TrainingError, UpdateError)
+_OF_LEDGER = (
+    "this node's privacy ledger does not allow it, and does not say more: budgets, groups and other runs are its own. "
+    "Nothing was spent. Its operator finds the reason in `confide node status`. Ask for less, or go without it"
+)
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,16 @@ def signed_reply(
     return signed.SerializeToString(deterministic=True)
 
 
+def _of_ledger(error: ConfideError) -> bool:
+    budget = isinstance(error, ProtocolFailure) and error.name is FailureName.BUDGET_EXHAUSTED
+    return budget or isinstance(error, LedgerError)
+
+
 def failure_of(error: BaseException, *, private: bool = False) -> fleet_pb2.Failure:
     """What the coordinator may know of an error: never a path, never text that was not written for it.
 
     private: of a run with differential privacy. How training or data failed depends on the records, and nobody charged
-    for it: then there is one fixed text for all of it.
+    for it: then there is one fixed text for all of it. What the ledger says has one in every run.
     """
     if private and (isinstance(error, _OF_DATA) or not isinstance(error, ConfideError)):
         return fleet_pb2.Failure(
@@ -99,6 +118,8 @@ def failure_of(error: BaseException, *, private: bool = False) -> fleet_pb2.Fail
             message="the node could not do its part; in a private run it does not say why. Its operator finds the "
             "reason in its log and in `confide node status`",
         )
+    if isinstance(error, ConfideError) and _of_ledger(error):
+        return fleet_pb2.Failure(code=error.code, message=_OF_LEDGER)
     if isinstance(error, ConfideError):
         return fleet_pb2.Failure(code=error.code, message=public_text(str(error)))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

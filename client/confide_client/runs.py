@@ -42,6 +42,7 @@ from confide_client.records import Links, Record
 from confide_client.replies import Outgoing, ReplyStore
 from confide_client.spending import Spending
 from confide_client.state import StateFolder
+from confide_client.token_files import erase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,7 @@ class Run:
             if self.private:
                 self._node.spending.release(self._run_id)
             self.close()
+            erase(self.folder / "training")
             self._note(status="ended", reason=end.failure)
 
     def close(self) -> None:

@@ -229,13 +229,13 @@ class NodeRuntime:
 
     def _note_failure(self, instruction: fleet_pb2.Instruction, error: Exception) -> None:
         step, failure = _step_name(instruction), failure_of(error)
+        reason = failure.message
         if isinstance(error, ConfideError):
             log.warning("run %s: %s failed: %s", instruction.run_id[:8], step, error)
+            reason = public_text(str(error))
         else:
             log.error("run %s: %s failed", instruction.run_id[:8], step, exc_info=error)
-        self._node.audit.note(
-            "step failed", run=instruction.run_id[:64], step=step, code=failure.code, reason=failure.message
-        )
+        self._node.audit.note("step failed", run=instruction.run_id[:64], step=step, code=failure.code, reason=reason)
 
     def _fail(self, instruction: fleet_pb2.Instruction, error: Exception) -> RecordDict:
         """What could not even be parsed, or not be kept: answered, never acted on."""

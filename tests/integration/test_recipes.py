@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confide.codec.tensors import model_digest
+from confide.errors import StateError
 from confide.models.store import folder_digest
 from confide.runs.specification import parse_toml
 from confide_simulations import assets
@@ -117,3 +119,15 @@ def test_records_without_the_field_are_dealt_at_random(bases: dict[str, Path], e
     )
     (result,) = running.run(options, Console(quiet=True), engine)
     assert result.report.partition == "iid"
+    held = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(StateError, match=r"began differently \(--nodes was 3, now 2; --rounds was 1, now 2;"):
+        running.run(replace(options, nodes=2, rounds=2), Console(quiet=True), engine)
+    with pytest.raises(StateError, match="another --model"):
+        running.run(replace(options, model=tiny_llama(tmp_path / "other", seed=1)), Console(quiet=True), engine)
+    write(tmp_path / "mine.jsonl", records[:-1])
+    with pytest.raises(StateError, match="--data has other records"):
+        running.run(options, Console(quiet=True), engine)
+    assert held == {path: path.read_bytes() for path in held}, "nothing of the first was overwritten"
+    write(tmp_path / "mine.jsonl", records)
+    (again,) = running.run(options, Console(quiet=True), engine)
+    assert again.report.manifest["run_id"] == result.report.manifest["run_id"], "the same again goes on"

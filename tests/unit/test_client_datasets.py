@@ -1,6 +1,7 @@
 """Data sets: strict reading with line and remedy, a fixed split, and nothing of path or content in what may travel."""
 
 import csv
+import hashlib
 import json
 import socket
 from collections.abc import Callable
@@ -124,6 +125,9 @@ def test_the_split_is_a_partition_of_the_stated_sizes(records: int, fraction: fl
     assert len(evaluation) == entry.evaluation_records
     assert train
     assert (len(evaluation) > 0) == (records > 1 and fraction > 0)
+    # A split must outlive releases: a node that draws another one would train on what it evaluates on.
+    hashes = [hashlib.blake2b(i.to_bytes(8, "big"), key=b"\xab" * 32).digest() for i in range(records)]
+    assert evaluation == sorted(sorted(range(records), key=hashes.__getitem__)[: len(evaluation)])
 
 
 def test_the_split_is_the_nodes_own_and_stays(tmp_path: Path) -> None:

@@ -176,11 +176,18 @@ def test_missing_model_and_data_are_refused_without_paths(bench: Bench, tmp_path
     bench.node.data_sets.remove("faq")
     assert "no data set 'faq'" in bench.offer().reason
     bench.node.data_sets.add("faq", faq(tmp_path / "b.jsonl", 3))
+    bench.run = Instructions()
+    assert bench.offer().accepted
     other = specification(model={"sha256": "f" * 64}, federation={"data": "faq", "min_cohort": 2})
     bench.policy(f'models = ["{bench.spec.model.sha256}"]', f'models = ["{"f" * 64}"]')
+    accepted = bench.run
     bench.run = Instructions()
     reason = bench.offer(bench.world.offer(other, MODEL)).reason
-    assert "confide model add" in reason and str(tmp_path) not in reason
+    assert reason.startswith("ModelError: base model ffffffffffff is not on this machine; add it with")
+    assert str(tmp_path) not in reason and "tiny" not in reason, "which models are here is the node's own"
+    bench.policy(f'models = ["{"f" * 64}"]', f'models = ["{bench.spec.model.sha256}"]')
+    bench.run = accepted
+    assert bench.train()[1], "a run that was accepted before goes on"
 
 
 def test_a_run_never_changes_its_specification(bench: Bench) -> None:

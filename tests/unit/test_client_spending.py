@@ -1,5 +1,6 @@
 """A private run on the node: its cost is set aside before it is accepted, drawn before work, spent before sending."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from confide.privacy.receipts import parse_receipt
 from confide.proto import fleet_pb2
 from confide_client.datasets import LocalData
 from confide_client.records import Record
-from confide_client.spending import units_in
+from confide_client.spending import Spending, units_in
 
 from tests.node_bench import MODEL, SIZE, Bench, make_store, open_bench
 from tests.node_worlds import Instructions, faq
@@ -79,9 +80,32 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(bench: Bench) -> Non
     assert bench.offer().accepted
     bench.run = Instructions()
     answer = bench.offer()
-    assert not answer.accepted and "BUDGET_EXHAUSTED" in answer.reason
+    assert not answer.accepted and answer.reason.startswith("BUDGET_EXHAUSTED")
+    tells_nothing_of_the_account(bench, answer.reason)
+    record = Record.load(bench.node.state.run(bench.run.run_id))
+    assert record and "group faq, policy: epsilon 4.0 at delta 1e-05" in record.reason
     assert kinds(bench) == ["approved"]
     assert bench.failure(*bench.run.slot(MODEL)).code == "StateError"
+
+
+def tells_nothing_of_the_account(bench: Bench, text: str) -> None:
+    """No group, budget or other run of the node; the operator's own audit log says more."""
+    assert not re.search(r"faq|\d", text.replace("BUDGET_EXHAUSTED", "")), text
+    assert "group faq, policy: epsilon" in noted(bench)
+
+
+def noted(bench: Bench) -> str:
+    """The newest reason in the node's own audit log."""
+    return str([event["reason"] for event in bench.events() if "reason" in event][-1])
+
+
+def test_a_budget_lowered_between_check_and_charge_tells_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger judges by the policy of its own moment, after the policy's own check."""
+    bench.offer()
+    monkeypatch.setattr(Spending, "_budget_of", lambda self, group: Budget(epsilon=0.5, delta=1e-5))
+    failure = bench.failure(*bench.run.slot(MODEL))
+    assert failure.code == "BUDGET_EXHAUSTED" and not bench.trainer.trained
+    tells_nothing_of_the_account(bench, failure.message)
 
 
 def test_lowering_the_budget_in_mid_run_stops_it(bench: Bench) -> None:
@@ -150,7 +174,8 @@ def test_nothing_is_spent_while_the_clock_is_behind_the_ledger(bench: Bench) -> 
     )  # fmt: skip
     later.close()
     answer = bench.offer()
-    assert not answer.accepted and "the clock was moved back" in answer.reason
+    assert not answer.accepted and answer.reason.startswith("LedgerError: this node's privacy ledger")
+    assert "the clock was moved back" in noted(bench)
     assert bench.failure(*bench.run.slot(MODEL)).code == "StateError" and not bench.trainer.trained
     assert len(journal.read(bench.node.state.root / LEDGER_NAME)[0]) == 1
 

@@ -309,6 +309,9 @@ def test_submit_refuses_another_model_or_a_bad_specification(federation, online,
 def test_plan_says_what_a_run_does(base, specification):
     assert "test" in run("run", "plan", specification, "--nodes", 3)
     assert run("run", "plan", specification, "--nodes", 3, "--model-folder", base)
+    specification.write_text(TOML.format(sha256="0" * 64))
+    said = run("run", "plan", specification, "--nodes", 3, "--model-folder", base, fails=ModelError)
+    assert "the specification asks for 0000" in said
 
 
 def exported(federation, specification, base, changes):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confide.errors import ConfideError, DataError, ModelError, SpecificationError
+from confide.errors import ConfideError, DataError, ModelError
 from confide.methods import base as methods
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import initial_state
@@ -156,17 +156,6 @@ def test_an_empty_shard_is_refused(base: Path) -> None:
     for records in ([], [None, None]):
         with pytest.raises(DataError, match="shard is empty"):
             units_of(spec, method, records)
-
-
-@pytest.mark.parametrize(
-    ("training", "message"),
-    [({"compile": True}, "training.compile"), ({"gradient_checkpointing": True}, "training.gradient_checkpointing")],
-)
-def test_what_breaks_gradients_of_single_records_is_refused(
-    base: Path, tmp_path: Path, training: Any, message: str
-) -> None:
-    with pytest.raises(SpecificationError, match=message):
-        trainer(base, tmp_path, privacy=PRIVATE, training=training)
 
 
 def test_an_untested_family_is_refused_before_training(

@@ -71,11 +71,12 @@ def test_incomplete_folders_are_refused(source: Path, tmp_path: Path, missing: s
 
 
 @pytest.mark.parametrize("sha256", ["ab" * 32, "../../etc", "AB" * 32, ""])
-def test_unknown_models_name_what_is_here(source: Path, tmp_path: Path, sha256: str) -> None:
+def test_unknown_models_name_the_remedy_and_nothing_that_is_here(source: Path, tmp_path: Path, sha256: str) -> None:
     store = ModelStore(tmp_path / "models")
     store.add(str(source), "tiny")
-    with pytest.raises(ModelError, match=r"here: tiny.*confide model add"):
+    with pytest.raises(ModelError, match=r"confide model add.*confide model list") as told:
         store.path(sha256)
+    assert "tiny" not in str(told.value)
 
 
 def test_command_adds_lists_verifies_and_removes(source: Path, tmp_path: Path) -> None:

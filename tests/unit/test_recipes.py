@@ -65,6 +65,19 @@ def test_the_labels_of_ones_own_file_become_the_label_set(bases: dict[str, Path]
         running.labels_of(records[:1])
 
 
+def test_a_prompt_for_ones_own_file_does_not_speak_of_the_packaged_text(bases: dict[str, Path], tmp_path: Path) -> None:
+    recipe = find("legal-reading")
+    records = [row(recipe, label=label) for label in ("lease", "will")]
+    for stage in recipe.stages[:2]:
+        packaged = running.Options(recipe=recipe, output=tmp_path)
+        own = running.Options(recipe=recipe, output=tmp_path, data=tmp_path / "mine.jsonl")
+        prompts = [
+            parse_toml(running.specification_text(options, stage, records, bases["smollm2"])).method.prompt
+            for options in (packaged, own)
+        ]
+        assert prompts == ["Passage: {input}\nKind of licence: {output}", "Passage: {input}\nCategory: {output}"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from confide import canonical
 from confide.errors import SpecificationError
 from confide.runs.specification import EXAMPLE, parse_canonical, parse_toml
 from hypothesis import given
@@ -51,6 +52,29 @@ def test_bad_specifications_name_field_and_remedy(change: tuple[str, str], says:
     assert change[0] in EXAMPLE
     with pytest.raises(SpecificationError, match=says):
         parse_toml(EXAMPLE.replace(*change))
+
+
+@pytest.mark.parametrize("unit", ['unit = "record"', 'unit = "user"\nuser_key = "author"'])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("[training]", '[method]\nname = "contrastive"\n[training]'), '"contrastive", which compares.*"organization"'),
+        (("[training]", "[training]\ncompile = true"), "compile is on.*Switch it off"),
+        (("[training]", "[training]\ngradient_checkpointing = true"), "gradient_checkpointing is on.*Switch it off"),
+    ],
+)
+def test_what_gives_no_gradient_of_a_single_record_is_refused_before_anybody_is_asked(
+    unit: str, change: tuple[str, str], says: str
+) -> None:
+    """By whoever parses it: plan, submission, and each node, from the canonical bytes."""
+    privacy = f"\n[privacy]\n{unit}\nepsilon = 1.0\ndelta = 1e-5\nclip = 1.0\n"
+    parse_toml(EXAMPLE + privacy)
+    with pytest.raises(SpecificationError, match=says):
+        parse_toml(EXAMPLE.replace(*change) + privacy)
+    document = json.loads(parse_toml(EXAMPLE.replace(*change)).canonical_bytes())
+    document["privacy"] = json.loads(parse_toml(EXAMPLE + privacy).canonical_bytes())["privacy"]
+    with pytest.raises(SpecificationError, match=says):
+        parse_canonical(canonical.encode(document))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from confide.errors import DataError, SpecificationError, TrainingError
+from confide.errors import DataError, TrainingError
 from confide.methods.base import Method, Record
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, private_gradients
 from confide.privacy.families import check_trainable
@@ -70,20 +70,10 @@ class PrivateSteps:
     """The steps of one run on one node, with its units and its noise fixed."""
 
     def __init__(self, specification: Specification, model: Any, method: Method) -> None:
-        """Raises ModelError or SpecificationError for what cannot be trained privately."""
-        training = specification.training
-        if training.compile:
-            raise SpecificationError(
-                "training.compile is on; gradients of single records are not taken from a compiled model. Switch it off"
-            )
-        if training.gradient_checkpointing:
-            raise SpecificationError(
-                "training.gradient_checkpointing is on; it breaks gradients of single records without an error. "
-                "Switch it off and lower training.micro_batch_size"
-            )
+        """Raises ModelError for what cannot be trained privately."""
         check_trainable(model)
         self._specification, self._model, self._method = specification, model, method
-        self._loss = RecordLoss(model, method, autocast=training.autocast)
+        self._loss = RecordLoss(model, method, autocast=specification.training.autocast)
         self._random = SecureRandom()
         self._prepared: tuple[Sequence[Record | None], list[Unit]] | None = None
         self._plans: dict[int, UnitPlan] = {}

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from confide_client.sharding.job import Outcome
 from confide_client.sharding.steps import ShardedSteps
+from confide_client.token_files import tokens_of
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
 from confide_client.training.fragments import Flat, LocalValues
@@ -77,7 +78,7 @@ class LocalTrainer:
         if threads is not None:
             torch.set_num_threads(threads)
         self._specification = specification
-        self._node = node
+        self._node, self._folder = node, folder
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
@@ -108,7 +109,7 @@ class LocalTrainer:
         rounds does not mix. For a simulation, where one process stands for many nodes.
         """
         other = copy.copy(self)
-        other._node = node
+        other._node, other._folder = node, folder
         other._states = OptimizerStates(folder, self.schema)
         other._values = LocalValues(self._travel, folder)
         other._prepared = {}
@@ -171,9 +172,16 @@ class LocalTrainer:
         """Encoded once for as long as the node hands out the same records."""
         cached = self._prepared.get(split)
         if cached is None or cached[0] is not records:
-            cached = (records, self._method.prepare(records))
+            cached = (records, self._encoded(split, records))
             self._prepared[split] = cached
         return cached[1]
+
+    def _encoded(self, split: str, records: Sequence[methods.Record]) -> Sequence[methods.Example]:
+        """Of pre-training, whose text may be larger than memory, the tokens are in a file of this node's."""
+        method = self._method
+        if isinstance(method, methods.Streamed):
+            return method.examples(tokens_of(self._folder / f"tokens-{split}.bin", method.encoder, records))
+        return method.prepare(records)
 
     def _evaluate(self, data: LocalData) -> dict[Metric, float]:
         examples = self._examples("evaluation", data.evaluation)

@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,10 @@ from confide.errors import DataError, ModelError
 from confide.models.architecture import empty_model, load_config, load_tokenizer
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
+
+if TYPE_CHECKING:
+    from confide.methods.documents import DocumentEncoder
+    from confide.methods.packing import Tokens
 
 IGNORED = -100
 """The label of a position at which no loss is taken."""
@@ -84,6 +88,19 @@ class Method(Protocol):
         """Metrics of the model on the evaluation examples, the same ones every time."""
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """A Method whose records are one long stream of tokens, which may be larger than memory.
+
+    `prepare(records)` is `examples(encoder.tokens(records))`; the tokens may as well be read from a file.
+    """
+
+    encoder: "DocumentEncoder"
+
+    def examples(self, tokens: "Tokens") -> Sequence[Example]:
+        """Examples over an encoded corpus, each made when it is asked for."""
+
+
 def create(specification: Specification, tokenizer: Any) -> Method:
     """The method that the specification names."""
     module = importlib.import_module(f"confide.methods.{specification.method.name}")
@@ -127,9 +144,9 @@ def text_of(record: Record, name: str) -> str:
 
 def micro_batches(method: Method, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
     """At most `size` examples at a time, of similar lengths. The order is a function of the examples."""
-    ordered = sorted(examples, key=method.length)
+    ordered = sorted(range(len(examples)), key=lambda index: method.length(examples[index]))
     for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+        yield [examples[index] for index in ordered[start : start + size]]
 
 
 def mean_loss(method: Method, model: Any, examples: Sequence[Example], size: int) -> float:

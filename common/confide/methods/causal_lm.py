@@ -1,82 +1,23 @@
 """Pre-training on the next token: documents packed to full sequences, none of which sees another.
 
 Records: {text}. Each document ends with the end token. A sequence holds pieces of documents one after another; each
-piece has its own positions from 0, and a model attends inside a piece only. A document that does not fit goes on in
-the next sequence as a piece of its own.
+piece has its own positions from 0, and a model attends inside a piece only (packing.py).
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.methods.base import IGNORED, Batch, Record, fields_of, mean_loss, pad_right, text_of
+from confide.methods.base import IGNORED, Batch, Record, mean_loss, pad_right
+from confide.methods.documents import DocumentEncoder
+from confide.methods.packing import Packed, PackedSequences, Tokens
 from confide.methods.token_loss import TokenLoss
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
-
-_TOKENIZER_BATCH = 512
-
-
-@dataclass(frozen=True)
-class Packed:
-    """One packed sequence.
-
-    ids: (T,) tokens; positions: (T,) position of each token in its piece, 0 where a piece begins.
-    bytes: of text, in UTF-8, behind the tokens that are predicted.
-    """
-
-    ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    bytes: float
-
-
-def tokenized(
-    tokenizer: Any, records: Sequence[Record], method: str, *, special: bool
-) -> Iterator[tuple[list[int], int]]:
-    """(token ids, bytes of text) of each document that is not empty."""
-    for start in range(0, len(records), _TOKENIZER_BATCH):
-        texts = []
-        # One by one: a slice of a memory-mapped data set is columns, not records.
-        for index in range(start, min(start + _TOKENIZER_BATCH, len(records))):
-            record = records[index]
-            fields_of(method, record)
-            texts.append(text_of(record, "text"))
-        encoded = tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
-        for text, ids in zip(texts, encoded, strict=True):
-            if ids:
-                yield ids, len(text.encode())
-
-
-def pack(documents: Iterator[tuple[list[int], int]], length: int) -> list[Packed]:
-    """Fill sequences of `length` tokens; only the last one may be shorter."""
-    sequences: list[Packed] = []
-    ids: list[int] = []
-    positions: list[int] = []
-    size = 0.0
-    for document, document_bytes in documents:
-        taken = 0
-        while taken < len(document):
-            piece = document[taken : taken + length - len(ids)]
-            ids += piece
-            positions += range(len(piece))
-            size += document_bytes * (len(piece) - 1) / len(document)
-            taken += len(piece)
-            if len(ids) == length:
-                sequences.append(_sequence(ids, positions, size))
-                ids, positions, size = [], [], 0.0
-    if len(ids) > 1:
-        sequences.append(_sequence(ids, positions, size))
-    return sequences
-
-
-def _sequence(ids: list[int], positions: list[int], size: float) -> Packed:
-    return Packed(np.asarray(ids, dtype=np.int32), np.asarray(positions, dtype=np.int32), size)
 
 
 class CausalLanguageModel:
@@ -91,12 +32,15 @@ class CausalLanguageModel:
         self._tokenizer = tokenizer
         self._max_length = specification.method.max_length
         self.loss = TokenLoss()
+        self.encoder = DocumentEncoder(self.name, tokenizer, special=False, end=tokenizer.eos_token_id)
 
-    def prepare(self, records: Sequence[Record]) -> list[Packed]:
+    def prepare(self, records: Sequence[Record]) -> PackedSequences:
         """Packed sequences in the order of the documents."""
-        end = self._tokenizer.eos_token_id
-        documents = tokenized(self._tokenizer, records, self.name, special=False)
-        return pack(((([*ids, end]), size) for ids, size in documents), self._max_length)
+        return self.examples(self.encoder.tokens(records))
+
+    def examples(self, tokens: Tokens) -> PackedSequences:
+        """Sequences of full length over an encoded corpus."""
+        return PackedSequences(tokens, self._max_length)
 
     def length(self, example: Packed) -> int:
         """Tokens."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from confide.errors import ModelError
 from confide.methods.base import IGNORED, Batch, Record, mean_loss, pad_right
-from confide.methods.causal_lm import Packed, pack, tokenized
+from confide.methods.documents import DocumentEncoder
+from confide.methods.packing import Packed, PackedSequences, Tokens
 from confide.methods.token_loss import TokenLoss, accepts, body_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
@@ -33,13 +34,20 @@ class MaskedLanguageModel:
         self._probability = specification.method.mask_probability
         self._special = np.asarray(tokenizer.all_special_ids)
         self._token_loss = TokenLoss()
+        self.encoder = DocumentEncoder(self.name, tokenizer, special=True)
 
-    def prepare(self, records: Sequence[Record]) -> list[Packed]:
+    def prepare(self, records: Sequence[Record]) -> PackedSequences:
         """Packed sequences that hold at least one token to mask."""
-        packed = pack(tokenized(self._tokenizer, records, self.name, special=True), self._max_length)
-        return [sequence for sequence in packed if self._maskable(sequence.ids).any()]
+        return self.examples(self.encoder.tokens(records))
 
-    def _maskable(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    def examples(self, tokens: Tokens) -> PackedSequences:
+        """Sequences over an encoded corpus, without those that hold special tokens only."""
+        length = self._max_length
+        every = PackedSequences(tokens, length)
+        hopeful = [n for n in range(len(every)) if self._maskable(tokens.ids[n * length : (n + 1) * length]).any()]
+        return every if len(hopeful) == len(every) else every.choose(np.asarray(hopeful, dtype=np.int64))
+
+    def _maskable(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         return np.isin(ids, self._special, invert=True)
 
     def length(self, example: Packed) -> int:

@@ -128,9 +128,10 @@ class ModelStore:
         """The folder of a model. `verify` hashes every file again. Raises ModelError when missing or altered."""
         folder = self.folder / sha256
         if not _SHA256.fullmatch(sha256) or not (folder / "config.json").is_file():
-            held = ", ".join(f"{model.name} ({model.sha256[:12]})" for model in self.list()) or "none"
+            # What else is here is not told: a node sends this text to the coordinator.
             raise ModelError(
-                f"base model {sha256[:12]} is not on this machine (here: {held}); add it with `confide model add`"
+                f"base model {sha256[:12]} is not on this machine; add it with `confide model add`, or choose one of "
+                "`confide model list`"
             )
         if verify and folder_digest(folder) != sha256:
             raise ModelError(

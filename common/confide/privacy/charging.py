@@ -37,7 +37,7 @@ class LedgerCosts:
         group = self._ledger.state.run(run_id).approved.group
         budget = self._budgets(group)
         if budget is None:
-            raise PolicyRefusal(f"the policy holds no budget for group {group} any more; nothing is spent")
+            raise PolicyRefusal("the policy holds no budget for the run's data any more; nothing is spent")
         if evaluate_only:
             self._evaluations.add((run_id, slot))
             return

@@ -192,7 +192,7 @@ class Ledger:
             )
 
     def _exhausted(self, group: str, budget: Budget, why: str) -> ProtocolFailure:
-        # The numbers stay in the node's own log: a failure's text reaches the coordinator.
+        # For the node's operator: what the coordinator is told of it is fixed (confide_client.replies).
         return ProtocolFailure(
             FailureName.BUDGET_EXHAUSTED,
             f"{why} (group {group}, policy: epsilon {budget.epsilon} at delta {budget.delta} over all runs). "

@@ -323,10 +323,30 @@ class Specification(_Frozen):
                 )
             if self.privacy.unit != "none":
                 raise ValueError("a warm start is not offered under privacy; set federation.warm_start_rounds = 0")
+        if self.privacy.unit in ("record", "user"):
+            self._check_single_gradients()
         self._check_what_travels()
         if self.federation.nodes and len(self.federation.nodes) < self.federation.min_cohort:
             raise ValueError(f"{len(self.federation.nodes)} nodes are named, fewer than min_cohort")
         return self
+
+    def _check_single_gradients(self) -> None:
+        """Under record- and user-level privacy each record needs a gradient of its own."""
+        if self.method.name == "contrastive":
+            raise ValueError(
+                f'privacy.unit is "{self.privacy.unit}" and method.name "contrastive", which compares the records of a '
+                'batch with each other, so that none has a gradient of its own; use unit = "organization", or another '
+                "method"
+            )
+        if self.training.compile:
+            raise ValueError(
+                "training.compile is on; gradients of single records are not taken from a compiled model. Switch it off"
+            )
+        if self.training.gradient_checkpointing:
+            raise ValueError(
+                "training.gradient_checkpointing is on; it breaks gradients of single records without an error. "
+                "Switch it off and lower training.micro_batch_size"
+            )
 
     def _check_what_travels(self) -> None:
         """What would go wrong between rounds is refused before any."""

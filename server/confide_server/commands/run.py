@@ -103,7 +103,10 @@ def plan(
     """Say in words and numbers what a run will do, and what it protects."""
     from confide.runs.plan import render
 
-    typer.echo(render(_specification(specification), nodes=nodes, base=model_folder, groups=groups))
+    parsed = _specification(specification)
+    if model_folder is not None:
+        _check_base(parsed, model_folder)
+    typer.echo(render(parsed, nodes=nodes, base=model_folder, groups=groups))
 
 
 @app.command()
@@ -214,16 +217,24 @@ def _from_manifest(manifest: dict[str, Any]) -> Specification:
 
 def _initial_model(specification: Specification, model_folder: Path | None) -> "tuple[bytes, TensorSchema]":
     from confide.models.learned import first_model
-    from confide.models.store import folder_digest, require_base
+    from confide.models.store import require_base
 
     if specification.trains_model:
-        found = folder_digest(require_base(specification, model_folder))
-        if found != specification.model.sha256:
-            raise ModelError(
-                f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
-                "Put the hash into model.sha256, or give the folder that has it."
-            )
+        _check_base(specification, require_base(specification, model_folder))
     return first_model(specification, model_folder)
+
+
+def _check_base(specification: Specification, model_folder: Path) -> None:
+    from confide.models.store import folder_digest
+
+    if not specification.trains_model:
+        return
+    found = folder_digest(model_folder)
+    if found != specification.model.sha256:
+        raise ModelError(
+            f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
+            "Put the hash into model.sha256, or give the folder that has it."
+        )
 
 
 def _specification(path: Path) -> Specification:

@@ -10,6 +10,7 @@ from typer.main import get_command
 # Name on the command line -> module:function. A module imports what is heavy inside its function.
 BENCHMARKS = {
     "agreement": "confide_simulations.benchmarks.agreement:agreement",
+    "corpus": "confide_simulations.benchmarks.corpus:corpus",
     "round": "confide_simulations.benchmarks.round:round_",
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
     "simulation": "confide_simulations.benchmarks.simulation:simulation",

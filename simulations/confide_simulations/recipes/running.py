@@ -9,18 +9,20 @@ again goes on where it was.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
-from confide.errors import DataError, SpecificationError
+from confide.errors import DataError, SpecificationError, StateError
 from confide.files import private_folder, write_atomic
 from confide.models.architecture import load_config
 from confide.models.store import folder_digest
 from confide.runs.specification import Specification
 from confide_client.readers import FORMATS, format_of
+from confide_client.state import read_json
 from rich.console import Console
 
 from confide_simulations import assets
@@ -32,6 +34,8 @@ from confide_simulations.simulate.results import Report
 from confide_simulations.simulate.study import load_specification
 
 _MOST_LABELS = 64
+_OWN_PROMPT = "Passage: {input}\nCategory: {output}"
+"""In place of a prompt that asks after what the packaged records are of."""
 _PACKAGED = {"smollm2": assets.smollm2, "minilm": assets.minilm}
 _LAYERS = {"smollm2": 30, "minilm": 6}
 
@@ -82,6 +86,7 @@ def run(options: Options, console: Console, engine: Engine | None = None) -> lis
     stages = options.stages
     private_folder(options.output)
     records = _records(options, console)
+    _claim(options, records)
     planned = []
     for stage in stages:
         folder = private_folder(options.output / stage.name)
@@ -108,12 +113,37 @@ def _records(options: Options, console: Console) -> list[Record]:
     """The user's records or the packaged ones, which are written down as an example of the format."""
     recipe = options.recipe
     if options.data is None:
-        packaged = list(recipe.packaged(console.print))
-        _write(options.output / "data.jsonl", packaged)
-        return packaged
+        return list(recipe.packaged(console.print))
     records = read(options.data, recipe)
     console.print(f"{len(records)} records of {options.data}", highlight=False, markup=False)
     return records
+
+
+def _claim(options: Options, records: Sequence[Record]) -> None:
+    """Remember what this output is for, before anything of it is overwritten. Raises StateError for another use."""
+    asked = {
+        "recipe": options.recipe.name,
+        "--data": hashlib.sha256(json.dumps([dict(r) for r in records], default=str).encode()).hexdigest(),
+        "--nodes": options.nodes,
+        "--sealing": options.sealing,
+        "--rounds": options.rounds,
+        "--seed": options.seed,
+    }
+    path = options.output / "asked.json"
+    before = read_json(path) or asked
+    differ = [name for name in asked if before.get(name) != asked[name]]
+    if differ:
+        said = "; ".join(
+            f"{name} has other records" if name == "--data" else f"{name} was {before.get(name)}, now {asked[name]}"
+            for name in differ
+        )
+        raise StateError(
+            f"{options.output} holds a recipe that began differently ({said}; None is the recipe's own). Give what it "
+            "began with, and it goes on; for another run choose another --output, or remove that folder"
+        )
+    write_atomic(path, json.dumps(asked, indent=2).encode() + b"\n")
+    if options.data is None:
+        _write(options.output / "data.jsonl", records)
 
 
 def read(path: Path, recipe: Recipe) -> list[Record]:
@@ -143,7 +173,13 @@ def _study(options: Options, stage: Stage, records: Sequence[Record], folder: Pa
     recipe = options.recipe
     base = options.model or _PACKAGED[stage.base](console.print)
     specification = folder / "specification.toml"
-    write_atomic(specification, specification_text(options, stage, records, base).encode())
+    text = specification_text(options, stage, records, base).encode()
+    if specification.exists() and specification.read_bytes() != text:
+        raise StateError(
+            f"stage {stage.name} in {options.output} began with another --model, or with another release's "
+            "specification. Give what it began with, choose another --output, or remove that folder"
+        )
+    write_atomic(specification, text)
     keyed = _dealt_by_key(recipe, records, options.nodes)
     if not keyed:
         console.print(f"records are dealt at random: {recipe.key!r} does not tell {options.nodes} nodes apart")
@@ -181,6 +217,8 @@ def specification_text(options: Options, stage: Stage, records: Sequence[Record]
         document["method"]["max_length"] = min(found.method.max_length, most)
     if options.data is not None and found.method.labels:
         document["method"]["labels"] = labels_of(records)
+    if options.data is not None and found.method.prompt:
+        document["method"]["prompt"] = _OWN_PROMPT
     return tomli_w.dumps(document)
 
 
