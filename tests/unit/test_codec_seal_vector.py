@@ -123,10 +123,37 @@ def test_error_feedback_carries_exactly_what_was_lost(tmp_path: Path, parameters
     feedback = random_update(parameters, seed=9, norm=0.1)
     wanted = update + feedback
     kept = update.copy()
-    encode_upload(update, [], made, rounding_key=KEY, masks=[(SEED, 1)], out=tmp_path / "m", feedback=feedback)
-    sent = opened(wanted, made, tmp_path / "u")
+    digest = encode_upload(update, [], made, rounding_key=KEY, masks=[(SEED, 1)], out=tmp_path / "m", feedback=feedback)
+    total = UploadSum(made)
+    total.add(tmp_path / "m", digest)
+    total.remove_mask(SEED, 1)
     assert np.array_equal(update, kept), "the caller's update is not touched"
-    np.testing.assert_allclose(sent + feedback, wanted, atol=1e-6)
+    np.testing.assert_allclose(total.open(1)[0] + feedback, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_with_feedback_the_nearest_integers_travel_whatever_the_key(tmp_path: Path, bits: int) -> None:
+    made, update = layout(1500, bits), random_update(1500, norm=0.9)
+    exact = np.clip(dense_rotation(update, made) / made.step, -made.levels, made.levels)
+    for key in (KEY, SEED):
+        feedback = np.zeros(1500, dtype=np.float32)
+        encode_upload(update, [], made, rounding_key=key, masks=[], out=tmp_path / "u", feedback=feedback)
+        lanes = unpacked(tmp_path / "u", made)[: made.coordinates]
+        assert np.abs(lanes - exact).max() < 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("norm", [1.0, 0.1, 0.01])
+def test_what_feedback_carries_is_never_longer_than_what_was_to_be_sent(tmp_path: Path, norm: float) -> None:
+    """Rounding at random sends mostly noise when updates are short beside the clip, and all of it comes back."""
+    made, update, feedback = layout(3000, 4), random_update(3000, norm=norm), np.zeros(3000, dtype=np.float32)
+    half_a_step = made.step / 2 * np.sqrt(made.coordinates)
+    for i in range(20):
+        wanted = np.linalg.norm(update + feedback)
+        encode_upload(
+            update, [], made, rounding_key=bytes([i] * 32), masks=[], out=tmp_path / "u", feedback=feedback
+        )  # fmt: skip
+        assert np.linalg.norm(feedback) <= wanted * (1 + 1e-4)
+        assert np.linalg.norm(feedback) <= half_a_step
 
 
 def test_error_feedback_keeps_the_error_of_many_rounds_at_that_of_one(tmp_path: Path) -> None:

@@ -202,3 +202,15 @@ def test_updates_are_clipped_and_checked_on_the_node(tmp_path: Path) -> None:
         answer(tmp_path, NODES[0], 0, body, Contribution(np.full(SIZE, np.inf, np.float32)))
     with pytest.raises(UpdateError, match="shape"):
         answer(tmp_path, NODES[0], 0, body, Contribution(np.zeros(3, np.float32)))
+
+
+def test_without_sealing_too_the_clip_follows_the_learning_rate(tmp_path: Path) -> None:
+    following = specification(clip_schedule="'learning_rate'", warm_start_rounds=1, warm_start_steps=1)
+    member = make_member(
+        following, roster(), NODES[0], SigningKey.generate(), tmp_path, "0" * 32, SCHEMA, initial_model_sha256=b""
+    )
+    body = wire.encode(plan().to_message())
+    made = member.handle(fleet_pb2.TRAIN, body, lambda _: contribution(0, scale=10.0))
+    assert made.payload is not None
+    share = np.sqrt(1 / following.training.local_steps)
+    assert np.linalg.norm(np.fromfile(made.payload, "<f4")) == pytest.approx(12.0 * share, rel=1e-3)

@@ -130,3 +130,15 @@ def test_the_opened_sum_agrees_with_the_plain_sum(tmp_path: Path, bits: int, all
     expected = federation.expected_sum(names(4), 1)
     # Stricter than the RMS over coordinates: the whole error vector, of the mean, against a clipping norm of 1.
     assert float(np.linalg.norm(outcome.update_sum - expected)) / 4 < allowed
+
+
+def test_a_clip_that_follows_the_learning_rate_is_that_of_both_sides(tmp_path: Path) -> None:
+    """One of three steps in the first round: updates of norm 0.9 are clipped to sqrt(1/3), then fit under 1."""
+    federation = Federation(
+        tmp_path, 4, specify(federation='clip_schedule = "learning_rate"\nwarm_start_rounds = 1\nwarm_start_steps = 1')
+    )
+    for slot, clip in ((1, round(3**-0.5 * 1024) / 1024), (2, 1.0)):
+        outcome = federation.slot()
+        assert isinstance(outcome, Opened)
+        expected = federation.expected_sum(names(4), slot) * min(1.0, clip / 0.9)
+        assert np.linalg.norm(outcome.update_sum - expected) < 4e-4

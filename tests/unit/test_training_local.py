@@ -13,11 +13,11 @@ from confide.errors import ConfideError, DataError, SpecificationError, Training
 from confide.methods.base import Record
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
+from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from confide_client.training import LocalTrainer
 from confide_client.training.loop import batch_indices
-from confide_client.training.optimizers import learning_rate
 from safetensors.torch import load_file
 
 from tests.tiny_models import tiny_bert, tiny_gpt2, tiny_llama

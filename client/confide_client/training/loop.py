@@ -11,9 +11,10 @@ from confide.methods.base import Batch, Example, Method, micro_batches
 from confide.models import seeds
 from confide.models.travel import is_active
 from confide.proto import fleet_pb2
+from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 
-from confide_client.training.optimizers import OptimizerStates, learning_rate, make_optimizer
+from confide_client.training.optimizers import OptimizerStates, make_optimizer
 from confide_client.training.shards import whole
 
 

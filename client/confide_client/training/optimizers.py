@@ -1,6 +1,5 @@
-"""The local optimizer, its schedule by global step, and its state between rounds."""
+"""The local optimizer and its state between rounds."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from confide.codec.tensors import TensorSchema
 from confide.errors import TrainingError
 from confide.files import private_folder, write_atomic
-from confide.runs.specification import Specification, Training
+from confide.runs.specification import Training
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -30,18 +29,6 @@ def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Op
         return torch.optim.SGD(groups, lr=training.learning_rate, fused=True)
     betas = (training.beta1, training.beta2)
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)
-
-
-def learning_rate(specification: Specification, global_step: int) -> float:
-    """Of the step `global_step` (0-based over all rounds): linear warm-up, then constant or a cosine down to zero."""
-    training = specification.training
-    if global_step < training.warmup_steps:
-        return training.learning_rate * (global_step + 1) / training.warmup_steps
-    if training.schedule == "constant":
-        return training.learning_rate
-    total = specification.steps_before(specification.federation.rounds + 1)
-    progress = (global_step - training.warmup_steps) / max(1, total - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class OptimizerStates:

@@ -16,9 +16,8 @@ from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.plan import UnitPlan, check_user_key, unit_plan
 from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2
+from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
-
-from confide_client.training.optimizers import learning_rate
 
 PROTECTED = frozenset({"record", "user"})
 """Units of privacy for which the node's own step adds the noise."""

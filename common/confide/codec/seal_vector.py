@@ -1,6 +1,6 @@
 """The codec's two halves: a node's update into one masked, packed file; the coordinator's sum of such files.
 
-Node: clip -> rotate -> scale -> round stochastically -> + masks modulo 2^w -> pack -> file, one tile
+Node: clip -> rotate -> scale -> round -> + masks modulo 2^w -> pack -> file, one tile
 of 65,536 coordinates at a time, so that beside the update itself only a few buffers of one tile are held.
 Coordinator: add files, subtract masks, restore, one tile of all files at a time; its memory does not depend on their
 number.
@@ -40,6 +40,9 @@ from confide.errors import StateError, UpdateError
 
 Lanes = NDArray[Any]
 ToIntegers = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+
+# As the random number of every lane this rounds to the nearest integer.
+_NEAREST = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ def encode_upload(
 
     update: float32, shape (layout.parameters,), finite; clipped to norm layout.clip (with feedback: their sum is).
     scalars: layout.scalars integers in [0, 2^32), summed exactly.
-    rounding_key: 32 secret random bytes, fresh for every upload: stochastic rounding.
+    rounding_key: 32 secret random bytes, fresh for every upload: stochastic rounding, unbiased.
     masks: (32-byte seed, +1 or -1), the self mask among them; each seed serves this one vector only.
     feedback: error feedback, float32 like update: added before clipping, and overwritten in place by what rounding
-        and the clamp lost. What the norm clip removed is not carried: a node that always exceeds the clip would
-        pile it up without bound. Keep a copy to roll back. Not together with to_integers.
+        and the clamp lost. Rounding is then to the nearest integer: no coordinate loses more than it has, so that
+        the compressor contracts, which feedback rests on (Karimireddy et al. 2019, section 4). What the norm clip
+        removed is not carried: a node that always exceeds the clip would pile it up without bound. Keep a copy to
+        roll back. Not together with to_integers.
     to_integers: rounds and noises the whole rotated vector at once: float64 of shape (layout.coordinates,) in units
         of layout.step, clamped to +-layout.levels, to integers. For layouts with noise, and only for them. Scalars
         are not noised. It holds the whole vector a few times, where the tiles hold next to nothing.
@@ -150,8 +155,9 @@ def encode_upload(
     """
     _check_inputs(update, scalars, layout, feedback, to_integers)
     source, factor = _clipped(update, layout.clip, feedback)
-    rotation, uniform = _Rotation(layout), Keystream(rounding_key)
-    random = np.empty(min(TILE, layout.coordinates), dtype="<u2")
+    rotation = _Rotation(layout)
+    uniform = Keystream(rounding_key) if feedback is None else None
+    random = np.full(min(TILE, layout.coordinates), _NEAREST, dtype="<u2")
     lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
     # The kernels leave out the factor that makes the 1024-point transform orthonormal.
     scale, levels = np.float32(factor / layout.step / math.sqrt(ROWS)), np.float32(layout.levels)
@@ -165,7 +171,8 @@ def encode_upload(
         for tile in rotation.tiles() if to_integers is None else ():
             part = lanes[: tile.lanes]
             kernels.load(source.view("<i4"), tile.signs, tile.start, layout.columns, tile.width, tile.values, tile.bits)
-            kernels.round_lanes(tile.values, tile.width, uniform.fill(random[: part.size]), scale, levels, part)
+            drawn = random[: part.size] if uniform is None else uniform.fill(random[: part.size])
+            kernels.round_lanes(tile.values, tile.width, drawn, scale, levels, part)
             if feedback is not None:
                 _decode(part, _word_bits(layout), tile, layout, feedback, subtract=True)
             packer.put(part)

@@ -179,6 +179,8 @@ class Federation(_Frozen):
     """weights = "examples": the count that weighs 1; larger counts weigh 1 too."""
     clip_norm: Positive | None = None
     """L2 norm to which a node scales its update down. Needed by sealing: it sets the common scale."""
+    clip_schedule: Literal["constant", "learning_rate"] = "constant"
+    """ "learning_rate": clip_norm is for a whole round at the full learning rate, and shrinks with it (schedule.py)."""
     outer: Outer = Outer()
     step_deadline_s: Positive = 600.0
     """How long a node may take to train and upload."""
@@ -300,6 +302,8 @@ class Specification(_Frozen):
                 f"federation.clip_norm is {self.federation.clip_norm} and privacy.clip is {self.privacy.clip}; under "
                 "organization-level privacy both are the length to which an update is clipped: make them equal"
             )
+        if self.federation.clip_schedule != "constant":
+            self._check_clip_schedule()
         if self.privacy.unit == "organization" and self.federation.fragments > 1:
             raise ValueError(
                 f"federation.fragments is {self.federation.fragments}; under organization-level privacy every round's "
@@ -346,6 +350,18 @@ class Specification(_Frozen):
             raise ValueError(
                 "training.gradient_checkpointing is on; it breaks gradients of single records without an error. "
                 "Switch it off and lower training.micro_batch_size"
+            )
+
+    def _check_clip_schedule(self) -> None:
+        """A clip that follows the learning rate needs both, and noise that is calibrated for one clip goes without."""
+        if self.federation.clip_norm is None:
+            raise ValueError("federation.clip_schedule has no clip_norm to scale; set federation.clip_norm")
+        if self.training.local_steps == 0 or not self.trains_model:
+            raise ValueError('federation.clip_schedule is "learning_rate", and nothing is trained; use "constant"')
+        if self.privacy.unit == "organization":
+            raise ValueError(
+                'federation.clip_schedule is "learning_rate"; under organization-level privacy the noise is made for one '
+                'clip: use "constant"'
             )
 
     def _check_what_travels(self) -> None:

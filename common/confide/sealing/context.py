@@ -11,6 +11,7 @@ from confide import canonical
 from confide.codec.layout import VectorLayout
 from confide.models.travel import Travel
 from confide.proto import sealing_pb2
+from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
 from confide.sealing import scalars, wire
 from confide.sealing.bundles import EpochTerms
@@ -31,15 +32,12 @@ def slot_layout(
     noise = slot_noise(specification, parameters, plan, travel)
     if noise is not None:
         return noise.layout(specification, travel.most, scalars=scalars.COUNT, rotation_seed=seed)
-    clip = specification.federation.clip_norm
-    if clip is None:
-        raise ValueError("a sealed specification has a clip_norm")
     return VectorLayout(
         parameters=0 if plan.evaluate_only else travel.count(plan.round),
         scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=parameters.members,
-        clip=clip,
+        clip=clip_norm(specification, plan.round),
         rotation_seed=seed,
     )
 

@@ -23,6 +23,7 @@ from confide.journal import Journal
 from confide.models.travel import Travel
 from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
 from confide.sealing import scalars, wire
 from confide.sealing.boundaries import reached
@@ -50,7 +51,6 @@ class PlainMember:
     def __init__(self, *, specification: Specification, folder: Path, schema: TensorSchema) -> None:
         """schema: of the flat update."""
         self._specification = specification
-        self._clip = specification.federation.clip_norm
         self._folder = private_folder(folder)
         self._travel = Travel(specification, schema)
         self._last: tuple[bytes, Answer] | None = None
@@ -71,7 +71,9 @@ class PlainMember:
         metrics = scalars.checked_metrics(contribution.metrics)
         scalars.check_weight(contribution.weight)
         update = travelling(contribution.update, self._travel, open_.round, open_.evaluate_only)
-        data = clipped(update, self._clip).tobytes()
+        limited = self._specification.federation.clip_norm is not None
+        clip = clip_norm(self._specification, open_.round) if limited else None
+        data = clipped(update, clip).tobytes()
         path = self._folder / "upload"
         write_atomic(path, data)
         reply = sealing_pb2.PlainUpload(
