@@ -35,9 +35,9 @@ def clip_norm(specification: Specification, round: int) -> float:
 
     With clip_schedule "learning_rate": federation.clip_norm is that of training.local_steps steps at the full rate, and
     a round's share of it is sqrt(sum of its steps' squared rates / (local_steps * learning_rate^2)), that of a random
-    walk with such steps: proportional to the rate, and not too narrow for a round of few steps. It is rounded to 1/1024,
-    so that machines whose cosine differs in the last digit agree, and at least 1/16, so that what error feedback
-    carries out of longer rounds finds its way.
+    walk with such steps: proportional to the rate, and not too narrow for a round of few steps. It is rounded to
+    1/1024, so that machines whose cosine differs in the last digit agree, and at least 1/16, so that what error
+    feedback carries out of longer rounds finds its way.
     """
     federation, training = specification.federation, specification.training
     if federation.clip_norm is None:

@@ -360,8 +360,8 @@ class Specification(_Frozen):
             raise ValueError('federation.clip_schedule is "learning_rate", and nothing is trained; use "constant"')
         if self.privacy.unit == "organization":
             raise ValueError(
-                'federation.clip_schedule is "learning_rate"; under organization-level privacy the noise is made for one '
-                'clip: use "constant"'
+                'federation.clip_schedule is "learning_rate"; under organization-level privacy the noise is made for '
+                'one clip: use "constant"'
             )
 
     def _check_what_travels(self) -> None:
