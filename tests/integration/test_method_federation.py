@@ -245,6 +245,10 @@ def test_in_context_only_sealed_metrics_leave(federation: MethodFederation, tmp_
     assert {metric["count"] for metric in entry["metrics"].values()} == {len(NODES)}
     sizes = {data["bytes"] for data in found.of_kind("contributed")}
     assert len(sizes) == 1 and sizes.pop() < 4096  # one block of the packing, for the metrics
+    exported = found.export(tmp_path / "metrics")
+    assert [path.name for path in exported.iterdir()] == ["manifest.json"]
+    assert json.loads((exported / "manifest.json").read_text())["rounds"][0]["metrics"] == entry["metrics"]
+    check_manifest(found, exported)
 
 
 def test_the_tokenizer_is_that_of_the_pooled_text(federation: MethodFederation, tmp_path: Path) -> None:

@@ -111,3 +111,11 @@ def test_tensors_of_another_specification_are_refused(llama: Path, tmp_path: Pat
         write_adapter(tmp_path / "adapter", state, MANIFEST, specification(), llama)
     with pytest.raises(ModelError, match="no adapter"):
         write_adapter(tmp_path / "adapter", state, MANIFEST, specification(adapter={"kind": "full"}), llama)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_in_context_run_leaves_its_manifest_alone(llama: Path, tmp_path: Path, kind: str) -> None:
+    spec = specification(method={"name": "in_context"}, adapter={"kind": kind}, training={"local_steps": 0})
+    write_export(tmp_path / "metrics", {}, MANIFEST, spec, llama)
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["manifest.json"]
+    assert json.loads((tmp_path / "metrics" / "manifest.json").read_text()) == {**MANIFEST, "files": {}}

@@ -34,7 +34,15 @@ _PEFT_TASKS = {"sft": "CAUSAL_LM", "causal_lm": "CAUSAL_LM", "classification": "
 def write_export(
     folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
 ) -> Path:
-    """What the run trained: an adapter folder for LoRA, a model folder for full fine-tuning."""
+    """What the run trained: an adapter folder for LoRA, a model folder for full fine-tuning.
+
+    Of an in-context run manifest.json alone: it trained nothing, and its metrics stand there.
+    """
+    if specification.method.name == "in_context":
+        _check(tensors, specification, base_folder)
+        private_folder(folder)
+        _write_manifest(folder, manifest)
+        return folder
     if trains_all(specification):
         return write_merged(folder, tensors, manifest, specification, base_folder)
     return write_adapter(folder, tensors, manifest, specification, base_folder)
