@@ -94,12 +94,15 @@ class MethodFederation:
         assert events[-1][0] == "run_finished", events[-6:]
         return RealRun(self, specification, self.made.base, run_id, tuple(events))
 
-    def kill_and_start_again(self) -> None:
-        """SIGKILL to the victim; it comes back at once."""
-        child = self.processes.children.pop(VICTIM)
+    def kill_and_start_again(self, victim: str) -> None:
+        """SIGKILL to a node or to the coordinator; it comes back at once."""
+        child = self.processes.children.pop(victim)
         child.send_signal(signal.SIGKILL)
         child.wait()
-        self.made.start_node(self.processes, VICTIM)
+        if victim in NODES:
+            self.made.start_node(self.processes, victim)
+        else:
+            self.made.start_server(self.processes)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ from tests.tokenizer_runs import states, tokenizer_spec
 ROUNDING = 1e-3
 """Of 16 sealed bits, relative to how far a round moves."""
 WHOLE_MODEL_CLIP = 8.0
+ROUNDS = 5
+"""Of the runs in which somebody is killed."""
+FRAGMENTS, OUTER_RATE, MOMENTUM = 2, 0.7, 0.9
 EVERYBODY = sorted(NODES)
 
 
@@ -78,87 +81,139 @@ def check_manifest(found: RealRun, folder: Path) -> None:
 
 
 class Kill:
-    """SIGKILL to one node once a round is committed, in the midst of the next; it is started again at once."""
+    """SIGKILL to one process once a round is committed, in the midst of the next; it is started again at once."""
 
-    def __init__(self, federation: MethodFederation, after: int) -> None:
-        self._federation, self._after = federation, after
-        self.alone: dict[int, tuple[str, ...]] = {}
-        """Rounds in which the killed node ended its training, whether or not that got into a sum."""
+    def __init__(self, federation: MethodFederation, victim: str = VICTIM, after: int = 2) -> None:
+        self._federation, self._victim, self._after = federation, victim, after
+        self._left: set[tuple[str, str]] = set()
 
     def __call__(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "round_committed" and data["round"] == self._after:
-            self._federation.kill_and_start_again()
-            runs = self._federation.made.node_folder(VICTIM) / "runs"
-            for path in runs.glob("*/training/values-*.f32"):
-                self.alone[int(path.stem.partition("-")[2])] = (VICTIM,)
+            self._federation.kill_and_start_again(self._victim)
+            if self._victim in NODES:
+                runs = self._federation.made.node_folder(self._victim) / "runs"
+                self._left = {(path.parts[-3], path.stem) for path in runs.glob("*/training/values-*.f32")}
+
+    def alone(self, found: RealRun, number: int) -> tuple[str, ...]:
+        """The killed node, if it had ended its training of that round, whether or not that got into a sum."""
+        return (self._victim,) if (found.run_id, f"values-{number:06d}") in self._left else ()
 
 
 def check_killed(found: RealRun) -> None:
     """The run went on without the killed node, by name, and had it again at the end."""
     dropped = {(data["node"], bool(data["reason"])) for data in found.of_kind("dropped")}
     assert dropped == {(VICTIM, True)}
-    assert len(found.contributors) == found.specification.federation.rounds
+    assert len(found.contributors) == ROUNDS
     assert all(set(EVERYBODY) - {VICTIM} <= set(names) for names in found.contributors)
     assert found.contributors[0] == found.contributors[-1] == EVERYBODY
 
 
-def test_fedsvd_opens_the_mean_product_and_outlives_a_killed_node(federation: MethodFederation, tmp_path: Path) -> None:
-    specification = federation.specification(adapter={"aggregation": "fedsvd"}, federation={"rounds": 5})
-    found = federation.run(specification, watch=Kill(federation, 2))
-    check_killed(found)
-    replay = Replay(found, tmp_path / "replay")
-    for number in range(1, 6):
-        start, opened = found.flat(number - 1), found.flat(number)
+def fedsvd(federation: MethodFederation, kill: Kill, **federated: Any) -> RealRun:
+    """A run in which somebody is killed."""
+    sections = {"adapter": {"aggregation": "fedsvd"}, "federation": {"rounds": ROUNDS, **federated}}
+    return federation.run(federation.specification(**sections), watch=kill)
+
+
+def check_fedsvd(found: RealRun, folder: Path) -> None:
+    """Every round opened the mean of its contributors' products, and refactored it."""
+    replay = Replay(found, folder / "replay")
+    for number in range(1, ROUNDS + 1):
+        start, opened, updates = found.flat(number - 1), found.flat(number), replay.updates(number)
         before, after = (products(found, replay.schema, flat) for flat in (start, opened))
-        each = [products(found, replay.schema, start + update) for update in replay.updates(number).values()]
+        each = [products(found, replay.schema, start + update) for update in updates.values()]
         assert distance(after, np.mean(each, axis=0), before) < ROUNDING, number
+        assert distance(opened, start + mean(updates), start) > 0.1, number
         for name, tensor in replay.schema.unflatten(opened).items():
             if name.endswith("lora_A"):
                 torch.testing.assert_close(tensor @ tensor.T, torch.eye(len(tensor)), rtol=0, atol=1e-5)
-    # Refactored between rounds, and not left as it was trained.
-    trained = found.flat(4) + mean(replay.updates(5))
-    assert distance(found.flat(5), trained, found.flat(4)) > 0.1
+
+
+def fragments(federation: MethodFederation, kill: Kill, **federated: Any) -> RealRun:
+    """A run in which somebody is killed."""
+    outer = {"learning_rate": OUTER_RATE, "momentum": MOMENTUM, "nesterov": True}
+    specification = federation.specification(
+        method={"name": "causal_lm", "max_length": 32},
+        adapter={"kind": "full"},
+        federation={
+            "rounds": ROUNDS, "fragments": FRAGMENTS, "outer": outer, "clip_norm": WHOLE_MODEL_CLIP, **federated
+        },
+    )  # fmt: skip
+    return federation.run(specification, watch=kill)
+
+
+def check_fragments(found: RealRun, kill: Kill, folder: Path) -> None:
+    """Every round moved its fragment by the outer step over what the contributors trained, and no other scalar."""
+    replay = Replay(found, folder / "replay")
+    size = replay.schema.size
+    bounds = list(itertools.pairwise(size * index // FRAGMENTS for index in range(FRAGMENTS + 1)))
+    velocity = np.zeros(size)
+    for number in range(1, ROUNDS + 1):
+        start, opened = found.flat(number - 1).astype(np.float64), found.flat(number).astype(np.float64)
+        (first, last), others = bounds[(number - 1) % FRAGMENTS], np.ones(size, dtype=bool)
+        others[first:last] = False
+        assert (start[others] == opened[others]).all() and (start[~others] != opened[~others]).mean() > 0.5
+        updates = replay.updates(number, alone=kill.alone(found, number))
+        moved = mean(updates)
+        assert not moved[others].any()
+        velocity[~others] = MOMENTUM * velocity[~others] + moved[~others]
+        expected = start + OUTER_RATE * np.where(others, 0.0, moved + MOMENTUM * velocity)
+        assert distance(opened, expected, start) < ROUNDING, number
+    # What was not exchanged went on from each node's own values: without them the last round would be another.
+    forgetful = Replay(found, folder / "forgetful", nodes=(SMALL,)).updates(ROUNDS)[SMALL]
+    assert distance(forgetful, updates[SMALL], np.zeros(size)) > 0.05
+
+
+def test_fedsvd_opens_the_mean_product_and_outlives_a_killed_node(federation: MethodFederation, tmp_path: Path) -> None:
+    found = fedsvd(federation, Kill(federation))
+    check_killed(found)
+    check_fedsvd(found, tmp_path)
     check_adapter(found, tmp_path / "adapter")
 
 
 def test_a_fragment_moves_in_its_rounds_only_and_outlives_a_killed_node(
     federation: MethodFederation, tmp_path: Path
 ) -> None:
-    fragments, momentum, rate = 2, 0.9, 0.7
-    outer = {"learning_rate": rate, "momentum": momentum, "nesterov": True}
-    specification = federation.specification(
-        method={"name": "causal_lm", "max_length": 32},
-        adapter={"kind": "full"},
-        federation={"rounds": 5, "fragments": fragments, "outer": outer, "clip_norm": WHOLE_MODEL_CLIP},
-    )
-    kill = Kill(federation, 2)
-    found = federation.run(specification, watch=kill)
+    kill = Kill(federation)
+    found = fragments(federation, kill)
     check_killed(found)
-    replay = Replay(found, tmp_path / "replay")
-    size = replay.schema.size
-    bounds = list(itertools.pairwise(size * index // fragments for index in range(fragments + 1)))
-    velocity = np.zeros(size)
-    for number in range(1, 6):
-        start, opened = found.flat(number - 1).astype(np.float64), found.flat(number).astype(np.float64)
-        (first, last), others = bounds[(number - 1) % fragments], np.ones(size, dtype=bool)
-        others[first:last] = False
-        assert (start[others] == opened[others]).all() and (start[~others] != opened[~others]).mean() > 0.5
-        moved = mean(replay.updates(number, alone=kill.alone.get(number, ())))
-        assert not moved[others].any()
-        velocity[~others] = momentum * velocity[~others] + moved[~others]
-        expected = start + rate * np.where(others, 0.0, moved + momentum * velocity)
-        assert distance(opened, expected, start) < ROUNDING, number
-    # What was not exchanged went on from each node's own values: without them the last round would be another.
-    forgetful = Replay(found, tmp_path / "forgetful", nodes=(SMALL,)).updates(5)[SMALL]
-    assert distance(forgetful, replay.updates(5)[SMALL], np.zeros(size)) > 0.05
+    check_fragments(found, kill, tmp_path)
     sent = {data["bytes"] for data in found.of_kind("contributed")}
-    assert max(sent) < 0.6 * 2.5 * size  # 18 bits a coordinate for four nodes, of half of them
+    assert max(sent) < 0.6 * 2.5 * found.flat(0).size  # 18 bits a coordinate for four nodes, of half of them
     exported = transformers.AutoModelForCausalLM.from_pretrained(found.export(tmp_path / "model"))
     tokens = torch.arange(5, 25).reshape(2, 10)
     with torch.no_grad():
         theirs, ours = exported.eval()(input_ids=tokens).logits, found.trained()(input_ids=tokens).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
     check_manifest(found, tmp_path / "model")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["fedsvd", "fragments"])
+def test_a_round_that_needs_the_killed_node_is_tried_again_with_it(
+    federation: MethodFederation, tmp_path: Path, method: str
+) -> None:
+    kill = Kill(federation)
+    found = {"fedsvd": fedsvd, "fragments": fragments}[method](federation, kill, min_cohort=len(NODES))
+    assert found.contributors == [EVERYBODY] * ROUNDS
+    assert {data["code"] for data in found.of_kind("slot_abandoned")} == {"LIST_TOO_SMALL"}
+    assert 2 in {found.attempt(number) for number in range(1, ROUNDS + 1)}
+    if method == "fedsvd":
+        check_fedsvd(found, tmp_path)
+    else:
+        check_fragments(found, kill, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["fedsvd", "fragments"])
+def test_a_killed_coordinator_goes_on_where_it_was(federation: MethodFederation, tmp_path: Path, method: str) -> None:
+    kill = Kill(federation, "coordinator")
+    found = {"fedsvd": fedsvd, "fragments": fragments}[method](federation, kill)
+    assert found.contributors == [EVERYBODY] * ROUNDS
+    assert [data["round"] for data in found.of_kind("round_committed")] == list(range(1, ROUNDS + 1))
+    if method == "fedsvd":
+        check_fedsvd(found, tmp_path)
+    else:
+        check_fragments(found, kill, tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["average", pytest.param("ffa", marks=pytest.mark.full), "rolora", "fedsb"])
