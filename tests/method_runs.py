@@ -35,6 +35,8 @@ SMALL, OWN_RANK = "law-firm-c", 2
 """A node that affords a smaller LoRA rank than the runs ask for."""
 CLIP = 4.0
 """Of LoRA runs: far above their updates, and not so far that rounding is seen."""
+PATIENCE_S = 240.0
+"""Long enough for five processes to import torch on a busy machine. A killed node answers as soon as it is back."""
 LABELS = ("mortar", "wall")
 WORDS = ("the wall", "thick mortar", "an old brick", "the mason thinks", "lime is right", "of the client")
 Flat = NDArray[np.floating]
@@ -73,7 +75,10 @@ class MethodFederation:
     def specification(self, base: Path | None = None, **sections: Any) -> Specification:
         """Sealed, of all four nodes, one of whom may collude and one be missing."""
         sha256 = ModelStore(self.made.models).add(str(base or self.llama), (base or self.llama).name)
-        federation = {"rounds": 2, "data": self.made.data, "clip_norm": CLIP, **sections.pop("federation", {})}
+        federation = {
+            "rounds": 2, "data": self.made.data, "clip_norm": CLIP, "exchange_deadline_s": PATIENCE_S,
+            **sections.pop("federation", {}),
+        }  # fmt: skip
         sealing = {"kind": "sealed", "bits": 16, "colluding": 1}
         model = {"sha256": sha256, **sections.pop("model", {})}
         return make_specification(model=model, federation=federation, sealing=sealing, **sections)

@@ -102,7 +102,7 @@ class Kill:
 def check_killed(found: RealRun) -> None:
     """The run went on without the killed node, by name, and had it again at the end."""
     dropped = {(data["node"], bool(data["reason"])) for data in found.of_kind("dropped")}
-    assert dropped == {(VICTIM, True)}
+    assert dropped == {(VICTIM, True)}, found.of_kind("dropped")
     assert len(found.contributors) == ROUNDS
     assert all(set(EVERYBODY) - {VICTIM} <= set(names) for names in found.contributors)
     assert found.contributors[0] == found.contributors[-1] == EVERYBODY
