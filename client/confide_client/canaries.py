@@ -4,8 +4,9 @@ They are planted before the run is approved here, because the number of records 
 policy consents. The file with the coins lies in the run's folder, mode 0600, and is sent nowhere.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from confide.errors import PolicyRefusal, StateError
 from confide.files import write_atomic
@@ -53,5 +54,27 @@ def with_canaries(data: LocalData, canaries: CanarySet | None, specification: Sp
     if canaries.method != specification.method.name:
         raise StateError(f"the canaries were made for method {canaries.method!r}; this run's is another one")
     counted = specification.privacy.unit in {"record", "user"}
-    train: list[Any] = [*data.train, *canaries.records(counted=counted)]
-    return LocalData(train=train, evaluation=data.evaluation)
+    return LocalData(train=_Behind(data.train, canaries.records(counted=counted)), evaluation=data.evaluation)
+
+
+class _Behind(Sequence[Any]):
+    """Records that are read from disk, and a few behind them; a list of both would hold all in memory."""
+
+    def __init__(self, stored: Sequence[Any], few: Sequence[Any]) -> None:
+        self._stored, self._few = stored, few
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._few)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        behind = number - len(self._stored)
+        return self._few[behind] if behind >= 0 else self._stored[number]

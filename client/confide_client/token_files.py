@@ -174,7 +174,9 @@ def read_tokens(path: Path, key: bytes, vocabulary: int) -> Tokens:
             text_bytes = _mapped(file, np.dtype("<i8"), start + ends.nbytes, documents)
     except OSError as error:
         raise StateError(f"{path.name} cannot be read: {error.strerror}") from error
-    if (ends[-1] if documents else 0) != tokens or (np.diff(ends, prepend=0) < 1).any() or (text_bytes < 0).any():
+    # Compared, not subtracted: a difference could wrap around.
+    rising = (ends[1:] > ends[:-1]).all() and (ends[:1] > 0).all()
+    if (ends[-1] if documents else 0) != tokens or not rising or (text_bytes < 0).any():
         raise StateError(f"{path.name} is damaged: its documents are not in order")
     return Tokens(ids, ends, text_bytes)
 

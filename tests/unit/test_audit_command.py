@@ -266,6 +266,10 @@ def test_planted_canaries_are_trained_on_and_counted(site: Site) -> None:
     data = DataSets(site.state.root).load("faq")
     train = with_canaries(data, canaries, site.spec).train
     assert len(train) == len(data.train) + 30
+    together = [*data.train, *canaries.records(counted=True)]
+    assert list(train) == train[:] == together and train[-31:-29] == together[-31:-29]
+    with pytest.raises(IndexError):
+        train[len(together)]
     left_out = [record for record in train if record is None]
     assert len(left_out) == sum(not canary.included for canary in canaries.canaries) > 0
     plain = specification(model={"sha256": site.spec.model.sha256})
