@@ -13,6 +13,7 @@ import transformers
 from confide.errors import ModelError
 from confide.methods.base import IGNORED, Batch
 from confide.methods.token_loss import TokenLoss
+from confide.models.attention import IMPLEMENTATION
 from confide.privacy.families import FAMILIES
 from confide.privacy.per_sample import PerSampleGradients
 from torch import nn
@@ -53,7 +54,7 @@ FULL = [name for name, family in FAMILIES.items() if family.full]
 def build(name: str, *, tied: bool, lora: bool, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(3)
     task = transformers.AutoModelForMaskedLM if name in MASKED else transformers.AutoModelForCausalLM
-    model = task.from_config(CONFIGS[name](tied), attn_implementation="sdpa").to(dtype)
+    model = task.from_config(CONFIGS[name](tied), attn_implementation=IMPLEMENTATION).to(dtype)
     if lora:
         linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | transformers.pytorch_utils.Conv1D)}
         targets = [n for n in sorted(linear) if any(part.isdigit() for part in n.split("."))]
@@ -138,7 +139,7 @@ def _classifier(name: str, lora: bool) -> Any:
     config = CONFIGS[name](True)
     config.num_labels = 3
     config.pad_token_id = 0
-    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation=IMPLEMENTATION)
     if lora:
         model.requires_grad_(False)
         for parameter_name, parameter in model.named_parameters():

@@ -271,10 +271,20 @@ def test_the_resting_half_keeps_its_optimizer_state(llama: Path, tmp_path: Path)
 
 
 @pytest.mark.full
-def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path) -> None:
-    sgd = {"optimizer": "sgd", "learning_rate": 1.0}
-    plain = one_round(specification(training=sgd), llama, tmp_path).update
-    fast = one_round(specification(training={**sgd, "autocast": True, "compile": True}), llama, tmp_path).update
+@pytest.mark.parametrize("method", ["sft", "causal_lm"])
+def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path, method: str) -> None:
+    """Batches of several shapes, with padding or several documents in a sequence."""
+    sgd = {"optimizer": "sgd", "learning_rate": 1.0, "batch_size": 3, "micro_batch_size": 2}
+    data = (
+        Shard([{"text": f"wall {number} is {number} thick"} for number in range(40)], [])
+        if method != "sft"
+        else Shard()
+    )
+    updates = []
+    for training in (sgd, {**sgd, "autocast": True, "compile": True}):
+        spec = specification(method={"name": method, "max_length": 96}, training=training)
+        updates.append(one_round(spec, llama, tmp_path, data=data).update)
+    plain, fast = updates
     assert 0 < np.linalg.norm(fast - plain) < 0.1 * np.linalg.norm(plain)
 
 

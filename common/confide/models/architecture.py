@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from confide.errors import ModelError
+from confide.models.attention import IMPLEMENTATION
 from confide.runs.specification import Specification
 
 transformers.utils.logging.disable_progress_bar()
@@ -91,7 +92,7 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
     with _quiet(), torch.device("meta"):
-        return task.from_config(config, attn_implementation="sdpa")
+        return task.from_config(config, attn_implementation=IMPLEMENTATION)
 
 
 def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype, *, quantized: bool = False) -> Any:
@@ -107,7 +108,7 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
-            return task.from_config(config, attn_implementation="sdpa", dtype=dtype)
+            return task.from_config(config, attn_implementation=IMPLEMENTATION, dtype=dtype)
         try:
             model, report = task.from_pretrained(
                 base_folder,
@@ -115,7 +116,7 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
-                attn_implementation="sdpa",
+                attn_implementation=IMPLEMENTATION,
                 output_loading_info=True,
                 **(_four_bits(dtype) if quantized else {}),
             )

@@ -23,7 +23,7 @@ Timings = dict[str, Any]
 Records = list[Mapping[str, Any]]
 
 
-def save_model(base: Path, *, width: int, layers: int, tokenizer_from: Path) -> int:
+def save_model(base: Path, *, width: int, layers: int, tokenizer_from: Path, heads: int = 8) -> int:
     """A Llama of random weights with an existing tokenizer, in `base`; returns its number of parameters."""
     import transformers
 
@@ -33,8 +33,8 @@ def save_model(base: Path, *, width: int, layers: int, tokenizer_from: Path) -> 
         hidden_size=width,
         intermediate_size=width * 8 // 3 // 8 * 8,
         num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         pad_token_id=0,

