@@ -142,7 +142,7 @@ def test_with_feedback_the_nearest_integers_travel_whatever_the_key(tmp_path: Pa
         assert np.abs(lanes - exact).max() < 0.5 + 1e-3
 
 
-@pytest.mark.parametrize("norm", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("norm", [0.5, 0.1, 0.01])
 def test_what_feedback_carries_is_never_longer_than_what_was_to_be_sent(tmp_path: Path, norm: float) -> None:
     """Rounding at random sends mostly noise when updates are short beside the clip, and all of it comes back."""
     made, update, feedback = layout(3000, 4), random_update(3000, norm=norm), np.zeros(3000, dtype=np.float32)

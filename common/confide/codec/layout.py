@@ -25,9 +25,9 @@ zero is exact. What lies beyond k sigma is clamped, never wrapped. With E / B = 
 | 12   | 6   | 2.0e-9           | 1.0e-5                       | 1.5e-3                         |
 | 16   | 8   | 1.2e-15          | < 1e-7                       | 1.2e-4                         |
 
-At 4 bits both together are least at k = 2.5 for an update of norm `clip`: of its norm 0.153 is lost to stochastic
-rounding and 0.113 to the nearest integers (with error feedback); at k = 2 and 3 it is 0.156 and 0.175, 0.134 and 0.125.
-An update of 0.7 clip loses 0.208 and 0.147. Real updates behave like normal ones.
+At 4 bits both together are least at k = 2.5 for an update of norm `clip`: it loses 0.153 of its norm when rounded at
+random and 0.113 when rounded to the nearest (error feedback); 0.156 and 0.134 at k = 2, 0.175 and 0.125 at k = 3. An
+update of norm 0.7 clip loses 0.208 and 0.147 of its own. Measured on the real updates of a language model.
 
 Ring. Integers are lanes modulo 2^lane_bits, lane_bits = ceil(log2(members * (2^bits - 1) + 1)) + noise_bits, and
 are read back as two's complement: a sum of `members` of them cannot wrap.

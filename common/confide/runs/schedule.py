@@ -1,8 +1,8 @@
 """What follows from a run's schedule: the learning rate of a step, and the clipping norm of a round.
 
-A common scale that suits the rounds at the full learning rate is far too coarse for the last ones of a cosine, and the
-last rounds' rounding stays in the model. `federation.clip_schedule = "learning_rate"` lets the clip, and with it the
-step of sealed coordinates, shrink as the updates do. Both sides calculate it from the signed specification alone.
+Under a cosine the last rounds' updates are many times shorter than the first ones'. One clip for all either cuts the
+first or rounds the last to nothing but its own error. `federation.clip_schedule = "learning_rate"` lets the clip, and
+with it the step of sealed coordinates, shrink as updates do. Both sides calculate it from the signed specification.
 
 >>> from confide.runs.specification import EXAMPLE, parse_toml
 >>> clip_norm(parse_toml(EXAMPLE), round=1)

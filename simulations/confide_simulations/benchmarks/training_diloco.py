@@ -17,6 +17,7 @@ from confide import canonical
 from confide.codec.layout import VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.proto import fleet_pb2
+from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 from confide_client.datasets import LocalData
@@ -87,8 +88,11 @@ def save_byte_model(folder: Path, scale: Scale) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def specification(scale: Scale, local_steps: int, batch: int, seed: int) -> Specification:
-    """Rounds of `local_steps` that together make the whole run, so that one schedule spans all phases."""
+def specification(scale: Scale, local_steps: int, batch: int, seed: int, clip: float = 1.0) -> Specification:
+    """Rounds of `local_steps` that together make the whole run, so that one schedule spans all phases.
+
+    clip: L2 norm for an update at the full learning rate; used where updates are coded.
+    """
     document = {
         "version": 1,
         "name": "diloco",
@@ -108,6 +112,8 @@ def specification(scale: Scale, local_steps: int, batch: int, seed: int) -> Spec
         "federation": {
             "rounds": scale.steps // local_steps,
             "data": "plays",
+            "clip_norm": clip,
+            "clip_schedule": "learning_rate",
             "outer": {
                 "learning_rate": scale.outer_learning_rate,
                 "momentum": scale.momentum,
@@ -128,14 +134,15 @@ class Study:
 
     def __init__(self, corpus: Corpus, scale: Scale, folder: Path, seed: int) -> None:
         self._corpus, self._scale, self._folder, self._seed = corpus, scale, folder, seed
-        self._pooled = self._trainer("pooled", scale.local_steps, NODES * scale.batch)
+        self._pooled = self._trainer(folder / "pooled", "pooled", scale.local_steps, NODES * scale.batch)
         self._pool = LocalData(train=[play for plays in corpus.nodes for play in plays], evaluation=[])
         self._held_out = LocalData(train=[], evaluation=corpus.held_out)
         self.parameters = self._pooled.schema.size
 
-    def _trainer(self, name: str, local_steps: int, batch: int) -> LocalTrainer:
+    def _trainer(self, folder: Path, node: str, local_steps: int, batch: int) -> LocalTrainer:
+        """node: its name decides the order of its batches."""
         spec = specification(self._scale, local_steps, batch, self._seed)
-        return LocalTrainer(spec, self._corpus.base, node=name, folder=self._folder / name, threads=1, device="cpu")
+        return LocalTrainer(spec, self._corpus.base, node=node, folder=folder, threads=1, device="cpu")
 
     def loss(self, model: Flat) -> float:
         """Held-out nats per byte."""
@@ -150,16 +157,20 @@ class Study:
         bits = 32 * self.parameters * (last_step - first_step)
         return model, {"loss": self.loss(model), "curve": curve, "bits": bits}
 
-    def local(self, name: str, model: Flat, local_steps: int, *, bits: int | None, clip: float | None) -> Run:
-        """The rest of the run after the warm start, H steps at a time. bits: None sends float32, unsealed."""
+    def local(self, name: str, model: Flat, local_steps: int, *, bits: int | None = None, clip: float = 1.0) -> Run:
+        """The rest of the run after the warm start, H steps at a time, every run of an H on the same batches.
+
+        bits: None sends float32, unsealed. clip: of an update at the full learning rate; goes with bits.
+        """
         scale = self._scale
         trainers = []
         for number in range(NODES):
-            node = f"{name}-{number}"
-            shutil.copytree(self._folder / "warm", self._folder / node)
-            _renumber(self._folder / node, scale.warm_steps // local_steps)
-            trainers.append(self._trainer(node, local_steps, scale.batch))
-        outer = OuterStep(specification(scale, local_steps, scale.batch, self._seed).federation.outer, b"")
+            folder = self._folder / f"{name}-{number}"
+            shutil.copytree(self._folder / "warm", folder)
+            _renumber(folder, scale.warm_steps // local_steps)
+            trainers.append(self._trainer(folder, f"h{local_steps}-{number}", local_steps, scale.batch))
+        spec = specification(scale, local_steps, scale.batch, self._seed, clip)
+        outer = OuterStep(spec.federation.outer, b"")
         feedback = [np.zeros(self.parameters, dtype=np.float32) for _ in trainers]
         curve, norms, sent = [], [], 0
         for number in range(scale.warm_steps // local_steps + 1, scale.steps // local_steps + 1):
@@ -168,10 +179,10 @@ class Study:
                 for trainer, plays in zip(trainers, self._corpus.nodes, strict=True)
             ]
             norms.append(max(float(np.linalg.norm(update)) for update in updates))
-            if bits is None or clip is None:
+            if bits is None:
                 total, size = np.sum(np.stack(updates), axis=0), 4 * self.parameters
             else:
-                total, size = self._coded(updates, feedback, bits, clip, number)
+                total, size = self._coded(updates, feedback, bits, clip_norm(spec, number), number)
             sent += 8 * size
             model = outer.apply(model, total, weight_sum=NODES)
             curve.append([number * local_steps, round(self.loss(model), 4)])
@@ -221,13 +232,14 @@ def compare(corpus: Corpus, scale: Scale, folder: Path, seed: int, say: Say) -> 
     warm = study.warm_start()
     runs: dict[str, Run] = {}
     h = scale.local_steps
-    runs[f"h{h}"] = study.local(f"h{h}", warm, h, bits=None, clip=None)
+    runs[f"h{h}"] = study.local(f"h{h}", warm, h)
     say(f"H = {h}, float32: {runs[f'h{h}']['loss']:.4f} nats a byte")
     # A run's operator sets the clip from what updates measure; the code's scale hangs on it.
-    clip = float(np.median(runs[f"h{h}"]["largest_norms"]))
+    unit, first = specification(scale, h, scale.batch, seed, clip=1.0), scale.warm_steps // h + 1
+    clip = max(norm / clip_norm(unit, first + i) for i, norm in enumerate(runs[f"h{h}"]["largest_norms"]))
     runs[f"h{h}_4bit"] = study.local(f"h{h}_4bit", warm, h, bits=4, clip=clip)
     say(f"H = {h}, 4 bits: {runs[f'h{h}_4bit']['loss']:.4f}")
-    runs["h10"] = study.local("h10", warm, 10, bits=None, clip=None)
+    runs["h10"] = study.local("h10", warm, 10)
     say(f"H = 10, float32: {runs['h10']['loss']:.4f}")
     _, runs["synchronous"] = study.synchronous(warm, scale.warm_steps, scale.steps)
     say(f"synchronous: {runs['synchronous']['loss']:.4f}")
