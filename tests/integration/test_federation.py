@@ -58,12 +58,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator
 
 
 def specification_for(made: LocalFederation, /, **sections: object) -> Specification:
-    merged = {
-        "model": {"sha256": made.model_sha256},
-        "federation": {"rounds": 2, "data": made.data, "clip_norm": 4.0},
-        **sections,
-    }
-    return make_specification(**merged)
+    """A run of everybody. On a busy machine the processes take their time to import torch for the first offer."""
+    federation: dict[str, object] = {"rounds": 2, "data": made.data, "clip_norm": 4.0}
+    given = sections.pop("federation", federation)
+    patient = {"exchange_deadline_s": 120.0, **given}  # type: ignore[dict-item]
+    return make_specification(**{"model": {"sha256": made.model_sha256}, "federation": patient, **sections})
 
 
 def run(federation: LocalFederation, specification: Specification) -> tuple[str, list[tuple[str, dict]]]:
