@@ -49,7 +49,7 @@ proto: setup ## regenerate common/confide/proto from protos/
 
 bench: setup ## every benchmark, results as JSON under build/bench
 	@mkdir -p build/bench
-	@for b in agreement round sealing privacy training tokenizer simulation scale; do \
+	@for b in agreement aggregation round sealing privacy training tokenizer simulation scale; do \
 		$(BIN)/confide bench $$b --json build/bench/$$b.json || exit 1; done
 
 clean: ## remove the environment and build output

@@ -5,28 +5,26 @@ trains the same nodes on the same batches; after each round the product of what 
 and before any quantisation, with the mean of the products that the nodes trained.
 
     errors = aggregation_errors(seed=1)        # {"average": 0.2, "ffa": 1e-8, ...}
-    sent = communicated_bytes()                # {"average": {"none": ..., "sealed": ...}, ...}
+    sent = communicated_bytes(spec, base)      # {"none": ..., "sealed": ...}
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 from confide.codec.tensors import TensorSchema
-from confide.proto import fleet_pb2
 from confide.runs.specification import Adapter, Specification
-from confide_client.datasets import LocalData
 from numpy.typing import NDArray
 
-from confide_simulations.demo.job import specification
+from confide_simulations.benchmarks.aggregation_federation import NODES, InTurn, Record, Round, demo_specification
 from confide_simulations.demo.shards import split_by_category
 
 Say = Callable[[str], None]
 SCHEMES: tuple[str, ...] = get_args(Adapter.model_fields["aggregation"].annotation)
-NODES, ROUNDS, LOCAL_STEPS = 4, 2, 3
+ROUNDS, LOCAL_STEPS = 2, 3
 
 
 def quiet(_: str) -> None:
@@ -44,35 +42,24 @@ def aggregation_errors(
 
     folder = base or assets.smollm2(say)
     shards = split_by_category(assets.construction_faq(say), nodes=NODES).shards
-    data = {name: LocalData(train=list(records), evaluation=[]) for name, records in shards.items()}
     errors = {}
     for scheme in SCHEMES:
-        errors[scheme] = error_of(_specification(folder, scheme, seed, rounds), folder, data)
+        spec = demo_specification(folder, aggregation=scheme, local_steps=LOCAL_STEPS, seed=seed, rounds=rounds)
+        errors[scheme] = error_of(spec, folder, shards)
         say(f"aggregation {scheme}: relative error {errors[scheme]:.2e}")
     return errors
 
 
-def error_of(spec: Specification, base: Path, data: dict[str, LocalData]) -> float:
-    """The largest error over the rounds of one run, whose nodes take turns on one loaded model."""
-    from confide.models.aggregation import after_round
-    from confide.models.trainable import initial_state
-    from confide_client.training import LocalTrainer
-
+def error_of(spec: Specification, base: Path, shards: Mapping[str, Sequence[Record]]) -> float:
+    """The largest error over the rounds of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        first = LocalTrainer(spec, base, node="", folder=Path(folder), threads=1)
-        trainers = {name: first.for_node(name, Path(folder) / name) for name in data}
-        model, worst = first.schema.flatten(initial_state(spec, base)), 0.0
-        for number in range(1, spec.federation.rounds + 1):
-            slot = fleet_pb2.SlotOpen(slot=number, round=number, attempt=1)
-            trained = [
-                model.astype(np.float64) + trainer.contribute(model, data[name], slot).update
-                for name, trainer in trainers.items()
-            ]
-            averaged: NDArray[np.float64] = np.mean(trained, axis=0)
-            worst = max(worst, product_error(spec, base, first.schema, averaged, trained))
-            state = first.schema.unflatten(averaged.astype(np.float32))
-            model = first.schema.flatten(after_round(spec, state))
-    return worst
+        federation = InTurn(spec, base, shards, Path(folder))
+        return max(error_in(federation, base, done) for done in federation.rounds())
+
+
+def error_in(federation: InTurn, base: Path, done: Round) -> float:
+    """The error of one round's average."""
+    return product_error(federation.specification, base, federation.schema, done.averaged, done.trained)
 
 
 def product_error(
@@ -95,41 +82,16 @@ def product_error(
     return float(np.sqrt(difference / size)) if size else 0.0
 
 
-def communicated_bytes(*, base: Path | None = None, say: Say = quiet) -> dict[str, dict[str, int]]:
-    """By scheme, bytes that one node uploads in a run of ROUNDS rounds: {"none": unsealed, "sealed": at 16 bits}."""
-    from confide_simulations import assets
-
-    folder = base or assets.smollm2(say)
-    return {scheme: _bytes_of(_specification(folder, scheme, 0, ROUNDS), folder) for scheme in SCHEMES}
-
-
-def _bytes_of(spec: Specification, base: Path) -> dict[str, int]:
+def communicated_bytes(spec: Specification, base: Path) -> dict[str, int]:
+    """Bytes that one node uploads in a whole run: {"none": unsealed, "sealed": at the run's bits}."""
     from confide.models.trainable import schema_of
     from confide.models.travel import Travel
     from confide.runs.plan import upload_bytes
 
     travel = Travel(spec, schema_of(spec, base))
-    counts = [travel.count(number) for number in range(1, ROUNDS + 1)]
-    sealed = spec.model_copy(update={"sealing": spec.sealing.model_copy(update={"kind": "sealed"})})
-    return {
-        "none": sum(upload_bytes(spec, NODES, count) for count in counts),
-        "sealed": sum(upload_bytes(sealed, NODES, count) for count in counts),
+    counts = [travel.count(number) for number in range(1, spec.federation.rounds + 1)]
+    kinds = {
+        kind: spec.model_copy(update={"sealing": spec.sealing.model_copy(update={"kind": kind})})
+        for kind in ("none", "sealed")
     }
-
-
-def _specification(base: Path, scheme: str, seed: int, rounds: int) -> Specification:
-    from confide.models.architecture import load_config
-
-    config = load_config(base)
-    return specification(
-        sha256="0" * 64,
-        name="base",
-        dtype="bfloat16" if "bfloat16" in str(config.dtype) else "float32",
-        layers=int(config.num_hidden_layers),
-        rounds=rounds,
-        nodes=NODES,
-        sealing="none",
-        aggregation=scheme,
-        local_steps=LOCAL_STEPS,
-        seed=seed,
-    )
+    return {kind: sum(upload_bytes(one, NODES, count) for count in counts) for kind, one in kinds.items()}

@@ -9,6 +9,7 @@ from typer.main import get_command
 
 # Name on the command line -> module:function. A module imports what is heavy inside its function.
 BENCHMARKS = {
+    "aggregation": "confide_simulations.benchmarks.aggregation:aggregation",
     "agreement": "confide_simulations.benchmarks.agreement:agreement",
     "corpus": "confide_simulations.benchmarks.corpus:corpus",
     "round": "confide_simulations.benchmarks.round:round_",
