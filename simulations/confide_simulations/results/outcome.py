@@ -9,7 +9,7 @@ from rich.table import Table
 
 from confide_simulations.benchmarks.meta import meta
 from confide_simulations.results.recipe import Recipe, Run
-from confide_simulations.results.running import Outcome
+from confide_simulations.results.running import Outcome, lowest
 from confide_simulations.simulate.results import write_json
 
 Row = dict[str, Any]
@@ -28,7 +28,8 @@ def summary(recipe: Recipe, outcomes: Sequence[Outcome]) -> list[Row]:
                 "group": run.group,
                 "nodes": run.nodes,
                 "partition": run.partition,
-                "set": dict(run.set),
+                "set": dict(run.at(lowest(found[0].tuning)).set if found[0].tuning else run.set),
+                "tuning": [list(pair) for pair in found[0].tuning],
                 "seeds": [outcome.seed for outcome in found],
                 "upload_bytes": statistics.fmean(outcome.upload_bytes for outcome in found),
                 "seconds": round(statistics.fmean(outcome.seconds for outcome in found), 1),
@@ -68,6 +69,7 @@ def write(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path) -> list[Row
         "key": recipe.key,
         "held_out": recipe.held_out,
         "evaluation": recipe.evaluation,
+        "tuning_seed": recipe.tuning_seed,
     }
     missing = [run.name for run in recipe.run if run.name not in {row["run"] for row in rows}]
     document = {

@@ -31,7 +31,7 @@ class Material(BaseModel):
     """Which records and which model."""
 
     model_config = _STRICT
-    records: Literal["documents", "passages", "speeches"]
+    records: Literal["documents", "passages", "speeches", "present"]
     count: Number
     """At most so many records, drawn once for all seeds."""
     width: Number = 64
@@ -64,7 +64,14 @@ class Run(BaseModel):
     """Above 0: the one node stands for so many that send a float32 gradient every step; their bytes are counted."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """In place of the result's."""
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Learning rates to choose from: the one with the lowest held-out loss under the recipe's tuning_seed."""
     set: dict[str, Any] = {}
+
+    def at(self, rate: float, *seeds: int) -> "Run":
+        """The run with one learning rate, and with other seeds where some are named."""
+        changed = {"set": {**self.set, "training.learning_rate": rate}, "rates": (), "seeds": seeds or self.seeds}
+        return self.model_copy(update=changed)
 
 
 class Recipe(BaseModel):
@@ -77,6 +84,8 @@ class Recipe(BaseModel):
     evaluation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of a node's records that it evaluates received models on."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...]
+    tuning_seed: Annotated[int, Field(ge=0)] | None = None
+    """For choosing learning rates; not one of `seeds`."""
     material: Material
     plot: Plot
     specification: dict[str, Any]
@@ -129,6 +138,11 @@ def parse(text: str, source: str) -> Recipe:
         raise SpecificationError(f"{source}: two runs are called {twice[0]!r}")
     for run in recipe.run:
         recipe.build(run, "0" * 64, 0)
+        if run.rates and (recipe.tuning_seed is None or recipe.tuning_seed in recipe.seeds_of(run)):
+            raise SpecificationError(
+                f"{source}: run {run.name!r} has rates to choose from, and tuning_seed is {recipe.tuning_seed}; set it "
+                "to a seed that is not reported"
+            )
     return recipe
 
 

@@ -38,6 +38,8 @@ class Outcome:
     upload_bytes: int
     """Of all nodes and rounds."""
     seconds: float
+    tuning: Sequence[tuple[float, float]] = ()
+    """(learning rate, held-out loss under the tuning seed), where the rate was chosen so."""
 
 
 def run(
@@ -45,21 +47,56 @@ def run(
 ) -> list[Outcome]:
     """Everything that is chosen and not there yet, and whatever of the rest is there."""
     made = make(recipe.material, private_folder(folder / "material"), say)
-    digest = folder_digest(made.base)
-    outcomes = []
-    for one in recipe.run:
-        for seed in recipe.seeds_of(one):
-            specification = recipe.build(one, digest, seed)
-            kept = folder / "runs" / one.name / f"seed-{seed}" / "outcome.json"
-            key = {"specification": specification.digest, "run": one.model_dump(mode="json")}
-            found = _read(kept, key)
-            if found is None and chosen(one.name):
-                say(f"{one.name}, seed {seed}")
-                found = _simulate(recipe, one, specification, made, kept.parent, engine)
-                write_atomic(kept, json.dumps({"key": key, "outcome": asdict(found)}).encode())
+    runner = Runner(recipe, made, folder_digest(made.base), folder, engine, say)
+    return [outcome for one in recipe.run for outcome in runner.outcomes(one, begins=chosen(one.name))]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What all runs of a recipe share. digest: of the base model's folder."""
+
+    recipe: Recipe
+    made: Made
+    digest: str
+    folder: Path
+    engine: Engine
+    say: Say
+
+    def outcomes(self, one: Run, *, begins: bool) -> Iterator[Outcome]:
+        """Of every seed; what is not there yet is simulated if this run `begins`, else left out."""
+        place = self.folder / "runs" / one.name
+        tuning: list[tuple[float, float]] = []
+        for rate in one.rates:
+            trial = self._outcome(one.at(rate, self.tuning_seed), self.tuning_seed, place / f"rate-{rate:g}", begins)
+            if trial is None:
+                return
+            tuning.append((rate, trial.final["held_out_eval_loss"]))
+        settled = one.at(lowest(tuning)) if tuning else one
+        for seed in self.recipe.seeds_of(settled):
+            found = self._outcome(settled, seed, place / f"seed-{seed}", begins)
             if found is not None:
-                outcomes.append(found)
-    return outcomes
+                yield replace(found, tuning=tuning)
+
+    @property
+    def tuning_seed(self) -> int:
+        return self.recipe.tuning_seed or 0
+
+    def _outcome(self, one: Run, seed: int, place: Path, begins: bool) -> Outcome | None:
+        specification = self.recipe.build(one, self.digest, seed)
+        kept = place / "outcome.json"
+        key = {"specification": specification.digest, "run": one.model_dump(mode="json")}
+        found = _read(kept, key)
+        if found is None and begins:
+            self.say(f"{one.name}, {place.name}")
+            models = self.folder / "runs" / "models"
+            found = _simulate(self.recipe, one, specification, self.made, place, models, self.engine)
+            write_atomic(kept, json.dumps({"key": key, "outcome": asdict(found)}).encode())
+        return found
+
+
+def lowest(tuning: Sequence[tuple[float, float]]) -> float:
+    """The learning rate with the lowest loss, of (learning rate, loss)."""
+    return min(tuning, key=lambda pair: pair[1])[0]
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Outcome | None:
@@ -72,7 +109,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Outcome | None:
 
 
 def _simulate(
-    recipe: Recipe, one: Run, specification: Specification, made: Made, folder: Path, engine: Engine
+    recipe: Recipe, one: Run, specification: Specification, made: Made, folder: Path, models: Path, engine: Engine
 ) -> Outcome:
     path = private_folder(folder) / "specification.json"
     write_atomic(path, specification.canonical_bytes())
@@ -87,7 +124,7 @@ def _simulate(
         held_out=recipe.held_out,
         evaluation=recipe.evaluation,
         scored=SCORED,
-        models=folder.parent.parent / "models",
+        models=models,
     )
     prepared = study.prepare(asked)
     reports = [study.run(*pair, engine, lambda kind, data: None) for pair in _arms(one, asked, prepared)]
