@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 from confide.children import bound
@@ -24,10 +24,16 @@ from confide.errors import StateError, TransportError
 
 
 class ProcessGroup:
-    """Children by name, each with a log file; leaving the block ends all of them: SIGTERM, then SIGKILL."""
+    """Children by name, each with a log file; leaving the block ends all of them: SIGTERM, then SIGKILL.
+
+    Ctrl-C is not lost within the block: a library that swallows KeyboardInterrupt, as imports and destructors do, only
+    puts it off until `check_alive`.
+    """
 
     def __init__(self, *, grace_s: float = 8.0) -> None:
         self._grace_s = grace_s
+        self._interrupted = False
+        self._before: Any = None
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.logs: dict[str, Path] = {}
 
@@ -56,6 +62,8 @@ class ProcessGroup:
 
     def check_alive(self) -> None:
         """Raises TransportError, with the end of its log, when a child has ended by itself."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         for name, child in self.children.items():
             if child.poll() is not None:
                 tail = self.logs[name].read_text("utf-8", "replace").strip().splitlines()[-12:]
@@ -70,11 +78,19 @@ class ProcessGroup:
         _end([child], self._grace_s)
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
         _end(list(self.children.values()), self._grace_s)
 
 

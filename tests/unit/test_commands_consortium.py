@@ -17,6 +17,8 @@ from confide.models.store import folder_digest
 from confide.models.trainable import initial_state
 from confide.runs.specification import parse_toml
 from confide.transport.control import ControlClient
+from confide_server.commands import consortium as consortium_commands
+from confide_server.commands import run as run_commands
 from confide_server.run_view import RunView
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -47,6 +49,8 @@ kind = "none"
 
 def run(*arguments, fails=None, code=None):
     """The command's output; with `fails`, the error that it must raise; with `code`, its exit status."""
+    for module in (consortium_commands, run_commands):
+        module.console.width = 200  # whatever the terminal was when they were imported
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     if fails is not None:
         assert isinstance(result.exception, fails), (result.exception, result.output)

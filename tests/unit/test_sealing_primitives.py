@@ -173,7 +173,7 @@ def test_no_step_of_the_outer_optimizer_exceeds_its_bound(outer: Outer) -> None:
 
 def test_the_mean_updates_bound_counts_rounding() -> None:
     assert mean_update_bound(specify("bits = 16"), 8) == pytest.approx(1 + 8 / 32767)
-    assert mean_update_bound(specify("bits = 4"), 8) == pytest.approx(1 + 3 / 7)
+    assert mean_update_bound(specify("bits = 4"), 8) == pytest.approx(1 + 2.5 / 7)
     assert mean_update_bound(specify("bits = 8", 'weights = "examples"'), 8) == pytest.approx(1 + 20 * 4 / 127)
 
 
