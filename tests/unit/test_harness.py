@@ -61,7 +61,6 @@ def likeliest(model: Any, tokenizer: Any, question: str, choices: list[str]) -> 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 def test_a_local_task_is_scored_as_by_hand(base: Path, task: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
     model, tokenizer = load_answering(base)
     right = [likeliest(model, tokenizer, row["question"], row["choices"]) == row["answer"] for row in QUESTIONS]
     out = tmp_path / "figures.json"

@@ -20,10 +20,10 @@ are blocks hold most of the norm. Integers reach +-levels, levels = 2^(bits-1) -
 zero is exact. What lies beyond k sigma is clamped, never wrapped. With E / B = sigma^2:
 
 | bits | k   | P(clamped), normal | norm lost by clamping / clip | rounding error / clip, at most |
-| 4    | 2.5 | 1.2e-2           | 4.9e-2                       | 1.8e-1                         |
-| 8    | 4   | 6.3e-5           | 2.5e-3                       | 1.6e-2                         |
-| 12   | 6   | 2.0e-9           | 1.0e-5                       | 1.5e-3                         |
-| 16   | 8   | 1.2e-15          | < 1e-7                       | 1.2e-4                         |
+| 4    | 2.5 | 1.2e-2             | 4.9e-2                       | 1.8e-1                         |
+| 8    | 4   | 6.3e-5             | 2.5e-3                       | 1.6e-2                         |
+| 12   | 6   | 2.0e-9             | 1.0e-5                       | 1.5e-3                         |
+| 16   | 8   | 1.2e-15            | < 1e-7                       | 1.2e-4                         |
 
 At 4 bits both together are least at k = 2.5 for an update of norm `clip`: it loses 0.153 of its norm when rounded at
 random and 0.113 when rounded to the nearest (error feedback); 0.156 and 0.134 at k = 2, 0.175 and 0.125 at k = 3. An

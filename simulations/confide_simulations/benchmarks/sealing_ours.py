@@ -13,6 +13,7 @@ import numpy as np
 from confide.codec.keystream import Keystream
 from confide.codec.layout import TILE, VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
+from confide.sealing.keys import pairwise_mask, public_of
 from confide.sealing.uploads import UploadStore
 from numpy.typing import NDArray
 
@@ -69,7 +70,8 @@ class OurSlot:
     def open(self, dropped: int) -> NDArray[np.float32]:
         """All of the coordinator's work on what arrived, the last `dropped` nodes missing. Checks the scalars.
 
-        Each is kept as it arrives (linked, hashed, fsynced), then all are summed, and their files erased.
+        Each is kept as it arrives (linked, hashed, fsynced), then all are summed, and their files erased. For each who
+        is missing the agreements with all others are made, which the protocol's run (nobody missing) does not have.
         """
         alive, missing = range(self._nodes - dropped), range(self._nodes - dropped, self._nodes)
         total, store, size = UploadSum(self.layout), UploadStore(self._folder / "kept"), self.layout.wire_bytes
@@ -77,7 +79,12 @@ class OurSlot:
             total.add(store.keep(1, str(node), self._arrived(node), self._digests[node], size), None)
             self._arrived(node).unlink()
             total.remove_mask(seed_of("self", node), 1)
-            for gone in missing:
+        for gone in missing:
+            secret = seed_of("secret", gone)
+            public = public_of(secret)
+            for node in alive:
+                # The agreement's cost is real; the masks that were added are made up.
+                pairwise_mask(secret, public, bytes(32), str(gone), str(node))
                 total.remove_mask(seed_of(node, gone), 1)
         store.settle(1)
         vector, scalars = total.open(len(alive))
