@@ -193,7 +193,7 @@ class FleetNode:
 
     def answer(self, data: bytes, payload: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
         instruction = fleet_pb2.Instruction.FromString(data)
-        assert payload_digest(payload) == instruction.payload_sha256
+        assert payload_digest(payload) == instruction.payload_digest
         self.steps.append((fleet_pb2.Step.Name(instruction.step), instruction.sequence))
         upload: dict[str, bytes] = {}
         reply = fleet_pb2.Reply(
@@ -208,7 +208,7 @@ class FleetNode:
             reply.body, upload = self._handle(instruction, payload.get("model", b""))
         except ConfideError as error:
             reply.failure.code, reply.failure.message = error.code, str(error)
-        reply.payload_sha256 = payload_digest(upload)
+        reply.payload_digest = payload_digest(upload)
         return self.sign(reply), upload
 
     def sign(self, reply: fleet_pb2.Reply) -> bytes:

@@ -160,7 +160,7 @@ class Instructions:
             step=step,
             sequence=self._sequence,
             body=body,
-            payload_sha256=payload_digest(payload or {}),
+            payload_digest=payload_digest(payload or {}),
         )
         for name, value in changes.items():
             setattr(instruction, name, value)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError
 from confide.identity.keys import SigningKey
@@ -164,7 +165,7 @@ class Federation:
         }
         return SlotPlan(**(fields | changes))  # type: ignore[arg-type]
 
-    def ask(self, step: Step, node: str, body: bytes) -> tuple[bytes, Path | None]:
+    def ask(self, step: Step, node: str, body: bytes) -> tuple[bytes, DigestedFile | None]:
         """One question to one node; raises what the node raises."""
         made = self.members[node].handle(
             step, self.alter(step, node, body), lambda plan: self.contribution(node, plan), self.model.tobytes()
@@ -172,7 +173,7 @@ class Federation:
         body = self.answer(step, node, made.body)
         if made.payload is not None:
             self.payloads[node] = made.payload.read_bytes()
-        return body, made.payload
+        return body, None if made.payload is None else DigestedFile.read(made.payload)
 
     def drive(self, silent: Mapping[Step, Collection[str]] | None = None) -> Opened | Abandoned | None:
         """Ask and answer until the collector has nothing more to ask. `silent` names who fails to answer a step."""

@@ -49,7 +49,7 @@ TABLE: dict[str, Why] = {
     # fleet: the envelope of every answer
     **_fields("confide.v1.SignedReply", reply=H, signature=F),
     **_fields(
-        "confide.v1.Reply", version=C, release=C, run_id=P, step=P, sequence=P, node=P, payload_sha256=F, body=H,
+        "confide.v1.Reply", version=C, release=C, run_id=P, step=P, sequence=P, node=P, payload_digest=F, body=H,
         failure=H,
     ),
     **_fields("confide.v1.Failure", code=W, message=W),

@@ -71,8 +71,8 @@ def check_instruction(instruction: fleet_pb2.Instruction, payload: Mapping[str, 
         raise TransportError(f"{instruction.run_id[:64]!r} is not a run id (32 characters of lower-case hex)")
     if instruction.step == fleet_pb2.STEP_UNSPECIFIED or instruction.step not in fleet_pb2.Step.values():
         raise TransportError(f"step {instruction.step} is unknown to confide {__version__}; upgrade the node")
-    if instruction.payload_sha256 != payload_digest(payload):
-        raise TransportError("the payload does not have the stated SHA-256: it was damaged or exchanged on its way")
+    if instruction.payload_digest != payload_digest(payload):
+        raise TransportError("the payload does not have the stated digest: it was damaged or exchanged on its way")
 
 
 def signed_reply(
@@ -90,7 +90,7 @@ def signed_reply(
         step=instruction.step,
         sequence=instruction.sequence,
         node=node,
-        payload_sha256=payload_digest(payload),
+        payload_digest=payload_digest(payload),
     )
     if isinstance(outcome, Outgoing):
         reply.body = outcome.body

@@ -24,13 +24,10 @@ def digest(document: Any) -> str:
     return hashlib.sha256(encode(document)).hexdigest()
 
 
-def hash_fields(domain: str, *fields: bytes | memoryview) -> bytes:
+def hash_fields(domain: str, *fields: bytes) -> bytes:
     """SHA-256 over a domain name and length-prefixed fields: no two field lists share an input.
 
     Guarantee: injective encoding; collisions are those of SHA-256.
     """
-    state = hashlib.sha256()
-    for field in (domain.encode(), *fields):
-        state.update(len(field).to_bytes(8, "big"))
-        state.update(field)
-    return state.digest()
+    parts = [part for field in (domain.encode(), *fields) for part in (len(field).to_bytes(8, "big"), field)]
+    return hashlib.sha256(b"".join(parts)).digest()

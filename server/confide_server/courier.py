@@ -5,18 +5,17 @@ and its payload is the one that was signed. Everything else becomes "node X did 
 """
 
 import contextlib
-import mmap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from confide import __version__, canonical
+from confide.codec.digest import DigestedFile
 from confide.errors import ConfideError, IdentityError, StateError, TransportError, UpdateError
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
-from confide.transport.envelope import payload_digest
+from confide.transport.envelope import digest_of_entries, payload_digest
 from google.protobuf.message import DecodeError
 
 from confide_server.book import Book
@@ -36,7 +35,7 @@ class Answer:
 
     node: str
     body: bytes
-    upload: Path | None
+    upload: DigestedFile | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class Courier:
                 step=question.step,
                 sequence=sequence,
                 body=question.bodies[node],
-                payload_sha256=digest,
+                payload_digest=digest,
             )
             asked[node] = _Asked(instruction.SerializeToString(deterministic=True), sequence)
             self._send(node, asked[node], question.payload, presence.get(node))
@@ -197,8 +196,8 @@ class Courier:
         except ConfideError as error:
             yield Silence(node, error.code, printable(str(error)), answered=True)
         finally:
-            for path in reply.payload.values():
-                path.unlink(missing_ok=True)
+            for file in reply.payload.values():
+                file.path.unlink(missing_ok=True)
 
     def _verified(self, node: str, step: fleet_pb2.Step, sequence: int, outer: FleetReply) -> Answer | Silence:
         if outer.fault:
@@ -217,7 +216,7 @@ class Courier:
             raise IdentityError(f"{node} signed an answer to another question: {stated}")
         if set(outer.payload) - {"upload"}:
             raise UpdateError(f"{node} sent the payload entries {sorted(outer.payload)}; only 'upload' is known")
-        if _files_digest(outer.payload) != reply.payload_sha256:
+        if digest_of_entries({name: file.digest for name, file in outer.payload.items()}) != reply.payload_digest:
             raise UpdateError(f"the payload that came from {node} is not the one it signed")
         if reply.WhichOneof("outcome") == "failure":
             return Silence(node, _code(reply.failure.code), printable(reply.failure.message), answered=True)
@@ -230,19 +229,6 @@ def _parse(node: str, body: bytes) -> tuple[fleet_pb2.SignedReply, fleet_pb2.Rep
         return signed, fleet_pb2.Reply.FromString(signed.reply)
     except DecodeError as error:
         raise TransportError(f"{node} answered with bytes that are not a SignedReply") from error
-
-
-def _files_digest(payload: Mapping[str, Path]) -> bytes:
-    with contextlib.ExitStack() as stack:
-        views: dict[str, memoryview] = {}
-        for name, path in payload.items():
-            file = stack.enter_context(path.open("rb"))
-            if path.stat().st_size == 0:
-                views[name] = memoryview(b"")
-                continue
-            mapped = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            views[name] = stack.enter_context(memoryview(mapped))
-        return payload_digest(views)
 
 
 def _code(text: str) -> str:

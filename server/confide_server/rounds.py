@@ -189,7 +189,7 @@ class Rounds:
                 self._dropped(number, answer.node, answer.code, answer.reason, answered=answer.answered)
                 continue
             self._heard.add(answer.node)
-            size = answer.upload.stat().st_size if answer.upload else 0
+            size = answer.upload.path.stat().st_size if answer.upload else 0
             try:
                 self._collector.receive(answer.node, answer.body, answer.upload)
             except StateError:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.codec import seal_vector
+from confide.codec.digest import DigestedFile
 from confide.codec.seal_vector import UploadSum
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName, IdentityError, UpdateError
@@ -214,7 +215,7 @@ def test_different_models_to_different_nodes_yield_no_quorum_and_garbage(tmp_pat
         uploads[node], contexts[node] = (answer.payload, upload.upload_digest), upload.context
         if node in (A, B):
             with refused(FailureName.CONTEXT_MISMATCH):
-                federation.collector.receive(node, answer.body, answer.payload)
+                federation.collector.receive(node, answer.body, DigestedFile.read(answer.payload))
     assert len(set(contexts.values())) == 2
     # A coordinator that lists all five all the same finds no quorum: three at most sign under one context.
     survivors = [sealing_pb2.Survivor(node=node, upload_digest=uploads[node][1]) for node in sorted(uploads)]
@@ -271,11 +272,11 @@ def test_an_upload_that_is_not_what_it_says(tmp_path: Path) -> None:
     exchange = stop_before(federation, fleet_pb2.TRAIN)
     body, payload = federation.ask(fleet_pb2.TRAIN, A, exchange.bodies[A])
     assert payload is not None
-    data = payload.read_bytes()
+    data = payload.path.read_bytes()
     for changed in (data[:-1], data + b"\0", bytes([data[0] ^ 1]) + data[1:]):
         (tmp_path / "changed").write_bytes(changed)
         with pytest.raises(UpdateError):
-            federation.collector.receive(A, body, tmp_path / "changed")
+            federation.collector.receive(A, body, DigestedFile.read(tmp_path / "changed"))
     with pytest.raises(UpdateError, match="no payload"):
         federation.collector.receive(A, body, None)
 

@@ -104,13 +104,13 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
             message = opened(reply.body, world.members[node])
             assert message.WhichOneof("outcome") == "body", message.failure
             upload = sealing_pb2.PlainUpload.FromString(message.body)
-            updates[node] = reply.payload["upload"].read_bytes()
+            updates[node] = reply.payload["upload"].path.read_bytes()
             assert len(updates[node]) == len(model)
             assert {metric.name for metric in upload.metrics} >= {"train_loss", "eval_loss", "update_norm"}
             assert np.abs(np.frombuffer(updates[node], "<f4")).max() > 0
             again = ask(session, node, train, payload)
             assert again.body == reply.body
-            assert again.payload["upload"].read_bytes() == updates[node]
+            assert again.payload["upload"].path.read_bytes() == updates[node]
         assert updates["node-a"] != updates["node-b"]
         _crash_and_come_back(world, link, session, first, train, payload, updates["node-a"])
         ended = run.make(fleet_pb2.END, fleet_pb2.End(slot=1, committed=True, run_ended=True).SerializeToString())
@@ -137,7 +137,7 @@ def _crash_and_come_back(
     process.wait()
     with agent(world, "node-a") as second:
         wait_for(lambda: link.presence()["node-a"].activations > before, 30, "the second agent's connection")
-        assert ask(session, "node-a", train, payload).payload["upload"].read_bytes() == update
+        assert ask(session, "node-a", train, payload).payload["upload"].path.read_bytes() == update
         second.send_signal(signal.SIGTERM)
         assert second.wait(timeout=10) == 0
     events = [entry["event"] for entry in journal.read(world.state("node-a").audit)[0]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confide.codec.digest import DigestedFile
 from confide.codec.tensors import model_digest
 from confide.identity.keys import SigningKey
 from confide.models.trainable import initial_state
@@ -72,7 +73,7 @@ class Rounds:
         while (exchange := self.collector.exchange()) is not None:
             for node, body in exchange.bodies.items():
                 answer = self.members[node].handle(exchange.step, body, self.trains(node), self.data)
-                self.collector.receive(node, answer.body, answer.payload)
+                self.collector.receive(node, answer.body, answer.payload and DigestedFile.read(answer.payload))
             self.collector.close_exchange()
 
     def trains(self, node: str) -> Any:

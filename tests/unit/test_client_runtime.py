@@ -214,7 +214,7 @@ def test_versions_that_differ_say_which_side_to_upgrade(bench: Bench) -> None:
         ({"run_id": "A" * 32}, "not a run id"),
         ({"step": 0}, "step 0 is unknown"),
         ({"step": 99}, "upgrade the node"),
-        ({"payload_sha256": bytes(32)}, "payload does not have the stated SHA-256"),
+        ({"payload_digest": bytes(32)}, "payload does not have the stated digest"),
     ],
 )
 def test_malformed_instructions_are_answered_and_not_acted_on(bench: Bench, changes: dict[str, Any], said: str) -> None:

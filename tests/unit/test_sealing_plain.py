@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confide.codec.digest import upload_digest
+from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, ProtocolFailure, UpdateError
 from confide.identity.keys import SigningKey
@@ -42,14 +42,16 @@ def contribution(number: int, scale: float = 1e-3) -> Contribution:
     return Contribution(update, weight=0.5 + 0.1 * number, metrics={Metric.TRAIN_LOSS: 1.5 + number})
 
 
-def answer(folder: Path, name: str, number: int, body: bytes, given: Contribution | None = None) -> tuple[bytes, Path]:
+def answer(
+    folder: Path, name: str, number: int, body: bytes, given: Contribution | None = None
+) -> tuple[bytes, DigestedFile]:
     member = make_member(
         specification(), roster(), name, SigningKey.generate(), folder / name, "0" * 32, SCHEMA,
         initial_model_sha256=b"",
     )  # fmt: skip
     made = member.handle(fleet_pb2.TRAIN, body, lambda _: given or contribution(number))
     assert made.payload is not None
-    return made.body, made.payload
+    return made.body, DigestedFile.read(made.payload)
 
 
 def plan(slot: int = 1) -> SlotPlan:
@@ -189,15 +191,15 @@ def test_truncated_long_and_nan_payloads_are_refused(tmp_path: Path, data: bytes
     exchange = one.exchange()
     assert exchange is not None
     body, payload = answer(tmp_path, NODES[0], 0, exchange.bodies[NODES[0]])
-    payload.write_bytes(data)
+    payload.path.write_bytes(data)
     with pytest.raises(UpdateError, match=expected):
-        one.receive(NODES[0], _altered(body, upload_digest=upload_digest(data)), payload)
+        one.receive(NODES[0], _altered(body, upload_digest=upload_digest(data)), DigestedFile.read(payload.path))
 
 
 def test_updates_are_clipped_and_checked_on_the_node(tmp_path: Path) -> None:
     body = wire.encode(plan().to_message())
     _, payload = answer(tmp_path, NODES[0], 0, body, contribution(0, scale=10.0))
-    assert np.linalg.norm(np.fromfile(payload, "<f4")) == pytest.approx(12.0, rel=1e-5)
+    assert np.linalg.norm(np.fromfile(payload.path, "<f4")) == pytest.approx(12.0, rel=1e-5)
     with pytest.raises(UpdateError, match="NaN"):
         answer(tmp_path, NODES[0], 0, body, Contribution(np.full(SIZE, np.inf, np.float32)))
     with pytest.raises(UpdateError, match="shape"):

@@ -55,7 +55,7 @@ class Watched(Federation):
     def ask(self, step, node, body):  # type: ignore[no-untyped-def]
         reply, payload = super().ask(step, node, body)
         if payload is not None:
-            self.left.setdefault((node, self.slot_number), set()).add(payload.read_bytes())
+            self.left.setdefault((node, self.slot_number), set()).add(payload.path.read_bytes())
         return reply, payload
 
     def check_nothing_served_twice(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confide.codec.digest import upload_digest
+from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.layout import VectorLayout
 from confide.codec.seal_vector import encode_upload
 from confide.errors import StateError, UpdateError
@@ -23,7 +23,7 @@ def arrived(tmp_path: Path, data: bytes = DATA) -> Path:
 
 
 def keep(store: UploadStore, payload: Path, data: bytes = DATA) -> Path:
-    return store.keep(7, "hospital-a", payload, upload_digest(data), len(data))
+    return store.keep(7, "hospital-a", DigestedFile.read(payload), upload_digest(data), len(data))
 
 
 def test_an_upload_is_linked_and_outlives_the_file_that_came(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_does_not_have_the_stated_hash_or_size_is_not_kept(tmp_path: Path) 
     with pytest.raises(UpdateError, match="does not have the stated hash"):
         keep(store, payload)
     with pytest.raises(UpdateError, match="has 9 bytes; this run's layout takes 10"):
-        store.keep(7, "hospital-a", payload, upload_digest(b"something"), 10)
+        store.keep(7, "hospital-a", DigestedFile.read(payload), upload_digest(b"something"), 10)
     assert not store.path(7, "hospital-a").exists()
 
 

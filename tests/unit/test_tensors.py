@@ -1,8 +1,11 @@
 """Updates as raw bytes: checked by name, shape, length and value."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.tensors import TensorSchema
 from confide.errors import TransportError, UpdateError
 from confide.transport import envelope
@@ -77,3 +80,13 @@ def test_other_records_are_refused(record: RecordDict) -> None:
 def test_payload_digest_depends_on_names_and_bytes() -> None:
     digests = {envelope.payload_digest(p) for p in ({}, {"a": b"1"}, {"b": b"1"}, {"a": b"2"}, {"a": b"", "1": b""})}
     assert len(digests) == 5
+
+
+def test_a_file_that_is_written_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    written = DigestedFile.write(tmp_path / "came", iter([b"12", b"", b"3"]))
+    assert written == DigestedFile.read(tmp_path / "came")
+    assert written.digest == upload_digest(b"123")
+    assert written.path.read_bytes() == b"123" and written.path.stat().st_mode & 0o777 == 0o600
+    assert envelope.digest_of_entries({"a": written.digest}) == envelope.payload_digest({"a": b"123"})
+    with pytest.raises(FileExistsError):
+        DigestedFile.write(tmp_path / "came", [b"4"])

@@ -41,6 +41,9 @@ from confide.errors import StateError, UpdateError
 Lanes = NDArray[Any]
 ToIntegers = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 
+# What the sum takes in at a time, in lanes: enough for few calls, little enough for the second-level cache.
+_BLOCK = 4 * TILE
+
 # As the random number of every lane this rounds to the nearest integer.
 _NEAREST = 1 << 15
 
@@ -82,9 +85,10 @@ class _Rotation:
 class _Masks:
     """The keystreams of signed masks, added to consecutive lanes; all share one buffer, which stays in the cache."""
 
-    def __init__(self, masks: Iterable[tuple[bytes, int]], layout: VectorLayout) -> None:
+    def __init__(self, masks: Iterable[tuple[bytes, int]], layout: VectorLayout, most: int) -> None:
+        """most: lanes at a time."""
         self._streams = [(Keystream(seed), np.add if _checked_sign(sign) > 0 else np.subtract) for seed, sign in masks]
-        self._buffer = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
+        self._buffer = np.empty(min(most, layout.lanes), dtype=layout.lane_dtype)
 
     def add_to(self, lanes: Lanes) -> None:
         """Add the next lanes.size integers of every mask, in place, modulo the word."""
@@ -98,7 +102,7 @@ class _Packer:
 
     def __init__(self, layout: VectorLayout, masks: Sequence[tuple[bytes, int]], out: Path) -> None:
         self._lane_bits, self._word_bits = layout.lane_bits, _word_bits(layout)
-        self._masks = _Masks(masks, layout)
+        self._masks = _Masks(masks, layout, TILE)
         self._words = np.empty(min(TILE, layout.lanes) * self._lane_bits // self._word_bits, dtype=layout.lane_dtype)
         self._hash = upload_hash()
         # Never into the file that was there: whoever linked that one keeps what it held.
@@ -268,14 +272,16 @@ class UploadSum:
         if not 1 <= contributors <= layout.members:
             raise UpdateError(f"{contributors} contributors; the layout allows 1 to {layout.members}")
         update = np.empty(layout.parameters, dtype=np.float32)
-        masks = _Masks(((seed, -sign) for seed, sign in self._removed), layout)
-        lanes = np.empty(min(TILE, layout.lanes), dtype=layout.lane_dtype)
+        masks = _Masks(((seed, -sign) for seed, sign in self._removed), layout, _BLOCK)
+        lanes, tiles = np.empty(min(_BLOCK, layout.lanes), dtype=layout.lane_dtype), rotation.tiles()
         with _Unpacker(layout, self._uploads) as uploads:
-            for tile in rotation.tiles():
-                part = lanes[: tile.lanes]
-                uploads.sum_into(part)
-                masks.add_to(part)
-                _decode(part, layout.lane_bits, tile, layout, update, subtract=False)
+            for start in range(0, layout.coordinates, _BLOCK):
+                block = lanes[: min(_BLOCK, layout.coordinates - start)]
+                uploads.sum_into(block)
+                masks.add_to(block)
+                for done in range(0, block.size, TILE):
+                    part = block[done : done + TILE]
+                    _decode(part, layout.lane_bits, next(tiles), layout, update, subtract=False)
             tail = np.empty(layout.lanes - layout.coordinates, dtype=layout.lane_dtype)
             uploads.sum_into(tail)
             masks.add_to(tail)
@@ -288,7 +294,7 @@ class _Unpacker:
 
     def __init__(self, layout: VectorLayout, uploads: Sequence[tuple[Path, bytes | None]]) -> None:
         self._lane_bits = layout.lane_bits
-        self._packed = np.empty(min(TILE, layout.lanes) * layout.lane_bits // _word_bits(layout), layout.lane_dtype)
+        self._packed = np.empty(min(_BLOCK, layout.lanes) * layout.lane_bits // _word_bits(layout), layout.lane_dtype)
         self._expected = [(path, expected, None if expected is None else upload_hash()) for path, expected in uploads]
         self._open = ExitStack()
         self._files: list[Any] = []
@@ -305,7 +311,7 @@ class _Unpacker:
         self._open.close()
 
     def sum_into(self, lanes: Lanes) -> None:
-        """Overwrite `lanes`, a multiple of 1024 and at most one tile, by the sum of the uploads' next lanes."""
+        """Overwrite `lanes`, a multiple of 1024 and at most one block, by the sum of the uploads' next lanes."""
         lanes.fill(0)
         words = self._packed[: lanes.size * self._lane_bits // (8 * lanes.itemsize)]
         packed = words.view("u1").data

@@ -27,32 +27,32 @@ REVEAL: Step
 END: Step
 
 class Instruction(_message.Message):
-    __slots__ = ("version", "release", "run_id", "step", "sequence", "body", "payload_sha256")
+    __slots__ = ("version", "release", "run_id", "step", "sequence", "body", "payload_digest")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
-    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     version: int
     release: str
     run_id: str
     step: Step
     sequence: int
     body: bytes
-    payload_sha256: bytes
-    def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., body: _Optional[bytes] = ..., payload_sha256: _Optional[bytes] = ...) -> None: ...
+    payload_digest: bytes
+    def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., body: _Optional[bytes] = ..., payload_digest: _Optional[bytes] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("version", "release", "run_id", "step", "sequence", "node", "payload_sha256", "body", "failure")
+    __slots__ = ("version", "release", "run_id", "step", "sequence", "node", "payload_digest", "body", "failure")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
-    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     version: int
@@ -61,10 +61,10 @@ class Reply(_message.Message):
     step: Step
     sequence: int
     node: str
-    payload_sha256: bytes
+    payload_digest: bytes
     body: bytes
     failure: Failure
-    def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., payload_sha256: _Optional[bytes] = ..., body: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., payload_digest: _Optional[bytes] = ..., body: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code", "message")

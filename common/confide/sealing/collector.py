@@ -8,6 +8,9 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
+
+from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, FailureName, IdentityError, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
@@ -73,10 +76,11 @@ class SealedCollector:
         self._checked: set[str] = set()
         self._recheck_uploads()
 
-    def _record(self, event: str, **fields: Any) -> None:
+    def _record(self, event: str, *, parsed: Message | None = None, **fields: Any) -> None:
+        """parsed: the message in `body`, when it is at hand."""
         body = {"event": event, **fields}
         self._journal.append(body, durable=event not in _GATHERED)
-        self._books.apply(body)
+        self._books.apply(body, parsed)
 
     def _recheck_uploads(self) -> None:
         """After a restart: an upload that is not what its sender stated is asked for again, while it still can be.
@@ -218,7 +222,7 @@ class SealedCollector:
                 self._record("convicted", node=node, name=error.code, evidence=both)
                 raise error
             return
-        self._record("bundle", node=node, body=body.hex())
+        self._record("bundle", node=node, body=body.hex(), parsed=signed)
         reached("collector.bundle_kept")
 
     def _take_dealings(self, epoch: EpochBook, node: str, body: bytes) -> None:
@@ -284,7 +288,7 @@ class SealedCollector:
     def _waiting(self, members: tuple[str, ...], answered: Container[str]) -> list[str]:
         return [name for name in members if name not in answered and name not in self._silent]
 
-    def receive(self, node: str, body: bytes, payload: Path | None) -> None:
+    def receive(self, node: str, body: bytes, payload: DigestedFile | None) -> None:
         """Take one answer to the exchange that is open; a crash of this process does not lose it any more."""
         try:
             self._taker()(node, body, payload)
@@ -292,7 +296,7 @@ class SealedCollector:
             self.lost(node, error.code, str(error))
             raise
 
-    def _taker(self) -> Callable[[str, bytes, Path | None], None]:
+    def _taker(self) -> Callable[[str, bytes, DigestedFile | None], None]:
         epoch, slot = self._books.epoch, self._books.slot
         if epoch is not None and slot is not None and slot.phase != "decided":
             take = {"train": self._take_upload, "confirm": self._take_confirmation, "reveal": self._take_reveal}
@@ -371,9 +375,11 @@ class SealedCollector:
             )
         )
 
-    def _take_upload(self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: Path | None) -> None:
+    def _take_upload(
+        self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: DigestedFile | None
+    ) -> None:
         upload = wire.decode(sealing_pb2.SealedUpload, body)
-        if node not in epoch.members:
+        if node not in epoch.signed:
             raise ProtocolFailure(FailureName.COHORT_NOT_EPOCH, f"{node} is not a member of this epoch")
         if upload.slot != slot.plan.slot:
             raise ProtocolFailure(
@@ -392,7 +398,7 @@ class SealedCollector:
         reached("collector.upload_kept")
 
     def _take_confirmation(
-        self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: Path | None
+        self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: DigestedFile | None
     ) -> None:
         if payload is not None:
             raise _too_late_for_upload(node, slot)
@@ -403,10 +409,12 @@ class SealedCollector:
             )
         check_confirmation(item, slot.listed, slot.plan.slot, self._roster.member(node).identity_key)
         if node not in slot.confirmations:
-            self._record("confirmation", node=node, body=body.hex())
+            self._record("confirmation", node=node, body=body.hex(), parsed=item)
             reached("collector.confirmation_kept")
 
-    def _take_reveal(self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: Path | None) -> None:
+    def _take_reveal(
+        self, epoch: EpochBook, slot: SlotBook, node: str, body: bytes, payload: DigestedFile | None
+    ) -> None:
         if payload is not None:
             raise _too_late_for_upload(node, slot)
         reveal = wire.decode(sealing_pb2.Reveal, body)
@@ -416,7 +424,7 @@ class SealedCollector:
             )
         opening.check_reveal(epoch, slot, node, reveal)
         if node not in slot.reveals:
-            self._record("reveal", node=node, body=body.hex())
+            self._record("reveal", node=node, body=body.hex(), parsed=reveal)
             reached("collector.reveal_kept")
 
     def _close_slot(self, epoch: EpochBook, slot: SlotBook) -> None:
@@ -549,7 +557,7 @@ class SealedCollector:
         self._journal.close()
 
 
-def _too_late(node: str, body: bytes, payload: Path | None) -> None:
+def _too_late(node: str, body: bytes, payload: DigestedFile | None) -> None:
     raise ProtocolFailure(FailureName.LATE_UPLOAD, f"an answer of {node} came when none was awaited")
 
 

@@ -24,7 +24,9 @@ fsynced with the event that closes their exchange.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from confide.codec.layout import VectorLayout
 from confide.models.travel import Travel
@@ -35,6 +37,8 @@ from confide.sealing.bundles import EpochTerms
 from confide.sealing.dealing import EpochKey
 from confide.sealing.parameters import Parameters, for_epoch
 from confide.sealing.roles import SlotPlan
+
+_M = TypeVar("_M", bound=Message)
 
 
 @dataclass
@@ -101,19 +105,19 @@ class Books:
     slot: SlotBook | None = None
     convicted: set[str] = field(default_factory=set)
 
-    def apply(self, event: dict[str, Any]) -> None:
-        """Change the books as one event says."""
+    def apply(self, event: dict[str, Any], parsed: Message | None = None) -> None:
+        """Change the books as one event says. parsed: the message in its `body`, when that was decoded before."""
         kind = event["event"]
         if kind == "epoch":
             self._epoch(event)
         elif kind == "convicted":
             self.convicted.add(event["node"])
         elif kind in {"bundle", "sharing", "dealings", "stands", "epoch_failed"}:
-            self._within_epoch(kind, event)
+            self._within_epoch(kind, event, parsed)
         elif kind == "slot":
             self._slot(event)
         else:
-            self._within_slot(kind, event)
+            self._within_slot(kind, event, parsed)
 
     def _epoch(self, event: dict[str, Any]) -> None:
         self.last_epoch = event["epoch"]
@@ -128,12 +132,12 @@ class Books:
         )
         self.epoch = EpochBook(terms=terms, asked=tuple(event["members"]), wanted=tuple(event["wanted"]))
 
-    def _within_epoch(self, kind: str, event: dict[str, Any]) -> None:
+    def _within_epoch(self, kind: str, event: dict[str, Any], parsed: Message | None) -> None:
         epoch = self.epoch
         assert epoch is not None  # noqa: S101 - the journal's order
         match kind:
             case "bundle":
-                signed = wire.decode(sealing_pb2.SignedBundle, bytes.fromhex(event["body"]))
+                signed = _message(sealing_pb2.SignedBundle, event, parsed)
                 epoch.signed[event["node"]] = signed
                 epoch.opened[event["node"]] = wire.decode(sealing_pb2.Bundle, signed.bundle)
             case "sharing":
@@ -176,7 +180,7 @@ class Books:
         self.slot.layout = layout
         self.slot.context = context.slot_context(epoch.terms, epoch.parameters, epoch.key.bundles, plan, layout)
 
-    def _within_slot(self, kind: str, event: dict[str, Any]) -> None:
+    def _within_slot(self, kind: str, event: dict[str, Any], parsed: Message | None) -> None:
         slot = self.slot
         assert slot is not None  # noqa: S101 - the journal's order
         match kind:
@@ -188,12 +192,11 @@ class Books:
                 slot.survivors, slot.phase = tuple(event["nodes"]), "confirm"
                 slot.listed = context.list_digest(slot.context, slot.plan.slot, slot.survivor_list())
             case "confirmation":
-                body = bytes.fromhex(event["body"])
-                slot.confirmations[event["node"]] = wire.decode(sealing_pb2.Confirmation, body)
+                slot.confirmations[event["node"]] = _message(sealing_pb2.Confirmation, event, parsed)
             case "quorum":
                 slot.quorum, slot.phase = tuple(event["nodes"]), "reveal"
             case "reveal":
-                slot.reveals[event["node"]] = wire.decode(sealing_pb2.Reveal, bytes.fromhex(event["body"]))
+                slot.reveals[event["node"]] = _message(sealing_pb2.Reveal, event, parsed)
             case "bad_share":
                 del slot.reveals[event["node"]]
                 self.convicted.add(event["node"])
@@ -202,3 +205,7 @@ class Books:
                 slot.contributors = tuple(event["contributors"])
             case "ended":
                 slot.ended = True
+
+
+def _message(kind: type[_M], event: dict[str, Any], parsed: Message | None) -> _M:
+    return parsed if isinstance(parsed, kind) else wire.decode(kind, bytes.fromhex(event["body"]))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure
 from confide.files import private_folder
@@ -201,7 +202,7 @@ class GroupedCollector:
             with_model=now[0].with_model,
         )
 
-    def receive(self, node: str, body: bytes, payload: Path | None) -> None:
+    def receive(self, node: str, body: bytes, payload: DigestedFile | None) -> None:
         """Give one answer to its group. Raises ConfideError as that does."""
         self._collector_of(node).receive(node, body, payload)
 

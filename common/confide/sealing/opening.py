@@ -148,7 +148,8 @@ def check_reveal(epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_
 
     Whether the dealers signed the shares is left to `Reveals.unsigned`, which asks only when something does not fit.
     """
-    wanted = [(name, dealing.SELF_MASK if name in slot.survivors else dealing.MASK_SECRET) for name in epoch.members]
+    survivors = set(slot.survivors)
+    wanted = [(name, dealing.SELF_MASK if name in survivors else dealing.MASK_SECRET) for name in epoch.members]
     if [(item.dealer, item.kind) for item in reveal.shares] != wanted:
         raise ProtocolFailure(
             FailureName.BOTH_KINDS, f"{holder} did not reveal exactly one share of each member, of the list's kind"

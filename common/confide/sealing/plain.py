@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.codec.digest import upload_digest
+from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
@@ -178,7 +178,7 @@ class PlainCollector:
             with_model=True,
         )
 
-    def receive(self, node: str, body: bytes, payload: Path | None) -> None:
+    def receive(self, node: str, body: bytes, payload: DigestedFile | None) -> None:
         """Keep one upload durably. Raises ConfideError when it is not acceptable."""
         if self._plan is None or self.outcome is not None or node not in self._cohort:
             raise ProtocolFailure(FailureName.LATE_UPLOAD, f"no upload of {node} is awaited; the slot has ended")

@@ -8,7 +8,7 @@ The driver's loop over one slot, whatever the kind:
     collector.open_slot(plan)
     while (exchange := collector.exchange()) is not None:
         for node, reply in send_and_pull_one_at_a_time(exchange):
-            collector.receive(node, reply.body, reply.payload_path)   # or collector.lost(node, code, message)
+            collector.receive(node, reply.body, reply.payload)     # or collector.lost(node, code, message)
         collector.close_exchange()
     outcome = collector.outcome          # Opened | Abandoned
 """
@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.digest import DigestedFile
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 
@@ -159,7 +160,7 @@ class Collector(Protocol):
     def exchange(self) -> Exchange | None:
         """What to ask now; None when the epoch stands or the slot has an outcome."""
 
-    def receive(self, node: str, body: bytes, payload: Path | None) -> None:
+    def receive(self, node: str, body: bytes, payload: DigestedFile | None) -> None:
         """Take one answer; a crash of this process does not lose it any more when this returns.
 
         Raises ConfideError: the node is dropped with that reason.

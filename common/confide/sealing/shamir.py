@@ -5,6 +5,7 @@
 b'k'
 """
 
+import functools
 import secrets
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -88,6 +89,8 @@ def reconstruct(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
     return Interpolation(values, threshold=threshold).secret(values)
 
 
+# The same members reveal in slot after slot; inverses are most of what opening their shares costs.
+@functools.lru_cache(maxsize=8)
 def _at_zero(points: tuple[int, ...]) -> list[int]:
     """Lagrange coefficients at 0: product over others of other / (other - x)."""
     sign = -1 if len(points) % 2 == 0 else 1
@@ -98,6 +101,7 @@ def _at_zero(points: tuple[int, ...]) -> list[int]:
     ]
 
 
+@functools.lru_cache(maxsize=8)
 def _inverse_products(points: tuple[int, ...]) -> list[int]:
     """1 / product over others of (x - other)."""
     return [pow(prod(x - other for other in points if other != x), -1, PRIME) for x in points]

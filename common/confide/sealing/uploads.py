@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from confide.codec.digest import upload_file_digest
+from confide.codec.digest import DigestedFile, upload_file_digest
 from confide.errors import StateError, UpdateError
 from confide.files import fsync_file, fsync_folder, private_folder, start_writing
 
@@ -18,7 +18,8 @@ class UploadStore:
     """Files folder/<slot>/<node>.
 
     Guarantee: a file that `keep` made has the size and digest that were stated, as long as nobody writes into the
-    file that came: it is the same one, under a second name. After a restart `intact` says whether it still has.
+    file that came since it was hashed: it is the same one, under a second name. After a restart `intact` says whether
+    it still has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,21 +28,27 @@ class UploadStore:
 
     def path(self, slot: int, node: str) -> Path:
         """Where this upload lies, whether or not it is there."""
-        return self._folder / str(slot) / node
+        return self._folder.joinpath(str(slot), node)
 
-    def keep(self, slot: int, node: str, payload: Path, digest: bytes, size: int) -> Path:
+    def keep(self, slot: int, node: str, payload: DigestedFile, digest: bytes, size: int) -> Path:
         """Take an upload in and check its size and digest. It survives this process now, a power cut after `settle`.
 
         payload: may be removed afterwards, but not written to. Raises UpdateError or StateError; nothing is kept then.
         """
+        if payload.digest != digest:
+            raise UpdateError(f"the upload of {node} does not have the stated hash {digest.hex()[:16]}")
         target = self.path(slot, node)
         try:
-            actual = os.stat(payload).st_size
-            if actual != size:
-                raise UpdateError(f"the upload of {node} has {actual} bytes; this run's layout takes {size}")
-            if upload_file_digest(payload, then=start_writing) != digest:
-                raise UpdateError(f"the upload of {node} does not have the stated hash {digest.hex()[:16]}")
-            _second_name(payload, target)
+            descriptor = os.open(payload.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                actual = os.fstat(descriptor).st_size
+                if actual != size:
+                    raise UpdateError(f"the upload of {node} has {actual} bytes; this run's layout takes {size}")
+                start_writing(descriptor)
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+            _second_name(payload.path, target)
         except OSError as error:
             raise StateError(f"cannot keep the upload of {node}: {error.strerror}. Free space on the disk.") from error
         self._unsettled.append(target)
@@ -76,23 +83,26 @@ class UploadStore:
 
 def _second_name(source: Path, target: Path) -> None:
     """Link a file, which copies nothing; copy it where it cannot be linked. `target` is whole or not there."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(target.parent, 0o700)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target)
     try:
         os.link(source, target)
+    except FileNotFoundError:
+        os.mkdir(target.parent, 0o700)
+        _second_name(source, target)
+    except FileExistsError:
+        os.unlink(target)
+        _second_name(source, target)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
         _copy(source, target)
-    os.chmod(target, 0o600)
 
 
 def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = target.with_name(f".{target.name}")
     try:
         shutil.copyfile(source, temporary)
+        temporary.chmod(0o600)
         temporary.replace(target)
     except OSError:
         with contextlib.suppress(OSError):

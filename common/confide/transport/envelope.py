@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from confide import canonical
+from confide.codec.digest import upload_digest
 from confide.errors import TransportError
 
 STYPE = "confide.raw.v1"
@@ -54,13 +55,15 @@ def unpack(record: RecordDict) -> tuple[bytes, dict[str, bytes]]:
 
 
 def payload_digest(payload: Mapping[str, Bytes]) -> bytes:
-    """SHA-256 over the entries in name order, without a copy of them; empty bytes when there is no payload."""
-    if not payload:
+    """SHA-256 over the entries' names and digests in name order; empty bytes when there is no payload."""
+    return digest_of_entries({name: upload_digest(data) for name, data in payload.items()})
+
+
+def digest_of_entries(digests: Mapping[str, bytes]) -> bytes:
+    """The payload_digest of entries whose own digests (codec/digest.py) are known."""
+    if not digests:
         return b""
-    fields: list[bytes] = []
-    for name in sorted(payload):
-        entry = canonical.hash_fields("confide/v1/payload-entry", memoryview(payload[name]))
-        fields += [name.encode(), entry]
+    fields = [field for name in sorted(digests) for field in (name.encode(), digests[name])]
     return canonical.hash_fields("confide/v1/payload", *fields)
 
 

@@ -1,12 +1,12 @@
 """Read a reply out of Flower's object store, chunk by chunk into files: no payload stands in memory as a whole."""
 
 import json
-import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from confide.codec.digest import DigestedFile
 from confide.errors import StateError, TransportError
 from confide.transport.envelope import STYPE, unpack
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -32,7 +32,7 @@ class FleetReply:
 
     message_id: str
     body: bytes
-    payload: Mapping[str, Path]
+    payload: Mapping[str, DigestedFile]
     fault: str = ""
 
 
@@ -41,52 +41,62 @@ def read_reply(store: ObjectStore, message_id: str, reply_id: str, spool: Path) 
 
     Raises StateError when the spool's disk is full.
     """
-    written: dict[str, Path] = {}
+    spooled = _Spool(spool)
     try:
-        body = _read(store, reply_id, spool, written)
+        body, payload = _read(store, reply_id, spooled)
     except OSError as error:
-        _discard(written)
+        spooled.discard()
         raise StateError(f"cannot write a reply below {spool}: {error.strerror}. Free space.") from error
     except (TransportError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        _discard(written)
+        spooled.discard()
         return FleetReply(message_id, b"", {}, fault=f"the reply is malformed: {error}"[:300])
-    return FleetReply(message_id, body, written)
+    return FleetReply(message_id, body, payload)
 
 
-def _discard(written: Mapping[str, Path]) -> None:
-    for path in written.values():
-        path.unlink(missing_ok=True)
+class _Spool:
+    """Where payloads are put down; knows the files of one reply."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths: list[Path] = []
+
+    def path(self) -> Path:
+        self._paths.append(self._folder / uuid.uuid4().hex)
+        return self._paths[-1]
+
+    def discard(self) -> None:
+        for path in self._paths:
+            path.unlink(missing_ok=True)
 
 
-def _read(store: ObjectStore, reply_id: str, spool: Path, written: dict[str, Path]) -> bytes:
+def _read(store: ObjectStore, reply_id: str, spool: _Spool) -> tuple[bytes, dict[str, DigestedFile]]:
     _, (content_id,), _ = _object(store, reply_id, Message)
     names: dict[str, str] = _table(_object(store, content_id, RecordDict)[2])
     if not {BODY_RECORD} <= set(names) <= {BODY_RECORD, PAYLOAD_RECORD}:
         raise TransportError(f"it holds the records {sorted(names)}")
     raw, _, _ = _object(store, names[BODY_RECORD], ConfigRecord)
     body, _ = unpack(RecordDict({BODY_RECORD: ConfigRecord.inflate(raw)}))
+    payload: dict[str, DigestedFile] = {}
     if PAYLOAD_RECORD in names:
         entries: dict[str, str] = _table(_object(store, names[PAYLOAD_RECORD], ArrayRecord)[2])
         if len(entries) > MAX_ENTRIES:
             raise TransportError(f"its payload has {len(entries)} entries; at most {MAX_ENTRIES} are taken")
-        for name, array_id in entries.items():
-            written[name] = spool / uuid.uuid4().hex
-            _write_array(store, name, array_id, written[name])
-    return body
+        payload = {name: _write_array(store, name, array_id, spool.path()) for name, array_id in entries.items()}
+    return body, payload
 
 
-def _write_array(store: ObjectStore, name: str, array_id: str, path: Path) -> None:
+def _write_array(store: ObjectStore, name: str, array_id: str, path: Path) -> DigestedFile:
     _, chunk_ids, description = _object(store, array_id, Array)
     about = json.loads(description)
-    total = 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+
+    def chunks() -> Iterator[bytes]:
         for index in about["arraychunk_ids"]:
-            _, _, chunk = _object(store, chunk_ids[index], ArrayChunk)
-            file.write(chunk)
-            total += len(chunk)
-    if (about["stype"], about["dtype"], about["shape"]) != (STYPE, "uint8", [total]):
+            yield _object(store, chunk_ids[index], ArrayChunk)[2]
+
+    written = DigestedFile.write(path, chunks())
+    if (about["stype"], about["dtype"], about["shape"]) != (STYPE, "uint8", [path.stat().st_size]):
         raise TransportError(f"payload {name!r} is not raw bytes of the stated length")
+    return written
 
 
 def _table(body: bytes) -> dict[str, str]:

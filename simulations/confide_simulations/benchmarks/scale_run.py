@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
 from confide.runs.specification import EXAMPLE, Outer, parse_toml
 from confide.sealing.factory import make_collector
 from confide.sealing.member import NodeRules, SealedMember
-from confide.sealing.roles import Contribution, Exchange, Opened, SlotPlan
+from confide.sealing.roles import Answer, Contribution, Exchange, Opened, SlotPlan
 from confide_server.outer import OuterStep
 
 from confide_simulations.benchmarks.scale import PHASES
@@ -137,7 +138,11 @@ class ScaleRun:
         self.message_bytes += len(body) + len(answer.body)
         if answer.payload is not None:
             self.message_bytes += answer.payload.stat().st_size
-        self._timed(phase, lambda: self._collector.receive(name, answer.body, answer.payload))
+        self._timed(phase, lambda: self._receive(name, answer))
+
+    def _receive(self, name: str, answer: Answer) -> None:
+        payload = None if answer.payload is None else DigestedFile.read(answer.payload)
+        self._collector.receive(name, answer.body, payload)
 
     def figures(self, nodes: int) -> dict[str, Any]:
         """Since `start`."""

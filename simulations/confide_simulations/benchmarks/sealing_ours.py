@@ -1,7 +1,6 @@
 """Confide's own codec and ring under measurement: real uploads of n nodes, one running sum, the protocol's masks."""
 
 import hashlib
-import shutil
 import statistics
 import tempfile
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.keystream import Keystream
 from confide.codec.layout import TILE, VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
@@ -47,6 +47,7 @@ class OurSlot:
         self._update, self._nodes, self._folder = update, nodes, folder
         self.layout = layout_of(update.size, nodes, bits)
         self._digests: dict[int, bytes] = {}
+        self._received: list[bytes] = []
 
     def encode(self, node: int) -> None:
         """All of a node's work on its update: norm, rotation, rounding, masks, packing, hash, file."""
@@ -63,20 +64,23 @@ class OurSlot:
         return statistics.median(samples)
 
     def arrive(self, dropped: int) -> None:
-        """Put down the uploads as the transport does: files of their own, written and not yet synced."""
-        for node in range(self._nodes - dropped):
-            shutil.copyfile(self._path(node), self._arrived(node))
+        """Put down the uploads as the transport does: files of their own, written from memory and not yet synced."""
+        self._received = [self._path(node).read_bytes() for node in range(self._nodes - dropped)]
+        for node, data in enumerate(self._received):
+            self._arrived(node).write_bytes(data)
 
     def open(self, dropped: int) -> NDArray[np.float32]:
         """All of the coordinator's work on what arrived, the last `dropped` nodes missing. Checks the scalars.
 
-        Each is kept as it arrives (linked, hashed, fsynced), then all are summed, and their files erased. For each who
-        is missing the agreements with all others are made, which the protocol's run (nobody missing) does not have.
+        Each is hashed in memory, as the transport does it before it writes the file, and kept (linked, fsynced), then
+        all are summed, and their files erased. For each who is missing the agreements with all others are made, which
+        the protocol's run (nobody missing) does not have.
         """
         alive, missing = range(self._nodes - dropped), range(self._nodes - dropped, self._nodes)
         total, store, size = UploadSum(self.layout), UploadStore(self._folder / "kept"), self.layout.wire_bytes
         for node in alive:
-            total.add(store.keep(1, str(node), self._arrived(node), self._digests[node], size), None)
+            arrived = DigestedFile(self._arrived(node), upload_digest(self._received[node]))
+            total.add(store.keep(1, str(node), arrived, self._digests[node], size), None)
             self._arrived(node).unlink()
             total.remove_mask(seed_of("self", node), 1)
         for gone in missing:

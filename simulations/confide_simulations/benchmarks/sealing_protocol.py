@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.identity.keys import SigningKey, new_p256, spki
 from confide.identity.roster import Member, Role, Roster
@@ -110,7 +111,8 @@ class ProtocolCost:
             answers.append(member.handle(exchange.step, body, lambda _: _contribution(name), model))
 
         self._node_s += cpu_seconds(handle)
-        self._collector.receive(name, answers[0].body, answers[0].payload)
+        payload = answers[0].payload
+        self._collector.receive(name, answers[0].body, None if payload is None else DigestedFile.read(payload))
 
 
 def _contribution(name: str) -> Contribution:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from confide.codec.digest import DigestedFile
 from confide.errors import TransportError
 from confide.files import private_folder
 from confide.proto import fleet_pb2
@@ -100,11 +101,10 @@ class SimulatedSession:
             return FleetReply(done.job, b"", {}, fault=str(error))
         if sum(map(len, payload.values())) > self._reply_limit_bytes:
             return FleetReply(done.job, b"", {}, fault=f"the reply is larger than {self._reply_limit_bytes} bytes")
-        paths: dict[str, Path] = {}
+        files: dict[str, DigestedFile] = {}
         for name, data in payload.items():
-            paths[name] = self._spool / f"{done.job}-{len(paths)}"
-            paths[name].write_bytes(data)
-        return FleetReply(done.job, body, paths)
+            files[name] = DigestedFile.write(self._spool / f"{done.job}-{len(files)}", [data])
+        return FleetReply(done.job, body, files)
 
     def withdraw(self, message_ids: Collection[str]) -> None:
         """A late reply is dropped with its job."""
