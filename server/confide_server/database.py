@@ -72,7 +72,7 @@ class Run(Base):
     sealing: Mapped[str] = mapped_column(String(16))
     cohort: Mapped[list[str]] = mapped_column(default=list)
     answers: Mapped[Json] = mapped_column(default=dict)
-    """Node name to accepted | waiting | refused."""
+    """Node name to accepted | waiting | preparing | refused."""
     stop_requested_by: Mapped[str | None] = mapped_column(String(64))
     flower_run_id: Mapped[str | None] = mapped_column(String(20))
     """The Flower run in which this run goes on, decimal."""

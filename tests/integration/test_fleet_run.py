@@ -164,6 +164,29 @@ def test_a_refusal_is_reported_and_a_person_is_waited_for(
     assert len(nodes[0].offers) == 1, "who refused is not asked again"
 
 
+def test_who_is_still_loading_is_waited_for_but_not_for_ever(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    nodes[0].answer_offers = "prepare"
+    run_id = submit(world, coordinator, exchange_deadline_s=0.3)
+    while len(nodes[0].offers) < 3:
+        assert "run_started" not in kinds(list(coordinator.book.events(run_id, 0, 0.1)))
+    nodes[0].answer_offers = "accept"
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished" and not dropped(events)
+    started = next(event for event in events if event.kind == "run_started")
+    assert started.data["nodes"] == list(world.node_names)
+    preparing = next(event.data for event in events if event.data.get("node") == "hospital-a")
+    assert preparing["waiting"] and preparing["preparing"] and not preparing["accepted"]
+    nodes[0].answer_offers = "prepare"
+    run_id = submit(world, coordinator, exchange_deadline_s=0.3, step_deadline_s=2.0)
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished"
+    started = next(event for event in events if event.kind == "run_started")
+    assert started.data["nodes"] == ["hospital-b", "hospital-c"]
+    assert nodes[0].ends[-1].run_ended
+
+
 def test_a_run_that_too_few_accept_fails_by_name(
     world: World, coordinator: Coordinator, nodes: list[FleetNode]
 ) -> None:
