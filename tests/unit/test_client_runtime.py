@@ -118,6 +118,15 @@ def test_a_node_that_cannot_load_the_model_says_so_when_it_is_needed(bench: Benc
     assert bench.failure(*bench.run.slot(MODEL)).code == "ModelError"
 
 
+def test_a_first_model_comes_alone_and_to_sealed_runs_only(bench: Bench) -> None:
+    assert bench.offer().accepted
+    for payload in ({}, {"first": MODEL}, {"model": MODEL, "other": b""}):
+        failure = bench.failure(bench.run.make(fleet_pb2.ANCHOR, b"", payload), payload)
+        assert "needs exactly 'model'" in failure.message
+    failure = bench.failure(bench.run.make(fleet_pb2.ANCHOR, b"", {"model": MODEL}), {"model": MODEL})
+    assert failure.code == "MALFORMED" and "without sealing" in failure.message
+
+
 def _changed(bench: Bench, **changes: Any) -> fleet_pb2.Offer:
     offer = bench.world.offer(bench.spec, MODEL)
     for name, value in changes.items():

@@ -17,6 +17,7 @@ class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONFIRM: _ClassVar[Step]
     REVEAL: _ClassVar[Step]
     END: _ClassVar[Step]
+    ANCHOR: _ClassVar[Step]
 STEP_UNSPECIFIED: Step
 OFFER: Step
 ADVERTISE: Step
@@ -25,6 +26,7 @@ TRAIN: Step
 CONFIRM: Step
 REVEAL: Step
 END: Step
+ANCHOR: Step
 
 class Instruction(_message.Message):
     __slots__ = ("version", "release", "run_id", "step", "sequence", "body", "payload_sha256")
