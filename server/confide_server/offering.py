@@ -82,7 +82,7 @@ class Cohort:
         if not self._answers:
             active = [member.name for member in self._roster.current.active(Role.NODE)]
             self._answers = dict.fromkeys(self._federation.nodes or active, "")
-            self._book.update(self._run.run_id, cohort=list(self.names), answers=self._answers)
+            self._book.update(self._run.run_id, cohort=list(self.names))
         if self._run.status == "submitted":
             self._book.update(self._run.run_id, status="offering")
         began = time.monotonic()
@@ -203,7 +203,6 @@ class Cohort:
         if self._answers[node] == answer:
             return
         self._answers[node] = answer
-        self._book.update(self._run.run_id, answers=dict(self._answers))
         event = {
             "node": node,
             "accepted": answer == "accepted",
@@ -211,4 +210,4 @@ class Cohort:
             "preparing": answer == "preparing",
             "reason": reason,
         }
-        self._book.record(self._run.run_id, "offer_answered", event)
+        self._book.answered(self._run.run_id, node, answer, event)
