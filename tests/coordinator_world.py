@@ -33,8 +33,8 @@ class World:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @classmethod
-    def create(cls, folder: Path, nodes: int = 3) -> "World":
-        """Everyone admitted, accepted, and on the newest roster."""
+    def create(cls, folder: Path, nodes: int = 3, groups: Sequence[str] = ()) -> "World":
+        """Everyone admitted, accepted, and on the newest roster. groups: of each node in turn."""
         names = tuple(f"hospital-{chr(97 + i)}" for i in range(nodes))
         consortium = Consortium.create(folder / "root", "example", demo=True)
         world = cls(folder, consortium, names)
@@ -42,7 +42,8 @@ class World:
         members += [(name, Role.NODE) for name in names]
         for name, role in members:
             request = make_request(world.of(name), name, role, ["127.0.0.1"] if role is Role.COORDINATOR else [])
-            accept_admission(world.of(name), consortium.admit(request), time.time())
+            group = groups[names.index(name)] if groups and name in names else ""
+            accept_admission(world.of(name), consortium.admit(request, group=group), time.time())
         world.publish()
         write_settings(world.server, Settings(bind="127.0.0.1", fleet_port=0, control_port=0))
         return world

@@ -256,8 +256,12 @@ class FleetNode:
         offer = fleet_pb2.Offer.FromString(instruction.body)
         self.offers.append(instruction.run_id)
         if self.answer_offers != "accept":
-            waiting = self.answer_offers == "wait"
-            answer = fleet_pb2.OfferAnswer(accepted=False, waiting=waiting, reason=f"policy says {self.answer_offers}")
+            answer = fleet_pb2.OfferAnswer(
+                accepted=False,
+                waiting=self.answer_offers in ("wait", "prepare"),
+                preparing=self.answer_offers == "prepare",
+                reason=f"policy says {self.answer_offers}",
+            )
             return answer.SerializeToString()
         self.local.roster.accept(offer.roster)
         self._offer_of[instruction.run_id] = offer

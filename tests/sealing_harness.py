@@ -88,7 +88,8 @@ class Federation:
         self.failures: dict[tuple[str, str], ConfideError] = {}
         self.seen: list[tuple[Step, str, bytes, bytes]] = []
         self.payloads: dict[str, bytes] = {}
-        self.initial_sha256 = model_digest(self.model.tobytes())
+        self.first = self.model.tobytes()
+        self.initial_sha256 = model_digest(self.first)
         for name in self.keys:
             self.start_member(name)
         self.start_collector()
@@ -167,8 +168,9 @@ class Federation:
 
     def ask(self, step: Step, node: str, body: bytes) -> tuple[bytes, DigestedFile | None]:
         """One question to one node; raises what the node raises."""
+        model = self.first if step == fleet_pb2.ANCHOR else self.model.tobytes()
         made = self.members[node].handle(
-            step, self.alter(step, node, body), lambda plan: self.contribution(node, plan), self.model.tobytes()
+            step, self.alter(step, node, body), lambda plan: self.contribution(node, plan), model
         )
         body = self.answer(step, node, made.body)
         if made.payload is not None:

@@ -53,7 +53,7 @@ TABLE: dict[str, Why] = {
         failure=H,
     ),
     **_fields("confide.v1.Failure", code=W, message=W),
-    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W),
+    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T),
     # sealing: epoch
     **_fields("confide.v1.SignedBundle", bundle=H, signature=F),
     **_fields(

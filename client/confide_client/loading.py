@@ -115,6 +115,10 @@ class Loading:
         """Whether it ended without a trainer."""
         return self._error is not None
 
+    def measured(self, timeout_s: float) -> bool:
+        """Wait for the schema, not for ever; whether `schema` would answer, or raise, at once."""
+        return self._measured.wait(timeout_s)
+
     def schema(self) -> "TensorSchema":
         """Wait for the schema; raises what measuring raised."""
         self._measured.wait()

@@ -182,6 +182,9 @@ class Run:
     def step(self, instruction: fleet_pb2.Instruction, payload: dict[str, bytes]) -> Outgoing:
         """Answer one step of an epoch or slot. Raises ConfideError: then nothing of it is sent."""
         self._check_standing()
+        if instruction.step == fleet_pb2.ANCHOR:
+            answer = self.member.handle(instruction.step, instruction.body, _never_train, _model(payload, "ANCHOR"))
+            return Outgoing(answer.body, answer.payload)
         if instruction.step != fleet_pb2.TRAIN:
             if payload:
                 raise TransportError(f"step {fleet_pb2.Step.Name(instruction.step)} came with an unexpected payload")
@@ -268,9 +271,7 @@ class Run:
             raise ProtocolFailure(
                 FailureName.MODEL_REPEATED, f"attempt {slot.attempt} on a model; the specification allows {attempts}"
             )
-        if set(payload) != {"model"}:
-            raise TransportError(f"TRAIN came with the payload {sorted(payload)}; it needs exactly 'model'")
-        if model_digest(payload["model"]) != slot.model_sha256:
+        if model_digest(_model(payload, "TRAIN")) != slot.model_sha256:
             raise TransportError("the model that came does not have the SHA-256 that the slot states")
         self._links.check(slot, self.offer.initial_model_sha256, attempts)
         return slot
@@ -293,6 +294,12 @@ class Run:
         if not np.isfinite(contribution.update).all():
             raise TrainingError("the update holds NaN or infinity, so nothing is sent; lower training.learning_rate")
         return contribution
+
+
+def _model(payload: dict[str, bytes], step: str) -> bytes:
+    if set(payload) != {"model"}:
+        raise TransportError(f"{step} came with the payload {sorted(payload)}; it needs exactly 'model'")
+    return payload["model"]
 
 
 def _never_train(_: fleet_pb2.SlotOpen) -> Contribution:

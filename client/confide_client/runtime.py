@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
 """Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
+READY_SHARE = 1 / 3
+"""Of the time that an answer may take: how long that to an offer waits until the run's libraries are loaded."""
 
 
 class NodeRuntime:
@@ -128,7 +130,7 @@ class NodeRuntime:
         if known is not None and known.status == "accepted":
             if run_id not in self._runs:
                 self._open(run_id, offer)
-            return fleet_pb2.OfferAnswer(accepted=True)
+            return self._ready(run_id)
         offer.save(folder)
         record = Record(
             status="waiting",
@@ -183,7 +185,18 @@ class NodeRuntime:
         record.save(folder)
         node.audit.note("offer accepted", **asked, by=by)
         self._open(run_id, offer)
-        return fleet_pb2.OfferAnswer(accepted=True)
+        return self._ready(run_id)
+
+    def _ready(self, run_id: str) -> fleet_pb2.OfferAnswer:
+        """Accepted, once small exchanges can be answered in time: importing torch takes longer than one may, on a
+        machine that has much else to do. Nothing is trained meanwhile; a TRAIN that came now would be checked as ever.
+        """
+        run = self._runs[run_id]
+        if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
+            return fleet_pb2.OfferAnswer(accepted=True)
+        return fleet_pb2.OfferAnswer(
+            accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
+        )
 
     def _open(self, run_id: str, offer: VerifiedOffer) -> None:
         self._runs[run_id] = Run(self._node, run_id, offer)

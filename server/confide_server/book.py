@@ -23,7 +23,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Checkpoint, Database, Event, Instruction, Round, Run, Slot, append_audit
+from confide_server.database import Answer, Checkpoint, Database, Event, Instruction, Round, Run, Slot, append_audit
 from confide_server.runbook import RunEvent, RunSummary, Submission
 
 OPEN = ("submitted", "offering", "running")
@@ -45,6 +45,7 @@ class OpenRun:
     round: int
     cohort: tuple[str, ...]
     answers: Mapping[str, str]
+    """Of the cohort, by name; "" for none yet."""
     flower_run_id: int | None
 
 
@@ -233,12 +234,13 @@ class Book:
                 with self._database.transaction() as session:
                     query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
                     run = session.scalars(query).first()
+                    answers = {} if run is None else _answers(session, run)
                 left = end - time.monotonic()
                 if run is not None or left <= 0:
-                    return None if run is None else self._open_run(run)
+                    return None if run is None else self._open_run(run, answers)
                 self._changed.wait(left)
 
-    def _open_run(self, run: Run) -> OpenRun:
+    def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
         return OpenRun(
             run_id=run.run_id,
@@ -254,7 +256,7 @@ class Book:
             ),
             round=run.round,
             cohort=tuple(run.cohort),
-            answers=dict(run.answers),
+            answers=answers,
             flower_run_id=int(run.flower_run_id) if run.flower_run_id else None,
         )
 
@@ -278,6 +280,13 @@ class Book:
             run = self._row(session, run_id)
             for name, value in fields.items():
                 setattr(run, name, value)
+
+    def answered(self, run_id: str, node: str, answer: str, data: Mapping[str, Any]) -> None:
+        """Keep one node's answer to the offer, with its event, in one transaction. data: of "offer_answered"."""
+        with self._database.transaction() as session:
+            session.merge(Answer(run_id=run_id, node=node, answer=answer))
+            self._add_event(session, run_id, "offer_answered", data)
+        self._notify()
 
     def record(self, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
         """Append an event, durably."""
@@ -456,5 +465,9 @@ def _new_run(run_id: str, number: int, submission: Submission, specification: Sp
         rounds=specification.federation.rounds,
         sealing=specification.sealing.kind,
         cohort=[],
-        answers={},
     )
+
+
+def _answers(session: Session, run: Run) -> dict[str, str]:
+    rows = session.scalars(select(Answer).where(Answer.run_id == run.run_id))
+    return dict.fromkeys(run.cohort, "") | {row.node: row.answer for row in rows}

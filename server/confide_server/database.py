@@ -1,4 +1,4 @@
-"""The coordinator's database: runs, slots, rounds, checkpoints, events, instructions, and a chained audit log.
+"""The coordinator's database: runs, answers, slots, rounds, checkpoints, events, instructions, and a chained audit log.
 
 SQLite by default (write-ahead log, every commit on disk before it returns), PostgreSQL by its URL. Payloads are never
 in it. Tables change through migrations/ only.
@@ -71,11 +71,19 @@ class Run(Base):
     rounds: Mapped[int] = mapped_column(Integer)
     sealing: Mapped[str] = mapped_column(String(16))
     cohort: Mapped[list[str]] = mapped_column(default=list)
-    answers: Mapped[Json] = mapped_column(default=dict)
-    """Node name to accepted | waiting | refused."""
     stop_requested_by: Mapped[str | None] = mapped_column(String(64))
     flower_run_id: Mapped[str | None] = mapped_column(String(20))
     """The Flower run in which this run goes on, decimal."""
+
+
+class Answer(Base):
+    """How a node of the cohort answered the offer of a run; no row: not yet."""
+
+    __tablename__ = "answers"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    node: Mapped[str] = mapped_column(String(64), primary_key=True)
+    answer: Mapped[str] = mapped_column(String(16))
+    """accepted | waiting | preparing | refused"""
 
 
 class Slot(Base):

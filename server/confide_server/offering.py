@@ -1,7 +1,8 @@
 """Who takes part in a run: every member of the cohort is offered it, and answers for itself.
 
-A node accepts, refuses (for good), or waits for a person. It is offered the run again when it waits, and when it
-connects anew, since what it accepted before its restart is its own business to know.
+A node accepts, refuses (for good), waits for a person, or accepted and prepares: it still loads what it needs to
+answer in time. It is offered the run again when it waits or prepares, and when it connects anew, since what it accepted
+before its restart is its own business to know.
 """
 
 import time
@@ -62,36 +63,30 @@ class Cohort:
         return tuple(name for name in self.names if self._answers[name] == "accepted")
 
     def connected(self) -> tuple[str, ...]:
-        """Who accepted or waits, and is connected now: without asking anyone."""
+        """Who accepted, waits or prepares, and is connected now: without asking anyone."""
         presence = self._link.presence()
         return tuple(
             name
             for name in self.names
-            if self._answers[name] in ("accepted", "waiting") and name in presence and presence[name].online
+            if self._answers[name] in ("accepted", "waiting", "preparing")
+            and name in presence
+            and presence[name].online
         )
 
     def gather(self) -> None:
         """Offer the run until enough accepted; the others may join later. Raises CohortTooSmall.
 
         Nodes that are not connected, and people who have not answered, are waited for until `exchange_deadline_s`
-        passed; longer where the run cannot begin without those people.
+        passed; longer where the run cannot begin without those people. Who prepares has `step_deadline_s`.
         """
         if not self._answers:
             active = [member.name for member in self._roster.current.active(Role.NODE)]
             self._answers = dict.fromkeys(self._federation.nodes or active, "")
-            self._book.update(self._run.run_id, cohort=list(self.names), answers=self._answers)
+            self._book.update(self._run.run_id, cohort=list(self.names))
         if self._run.status == "submitted":
             self._book.update(self._run.run_id, status="offering")
-        patience = time.monotonic() + self._federation.exchange_deadline_s
-        while True:
-            self.offer()
-            open_ = [name for name, answer in self._answers.items() if answer in ("", "waiting")]
-            late = time.monotonic() > patience
-            enough = len(self.accepted()) >= self._federation.min_cohort
-            possible = len(self.accepted()) + len(open_) >= self._federation.min_cohort
-            people = [name for name in open_ if self._answers[name] == "waiting"]
-            if not open_ or not possible or (late and (enough or not people)):
-                break
+        began = time.monotonic()
+        while self._worth_waiting(began):
             self._pause(PAUSE_S)
         if len(self.accepted()) < self._federation.min_cohort:
             raise CohortTooSmall(self._too_small())
@@ -107,6 +102,18 @@ class Cohort:
                     "name": self._run.specification.name,
                 },
             )
+
+    def _worth_waiting(self, began: float) -> bool:
+        """Offer the run; whether more organizations may still come that are worth waiting for."""
+        self.offer()
+        open_ = {name: answer for name, answer in self._answers.items() if answer in ("", "waiting", "preparing")}
+        taking_part, waited_s = len(self.accepted()), time.monotonic() - began
+        if not open_ or taking_part + len(open_) < self._federation.min_cohort:
+            return False
+        if "preparing" in open_.values() and waited_s <= self._federation.step_deadline_s:
+            return True
+        people_needed = taking_part < self._federation.min_cohort and "waiting" in open_.values()
+        return people_needed or waited_s <= self._federation.exchange_deadline_s
 
     def present(self) -> tuple[str, ...]:
         """Who accepted and is connected now, sorted; newcomers and those who connected anew are offered the run."""
@@ -125,7 +132,13 @@ class Cohort:
 
     def _too_small(self, present: Sequence[str] | None = None) -> str:
         there = self.accepted() if present is None else present
-        words = {"": "did not answer", "waiting": "waits for a person", "refused": "refused", "accepted": "is away"}
+        words = {
+            "": "did not answer",
+            "waiting": "waits for a person",
+            "preparing": "is still loading its libraries",
+            "refused": "refused",
+            "accepted": "is away",
+        }
         others = [f"{name} {words[self._answers[name]]}" for name in self.names if name not in there]
         return (
             f"{len(there)} of {len(self.names)} organizations take part, and min_cohort is "
@@ -133,7 +146,7 @@ class Cohort:
         )
 
     def offer(self) -> None:
-        """Offer the run to every connected member that has yet to answer, waits, or connected anew."""
+        """Offer the run to every connected member that has yet to answer, waits, prepares, or connected anew."""
         presence = self._link.presence()
         due = {}
         for name in self.names:
@@ -182,7 +195,7 @@ class Cohort:
         if answer.accepted:
             self._set(node, "accepted", "")
         elif answer.waiting:
-            self._set(node, "waiting", printable(answer.reason))
+            self._set(node, "preparing" if answer.preparing else "waiting", printable(answer.reason))
         else:
             self._set(node, "refused", printable(answer.reason))
 
@@ -190,6 +203,11 @@ class Cohort:
         if self._answers[node] == answer:
             return
         self._answers[node] = answer
-        self._book.update(self._run.run_id, answers=dict(self._answers))
-        event = {"node": node, "accepted": answer == "accepted", "waiting": answer == "waiting", "reason": reason}
-        self._book.record(self._run.run_id, "offer_answered", event)
+        event = {
+            "node": node,
+            "accepted": answer == "accepted",
+            "waiting": answer in ("waiting", "preparing"),
+            "preparing": answer == "preparing",
+            "reason": reason,
+        }
+        self._book.answered(self._run.run_id, node, answer, event)

@@ -181,7 +181,7 @@ class Rounds:
             step=exchange.step,
             bodies=exchange.bodies,
             deadline_s=exchange.deadline_s,
-            payload=model if exchange.with_model else {},
+            payload=self._payload(exchange, model),
         )
         for answer in self._courier.ask(question):
             if not isinstance(answer, Answer):
@@ -200,6 +200,11 @@ class Rounds:
             if exchange.step == fleet_pb2.TRAIN:
                 data = {"round": number, "node": answer.node, "bytes": size}
                 self._book.record(self._run.run_id, "contributed", data)
+
+    def _payload(self, exchange: Exchange, model: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        if exchange.step == fleet_pb2.ANCHOR:
+            return {"model": self._book.model(self._run.run_id, 0).data}
+        return model if exchange.with_model else {}
 
     def _dropped(self, number: int, node: str, code: str, reason: str, *, answered: bool) -> None:
         if answered:

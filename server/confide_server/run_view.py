@@ -77,7 +77,8 @@ class RunView:
 
     def _on_offer_answered(self, data: Mapping[str, Any]) -> str:
         self.status = "offering"
-        verdict = "accepts" if data["accepted"] else ("waits for approval" if data["waiting"] else "refuses")
+        waits = "gets ready" if data.get("preparing") else "waits for approval"
+        verdict = "accepts" if data["accepted"] else (waits if data["waiting"] else "refuses")
         reason = f": {data['reason']}" if data.get("reason") else ""
         self.detail = f"{data['node']} {verdict}{reason}"
         return self.detail

@@ -42,7 +42,7 @@ class RunEvent:
     """Something that happened in a run, in order of `sequence` (1-based per run).
 
     kinds and their data:
-        offer_answered  {node, accepted, waiting, reason}
+        offer_answered  {node, accepted, waiting, preparing, reason}
         run_started     {nodes, rounds, sealing, name}
         epoch_started   {members, slots}
         round_started   {round, attempt, slot}

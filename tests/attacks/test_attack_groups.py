@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+from confide.codec.tensors import model_digest
 from confide.errors import FailureName
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.sealing.chain import TensorLink
 from confide.sealing.collector import SealedCollector
 
-from tests.attacks.liar import A, B, C, D, refused, rewrite, stop_before
+from tests.attacks.liar import A, B, C, D, finish, refused, rewrite, stop_before
 from tests.sealing_harness import RUN, Federation, names
 
 GROUPS = {name: "east" if number < 4 else "west" for number, name in enumerate(names(8))}
@@ -59,3 +63,54 @@ def test_a_coordinator_that_ignores_the_groups_gets_no_epoch(tmp_path: Path) -> 
     assert {error.code for error in federation.failures.values()} == {FailureName.COHORT_NOT_EPOCH}
     assert len(federation.failures) == 8
     assert not any(step == fleet_pb2.TRAIN for step, *_ in federation.seen)
+
+
+def late_west(folder: Path) -> Federation:
+    """One round without anybody of the group "west"."""
+    federation = grouped(folder)
+    for _ in range(2):
+        federation.epoch(silent={fleet_pb2.ADVERTISE: {E, F, G, H}})
+    federation.collector.open_slot(federation.plan())
+    finish(federation)
+    return federation
+
+
+def test_a_late_group_is_shown_another_first_model(tmp_path: Path) -> None:
+    """Only what the administrator signed begins a chain; on trust the group opens nothing, as before."""
+    federation = late_west(tmp_path)
+    signed, federation.first = federation.first, (federation.model + 1).tobytes()
+    stop_before(federation, fleet_pb2.ANCHOR)
+    for data in (federation.first, federation.model.tobytes(), signed[:-1], b""):
+        federation.first = data
+        with refused(FailureName.MODEL_CHAIN_BROKEN):
+            federation.ask(fleet_pb2.ANCHOR, E, b"")
+    federation.first = signed
+    with refused(FailureName.MALFORMED):
+        federation.ask(fleet_pb2.ANCHOR, E, b"x")
+    assert not federation.members[E].chain.anchored
+
+
+@pytest.mark.parametrize("steps", [1.0, 1.5])
+def test_a_late_group_is_shown_a_model_beyond_what_the_rounds_can_reach(tmp_path: Path, steps: float) -> None:
+    federation = late_west(tmp_path)
+    bound = TensorLink(federation.specification, federation.travel).bound
+    far = np.zeros_like(federation.model)
+    far[0] = steps * bound
+    federation.model, federation.parent = far, federation.initial_sha256
+    federation.epoch()
+    federation.collector.open_slot(federation.plan())
+    federation.drive()
+    assert {node for step, node, *_ in federation.seen if step == fleet_pb2.ANCHOR} == {E, F, G, H}
+    refusals = {node: error.code for (node, step), error in federation.failures.items() if step == "TRAIN"}
+    assert refusals == (dict.fromkeys(GROUPS, FailureName.MODEL_CHAIN_BROKEN) if steps > 1 else {})
+
+
+def test_the_first_model_takes_nobody_back(tmp_path: Path) -> None:
+    federation = late_west(tmp_path)
+    assert federation.slot() is not None
+    for name in (A, E):
+        chain = federation.members[name].chain
+        before = chain._last_model()
+        federation.ask(fleet_pb2.ANCHOR, name, b"")
+        assert chain._last_model() == before
+        assert before is not None and before[0] != model_digest(federation.first).hex()

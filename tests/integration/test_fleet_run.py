@@ -95,6 +95,40 @@ def test_a_sealed_run_gives_the_same_model_within_rounding(world: World, coordin
     assert epoch.data["members"] == list(world.node_names)
 
 
+def test_a_group_that_comes_late_is_summed_too(tmp_path: Path) -> None:
+    world = World.create(tmp_path, nodes=6, groups=("east", "east", "east", "west", "west", "west"))
+    coordinator = Coordinator(world.server)
+    coordinator.start()
+    nodes = [FleetNode(world.of(name), coordinator.fleet_port, size=SIZE) for name in world.node_names]
+
+    def calls_west(name: str, round: int, size: int, model: bytes) -> np.ndarray:
+        for node in nodes[3:] if name == "hospital-a" and round == 1 else ():
+            node.activate()
+            node.start()
+        return invented_update(name, round, size, model)
+
+    nodes[0].trainer = calls_west
+    for node in nodes[:3]:
+        node.start()
+    first, clip = np.random.default_rng(0).normal(size=SIZE).astype("<f4"), 100.0
+    spec = specification(sealing="sealed", rounds=3, min_cohort=3, clip_norm=clip, exchange_deadline_s=2.0)
+    run_id = coordinator.book.submit(world.submission(spec, first))
+    events = wait_end(coordinator, run_id)
+    for node in nodes:
+        node.stop()
+    manifest, data = coordinator.book.checkpoint(run_id, None)
+    coordinator.stop()
+    assert events[-1].kind == "run_finished", events
+    assert [entry["promise"]["sums"] for entry in manifest["rounds"]] == [1, 2, 2], events
+    assert [step for step, _ in nodes[3].steps].count("ANCHOR") == 1
+    assert "ANCHOR" not in [step for step, _ in nodes[0].steps]
+    expected = first.astype(np.float64)
+    for number in (1, 2, 3):
+        present = world.node_names[: 3 if number == 1 else 6]
+        expected += np.mean([invented_update(name, number, SIZE, b"").astype(np.float64) for name in present], 0)
+    assert np.linalg.norm(np.frombuffer(data, dtype="<f4") - expected) / clip < 1e-3
+
+
 def kinds(events: list[RunEvent]) -> list[str]:
     return [event.kind for event in events]
 
@@ -162,6 +196,29 @@ def test_a_refusal_is_reported_and_a_person_is_waited_for(
     started = next(event for event in events if event.kind == "run_started")
     assert started.data["nodes"] == ["hospital-b", "hospital-c"]
     assert len(nodes[0].offers) == 1, "who refused is not asked again"
+
+
+def test_who_is_still_loading_is_waited_for_but_not_for_ever(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    nodes[0].answer_offers = "prepare"
+    run_id = submit(world, coordinator, exchange_deadline_s=0.3)
+    while len(nodes[0].offers) < 3:
+        assert "run_started" not in kinds(list(coordinator.book.events(run_id, 0, 0.1)))
+    nodes[0].answer_offers = "accept"
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished" and not dropped(events)
+    started = next(event for event in events if event.kind == "run_started")
+    assert started.data["nodes"] == list(world.node_names)
+    preparing = next(event.data for event in events if event.data.get("node") == "hospital-a")
+    assert preparing["waiting"] and preparing["preparing"] and not preparing["accepted"]
+    nodes[0].answer_offers = "prepare"
+    run_id = submit(world, coordinator, exchange_deadline_s=0.3, step_deadline_s=2.0)
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished"
+    started = next(event for event in events if event.kind == "run_started")
+    assert started.data["nodes"] == ["hospital-b", "hospital-c"]
+    assert nodes[0].ends[-1].run_ended
 
 
 def test_a_run_that_too_few_accept_fails_by_name(

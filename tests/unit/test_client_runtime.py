@@ -1,6 +1,8 @@
 """The node's answers: offers, trainings, refusals, replays. Only the trainer is a small one of the test's own."""
 
+import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from confide.errors import TrainingError
+from confide.codec.tensors import TensorSchema
+from confide.errors import ModelError, TrainingError
 from confide.identity.consortium import Consortium
 from confide.identity.keys import SigningKey
 from confide.identity.submission import sign_submission
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.specification import Specification
 from confide.transport.envelope import pack, unpack
 from confide_client import approvals
 from confide_client.app import QUERY, TRAIN, make_app
 from confide_client.offers import load_offer
+from confide_client.records import Record
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from hypothesis import HealthCheck, given, settings
@@ -79,6 +84,47 @@ def test_an_approval_of_something_else_counts_for_nothing(bench: Bench) -> None:
     bench.offer()
     approvals.decide(bench.node.state.run(bench.run.run_id), "0" * 64, "approved")
     assert bench.offer().waiting
+
+
+def test_a_node_says_that_it_takes_part_when_it_can_answer_in_time(bench: Bench) -> None:
+    loaded = threading.Event()
+
+    def slow(_: Specification, __: Path) -> TensorSchema:
+        assert loaded.wait(60)
+        return TensorSchema.unnamed(SIZE)
+
+    bench.node = dataclasses.replace(bench.node, schema=slow)
+    federation = bench.spec.federation.model_copy(update={"exchange_deadline_s": 0.3})
+    bench.spec = bench.spec.model_copy(update={"federation": federation})
+    for runtime in (bench.runtime, bench.again().runtime):
+        bench.runtime, runtime._node = runtime, bench.node
+        answer = bench.offer()
+        assert (answer.accepted, answer.waiting, answer.preparing) == (False, True, True)
+        record = Record.load(bench.node.state.run(bench.run.run_id))
+        assert record is not None and record.status == "accepted"
+    loaded.set()
+    assert bench.runtime._runs[bench.run.run_id].warm_up().measured(60)
+    assert bench.offer().accepted
+    assert not bench.trainer.trained
+    assert [entry["event"] for entry in bench.events()].count("offer accepted") == 1
+
+
+def test_a_node_that_cannot_load_the_model_says_so_when_it_is_needed(bench: Bench) -> None:
+    def damaged(_: Specification, __: Path) -> TensorSchema:
+        raise ModelError("config.json is damaged; add the model again")
+
+    bench.runtime._node = dataclasses.replace(bench.node, schema=damaged)
+    assert bench.offer().accepted
+    assert bench.failure(*bench.run.slot(MODEL)).code == "ModelError"
+
+
+def test_a_first_model_comes_alone_and_to_sealed_runs_only(bench: Bench) -> None:
+    assert bench.offer().accepted
+    for payload in ({}, {"first": MODEL}, {"model": MODEL, "other": b""}):
+        failure = bench.failure(bench.run.make(fleet_pb2.ANCHOR, b"", payload), payload)
+        assert "needs exactly 'model'" in failure.message
+    failure = bench.failure(bench.run.make(fleet_pb2.ANCHOR, b"", {"model": MODEL}), {"model": MODEL})
+    assert failure.code == "MALFORMED" and "without sealing" in failure.message
 
 
 def _changed(bench: Bench, **changes: Any) -> fleet_pb2.Offer:

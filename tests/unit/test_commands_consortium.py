@@ -264,6 +264,8 @@ def test_every_kind_of_event_has_words():
         "a refuses: no"
     )
     assert "waits" in view.feed("offer_answered", {"node": "a", "accepted": False, "waiting": True, "reason": ""})
+    loading = {"node": "a", "accepted": False, "waiting": True, "preparing": True, "reason": "loading"}
+    assert view.feed("offer_answered", loading) == "a gets ready: loading"
     assert "3 members" in view.feed("epoch_started", {"members": ["a", "b", "c"], "slots": 16})
     assert "attempt 2" in view.feed("round_started", {"round": 1, "attempt": 2, "slot": 2})
     assert "9 bytes" in view.feed("contributed", {"round": 1, "node": "a", "bytes": 9})

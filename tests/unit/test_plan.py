@@ -71,6 +71,14 @@ def test_the_plan_says_the_warm_start() -> None:
     assert "warm start: 1 rounds of 2 steps first" in render(warm, nodes=5)
 
 
+def test_the_plan_says_what_updates_are_clipped_to() -> None:
+    assert "clip: an update's L2 norm is at most 12 in every round" in render(SEALED, nodes=5)
+    shrinking = parse_toml(EXAMPLE.replace("clip_norm = 12.0", 'clip_norm = 12.0\nclip_schedule = "learning_rate"'))
+    text = render(shrinking, nodes=5)
+    assert "12 in round 3, as the learning rate of its steps; never below 1/16 of clip_norm" in text
+    assert "clip" not in render(specification(), nodes=5)
+
+
 def test_a_private_run_shows_formula_and_examples() -> None:
     privacy = '[privacy]\nunit = "record"\nepsilon = 2.0\ndelta = 1e-6\nclip = 1.0\n'
     text = render(parse_toml(EXAMPLE + privacy), nodes=4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from confide.errors import SpecificationError
-from confide.runs.schedule import clip_norm, learning_rate
+from confide.runs.schedule import clip_norm, describe_clip, learning_rate
 from confide.runs.specification import Specification
 
 from tests.training_specs import specification
@@ -72,3 +72,22 @@ def test_a_clip_without_a_schedule_to_follow_is_refused(changes: dict[str, Any],
 def test_without_a_clip_there_is_none_to_calculate() -> None:
     with pytest.raises(SpecificationError, match=r"federation\.clip_norm is missing"):
         clip_norm(specification(), round=1)
+
+
+def test_the_plan_says_a_constant_clip() -> None:
+    assert describe_clip(specification(federation={"clip_norm": 8.0})).endswith("at most 8 in every round")
+
+
+def test_the_plan_says_the_first_clips_the_last_and_from_where_it_is_at_its_floor() -> None:
+    spec = following({"local_steps": 16, "schedule": "cosine"}, rounds=20, warm_start_rounds=2, warm_start_steps=4)
+    text = describe_clip(spec)
+    first, full, last = (clip_norm(spec, round=number) for number in (1, 3, 20))
+    assert f"{first:.3g} in round 1, {full:.3g} in round 3, {last:.3g} in round 20," in text
+    at_floor = next(number for number in range(1, 21) if clip_norm(spec, round=number) == 0.5)
+    assert 3 < at_floor < 20
+    assert text.endswith(f"never below 1/16 of clip_norm, so from round {at_floor} on")
+
+
+def test_a_clip_that_stays_above_its_floor_is_not_said_to_reach_it() -> None:
+    text = describe_clip(following({"local_steps": 1}, rounds=1))
+    assert "at most 8 in round 1, as" in text and text.endswith("1/16 of clip_norm")

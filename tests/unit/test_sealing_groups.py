@@ -1,5 +1,6 @@
 """A consortium in groups: one sum each, added to one; who is missing, crashes, and what roster and plan say."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,21 +93,65 @@ def test_a_group_without_an_epoch_is_tried_twice_and_again_after_a_slot(tmp_path
     check_sum(federation, federation.slot(), list(names(COUNT)), 4)
 
 
-def test_a_group_that_never_saw_the_first_model_stays_shut(tmp_path: Path) -> None:
-    """Nobody in it can vouch for the model, and the other groups' members are not its own."""
-    federation = grouped(tmp_path)
-    federation.epoch(silent={fleet_pb2.ADVERTISE: set(of("west"))})
-    federation.epoch(silent={fleet_pb2.ADVERTISE: set(of("west"))})
-    federation.collector.open_slot(federation.plan())
-    outcome = federation.drive()
-    assert outcome is not None
-    federation.end(outcome)
-    opened = federation.slot()
-    check_sum(federation, opened, of("east") + of("north"), 2)
+def without_west(folder: Path) -> Federation:
+    """Two rounds in which nobody of the group "west" took part."""
+    federation = grouped(folder)
+    for slot in (1, 2):
+        for _ in range(2):
+            federation.epoch(silent={fleet_pb2.ADVERTISE: set(of("west"))})
+        federation.collector.open_slot(federation.plan())
+        outcome = federation.drive()
+        assert outcome is not None
+        check_sum(federation, outcome, of("east") + of("north"), slot)
+        federation.end(outcome)
+    assert not federation.failures
+    return federation
+
+
+def shown(federation: Federation) -> list[str]:
+    return [node for step, node, *_ in federation.seen if step == fleet_pb2.ANCHOR]
+
+
+def test_a_late_group_is_shown_the_first_model_and_opens(tmp_path: Path) -> None:
+    federation = without_west(tmp_path)
+    assert not shown(federation)
+    check_sum(federation, federation.slot(), list(names(COUNT)), 3)
+    assert shown(federation) == of("west")
+    assert all(member.chain.anchored for member in federation.members.values())
+    federation.restart_collector()
+    check_sum(federation, federation.slot(), list(names(COUNT)), 4)
+    assert shown(federation) == of("west"), "once is enough, also after a restart of the coordinator"
+    assert not federation.failures
+
+
+def test_who_does_not_take_the_first_model_is_not_asked_to_train(tmp_path: Path) -> None:
+    federation = without_west(tmp_path)
+    lost = of("west")[0]
+    opened = federation.slot(silent={fleet_pb2.ANCHOR: {lost}})
+    check_sum(federation, opened, of("east") + of("north"), 3)
     assert isinstance(opened, Opened)
-    assert "opened nothing: 'west' (QUORUM_SHORT)" in str(opened.promise["words"])
-    refusals = {error.code for (name, step), error in federation.failures.items() if GROUPS[name] == "west"}
-    assert refusals == {FailureName.MODEL_CHAIN_BROKEN}
+    assert "opened nothing: 'west' (LIST_TOO_SMALL)" in str(opened.promise["words"])
+    assert (fleet_pb2.TRAIN, lost) not in [(step, node) for step, node, *_ in federation.seen]
+    check_sum(federation, federation.slot(), list(names(COUNT)), 4)
+    assert sorted(shown(federation)) == sorted([*of("west"), *of("west")[1:]])
+
+
+def test_a_group_whose_members_lost_the_chain_is_shown_the_first_model_after_a_slot(tmp_path: Path) -> None:
+    """They were in a sum, as the coordinator knows; a disk that was emptied knows nothing of it."""
+    federation = grouped(tmp_path)
+    check_sum(federation, federation.slot(), list(names(COUNT)), 1)
+    for name in of("west"):
+        federation.kill(name)
+        shutil.rmtree(tmp_path / name)
+        federation.start_member(name)
+    for slot, why in ((2, "LIST_TOO_SMALL"), (3, "QUORUM_SHORT")):  # no epoch, then nobody to vouch for the model
+        opened = federation.slot()
+        check_sum(federation, opened, of("east") + of("north"), slot)
+        assert isinstance(opened, Opened)
+        assert f"opened nothing: 'west' ({why})" in str(opened.promise["words"])
+        assert not shown(federation)
+    check_sum(federation, federation.slot(), list(names(COUNT)), 4)
+    assert shown(federation) == of("west")
 
 
 def test_no_group_at_all(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import confide_server
 import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import IdentityError, ProtocolFailure, SpecificationError, StateError, UpdateError
@@ -18,11 +21,12 @@ from confide.identity.member import load_member
 from confide.identity.submission import DOMAIN, submission_body
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric, Opened, SlotPlan
-from confide_server.book import Book, Committed
+from confide_server.book import Book, Committed, _answers
 from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Audit, Base, Database, append_audit
+from confide_server.database import Audit, Base, Database, Run, append_audit
 from confide_server.runbook import Submission
-from sqlalchemy import create_engine, select
+from sqlalchemy import MetaData, Table, create_engine, select
+from sqlalchemy.event import listen
 
 from tests.coordinator_world import World, specification
 
@@ -68,6 +72,55 @@ def test_the_migrations_give_the_tables_that_the_code_uses(tmp_path: Path) -> No
     with create_engine(url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     Database(url).close()
+
+
+def test_answers_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    config = Config()
+    config.set_main_option("script_location", str(Path(confide_server.__file__).parent / "migrations"))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        row = {
+            "run_id": "ab",
+            "number": 1,
+            "rounds": 1,
+            "round": 0,
+            "submitted_at": 0.0,
+            **dict.fromkeys(("name", "status", "detail", "administrator", "sealing"), ""),
+            **dict.fromkeys(("specification", "initial_model_sha256", "signature"), b""),
+            "cohort": ["a", "b", "c"],
+            "answers": {"a": "accepted", "b": "", "c": "refused"},
+        }
+        runs = Table("runs", MetaData(), autoload_with=connection)
+        connection.execute(runs.insert(), row)
+    engine.dispose()
+    database = Database(url)
+    with database.transaction() as session:
+        run = session.get(Run, "ab")
+        assert run is not None
+        assert _answers(session, run) == {"a": "accepted", "b": "", "c": "refused"}
+    database.close()
+
+
+def test_an_answer_is_written_alone(world: World, book: Book) -> None:
+    """What an answer costs does not grow with the cohort: a row and an event, in one transaction."""
+    run_id = book.submit(world.submission(specification(), MODEL))
+    names = [f"hospital-{number}" for number in range(40)]
+    book.update(run_id, cohort=names)
+    written: list[str] = []
+    listen(book._database._engine, "before_cursor_execute", lambda *given: written.append(f"{given[2]} {given[3]}"))
+    for name in names[:2]:
+        book.answered(run_id, name, "waiting", {"node": name})
+    book.answered(run_id, names[0], "accepted", {"node": names[0]})
+    changes = [statement for statement in written if statement.split()[0] in ("INSERT", "UPDATE")]
+    assert len(changes) == 6, changes
+    assert not [statement for statement in changes if names[39] in statement]
+    run = book.next_run(0.0)
+    assert run is not None and run.cohort == tuple(names)
+    assert run.answers == dict.fromkeys(names, "") | {names[0]: "accepted", names[1]: "waiting"}
+    assert [event.data["node"] for event in book.events(run_id, 0, 0.0)] == [names[0], names[1], names[0]]
 
 
 def test_durable_settings_of_sqlite(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONFIRM: _ClassVar[Step]
     REVEAL: _ClassVar[Step]
     END: _ClassVar[Step]
+    ANCHOR: _ClassVar[Step]
 STEP_UNSPECIFIED: Step
 OFFER: Step
 ADVERTISE: Step
@@ -25,6 +26,7 @@ TRAIN: Step
 CONFIRM: Step
 REVEAL: Step
 END: Step
+ANCHOR: Step
 
 class Instruction(_message.Message):
     __slots__ = ("version", "release", "run_id", "step", "sequence", "body", "payload_digest")
@@ -97,14 +99,16 @@ class Offer(_message.Message):
     def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
-    __slots__ = ("accepted", "waiting", "reason")
+    __slots__ = ("accepted", "waiting", "reason", "preparing")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PREPARING_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     waiting: bool
     reason: str
-    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    preparing: bool
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ...) -> None: ...
 
 class SlotOpen(_message.Message):
     __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")

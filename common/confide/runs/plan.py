@@ -11,6 +11,7 @@ from pathlib import Path
 
 from confide.codec.layout import VectorLayout
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
+from confide.runs.schedule import describe_clip
 from confide.runs.specification import Specification
 from confide.sealing import parameters, scalars
 
@@ -167,6 +168,7 @@ def _work(specification: Specification, nodes: int) -> list[str]:
         f"  outer step: {outer.name}, learning rate {outer.learning_rate:g}, momentum {outer.momentum:g}"
         + (", Nesterov" if outer.nesterov else "")
         + f"; weights {federation.weights}",
+        *([] if federation.clip_norm is None else ["  " + describe_clip(specification)]),
     ]
 
 

@@ -10,6 +10,7 @@ with it the step of sealed coordinates, shrink as updates do. Both sides calcula
 """
 
 import math
+from bisect import bisect_left
 
 from confide.errors import SpecificationError
 from confide.runs.specification import Specification
@@ -39,12 +40,35 @@ def clip_norm(specification: Specification, round: int) -> float:
     1/1024, so that machines whose cosine differs in the last digit agree, and at least 1/16, so that what error
     feedback carries out of longer rounds finds its way.
     """
-    federation, training = specification.federation, specification.training
+    federation = specification.federation
     if federation.clip_norm is None:
         raise SpecificationError("federation.clip_norm is missing; updates are clipped to it, for example 10.0")
     if federation.clip_schedule == "constant":
         return federation.clip_norm
+    return federation.clip_norm * _share(specification, round) / _GRID
+
+
+def _share(specification: Specification, round: int) -> int:
+    """Of clip_norm, in 1/1024."""
     first, last = specification.steps_before(round), specification.steps_before(round + 1)
     squares = math.fsum(learning_rate(specification, step) ** 2 for step in range(first, last))
-    share = math.sqrt(squares / training.local_steps) / training.learning_rate
-    return federation.clip_norm * min(_GRID, max(_SMALLEST, math.floor(share * _GRID + 0.5))) / _GRID
+    share = math.sqrt(squares / specification.training.local_steps) / specification.training.learning_rate
+    return min(_GRID, max(_SMALLEST, math.floor(share * _GRID + 0.5)))
+
+
+def describe_clip(specification: Specification) -> str:
+    """What `clip_norm` gives over the run, for its plan. Raises SpecificationError without a clip."""
+    federation = specification.federation
+    if federation.clip_schedule == "constant":
+        return f"clip: an update's L2 norm is at most {clip_norm(specification, round=1):g} in every round"
+    last, whole = federation.rounds, min(federation.rounds, federation.warm_start_rounds + 1)
+    said = (f"{clip_norm(specification, round=number):.3g} in round {number}" for number in sorted({1, whole, last}))
+    text = (
+        f"clip: an update's L2 norm is at most {', '.join(said)}, as the learning rate of its steps; "
+        f"never below 1/{_GRID // _SMALLEST} of clip_norm"
+    )
+    # Beyond warm start and warm-up the rate only falls, and so does the clip.
+    warmed = specification.training.warmup_steps
+    falling = [number for number in range(whole, last + 1) if specification.steps_before(number) >= warmed]
+    at_floor = bisect_left(falling, True, key=lambda number: _share(specification, number) == _SMALLEST)
+    return text + (f", so from round {falling[at_floor]} on" if at_floor < len(falling) else "")

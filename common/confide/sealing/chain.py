@@ -141,7 +141,8 @@ class ModelChain:
 
     Guarantee: an admitted model is the signed first one, or follows from the last by its Link (tensors: it lies within
     B of it for each round between, with what did not travel unchanged); one that was never compared is admitted as not
-    `anchored`, and is then revealed for only beside c + 1 anchored signers.
+    `anchored`, and is then revealed for only beside c + 1 anchored signers. `begin` makes the signed first model the
+    last one where that is not anchored, and nowhere else.
     """
 
     def __init__(
@@ -175,12 +176,28 @@ class ModelChain:
             raise broken(f"{len(model)} bytes came that are not the model {name[:16]}")
         anchored = self._follows(plan, model)
         if self._log.model is None or self._log.model[0] != name:
-            # The new file is durable before the log names it, and the old one goes after: a crash loses neither.
-            write_atomic(self._path(name), bytes(model))
-            self._log.write("model", sha256=name, round=plan.round, anchored=anchored)
-            for path in self._folder.glob("model-*"):
-                if path != self._path(name):
-                    path.unlink()
+            self._keep(name, plan.round, model, anchored=anchored)
+
+    def begin(self, model: bytes | memoryview) -> None:
+        """Follow the chain from the signed first model, where none is held that was followed from it.
+
+        Raises MODEL_CHAIN_BROKEN for another model.
+        """
+        held = self._last_model()
+        if held is not None and held[2]:
+            return
+        if model_digest(model) != self._initial:
+            raise broken(f"{len(model)} bytes came that are not the signed first model {self._initial.hex()[:16]}")
+        self.link.check(model, 1)
+        self._keep(self._initial.hex(), 1, model, anchored=True)
+
+    def _keep(self, name: str, round_number: int, model: bytes | memoryview, *, anchored: bool) -> None:
+        # The new file is durable before the log names it, and the old one goes after: a crash loses neither.
+        write_atomic(self._path(name), bytes(model))
+        self._log.write("model", sha256=name, round=round_number, anchored=anchored)
+        for path in self._folder.glob("model-*"):
+            if path != self._path(name):
+                path.unlink()
 
     def anchor(self) -> None:
         """A quorum with enough anchored signers was seen over the newest model."""

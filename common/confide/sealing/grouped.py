@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure
-from confide.files import private_folder
+from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
@@ -28,6 +28,7 @@ from confide.sealing.roles import Abandoned, Exchange, Metric, Opened, SlotPlan
 _ORDER = (fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL)
 _TRIES = 2
 """Epochs that a group may fail to make between two slots; then the others go on without it."""
+_ANCHORED = "anchored"
 _UNGROUPED = "ungrouped"
 """Folder of the nodes that are in no named group: no group's folder, which begin with "group-"."""
 
@@ -110,6 +111,15 @@ class GroupedCollector:
         """What each group wants asked; those of the step that is out are taken off at its end."""
         self._tries: Counter[str] = Counter()
         """Epochs of each group that were begun since the last slot."""
+        self._colluding = specification.sealing.colluding
+        anchored = self._folder / _ANCHORED
+        self._anchored = set(anchored.read_text().split() if anchored.exists() else ())
+        """Nodes that were in a sum of this run: what they have of its models goes back to the signed first one."""
+        self._round = 0
+        self._shown: set[str] = set()
+        """Groups that were shown the first model in this slot."""
+        self._showing: set[str] = set()
+        """Those that are being shown it."""
         self._learn_groups()
 
     def _learn_groups(self) -> None:
@@ -164,9 +174,10 @@ class GroupedCollector:
 
     def open_slot(self, plan: SlotPlan) -> None:
         """Begin a slot in every group, or go on with one that a crash left open. Who has no epoch opens nothing."""
-        self.outcome, self._total = None, _Total()
+        self.outcome, self._total, self._round = None, _Total(), plan.round
         self._asked.clear()
         self._tries.clear()
+        self._shown, self._showing = set(), set()
         for group, collector in self._groups.items():
             if collector.last_slot == plan.slot and collector.resumable is None:
                 # It ended before a crash, and only a slot in which no group opened anything ends before its round.
@@ -181,9 +192,36 @@ class GroupedCollector:
         for group, collector in self._groups.items():
             if collector.outcome is not None:
                 self._total.take(group, collector.outcome)
+                self._note_anchored(group, collector.outcome)
                 collector.outcome = None
         if self.resumable is not None and len(self._total.promises) + len(self._total.failures) == len(self._groups):
             self.outcome = self._total.outcome()
+
+    def _note_anchored(self, group: str, outcome: Opened | Abandoned) -> None:
+        """Who was in a sum has most likely followed the chain; a group that opens nothing for want of it has not."""
+        before = set(self._anchored)
+        if isinstance(outcome, Opened):
+            self._anchored |= set(outcome.contributors)
+        elif any(why.startswith(FailureName.MODEL_CHAIN_BROKEN) for why in outcome.dropped.values()):
+            self._anchored = {name for name in self._anchored if self._group_of.get(name) != group}
+        if self._anchored != before:
+            write_atomic(self._folder / _ANCHORED, "\n".join(sorted(self._anchored)).encode())
+
+    def _first_model(self) -> Exchange | None:
+        """ANCHOR, for every group before TRAIN in which too few are known to have followed the chain."""
+        late = {
+            group: wanted.bodies
+            for group, wanted in self._asked.items()
+            if wanted.step == fleet_pb2.TRAIN
+            and group not in self._shown
+            and len(self._anchored & set(wanted.bodies)) <= self._colluding
+        }
+        if self._round <= 1 or not late:
+            return None
+        self._showing = set(late)
+        deadline_s = max(self._asked[group].deadline_s for group in late)
+        bodies = {name: b"" for names in late.values() for name in names}
+        return Exchange(step=fleet_pb2.ANCHOR, bodies=bodies, deadline_s=deadline_s, with_model=True)
 
     def exchange(self) -> Exchange | None:
         """The earliest step that any group stands before, asked in all groups that stand before it."""
@@ -193,6 +231,8 @@ class GroupedCollector:
         self._harvest()
         if not self._asked:
             return None
+        if (showing := self._first_model()) is not None:
+            return showing
         step = min((wanted.step for wanted in self._asked.values()), key=_ORDER.index)
         now = [wanted for wanted in self._asked.values() if wanted.step == step]
         return Exchange(
@@ -204,7 +244,9 @@ class GroupedCollector:
 
     def receive(self, node: str, body: bytes, payload: DigestedFile | None) -> None:
         """Give one answer to its group. Raises ConfideError as that does."""
-        self._collector_of(node).receive(node, body, payload)
+        collector = self._collector_of(node)
+        if not self._showing:
+            collector.receive(node, body, payload)
 
     def lost(self, node: str, code: str, message: str) -> None:
         """The node does not answer this exchange."""
@@ -217,7 +259,12 @@ class GroupedCollector:
 
     def close_exchange(self) -> None:
         """All who were asked have answered, or the deadline passed; groups before a later step were not asked."""
-        if self._asked:
+        if self._showing:
+            for group in self._showing:
+                del self._asked[group]  # made anew: who did not take the first model is not asked to train
+            self._shown |= self._showing
+            self._showing = set()
+        elif self._asked:
             step = min((wanted.step for wanted in self._asked.values()), key=_ORDER.index)
             for group in [group for group, wanted in self._asked.items() if wanted.step == step]:
                 del self._asked[group]

@@ -115,13 +115,23 @@ class SealedMember:
                 return Answer(self._advertise(body))
             case fleet_pb2.SHARE:
                 return Answer(self._share(body))
+            case fleet_pb2.ANCHOR:
+                return self._anchor(body, model)
             case fleet_pb2.TRAIN:
                 return self.slots.train(body, train, model)
             case fleet_pb2.CONFIRM:
                 return Answer(self.slots.confirm(body))
             case fleet_pb2.REVEAL:
                 return Answer(self.slots.reveal(body))
-        raise wire.malformed(f"step {step} is none of ADVERTISE, SHARE, TRAIN, CONFIRM, REVEAL")
+        raise wire.malformed(f"step {step} is none of ADVERTISE, SHARE, ANCHOR, TRAIN, CONFIRM, REVEAL")
+
+    def _anchor(self, body: bytes, model: bytes | memoryview) -> Answer:
+        """Take the signed first model, where this node has followed none from it."""
+        if body:
+            raise wire.malformed("ANCHOR has no body")
+        self._check_roster()
+        self.chain.begin(model)
+        return Answer(b"")
 
     def slot_ended(self, end: fleet_pb2.End) -> None:
         """Erase what the slot needed; the run's end erases the epoch too."""

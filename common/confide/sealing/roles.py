@@ -99,7 +99,8 @@ class SlotPlan:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question to several nodes. `with_model` says that the model travels beside it as payload "model"."""
+    """One question to several nodes. `with_model` says that the model travels beside it as payload "model": the slot's,
+    with ANCHOR the run's first."""
 
     step: fleet_pb2.Step
     bodies: Mapping[str, bytes]
@@ -196,7 +197,7 @@ class Member(Protocol):
     def handle(self, step: fleet_pb2.Step, body: bytes, train: Train, model: bytes | memoryview = b"") -> Answer:
         """Answer one instruction of the epoch or slot; calls `train` at most once per slot, when all checks passed.
 
-        model: with TRAIN, the bytes of payload "model" (sealed transport hashes them and checks the model chain).
+        model: with TRAIN and ANCHOR, the bytes of payload "model" (sealed transport hashes them and checks the chain).
         The same instruction again gets the same bytes again. Raises ProtocolFailure by name.
         """
 
