@@ -114,3 +114,15 @@ def test_the_first_model_takes_nobody_back(tmp_path: Path) -> None:
         federation.ask(fleet_pb2.ANCHOR, name, b"")
         assert chain._last_model() == before
         assert before is not None and before[0] != model_digest(federation.first).hex()
+
+
+def test_the_first_model_is_not_taken_within_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who trained on another model on trust would else sign that it was followed from the first, and reveal."""
+    federation = late_west(tmp_path)
+    monkeypatch.setattr(federation.collector, "_first_model", lambda: None)
+    stop_before(federation, fleet_pb2.CONFIRM)
+    with refused(FailureName.MODEL_CHAIN_BROKEN):
+        federation.ask(fleet_pb2.ANCHOR, E, b"")
+    assert not federation.members[E].chain.anchored
+    finish(federation)
+    assert federation.failures[E, "REVEAL"].code == FailureName.MODEL_CHAIN_BROKEN

@@ -130,6 +130,7 @@ class SealedMember:
         if body:
             raise wire.malformed("ANCHOR has no body")
         self._check_roster()
+        self.slots.require_closed()
         self.chain.begin(model)
         return Answer(b"")
 

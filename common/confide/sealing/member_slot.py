@@ -253,6 +253,14 @@ class MemberSlot:
         ]
         return [keys.self_mask(seed, state.context, node), *pairs]
 
+    def require_closed(self) -> None:
+        """Raise MODEL_CHAIN_BROKEN while a slot is open: what it says of its model's chain stands."""
+        if self._open is not None:
+            raise ProtocolFailure(
+                FailureName.MODEL_CHAIN_BROKEN,
+                f"slot {self._open.plan.slot} is open; the first model is taken before a slot, not within one",
+            )
+
     # ------------------------------------------------------------------ CONFIRM
 
     def confirm(self, body: bytes) -> bytes:
