@@ -43,6 +43,8 @@ class LocalData:
 
     train: Sequence[Record]
     evaluation: Sequence[Record]
+    digest: str = ""
+    """Of the file and the split that they were read from, as DataSets.load checked them; "" where nobody did."""
 
 
 class _Frozen(BaseModel):
@@ -70,6 +72,12 @@ class DataSet(_Frozen):
         if self.evaluation_fraction == 0 or self.records < 2:
             return 0
         return min(self.records - 1, max(1, round(self.records * self.evaluation_fraction)))
+
+    @property
+    def digest(self) -> str:
+        """Of what decides which records there are, and which of them are trained on."""
+        decides = {"sha256", "format", "records", "evaluation_fraction", "split_seed"}
+        return canonical.digest(self.model_dump(mode="json", include=decides))
 
     def split(self) -> tuple[list[int], list[int]]:
         """(training, evaluation) record numbers, each ascending: the same for as long as the registration stands."""
@@ -184,7 +192,7 @@ class DataSets:
         if len(rows) != entry.records:
             raise DataError(f"data set {name!r} has {len(rows)} records; {entry.records} were registered")
         train, evaluation = entry.split()
-        return LocalData(train=rows.select(train), evaluation=rows.select(evaluation))
+        return LocalData(train=rows.select(train), evaluation=rows.select(evaluation), digest=entry.digest)
 
     def _forget(self, entry: DataSet) -> None:
         """Copies of its text. Of other data sets only what is made again is lost: which run has which is not known."""

@@ -5,11 +5,12 @@
     ends        int64 per document: where it ends in ids
     text_bytes  int64 per document: of its text in UTF-8
 
-All little-endian. The key is a digest of the records' texts and of what encodes them; the SHA-256 covers everything
-else. A file that is another corpus's, torn by a crash or damaged is made again from the records: it holds nothing
-that they do not, so it is not synced either.
+All little-endian. The key is a digest of what encodes the records and of their texts, or of the data set that they are
+the records of, where its file was just checked against its registration: then none is read again. The SHA-256 covers
+everything else. A file that is another corpus's, torn by a crash or damaged is made again from the records: it holds
+nothing that they do not, so it is not synced either.
 
-    tokens = tokens_of(folder / "tokens-train.bin", method.encoder, data.train)
+    tokens = tokens_of(folder / "tokens-train.bin", method.encoder, data.train, f"train {data.digest}")
 
 Guarantee: the file is this organization's text, readable by the node's user alone (0600), and sent nowhere. It is
 erased when the run ends here, and when a data set is removed or replaced.
@@ -60,36 +61,40 @@ class Encoder(Protocol):
 
 
 class _Key:
-    """Digest of an encoder and of texts that pass by."""
+    """Digest of an encoder, and of what the records are known by, else of texts that pass by."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._state = hashlib.sha256(encoder.digest.encode())
+    def __init__(self, encoder: Encoder, known: str) -> None:
+        self._known = known
+        self._state = hashlib.sha256(encoder.digest.encode() + (b"known" if known else b"texts") + known.encode())
 
     def passing(self, texts: Iterator[str]) -> Iterator[str]:
         for text in texts:
-            data = text.encode(errors="surrogatepass")
-            self._state.update(len(data).to_bytes(8, "little"))
-            self._state.update(data)
+            if not self._known:
+                data = text.encode(errors="surrogatepass")
+                self._state.update(len(data).to_bytes(8, "little"))
+                self._state.update(data)
             yield text
 
     def digest(self) -> bytes:
         return self._state.digest()
 
 
-def tokens_of(path: Path, encoder: Encoder, records: "Sequence[Record]") -> Tokens:
+def tokens_of(path: Path, encoder: Encoder, records: "Sequence[Record]", known: str = "") -> Tokens:
     """The records' tokens, mapped from `path`; encoded into it first unless it holds just them.
 
+    known: what says which records these are, checked by the caller; without it they are read to see what they are.
     Raises DataError for malformed records, TrainingError where the disk is full or fails; nothing is left behind then.
     """
     if path.exists():
-        key = _Key(encoder)
-        for _ in key.passing(encoder.texts(records)):
-            pass
+        key = _Key(encoder, known)
+        if not known:
+            for _ in key.passing(encoder.texts(records)):
+                pass
         try:
             return read_tokens(path, key.digest(), encoder.vocabulary)
         except StateError as error:
             log.info("%s; the records are encoded again", error)
-    return read_tokens(path, _encode(path, encoder, records), encoder.vocabulary)
+    return read_tokens(path, _encode(path, encoder, records, known), encoder.vocabulary)
 
 
 def erase(folder: Path) -> None:
@@ -99,9 +104,9 @@ def erase(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _encode(path: Path, encoder: Encoder, records: "Sequence[Record]") -> bytes:
+def _encode(path: Path, encoder: Encoder, records: "Sequence[Record]", known: str) -> bytes:
     """Write the file; returns its key."""
-    key = _Key(encoder)
+    key = _Key(encoder, known)
     documents = _readable(encoder.documents(key.passing(encoder.texts(records))))
     try:
         private_folder(path.parent)

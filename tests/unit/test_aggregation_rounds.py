@@ -43,6 +43,7 @@ class Shard:
         words = TEXT.split()[number * 6 :]
         self.train = [{"question": word, "answer": " ".join(words[i : i + 5])} for i, word in enumerate(words[:8])]
         self.evaluation: list[dict[str, Any]] = []
+        self.digest = ""
 
 
 class Rounds:

@@ -265,6 +265,7 @@ def test_planted_canaries_are_trained_on_and_counted(site: Site) -> None:
     assert (site.folder / "canaries.json").stat().st_mode & 0o777 == 0o600
     data = DataSets(site.state.root).load("faq")
     train = with_canaries(data, canaries, site.spec).train
+    assert with_canaries(data, canaries, site.spec).digest == "", "what is known of the file says nothing of canaries"
     assert len(train) == len(data.train) + 30
     together = [*data.train, *canaries.records(counted=True)]
     assert list(train) == train[:] == together and train[-31:-29] == together[-31:-29]

@@ -34,6 +34,7 @@ SLOT = fleet_pb2.SlotOpen(slot=1, round=1, attempt=1)
 class Shard:
     train: Any
     evaluation: Any = field(default_factory=list)
+    digest: str = ""
 
 
 @pytest.fixture(scope="module")

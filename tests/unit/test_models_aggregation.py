@@ -82,6 +82,7 @@ def test_real_training_rounds_agree_with_the_random_ones(llama: Path, tmp_path: 
             words = TEXT.split()[node * 6 :]
             self.train = [{"question": word, "answer": " ".join(words[i : i + 5])} for i, word in enumerate(words[:8])]
             self.evaluation: list[dict[str, Any]] = []
+            self.digest = ""
 
     trainers = [LocalTrainer(spec, llama, node=f"hospital-{n}", folder=tmp_path, threads=1) for n in range(3)]
     schema = schema_of(spec, llama)

@@ -121,7 +121,7 @@ def test_training_from_the_file_gives_the_bits_of_training_from_memory(
     before = [path.stat().st_ino for path in files]
     restarted = contribution(tmp_path / "a")
     assert [path.stat().st_ino for path in files] == before
-    monkeypatch.setattr(LocalTrainer, "_encoded", lambda self, split, records: self._method.prepare(records))
+    monkeypatch.setattr(LocalTrainer, "_encoded", lambda self, split, records, digest: self._method.prepare(records))
     memory = contribution(tmp_path / "b")
     assert not (tmp_path / "b").exists()
     assert from_file.update.tobytes() == restarted.update.tobytes() == memory.update.tobytes()
@@ -201,6 +201,59 @@ def test_what_a_killed_process_left_is_cleared(encoder: DocumentEncoder, tmp_pat
     (tmp_path / ".tokens-train.bin.abc").write_bytes(b"half")
     tokens_of(tmp_path / "tokens-train.bin", encoder, RECORDS)
     assert [path.name for path in tmp_path.iterdir()] == ["tokens-train.bin"]
+
+
+class Counting(Sequence[Any]):
+    """Records that note how often one is read."""
+
+    def __init__(self, records: Sequence[Any]) -> None:
+        self._records, self.reads = records, 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.reads += 1
+        return self._records[index]
+
+
+def test_records_that_are_known_are_not_read_again(encoder: DocumentEncoder, tmp_path: Path) -> None:
+    path, records = tmp_path / "tokens-train.bin", Counting(RECORDS)
+    expected = encoder.tokens(RECORDS)
+    for known, reads in (("a", 30), ("a", 0), ("b", 30), ("", 60), ("", 30), ("b", 30), ("b", 0)):
+        records.reads = 0
+        assert same(tokens_of(path, encoder, records, known), expected)
+        assert records.reads == reads, known
+    path.write_bytes(path.read_bytes()[:-1])
+    assert same(tokens_of(path, encoder, records, "b"), expected)
+    other = encoder_of_rules(encoder)
+    records.reads = 0
+    tokens_of(path, other, records, "b")
+    assert records.reads == 30, "the tokenizer is part of the key as ever"
+
+
+def encoder_of_rules(encoder: DocumentEncoder) -> DocumentEncoder:
+    return DocumentEncoder("causal_lm", encoder._tokenizer, special=False, end=0)
+
+
+def test_a_registration_says_which_records_they_are(tmp_path: Path) -> None:
+    file, data_sets = tmp_path / "texts.jsonl", DataSets(tmp_path / "node")
+    file.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    seen = []
+    for changes in (
+        {},
+        {"evaluation_fraction": 0.5},
+        {"split_seed": "ab" * 32},
+        {"group": "g", "split_seed": "ab" * 32},
+    ):
+        data_sets.add("texts", file, **changes)  # type: ignore[arg-type]
+        seen.append(data_sets.load("texts").digest)
+    file.write_text("".join(json.dumps(record) + "\n" for record in RECORDS[1:]))
+    with pytest.raises(DataError, match="changed since it was registered"):
+        data_sets.load("texts")
+    data_sets.add("texts", file, split_seed="ab" * 32)
+    seen.append(data_sets.load("texts").digest)
+    assert len(set(seen)) == 4 and seen[2] == seen[3], "the group decides nothing of it"
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

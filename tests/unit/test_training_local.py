@@ -2,6 +2,7 @@
 
 import math
 import re
+import tracemalloc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ RECORDS = [{"question": f"How thick is wall {i}?", "answer": f"It is {i * i} cen
 class Shard:
     train: list[Record] = field(default_factory=lambda: list(RECORDS))
     evaluation: list[Record] = field(default_factory=lambda: list(RECORDS[:3]))
+    digest: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,7 @@ def test_a_warm_start_takes_fewer_steps_and_the_schedule_counts_them() -> None:
         training={"local_steps": 5, "schedule": "cosine", "learning_rate": 1.0, "batch_size": 2},
         federation={"rounds": 3, "warm_start_rounds": 2, "warm_start_steps": 1},
     )
-    steps = [batch_indices(spec, 14, "hospital-a", slot(number)) for number in (1, 2, 3)]
+    steps = [list(batch_indices(spec, 14, "hospital-a", slot(number))) for number in (1, 2, 3)]
     assert list(map(len, steps)) == [1, 1, 5]
     assert sorted(index for part in steps for step in part for index in step) == list(range(14))
     assert learning_rate(spec, 6) > 0 and learning_rate(spec, 7) == 0.0
@@ -224,6 +226,19 @@ def test_batches_cover_the_shard_evenly_across_rounds() -> None:
     assert counts.min() >= 5 and counts.max() <= 6
     for step in batch_indices(spec, 3, "hospital-a", slot()):
         assert sorted(step) == [0, 1, 2]
+
+
+def test_a_round_over_a_large_shard_holds_one_shuffle_of_it() -> None:
+    count = 200_000
+    spec = specification(training={"local_steps": 3 * count // 4096, "batch_size": 4096})
+    tracemalloc.start()
+    try:
+        steps = sum(1 for _ in batch_indices(spec, count, "hospital-a", slot(2)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert steps == 146
+    assert peak < 3 * 8 * count, "two shuffles of eight bytes an example, and one batch"
 
 
 def test_schedule_by_global_step() -> None:

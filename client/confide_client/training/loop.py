@@ -13,12 +13,13 @@ from confide.models.travel import is_active
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
+from numpy.typing import NDArray
 
 from confide_client.training.optimizers import OptimizerStates, make_optimizer
 from confide_client.training.shards import whole
 
 
-def batch_indices(specification: Specification, count: int, node: str, slot: fleet_pb2.SlotOpen) -> list[list[int]]:
+def batch_indices(specification: Specification, count: int, node: str, slot: fleet_pb2.SlotOpen) -> Iterator[list[int]]:
     """For each step of a round, which of `count` examples it takes.
 
     The shard is shuffled anew for every pass, and rounds go on where the last one ended, so that all examples are seen
@@ -26,17 +27,17 @@ def batch_indices(specification: Specification, count: int, node: str, slot: fle
     """
     training = specification.training
     size = min(training.batch_size, count)
-    passes: dict[int, list[int]] = {}
+    passes: dict[int, NDArray[np.int64]] = {}
 
     def example_at(position: int) -> int:
         number, offset = divmod(position, count)
         if number not in passes:
             draw = seeds.derive(specification.seed, "shuffle", node, number, slot.attempt)
-            passes[number] = np.random.Generator(np.random.PCG64(draw)).permutation(count).tolist()
-        return passes[number][offset]
+            passes.pop(number - 2, None)  # a batch reaches into two passes at most
+            passes[number] = np.random.Generator(np.random.PCG64(draw)).permutation(count)
+        return int(passes[number][offset])
 
     start = specification.steps_before(slot.round) * size
-    steps = []
     for step in range(specification.steps_in(slot.round)):
         chosen: list[int] = []
         position = start + step * size
@@ -45,8 +46,7 @@ def batch_indices(specification: Specification, count: int, node: str, slot: fle
             if index not in seen:
                 seen.add(index)
                 chosen.append(index)
-        steps.append(chosen)
-    return steps
+        yield chosen
 
 
 Gradients = Callable[[int], torch.Tensor]

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ _BLOCK = 65536
 """Scalars that fit a core's cache in float64."""
 
 
+Split = Literal["train", "evaluation"]
+
+
 class LocalData(Protocol):
     """A node's shard of one run: records with the fields of the run's method."""
 
@@ -52,6 +55,10 @@ class LocalData(Protocol):
     @property
     def evaluation(self) -> Sequence[methods.Record]:
         """The node's fixed evaluation split; may be empty."""
+
+    @property
+    def digest(self) -> str:
+        """Of both, where whoever read them has checked what they are; else ""."""
 
 
 class LocalTrainer:
@@ -168,24 +175,26 @@ class LocalTrainer:
             return 1.0
         return min(1.0, len(data.train) / federation.max_examples)
 
-    def _examples(self, split: str, records: Sequence[methods.Record]) -> Sequence[methods.Example]:
+    def _examples(self, split: Split, data: LocalData) -> Sequence[methods.Example]:
         """Encoded once for as long as the node hands out the same records."""
+        records = getattr(data, split)
         cached = self._prepared.get(split)
         if cached is None or cached[0] is not records:
-            cached = (records, self._encoded(split, records))
+            cached = (records, self._encoded(split, records, data.digest))
             self._prepared[split] = cached
         return cached[1]
 
-    def _encoded(self, split: str, records: Sequence[methods.Record]) -> Sequence[methods.Example]:
+    def _encoded(self, split: Split, records: Sequence[methods.Record], digest: str) -> Sequence[methods.Example]:
         """Of pre-training, whose text may be larger than memory, the tokens are in a file of this node's."""
         method = self._method
         if isinstance(method, methods.Streamed):
-            return method.examples(tokens_of(self._folder / f"tokens-{split}.bin", method.encoder, records))
+            known = f"{split} {digest}" if digest else ""
+            return method.examples(tokens_of(self._folder / f"tokens-{split}.bin", method.encoder, records, known))
         return method.prepare(records)
 
     def _evaluate(self, data: LocalData) -> dict[Metric, float]:
-        examples = self._examples("evaluation", data.evaluation)
-        support = self._examples("train", data.train) if self._method.name == "in_context" else []
+        examples = self._examples("evaluation", data)
+        support = self._examples("train", data) if self._method.name == "in_context" else []
         return evaluate(self._specification, self._method, self._model, examples, support)
 
     def _batches(
@@ -195,7 +204,7 @@ class LocalTrainer:
 
     def _shard(self, data: LocalData) -> Sequence[methods.Example]:
         training = self._specification.training
-        examples = self._examples("train", data.train)
+        examples = self._examples("train", data)
         if not examples:
             raise DataError("this node's shard is empty: there is nothing to train on")
         if training.local_steps * training.batch_size > _MOST_PASSES * len(examples):

@@ -99,13 +99,14 @@ def prepare_and_step(folder: Path, way: str) -> Result:
     from confide.proto import fleet_pb2
     from confide_client.datasets import DataSets
     from confide_client.training import LocalTrainer
+    from confide_client.training.trainer import Split
 
     from confide_simulations.benchmarks.meta import peak_mib
     from confide_simulations.benchmarks.training_speed import speed_specification
     from confide_simulations.processes import PeakMemory, anonymous_mib
 
     class InMemory(LocalTrainer):
-        def _encoded(self, split: str, records: Sequence[Record]) -> Sequence[Example]:
+        def _encoded(self, split: Split, records: Sequence[Record], digest: str) -> Sequence[Example]:
             return self._method.prepare(records)
 
     spec = speed_specification(
@@ -123,7 +124,7 @@ def prepare_and_step(folder: Path, way: str) -> Result:
         peak = peak_mib(lambda: trainer.contribute(model, data, fleet_pb2.SlotOpen(slot=1, round=1, attempt=1)))
     cpu_s = time.process_time() - began
     file = run / "tokens-train.bin"
-    examples = trainer._examples("train", data.train)
+    examples = trainer._examples("train", data)
     return {
         "tokens": sum(len(example.ids) for example in examples),
         "peak_mib": peak,
