@@ -34,6 +34,7 @@ from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
+from confide_client.carried import forget_from
 from confide_client.datasets import DataSets, LocalData
 from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
@@ -192,6 +193,7 @@ class Run:
             return Outgoing(answer.body, answer.payload)
         slot = self._check_slot(instruction.body, payload)
         self.slot = max(self.slot, slot.slot)
+        self._forget_unspent()
         self._charge_open(slot)
         answer = self.member.handle(
             instruction.step, instruction.body, lambda opened: self._train(payload["model"], opened), payload["model"]
@@ -209,6 +211,15 @@ class Run:
     def _charged_here(self) -> bool:
         """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
         return self.private and self.specification.sealing.kind == "none"
+
+    def _forget_unspent(self) -> None:
+        """Before the draw of work that never left serves another slot: later work must not go on from that work.
+
+        Guarantee: under record- and user-level privacy whatever leaves is made by the steps of spent slots and of the
+        slot that is charged for it, also where optimizer state or fragments are kept from round to round.
+        """
+        if self.private and self._links.slot and self._node.spending.unspent_slot(self._run_id) == self._links.slot:
+            forget_from(self.folder / "training", self._links.round)
 
     def _charge_open(self, slot: fleet_pb2.SlotOpen) -> None:
         if self._charged_here:
