@@ -221,10 +221,17 @@ def answer(body: bytes, payload: dict[str, bytes]) -> Iterator[Found]:
     if kind is None:
         assert reply.body == b"", f"the answer to step {reply.step} is not empty"
     elif reply.WhichOneof("outcome") == "body":
-        yield from opened(parse(kind, reply.body))
+        yield from opened(parse(_upload_of(reply.body) if reply.step == fleet_pb2.TRAIN else kind, reply.body))
     for name, data in payload.items():
         _declared(f"payload.{name}")
         yield f"payload.{name}", data
+
+
+def _upload_of(body: bytes) -> type[Protobuf]:
+    """Sealed or, where a policy allows that, plain: the fourth field is a digest, or a weight."""
+    return (
+        sealing_pb2.SealedUpload if sealing_pb2.SealedUpload.FromString(body).upload_digest else sealing_pb2.PlainUpload
+    )
 
 
 def enrolment(state: Path) -> Iterator[Found]:

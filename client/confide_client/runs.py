@@ -25,6 +25,7 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.methods.fields import check_names
 from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
@@ -35,7 +36,7 @@ from google.protobuf.message import DecodeError
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
 from confide_client.carried import forget_from
-from confide_client.datasets import DataSets, LocalData
+from confide_client.datasets import DataSet, DataSets, LocalData
 from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
@@ -96,8 +97,10 @@ class Node:
         policy.check_root(self.member.root_public, self.member.membership.demo)
         # What is not allowed is refused before it is looked for: a refusal tells nothing about what is here.
         policy.check(specification, group=self._group(specification.federation.data))
-        self.data_sets.get(specification.federation.data)
-        ModelStore(self.state.models).base_of(specification)
+        data_set = self.data_sets.get(specification.federation.data)
+        base = ModelStore(self.state.models).base_of(specification)
+        if specification.privacy.unit in ("record", "user"):
+            check_offered(specification, base, data_set)
 
     def _group(self, data: str) -> str:
         found = self.data_sets.all().get(data)
@@ -311,6 +314,19 @@ def _model(payload: dict[str, bytes], step: str) -> bytes:
     if set(payload) != {"model"}:
         raise TransportError(f"{step} came with the payload {sorted(payload)}; it needs exactly 'model'")
     return payload["model"]
+
+
+def check_offered(specification: Specification, base: Path, data_set: DataSet) -> None:
+    """What record- and user-level privacy need, before anything is set aside for the run.
+
+    By the names of fields alone: once a run is on, no record can make it fail, since that would tell of the record.
+    Raises DataError or ModelError.
+    """
+    check_names(specification.method.name, data_set.fields, user_key=specification.privacy.user_key)
+    if specification.trains_model:
+        from confide.privacy.families import check_base
+
+        check_base(base)
 
 
 def _never_train(_: fleet_pb2.SlotOpen) -> Contribution:
