@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from tests.what_leaves import TABLE, Why, declared
 
 RECORDING = ("-m", "tests.recording_node")
+EVERY_STEP = set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED, fleet_pb2.ANCHOR}
+"""What every node answers in a sealed run; ANCHOR comes to nodes that join a chain late, and has an empty answer."""
 
 
 @dataclass(frozen=True)

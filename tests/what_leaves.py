@@ -139,6 +139,7 @@ _ANSWERS: dict[int, type[Protobuf] | None] = {
     fleet_pb2.TRAIN: sealing_pb2.SealedUpload,
     fleet_pb2.CONFIRM: sealing_pb2.Confirmation,
     fleet_pb2.REVEAL: sealing_pb2.Reveal,
+    fleet_pb2.ANCHOR: None,
     fleet_pb2.END: None,
 }
 Found = tuple[str, Any]

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from confide.models.travel import Travel
-from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
@@ -34,6 +33,7 @@ from tests.method_runs import (
     products,
 )
 from tests.private_runs import (
+    EVERY_STEP,
     RECORDING,
     Asked,
     ask_twice,
@@ -246,6 +246,5 @@ def test_organization_level(private: Private, bert: Path, method: str) -> None:
 def test_nothing_else_left(private: Private) -> None:
     """After all the runs above."""
     assert private.asked
-    steps = check_left(private.federation.made, private.asked)
-    assert steps == set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED}
+    assert check_left(private.federation.made, private.asked) == EVERY_STEP
     texts_nowhere(private.federation.made, (*WORDS, "centimetres", "mortar"))

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confide.proto import control_pb2, fleet_pb2, sealing_pb2
+from confide.proto import control_pb2, sealing_pb2
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup
 
 from tests import what_leaves
 from tests.integration.test_federation import NODES, specification_for, write_shards
 from tests.private_runs import (
+    EVERY_STEP,
     RECORDING,
     Asked,
     ask_twice,
@@ -117,7 +118,7 @@ def test_the_manifests_receipts_agree_with_the_ledgers(federation: Private, tmp_
 
 def test_every_field_that_left_is_declared_and_every_upload_charged(federation: Private) -> None:
     steps = check_left(federation, federation.asked.values())
-    assert steps == set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED}, "every kind of answer was seen"
+    assert steps == EVERY_STEP, "every kind of answer was seen"
     for name in NODES:
         found, _ = declared(federation.node_folder(name))
         assert "confide.v1.PutReceiptRequest.receipt" in {field for field, _ in found}
