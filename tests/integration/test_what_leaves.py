@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from confide.models.learned import first_model
 from confide.proto import control_pb2, sealing_pb2
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup
@@ -20,6 +22,8 @@ from tests.private_runs import (
     ask_twice,
     check_charged,
     check_left,
+    check_noise,
+    expected_stddev,
     ledger_of,
     register,
     texts_nowhere,
@@ -32,10 +36,15 @@ ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": 1
 RECORD = {"unit": "record", "epsilon": 0.5, "delta": 1e-3, "clip": 1.0}
 USER = {**RECORD, "unit": "user", "user_key": "question"}
 SEALED = {"sealing": {"kind": "sealed"}}
+STEP = {"local_steps": 1, "batch_size": 32, "learning_rate": 1.0, "optimizer": "sgd"}
+"""One step of all units: the update is the noised gradient."""
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "organization": ({"privacy": ORGANIZATION, **SEALED}, "skellam"),
     "record": ({"privacy": RECORD, **SEALED}, "sampled_gaussian"),
-    "user-unsealed": ({"privacy": USER, "adapter": {"aggregation": "ffa"}}, "sampled_gaussian"),
+    "user-unsealed": (
+        {"privacy": USER, "adapter": {"aggregation": "ffa"}, "training": STEP, "federation": {"clip_norm": 64.0}},
+        "sampled_gaussian",
+    ),
     "words": ({}, "gaussian"),
 }
 """By data set: what is asked for, and the kind of event that a slot is charged as."""
@@ -59,9 +68,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
         made.asked = {}
         for data, (sections, _) in RUNS.items():
             register(made, data)
-            federated = {"rounds": 1, "data": data, "clip_norm": 1.0}
-            made.asked[data] = ask_twice(made, specification_for(made, federation=federated, **sections) if sections
-                                         else _words(data))  # fmt: skip
+            federated = {"rounds": 1, "data": data, "clip_norm": 1.0, **sections.get("federation", {})}
+            asked = specification_for(made, **{**sections, "federation": federated}) if sections else _words(data)
+            made.asked[data] = ask_twice(made, asked)
         _wait_for_receipts(made, [found.run_id for found in made.asked.values()])
         yield made
 
@@ -101,6 +110,17 @@ def test_the_node_was_told_beforehand_what_it_was_charged(federation: Private) -
     (event,) = ledger_of(federation, NODES[0]).run(found.run_id).approved.cost.slot
     assert f"noise multiplier {event.noise_multiplier:.4g}" in said and f"= {event.sampling_rate:.6g}, " in said
     assert "epsilon 0.500 at delta 0.001" in said
+
+
+def test_what_the_coordinator_got_is_noised_as_the_ledgers_say(federation: Private) -> None:
+    found = federation.asked["user-unsealed"]
+    _, model = federation.checkpoint(found.run_id)
+    initial, _ = first_model(found.specification, federation.base)
+    moved = np.frombuffer(model, "<f4").astype(np.float64) - np.frombuffer(initial, "<f4")
+    stddev = expected_stddev(federation, found.specification, {})
+    # Eleven users, each of whom moves the sum of 32 by one clip at most: far shorter than the noise.
+    assert np.linalg.norm(stddev) > 5 * 11 / 32
+    check_noise(moved, stddev, slack=0.05)
 
 
 def test_the_manifests_receipts_agree_with_the_ledgers(federation: Private, tmp_path: Path) -> None:
