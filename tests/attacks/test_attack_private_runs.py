@@ -167,6 +167,10 @@ PROBES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "a text that is none": ({"method": {"name": "causal_lm", "max_length": 32}}, {"text": 7}),
     "half of a surrogate pair": ({"method": {"name": "causal_lm", "max_length": 32}}, {"text": "\ud800"}),
+    "and in a text with a label": (
+        {"method": {"name": "classification", "max_length": 32, "labels": ["a", "b"]}}, {**GOOD, "text": "\ud800"},
+    ),
+    "and in an answer": ({"method": {"name": "sft"}}, {"question": "Who?", "answer": "\ud800"}),
     "a chat that the template refuses": ({"method": {"name": "sft"}}, {"messages": [{"role": "x"}]}),
 }  # fmt: skip
 

@@ -57,7 +57,8 @@ def _examples(method: Method, record: Record | None) -> list[Any]:
         return []
     try:
         return list(method.prepare([record]))
-    except DataError:
+    except (DataError, TypeError, ValueError):
+        # Tokenizers have errors of their own for text that is not Unicode.
         return []
 
 
