@@ -6,7 +6,7 @@ says what the coordinator must have opened. It goes by the run's events: who con
 
 import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -57,14 +57,17 @@ def record(number: int) -> dict[str, str]:
 class MethodFederation:
     """Processes that are started once; one run after the other goes over them."""
 
-    def __init__(self, folder: Path, processes: ProcessGroup) -> None:
+    def __init__(
+        self, folder: Path, processes: ProcessGroup, *, node_program: Sequence[str] = ("-m", "confide", "node", "start")
+    ) -> None:
+        """node_program: what Python runs as a node."""
         self.processes = processes
         shards = {}
         for index, name in enumerate(NODES):
             shards[name] = folder / f"{name}.jsonl"
             shards[name].write_text("".join(json.dumps(record(i)) + "\n" for i in range(index, 80, len(NODES))))
         self.llama = tiny_llama(folder / "llama")
-        self.made = LocalFederation(folder / "federation", nodes=shards, base=self.llama)
+        self.made = LocalFederation(folder / "federation", nodes=shards, base=self.llama, node_program=node_program)
         self.made.set_up()
         run_command("node", "init", str(self.made.node_folder(SMALL)), "--max-rank", str(OWN_RANK))
 

@@ -139,6 +139,7 @@ _ANSWERS: dict[int, type[Protobuf] | None] = {
     fleet_pb2.TRAIN: sealing_pb2.SealedUpload,
     fleet_pb2.CONFIRM: sealing_pb2.Confirmation,
     fleet_pb2.REVEAL: sealing_pb2.Reveal,
+    fleet_pb2.ANCHOR: None,
     fleet_pb2.END: None,
 }
 Found = tuple[str, Any]
@@ -221,10 +222,17 @@ def answer(body: bytes, payload: dict[str, bytes]) -> Iterator[Found]:
     if kind is None:
         assert reply.body == b"", f"the answer to step {reply.step} is not empty"
     elif reply.WhichOneof("outcome") == "body":
-        yield from opened(parse(kind, reply.body))
+        yield from opened(parse(_upload_of(reply.body) if reply.step == fleet_pb2.TRAIN else kind, reply.body))
     for name, data in payload.items():
         _declared(f"payload.{name}")
         yield f"payload.{name}", data
+
+
+def _upload_of(body: bytes) -> type[Protobuf]:
+    """Sealed or, where a policy allows that, plain: the fourth field is a digest, or a weight."""
+    return (
+        sealing_pb2.SealedUpload if sealing_pb2.SealedUpload.FromString(body).upload_digest else sealing_pb2.PlainUpload
+    )
 
 
 def enrolment(state: Path) -> Iterator[Found]:

@@ -34,6 +34,8 @@ class Budget(_Frozen):
 
     epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=0.01)
+    user_key: str | None = None
+    """The field that names a record's user. Runs that protect users go by this one, or are refused."""
 
 
 class Policy(_Frozen):
@@ -119,6 +121,13 @@ class Policy(_Frozen):
             _refuse(
                 "the run spends privacy, and the policy sets no budget for its data. "
                 "Add one under [budgets] in policy.toml"
+            )
+        if privacy.unit == "user" and privacy.user_key != budget.user_key:
+            _refuse(
+                # Which field names the users here is not told either.
+                f"privacy.user_key is {privacy.user_key!r}, which is not what names the users of this node's data: "
+                "single records, or nobody, would be protected. Change the run, or set user_key under [budgets] in "
+                "policy.toml"
             )
         if (privacy.epsilon or 0) > budget.epsilon or (privacy.delta or 0) > budget.delta:
             _refuse(
@@ -249,4 +258,5 @@ approval = "ask"                    # "auto": what passes the rules above needs 
 # [budgets.faq]
 # epsilon = 8.0
 # delta = 1e-6
+# user_key = "author"               # the field that names a record's user, for runs that protect users
 """

@@ -25,6 +25,7 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.methods.fields import check_names
 from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
@@ -34,7 +35,8 @@ from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
-from confide_client.datasets import DataSets, LocalData
+from confide_client.carried import forget_from
+from confide_client.datasets import DataSet, DataSets, LocalData
 from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
@@ -95,8 +97,10 @@ class Node:
         policy.check_root(self.member.root_public, self.member.membership.demo)
         # What is not allowed is refused before it is looked for: a refusal tells nothing about what is here.
         policy.check(specification, group=self._group(specification.federation.data))
-        self.data_sets.get(specification.federation.data)
-        ModelStore(self.state.models).base_of(specification)
+        data_set = self.data_sets.get(specification.federation.data)
+        base = ModelStore(self.state.models).base_of(specification)
+        if specification.privacy.unit in ("record", "user"):
+            check_offered(specification, base, data_set)
 
     def _group(self, data: str) -> str:
         found = self.data_sets.all().get(data)
@@ -192,6 +196,7 @@ class Run:
             return Outgoing(answer.body, answer.payload)
         slot = self._check_slot(instruction.body, payload)
         self.slot = max(self.slot, slot.slot)
+        self._forget_unspent()
         self._charge_open(slot)
         answer = self.member.handle(
             instruction.step, instruction.body, lambda opened: self._train(payload["model"], opened), payload["model"]
@@ -209,6 +214,15 @@ class Run:
     def _charged_here(self) -> bool:
         """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
         return self.private and self.specification.sealing.kind == "none"
+
+    def _forget_unspent(self) -> None:
+        """Before the draw of work that never left serves another slot: later work must not go on from that work.
+
+        Guarantee: under record- and user-level privacy whatever leaves is made by the steps of spent slots and of the
+        slot that is charged for it, also where optimizer state or fragments are kept from round to round.
+        """
+        if self.private and self._links.slot and self._node.spending.unspent_slot(self._run_id) == self._links.slot:
+            forget_from(self.folder / "training", self._links.round)
 
     def _charge_open(self, slot: fleet_pb2.SlotOpen) -> None:
         if self._charged_here:
@@ -300,6 +314,19 @@ def _model(payload: dict[str, bytes], step: str) -> bytes:
     if set(payload) != {"model"}:
         raise TransportError(f"{step} came with the payload {sorted(payload)}; it needs exactly 'model'")
     return payload["model"]
+
+
+def check_offered(specification: Specification, base: Path, data_set: DataSet) -> None:
+    """What record- and user-level privacy need, before anything is set aside for the run.
+
+    By the names of fields alone: once a run is on, no record can make it fail, since that would tell of the record.
+    Raises DataError or ModelError.
+    """
+    check_names(specification.method.name, data_set.fields, user_key=specification.privacy.user_key)
+    if specification.trains_model:
+        from confide.privacy.families import check_base
+
+        check_base(base)
 
 
 def _never_train(_: fleet_pb2.SlotOpen) -> Contribution:

@@ -82,6 +82,11 @@ class Spending:
         if run_id in self.ledger.state.runs:
             self.ledger.release(run_id)
 
+    def unspent_slot(self, run_id: str) -> int | None:
+        """The slot that holds a draw and whose work never left, if there is one."""
+        run = self.ledger.state.runs.get(run_id)
+        return None if run is None else run.open_draw
+
     def write_receipt(self, folder: Path, run_id: str, slot: int, key: SigningKey) -> None:
         """Leave a receipt for a slot that was spent in the run's folder, from where it is sent."""
         from confide.privacy.receipts import make_receipt

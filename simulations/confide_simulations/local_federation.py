@@ -72,6 +72,8 @@ def policy_text(specification: Specification, *, root_public: str, data: str) ->
     )
     if privacy.unit != "none":
         text += f'[budgets."{data}"]\nepsilon = {privacy.epsilon}\ndelta = {privacy.delta}\n'
+    if privacy.user_key is not None:
+        text += f"user_key = {json.dumps(privacy.user_key)}\n"
     return text
 
 

@@ -1,53 +1,86 @@
-"""Two private runs through real processes, and every byte that their nodes sent: counted, constant, or it fails."""
+"""Private runs through real processes, and every byte that their nodes sent: counted, constant, or it fails."""
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from confide import journal
-from confide.privacy.ledger import LEDGER_NAME, replay
-from confide.proto import control_pb2, fleet_pb2, sealing_pb2
-from confide.sealing.seal_log import rows
+from confide.models.learned import first_model
+from confide.proto import control_pb2, sealing_pb2
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup
 
 from tests import what_leaves
-from tests.integration.test_federation import NODES, run, specification_for, write_shards
+from tests.integration.test_federation import NODES, specification_for, write_shards
+from tests.private_runs import (
+    EVERY_STEP,
+    RECORDING,
+    Asked,
+    ask_twice,
+    check_charged,
+    check_left,
+    check_noise,
+    expected_stddev,
+    ledger_of,
+    register,
+    texts_nowhere,
+)
 from tests.tiny_models import tiny_llama
-from tests.what_leaves import TABLE, Undeclared, Why, declared, opened
+from tests.tokenizer_runs import tokenizer_spec
+from tests.what_leaves import TABLE, Undeclared, declared, opened
 
 ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
 RECORD = {"unit": "record", "epsilon": 0.5, "delta": 1e-3, "clip": 1.0}
+USER = {**RECORD, "unit": "user", "user_key": "question"}
+SEALED = {"sealing": {"kind": "sealed"}}
+STEP = {"local_steps": 1, "batch_size": 32, "learning_rate": 1.0, "optimizer": "sgd"}
+"""One step of all units: the update is the noised gradient."""
+RUNS: dict[str, tuple[dict[str, Any], str]] = {
+    "organization": ({"privacy": ORGANIZATION, **SEALED}, "skellam"),
+    "record": ({"privacy": RECORD, **SEALED}, "sampled_gaussian"),
+    "user-unsealed": (
+        {"privacy": USER, "adapter": {"aggregation": "ffa"}, "training": STEP, "federation": {"clip_norm": 64.0}},
+        "sampled_gaussian",
+    ),
+    "words": ({}, "gaussian"),
+}
+"""By data set: what is asked for, and the kind of event that a slot is charged as."""
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "privacy.md"
 
 
+class Private(LocalFederation):
+    """Nodes that note what they send, and the runs that they did."""
+
+    asked: dict[str, Asked]
+
+
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
-    """Nodes that note what they send. After it: an organization-level and a record-level run, each asked for twice."""
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
+    """After every run of RUNS, each asked for twice."""
     folder = tmp_path_factory.mktemp("private")
-    made = LocalFederation(
-        folder, nodes=write_shards(folder), base=tiny_llama(folder / "llama"),
-        node_program=("-m", "tests.recording_node"),
-    )  # fmt: skip
+    made = Private(folder, nodes=write_shards(folder), base=tiny_llama(folder / "llama"), node_program=RECORDING)
     made.set_up()
-    for name, path in made.nodes.items():
-        run_command("data", "add", str(made.node_folder(name)), "notes", str(path))
     with ProcessGroup() as processes:
         made.start(processes)
-        made.runs = {}  # type: ignore[attr-defined]
-        for data, privacy in (("shard", ORGANIZATION), ("notes", RECORD)):
-            made.data = data
-            federated = {"rounds": 1, "data": data, "clip_norm": 1.0}
-            private = specification_for(made, federation=federated, sealing={"kind": "sealed"}, privacy=privacy)
-            run_id, events = run(made, private)
-            again = made.submit(private.model_copy(update={"name": "again"}))
-            made.runs[data] = run_id, events, list(made.watch(again))  # type: ignore[attr-defined]
-        _wait_for_receipts(made, [run_id for run_id, *_ in made.runs.values()])  # type: ignore[attr-defined]
+        made.asked = {}
+        for data, (sections, _) in RUNS.items():
+            register(made, data)
+            federated = {"rounds": 1, "data": data, "clip_norm": 1.0, **sections.get("federation", {})}
+            asked = specification_for(made, **{**sections, "federation": federated}) if sections else _words(data)
+            made.asked[data] = ask_twice(made, asked)
+        _wait_for_receipts(made, [found.run_id for found in made.asked.values()])
         yield made
+
+
+def _words(data: str) -> Any:
+    """A tokenizer run; its noise makes every count of 36 short records invisible, which is as it should be."""
+    section = '[privacy]\nunit = "record"\nepsilon = 8.0\ndelta = 1e-3\nclip = 1.0'
+    specification = tokenizer_spec(sealing="sealed", rounds=1, privacy=section)
+    changes = {"data": data, "exchange_deadline_s": 120.0}
+    return specification.model_copy(update={"federation": specification.federation.model_copy(update=changes)})
 
 
 def _wait_for_receipts(made: LocalFederation, run_ids: list[str], timeout_s: float = 120.0) -> None:
@@ -58,34 +91,41 @@ def _wait_for_receipts(made: LocalFederation, run_ids: list[str], timeout_s: flo
         time.sleep(0.5)
 
 
-def ledger_of(made: LocalFederation, name: str) -> Any:
-    return replay(journal.read(made.node_folder(name) / LEDGER_NAME)[0])
-
-
-@pytest.mark.parametrize(("data", "epsilon"), [("shard", 8.0), ("notes", 0.5)])
-def test_a_private_run_commits_and_a_second_one_is_refused_at_the_budget(
-    federation: LocalFederation, data: str, epsilon: float
+@pytest.mark.parametrize("data", list(RUNS))
+def test_a_private_run_is_charged_as_planned_and_a_second_one_is_refused_at_the_budget(
+    federation: Private, data: str
 ) -> None:
-    run_id, events, ended = federation.runs[data]  # type: ignore[attr-defined]
-    committed = [fields for kind, fields in events if kind == "round_committed"]
-    assert [fields["contributors"] for fields in committed] == [sorted(NODES)]
-    assert [fields["metrics"] for fields in committed] == [{}]
-    assert ended[-1][0] == "run_failed"
-    refused = [fields for kind, fields in ended if kind == "offer_answered"]
-    assert refused and all("BUDGET_EXHAUSTED" in fields["reason"] for fields in refused), refused
+    found, (_, kind) = federation.asked[data], RUNS[data]
+    check_charged(federation, found)
     for name in NODES:
-        charged = ledger_of(federation, name).run(run_id)
-        assert (charged.approved.unit, charged.spent_slots) == (
-            ("organization", 1) if epsilon == 8.0 else ("record", 1)
-        )
-        kinds = {event.kind for event in charged.approved.cost.slot}
-        assert kinds == ({"skellam"} if epsilon == 8.0 else {"sampled_gaussian"})
-        run_command("ledger", "verify", "--state", str(federation.node_folder(name)))
+        cost = ledger_of(federation, name).run(found.run_id).approved.cost
+        assert {event.kind for event in cost.slot} == {kind}
 
 
-def test_the_manifests_receipts_agree_with_the_ledgers(federation: LocalFederation, tmp_path: Path) -> None:
-    for run_id, *_ in federation.runs.values():  # type: ignore[attr-defined]
-        manifest, _ = federation.checkpoint(run_id)
+def test_the_node_was_told_beforehand_what_it_was_charged(federation: Private) -> None:
+    state, found = federation.node_folder(NODES[0]), federation.asked["record"]
+    federation.data = "record"
+    federation.allow(found.specification)
+    said = " ".join(run_command("node", "plan", str(state), found.run_id).split())
+    (event,) = ledger_of(federation, NODES[0]).run(found.run_id).approved.cost.slot
+    assert f"noise multiplier {event.noise_multiplier:.4g}" in said and f"= {event.sampling_rate:.6g}, " in said
+    assert "epsilon 0.500 at delta 0.001" in said
+
+
+def test_what_the_coordinator_got_is_noised_as_the_ledgers_say(federation: Private) -> None:
+    found = federation.asked["user-unsealed"]
+    _, model = federation.checkpoint(found.run_id)
+    initial, _ = first_model(found.specification, federation.base)
+    moved = np.frombuffer(model, "<f4").astype(np.float64) - np.frombuffer(initial, "<f4")
+    stddev = expected_stddev(federation, found.specification, {})
+    # Eleven users, each of whom moves the sum of 32 by one clip at most: far shorter than the noise.
+    assert np.linalg.norm(stddev) > 5 * 11 / 32
+    check_noise(moved, stddev, slack=0.05)
+
+
+def test_the_manifests_receipts_agree_with_the_ledgers(federation: Private, tmp_path: Path) -> None:
+    for found in federation.asked.values():
+        manifest, _ = federation.checkpoint(found.run_id)
         receipts = manifest["receipts"]
         assert sorted(item["node"] for item in receipts) == sorted(NODES)
         for item in receipts:
@@ -96,32 +136,13 @@ def test_the_manifests_receipts_agree_with_the_ledgers(federation: LocalFederati
             assert "1 receipts agree" in said
 
 
-def test_every_field_that_left_is_declared_and_every_upload_charged(federation: LocalFederation) -> None:
-    values: dict[str, set[Any]] = defaultdict(set)
-    sizes: dict[str, set[int]] = defaultdict(set)
+def test_every_field_that_left_is_declared_and_every_upload_charged(federation: Private) -> None:
+    steps = check_left(federation, federation.asked.values())
+    assert steps == EVERY_STEP, "every kind of answer was seen"
     for name in NODES:
-        state = federation.node_folder(name)
-        found, replies = declared(state)
-        for field, value in found:
-            if TABLE[field] is Why.CONSTANT and isinstance(value, str | int | float | bytes):
-                values[field].add(value)
-        steps = {reply.step for reply, _ in replies}
-        assert steps == set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED}, "every kind of answer was seen"
+        found, _ = declared(federation.node_folder(name))
         assert "confide.v1.PutReceiptRequest.receipt" in {field for field, _ in found}
-        ledger = ledger_of(federation, name)
-        for reply, payload in replies:
-            if payload:
-                slot = sealing_pb2.SealedUpload.FromString(reply.body).slot
-                sealed = {row["slot"]: row for row in rows(_seal_log(state, reply.run_id))}
-                spent = ledger.run(reply.run_id).draws.get(slot) is True
-                assert spent or sealed[slot]["reserved"]["evaluate_only"], "an upload left that no ledger line pays for"
-                sizes[f"{reply.run_id} {slot}"].add(len(payload["upload"]))
-    assert {field: found for field, found in values.items() if len(found) > 1} == {}
-    assert sizes and all(len(found) == 1 for found in sizes.values()), "an upload's length tells of its data"
-
-
-def _seal_log(state: Path, run_id: str) -> Path:
-    return next((state / "runs" / run_id).rglob("seal-log.jsonl"))
+    texts_nowhere(federation, ("centimetres", "thick must"))
 
 
 def test_a_field_that_nobody_declared_fails(federation: LocalFederation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,3 +166,15 @@ def test_a_missing_policy_allows_nothing(tmp_path: Path) -> None:
 def test_arbitrary_text_is_refused_or_parsed(text: str) -> None:
     with contextlib.suppress(PolicyRefusal):
         parse_policy(text)
+
+
+def test_users_are_those_whom_the_operator_names() -> None:
+    """Under a key that differs in every record the promise of users would be one of records."""
+    section = {"unit": "user", "epsilon": 1.0, "delta": 1e-5, "clip": 1.0}
+    budget = {"epsilon": 4.0, "delta": 1e-5}
+    named = policy(budgets={"shard": {**budget, "user_key": "author"}}, privacy_units=("user",))
+    named.check(specification(privacy={**section, "user_key": "author"}), group="shard")
+    for key, unnamed in (("id", named), ("author", policy(budgets={"shard": budget}, privacy_units=("user",)))):
+        with pytest.raises(PolicyRefusal, match="not what names the users") as caught:
+            unnamed.check(specification(privacy={**section, "user_key": key}), group="shard")
+        assert key == "author" or "author" not in str(caught.value)

@@ -40,10 +40,10 @@ def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
 
 def allow(bench: Bench, unit: str = "record") -> None:
     """Let the node's policy take a private run of this unit, with a budget of 4."""
-    delta = bench.spec.privacy.delta
+    delta, key = bench.spec.privacy.delta, bench.spec.privacy.user_key
     bench.policy('privacy_units = ["none"]', f'privacy_units = ["{unit}"]')
     with bench.node.state.policy.open("a") as file:
-        file.write(f"[budgets.faq]\nepsilon = 4.0\ndelta = {delta}\n")
+        file.write(f"[budgets.faq]\nepsilon = 4.0\ndelta = {delta}\n" + (f'user_key = "{key}"\n' if key else ""))
 
 
 def kinds(bench: Bench) -> list[str]:

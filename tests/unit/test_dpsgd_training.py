@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from confide.errors import ConfideError, DataError, ModelError
 from confide.methods import base as methods
+from confide.models.aggregation import rank_mask
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import initial_state
 from confide.privacy.events import SampledGaussian
 from confide.privacy.plan import unit_plan
+from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2
 from confide_client.training import LocalTrainer
 from confide_client.training.private import PrivateSteps, mechanism_of, units_of
@@ -97,6 +100,31 @@ def test_noise_of_the_update_is_what_the_promise_needs(base: Path, tmp_path: Pat
     # The one record may add at most clip / batch in norm.
     signal = 0.5 / 4 / math.sqrt(update.size)
     assert abs(float(update.std()) / stddev - 1) < 5 / math.sqrt(2 * update.size) + signal / stddev
+
+
+@pytest.mark.parametrize("scheme", ["average", "ffa", "fedsb"])
+def test_a_smaller_rank_is_clipped_and_noised_where_it_trains_and_nowhere_else(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """One record whose gradient is cut: without noise the update is as long as the clip, in the trained entries."""
+    sections: dict[str, Any] = {
+        "privacy": {**PRIVATE, "clip": 1e-3}, "adapter": {"aggregation": scheme},
+        "training": {"optimizer": "sgd", "learning_rate": 1.0, "local_steps": 1, "weight_decay": 0.5},
+    }  # fmt: skip
+    spec = specification(**sections)
+    local = LocalTrainer(spec, base, node="hospital-a", folder=tmp_path, rank=2)
+    model = start(base, spec, local) + np.float32(0.01)
+    masks = [rank_mask(name, shape, 2).flatten() for name, shape in local.schema.entries]
+    trained = torch.cat(masks).numpy()
+    noised = local.contribute(model, Shard(RECORDS[:1]), SLOT).update
+    assert not noised[~trained].any() and noised[trained].all()
+    decay = 0.5 * model
+    stddev = mechanism_of(unit_plan(spec, 1)).noise_stddev / spec.training.batch_size
+    part = (noised + decay)[trained]
+    assert abs(float(part.std()) / stddev - 1) < 6 / math.sqrt(2 * part.size) + 0.05
+    monkeypatch.setattr(SecureRandom, "gaussian", lambda self, count, *, stddev: np.zeros(count))
+    silent = (local.contribute(model, Shard(RECORDS[:1]), SLOT).update + decay)[trained]
+    assert float(np.linalg.norm(silent)) == pytest.approx(1e-3 / spec.training.batch_size, rel=1e-3)
 
 
 def test_the_step_is_the_one_that_the_plan_and_the_ledger_charge() -> None:

@@ -12,6 +12,8 @@ from confide.files import private_folder, write_atomic
 from confide.models.travel import Travel
 from numpy.typing import NDArray
 
+from confide_client.carried import VALUES, path_of, rounds_of
+
 Flat = NDArray[np.float32]
 
 
@@ -22,7 +24,7 @@ class LocalValues:
         self._travel, self._folder = travel, folder
 
     def _path(self, round: int) -> Path:
-        return self._folder / f"values-{round:06d}.f32"
+        return path_of(self._folder, VALUES, round)
 
     def start(self, received: Flat, round: int) -> Flat:
         """Where training of `round` begins: the shared value of what was exchanged last, own values of the rest."""
@@ -42,7 +44,7 @@ class LocalValues:
             return
         private_folder(self._folder)
         write_atomic(self._path(round), trained.tobytes())
-        for path in self._folder.glob("values-*.f32"):
+        for path in rounds_of(self._folder, VALUES):
             if path < self._path(round - 1):
                 path.unlink()
 

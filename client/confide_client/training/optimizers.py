@@ -11,6 +11,7 @@ from confide.runs.specification import Training
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from confide_client.carried import OPTIMIZER, path_of, rounds_of
 from confide_client.training.shards import placed_like, whole
 
 Parameters = Mapping[str, torch.nn.Parameter]
@@ -43,7 +44,7 @@ class OptimizerStates:
         self._resting: dict[str, torch.Tensor] = {}
 
     def _path(self, round: int) -> Path:
-        return self._folder / f"optimizer-{round:06d}.safetensors"
+        return path_of(self._folder, OPTIMIZER, round)
 
     def restore(self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int) -> None:
         """Load the newest state from before `round`; none: start fresh.
@@ -51,7 +52,7 @@ class OptimizerStates:
         What belongs to parameters that rest in this round (RoLoRA's other half) is kept for the next.
         """
         self._resting = {}
-        earlier = [p for p in sorted(self._folder.glob("optimizer-*.safetensors")) if p < self._path(round)]
+        earlier = [p for p in rounds_of(self._folder, OPTIMIZER) if p < self._path(round)]
         if not earlier:
             return
         try:
@@ -88,6 +89,6 @@ class OptimizerStates:
         if tensors:
             private_folder(self._folder)
             write_atomic(self._path(round), save(self._resting | tensors))
-        for path in self._folder.glob("optimizer-*.safetensors"):
+        for path in rounds_of(self._folder, OPTIMIZER):
             if path < self._path(round - 1):
                 path.unlink()

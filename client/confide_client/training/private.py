@@ -4,6 +4,7 @@ The batch size is the specification's; how many units there are, the sampling ra
 never leave it. Nothing is measured on the way: a training loss or an evaluation would be one more release.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 
+log = logging.getLogger(__name__)
+
 PROTECTED = frozenset({"record", "user"})
 """Units of privacy for which the node's own step adds the noise."""
 
@@ -27,14 +30,18 @@ def units_of(specification: Specification, method: Method, records: Sequence[Rec
     """What privacy protects, each as its training examples: one record, or all records of one user.
 
     None stands for a record that was left out but is still counted (a canary of an audit that lost its coin toss).
-    A long text of which a method makes several examples stays one unit. Raises DataError for a malformed record, when
-    nothing at all can be learned, or when records lack the user key.
+    A long text of which a method makes several examples stays one unit. A record that is malformed, or from which
+    nothing can be learned, is a unit without examples: an administrator who chooses labels and lengths must not learn
+    by a failure that it is there. Raises DataError without any record, or when records lack the user key.
     """
     kept = [record for record in records if record is not None]
-    if not kept or not method.prepare(kept):
+    if not kept:
         raise DataError("this node's shard is empty: there is nothing to train on")
     check_user_key(kept, specification)
     examples = [_examples(method, record) for record in records]
+    idle = sum(record is not None and not made for record, made in zip(records, examples, strict=True))
+    if idle:
+        log.warning("nothing can be learned from %d of %d records; they count as units all the same", idle, len(kept))
     key = specification.privacy.user_key
     if specification.privacy.unit == "record" or key is None:
         return list(examples)
@@ -50,8 +57,8 @@ def _examples(method: Method, record: Record | None) -> list[Any]:
         return []
     try:
         return list(method.prepare([record]))
-    except DataError:
-        # All records together were well-formed: nothing can be learned from this one alone. It is still a unit.
+    except (DataError, TypeError, ValueError):
+        # Tokenizers have errors of their own for text that is not Unicode.
         return []
 
 
@@ -95,13 +102,18 @@ class PrivateSteps:
         parameters: Mapping[str, torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         slot: fleet_pb2.SlotOpen,
+        masks: Mapping[torch.nn.Parameter, torch.Tensor] | None = None,
     ) -> None:
-        """All local steps of a slot, in place. Nothing about the data is returned, logged or raised."""
+        """All local steps of a slot, in place. Nothing about the data is returned or raised.
+
+        masks: by parameter, which entries this node trains (a smaller LoRA rank); the others count nothing, get no
+        noise and stay.
+        """
         specification, training = self._specification, self._specification.training
         units = self.units(records)
         plan = self.plan(len(units))
         mechanism = mechanism_of(plan)
-        with PerSampleGradients(self._model) as per_sample:
+        with PerSampleGradients(self._model, masks) as per_sample:
             if {id(p) for p in per_sample.parameters} != {id(p) for p in parameters.values()}:
                 raise TrainingError("the model trains parameters that the run does not name; nothing was trained")
             for step in range(training.local_steps):

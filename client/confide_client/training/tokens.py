@@ -84,20 +84,34 @@ class TokenizerTrainer:
 def units_of(specification: Specification, records: Sequence[Record | None]) -> list[list[str]]:
     """The texts of each record; with unit = "user" of all records of a user. None counts and says nothing.
 
-    Raises DataError for a malformed record, or without any text.
+    Raises DataError without any record, and without privacy for a malformed one.
     """
     kept = [record for record in records if record is not None]
     if not kept:
         raise DataError("this node's shard is empty: there is nothing to count")
     check_user_key(kept, specification)
     key = specification.privacy.user_key
-    if specification.privacy.unit != "user" or key is None:
+    if specification.privacy.unit == "none":
         return [_texts(record) for record in records]
+    texts = [_texts_or_none(record) for record in records]
+    if specification.privacy.unit != "user" or key is None:
+        return texts
     users: dict[Any, list[str]] = {}
-    for number, record in enumerate(records):
+    for number, (record, said) in enumerate(zip(records, texts, strict=True)):
         user = ("left out", number) if record is None else ("user", record[key])
-        users.setdefault(user, []).extend(_texts(record))
+        users.setdefault(user, []).extend(said)
     return list(users.values())
+
+
+def _texts_or_none(record: Mapping[str, Any] | None) -> list[str]:
+    """Under privacy a malformed record says nothing, and is no failure that would tell of it."""
+    try:
+        texts = _texts(record)
+        for text in texts:
+            text.encode()
+    except (DataError, UnicodeEncodeError):
+        return []
+    return texts
 
 
 def _texts(record: Mapping[str, Any] | None) -> list[str]:

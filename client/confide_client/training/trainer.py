@@ -222,7 +222,7 @@ class LocalTrainer:
         hooks = [
             active[name].register_hook(mask.mul)  # type: ignore[no-untyped-call]
             for name, mask in self._masks.items()
-            if name in active
+            if name in active and self._private is None
         ]
         start = {name: self._parameters[name].detach().clone() for name in self._masks}
         batches = self._batches(examples, slot, seed)
@@ -240,7 +240,8 @@ class LocalTrainer:
         def steps(optimizer: torch.optim.Optimizer) -> float | None:
             if self._private is None:
                 return run_steps(specification, active, optimizer, slot, gradients)
-            self._private.run(data.train, active, optimizer, slot)
+            masks = {active[name]: mask for name, mask in self._masks.items() if name in active}
+            self._private.run(data.train, active, optimizer, slot, masks)
             return None
 
         try:
@@ -273,11 +274,8 @@ def _rank_masks(
     """Which entries this node trains, for every LoRA matrix; empty when it trains them all."""
     if rank is None or rank >= specification.adapter.rank:
         return {}
-    if rank < 1 or specification.privacy.unit in PROTECTED:
-        raise SpecificationError(
-            f"this node's adapter rank is {rank}; it must be at least 1, and under record- or user-level privacy the "
-            f"run's own, {specification.adapter.rank}"
-        )
+    if rank < 1:
+        raise SpecificationError(f"this node's adapter rank is {rank}; it must be at least 1")
     return {
         name: aggregation.rank_mask(name, tuple(parameter.shape), rank).to(parameter.device)
         for name, parameter in parameters.items()

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from confide.errors import DataError, ModelError
+from confide.methods.fields import FIELDS, needed
 from confide.models.architecture import empty_model, load_config, load_tokenizer
+from confide.privacy.families import check_full, family_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
@@ -32,17 +34,6 @@ IGNORED = -100
 Record = Mapping[str, Any]
 Example = Any
 """What `prepare` made of a record; only the method that made it looks inside."""
-
-FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "sft": (("messages",), ("prompt", "completion"), ("question", "answer")),
-    "causal_lm": (("text",),),
-    "masked_lm": (("text",),),
-    "classification": (("text", "label"),),
-    "contrastive": (("anchor", "positive"), ("text", "label"), ("question", "answer")),
-    "tokenizer": (("text",), ("messages",), ("prompt", "completion"), ("question", "answer")),
-    "in_context": (("input", "output"), ("question", "answer"), ("text", "label"), ("prompt", "completion")),
-}
-"""For each method the alternatives of fields that a record must have."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +100,15 @@ def create(specification: Specification, tokenizer: Any) -> Method:
 
 
 def check(specification: Specification, base_folder: Path) -> None:
-    """What `plan` can know without data: the model has the head, the tokenizer what the method needs.
+    """What `plan` can know without data: the model has the head, the tokenizer what the method needs, and gradients of
+    single records are offered for the model's family where privacy needs them.
 
     Raises ModelError or SpecificationError by name.
     """
     config = load_config(base_folder)
-    empty_model(specification, base_folder)
+    model = empty_model(specification, base_folder)
+    if specification.privacy.unit in ("record", "user"):
+        check_full(family_of(model), full=specification.adapter.kind == "full")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and specification.method.max_length > limit:
         raise ModelError(
@@ -128,9 +122,9 @@ def fields_of(method: str, record: Record) -> tuple[str, ...]:
     for alternative in FIELDS[method]:
         if all(record.get(name) is not None for name in alternative):
             return alternative
-    needed = " or ".join("{" + ", ".join(names) + "}" for names in FIELDS[method])
     raise DataError(
-        f"a record lacks the fields that method {method!r} needs: {needed}. Rename the data set's fields on the node"
+        f"a record lacks the fields that method {method!r} needs: {needed(method)}. Rename the data set's fields on "
+        "the node"
     )
 
 

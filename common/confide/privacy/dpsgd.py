@@ -186,7 +186,9 @@ def private_gradients(
     docstring states the limits).
     """
     sums = clipped_sum(per_sample, batch, loss=loss, clip=mechanism.clip, micro_batch_size=micro_batch_size)
-    for parameter, total in zip(per_sample.parameters, sums, strict=True):
+    for parameter, total, mask in zip(per_sample.parameters, sums, per_sample.masks, strict=True):
         noise = random.gaussian(total.numel(), stddev=mechanism.noise_stddev)
         total += torch.from_numpy(noise).reshape(total.shape).to(total)
+        if mask is not None:
+            total *= mask  # What no record can move needs no noise.
         parameter.grad = (total / mechanism.expected_batch).to(parameter.dtype)

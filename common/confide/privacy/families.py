@@ -6,8 +6,10 @@ and the claimed epsilon would be false. So the set is closed: tests/unit/test_dp
 with tied and untied embeddings, LoRA and full, against the gradient of a batch of one.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +52,20 @@ FAMILIES: dict[str, Family] = {
 def family_of(model: nn.Module) -> Family:
     """The model's family. Raises ModelError for one that was not tested."""
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return family_named(model_type)
+
+
+def check_base(folder: Path) -> None:
+    """Raise ModelError unless the model in a folder is of a tested family, by its configuration alone."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError("the base model's config.json cannot be read; add the model again") from error
+    family_named(str(config.get("model_type")) if isinstance(config, dict) else "unknown")
+
+
+def family_named(model_type: str) -> Family:
+    """A family by `model_type`. Raises ModelError for one that was not tested."""
     family = FAMILIES.get(model_type)
     if family is None:
         raise ModelError(
@@ -57,6 +73,15 @@ def family_of(model: nn.Module) -> Family:
             f'could not be promised; choose one of {", ".join(sorted(FAMILIES))}, or privacy.unit = "none"'
         )
     return family
+
+
+def check_full(family: Family, *, full: bool) -> None:
+    """Raise ModelError when all parameters are to be trained and the family does not offer it."""
+    if full and not family.full:
+        raise ModelError(
+            f"training all parameters of a {family.model_type!r} model is not offered under privacy (its embedding "
+            'layer scales by a buffer, which the per-record hooks do not support); use adapter.kind = "lora"'
+        )
 
 
 def check_trainable(model: nn.Module) -> Family:
@@ -73,11 +98,7 @@ def check_trainable(model: nn.Module) -> Family:
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     )
-    if trained_embedding and not family.full:
-        raise ModelError(
-            f"training all parameters of a {family.model_type!r} model is not offered under privacy (its embedding "
-            'layer scales by a buffer, which the per-record hooks do not support); use adapter.kind = "lora"'
-        )
+    check_full(family, full=trained_embedding)
     return family
 
 

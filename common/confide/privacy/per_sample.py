@@ -12,7 +12,7 @@ normalization over the batch, no in-batch negatives, no packing of several recor
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 import torch
@@ -51,11 +51,15 @@ class PerSampleGradients:
     gradient of every other record.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Raises ModelError for a family, a setting or a layer that per-record gradients do not cover."""
+    def __init__(self, model: nn.Module, masks: Mapping[nn.Parameter, torch.Tensor] | None = None) -> None:
+        """masks: for some parameters, which entries are trained; gradients of the others are zero.
+
+        Raises ModelError for a family, a setting or a layer that per-record gradients do not cover."""
         self._family = check_trainable(model)
         self._model = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        given = masks or {}
+        self.masks = [given.get(parameter) for parameter in self.parameters]
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ModelError("the model has no trainable parameter; nothing would be learned")
@@ -106,7 +110,9 @@ class PerSampleGradients:
         for parameter in self.parameters:
             parameter.grad = None
             parameter.grad_sample = None  # type: ignore[attr-defined]
-        return gradients
+        return [
+            gradient if mask is None else gradient * mask for gradient, mask in zip(gradients, self.masks, strict=True)
+        ]
 
     def _one(self, name: str, parameter: nn.Parameter, rows: int) -> torch.Tensor:
         gradient = parameter.grad_sample  # type: ignore[attr-defined]

@@ -315,6 +315,11 @@ class Specification(_Frozen):
             raise ValueError("example counts are private; under privacy weights must be uniform")
         if self.method.name == "in_context" and self.training.local_steps != 0:
             raise ValueError("in_context trains nothing: training.local_steps must be 0")
+        if self.privacy.unit != "none" and self.training.local_steps == 0:
+            raise ValueError(
+                f'training.local_steps is 0 and privacy.unit is "{self.privacy.unit}"; a run that trains nothing '
+                'reports metrics alone, and under privacy none leaves. Train, or evaluate with unit = "none"'
+            )
         if self.privacy.unit != "none" and self.method.class_weights != "none":
             raise ValueError('method.class_weights come from counts of classes, which are private; use "none"')
         if self.method.name == "classification" and len(self.method.labels) < 2:

@@ -1,0 +1,34 @@
+"""Which fields each method's records need. Light: the node checks an offer by it before anything else is imported.
+
+>>> check_names("sft", ("question", "answer", "id"))
+"""
+
+from collections.abc import Collection
+
+from confide.errors import DataError
+
+FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sft": (("messages",), ("prompt", "completion"), ("question", "answer")),
+    "causal_lm": (("text",),),
+    "masked_lm": (("text",),),
+    "classification": (("text", "label"),),
+    "contrastive": (("anchor", "positive"), ("text", "label"), ("question", "answer")),
+    "tokenizer": (("text",), ("messages",), ("prompt", "completion"), ("question", "answer")),
+    "in_context": (("input", "output"), ("question", "answer"), ("text", "label"), ("prompt", "completion")),
+}
+"""For each method the alternatives of fields that a record must have."""
+
+
+def needed(method: str) -> str:
+    """The alternatives, for messages."""
+    return " or ".join("{" + ", ".join(names) + "}" for names in FIELDS[method])
+
+
+def check_names(method: str, names: Collection[str], *, user_key: str | None = None) -> None:
+    """Raise DataError when a data set with these fields can have no record for the method, or names no user."""
+    if not any(set(alternative) <= set(names) for alternative in FIELDS[method]):
+        raise DataError(
+            f"the data set has no fields for method {method!r}, which needs {needed(method)}. Rename them on the node"
+        )
+    if user_key is not None and user_key not in names:
+        raise DataError(f"privacy.user_key is {user_key!r}, and the data set has no such field")
