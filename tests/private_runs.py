@@ -50,7 +50,7 @@ class Asked:
 def register(made: LocalFederation, name: str) -> str:
     """The nodes' files once more, as a data set and group of its own."""
     for node, path in made.nodes.items():
-        run_command("data", "add", str(made.node_folder(node)), name, str(path))
+        run_command("data", "add", str(made.node_folder(node)), name, str(path), "--group", name)
     made.data = name
     return name
 

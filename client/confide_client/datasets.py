@@ -134,8 +134,9 @@ class DataSets:
     ) -> DataSet:
         """Check every record of the file, draw its split, and remember it durably under `name`.
 
-        A registration of the same unchanged file keeps its split. split_seed: 64 hex characters that fix the split,
-        for a simulation that is to be repeated. Raises DataError naming line and remedy.
+        A registration of the same unchanged file keeps its split. group: of privacy budgets; default the one that the
+        data set or, under another name, the same file has already, else `name`. split_seed: 64 hex characters that fix
+        the split, for a simulation that is to be repeated. Raises DataError naming line and remedy.
         """
         path = path.expanduser().resolve()
         format = format or format_of(path)
@@ -143,6 +144,7 @@ class DataSets:
         digest = sha256_file(path)
         known = self.all()
         before = known.get(name)
+        shared = next((entry.group for entry in known.values() if entry.sha256 == digest), name)
         kept = before.split_seed if before and before.sha256 == digest else secrets.token_hex(32)
         seed = split_seed or kept
         try:
@@ -154,7 +156,7 @@ class DataSets:
                 fields=fields,
                 evaluation_fraction=evaluation_fraction,
                 split_seed=seed,
-                group=group or (before.group if before else name),
+                group=group or (before.group if before else shared),
                 registered_at=int(time.time()),
             )
             registry = _Registry(version=1, data_sets={**known, name: entry})

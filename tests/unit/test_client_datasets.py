@@ -141,6 +141,18 @@ def test_the_split_is_the_nodes_own_and_stays(tmp_path: Path) -> None:
     assert again.split() == before.split()
 
 
+def test_the_same_file_under_another_name_stays_in_its_group(tmp_path: Path) -> None:
+    """A second name is no second budget."""
+    registry, path = DataSets(tmp_path / "state"), jsonl(tmp_path / "a.jsonl", 4)
+    assert registry.add("notes", path, group="ward").group == "ward"
+    assert registry.add("again", path).group == "ward"
+    copied = tmp_path / "copy.jsonl"
+    copied.write_bytes(path.read_bytes())
+    assert registry.add("copy", copied).group == "ward"
+    assert registry.add("other", jsonl(tmp_path / "b.jsonl", 5)).group == "other"
+    assert registry.add("own", path, group="own").group == "own"
+
+
 def test_a_changed_file_is_refused_until_it_is_registered_again(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", 10)
     registry = DataSets(tmp_path / "state")
