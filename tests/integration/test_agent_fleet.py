@@ -84,8 +84,13 @@ def connected(link: FleetLink, *nodes: str) -> None:
     wait_for(lambda: all(link.presence()[node].online for node in nodes), 30, f"{nodes} online")
 
 
-def accepted(reply: FleetReply, world: World, node: str) -> fleet_pb2.OfferAnswer:
-    return fleet_pb2.OfferAnswer.FromString(opened(reply.body, world.members[node]).body)
+def accepts(session: FleetSession, world: World, node: str, offer: bytes) -> fleet_pb2.OfferAnswer:
+    """The node's answer to an offer, once its libraries are loaded."""
+    while True:
+        reply = ask(session, node, offer, {})
+        answer = fleet_pb2.OfferAnswer.FromString(opened(reply.body, world.members[node]).body)
+        if not answer.preparing:
+            return answer
 
 
 def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specification, base: tuple[Path, str]) -> None:
@@ -95,7 +100,7 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
         session, run = link.open_session(None, LIMIT_BYTES), Instructions()
         offer = run.make(fleet_pb2.OFFER, world.offer(spec, model).SerializeToString())
         for node in NODES:
-            answer = accepted(ask(session, node, offer, {}), world, node)
+            answer = accepts(session, world, node, offer)
             assert answer.accepted, answer.reason
         train, payload = run.slot(model)
         updates = {}
