@@ -143,10 +143,10 @@ def test_elsewhere_it_is_torchs_kernel_to_the_bit(dtype: torch.dtype, others: di
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
 
 
-@pytest.mark.parametrize("length", [8, attention.LONGEST + 1])
+@pytest.mark.parametrize("length", [8, attention.LONGEST + 1, attention.LONGEST_IN_BLOCKS + 32])
 def test_without_gradients_or_for_long_sequences_nothing_changes(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_attention", None)
-    parts = [torch.randn(1, 1, length, 8, dtype=torch.bfloat16) for _ in range(3)]
+    parts = [torch.randn(1, 1, length, 32, dtype=torch.bfloat16) for _ in range(3)]
     with torch.set_grad_enabled(length > 8):
         attention.attend(torch.nn.Identity(), *parts, None, is_causal=True)
     with pytest.raises(TypeError, match="NoneType"):  # the very call that is made where it does change something

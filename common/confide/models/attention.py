@@ -1,9 +1,10 @@
 """Attention as transformers' "sdpa", except where that is slow on a processor: the backward pass in bfloat16.
 
-There torch's kernel takes seven times as long as its forward pass. The same gradient as batched matrix products runs on
-the matrix units; the probabilities are made again from queries and keys, one sequence at a time, so that nothing of
-size T x T outlives the backward pass of a layer. Measured with 64-wide heads, the products win up to `LONGEST` tokens
-in bfloat16 and not in float32, which therefore keeps torch's kernel and its bits, as do GPUs and all evaluation.
+There torch's kernel takes seven times as long as its forward pass. With a matrix unit (AMX) both passes are kernels of
+our own that skip what the mask hides (attention_kernels.py); for lengths that they do not divide and on other
+processors, the gradient is made of batched products. The probabilities are made again from queries and keys, so that
+nothing of size T x T outlives the backward pass of a layer. Float32, where products did not win, keeps torch's kernel
+and its bits, as do GPUs and all evaluation.
 
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.IMPLEMENTATION)
 
@@ -25,7 +26,10 @@ from confide.models import attention_kernels, tiles
 IMPLEMENTATION = "confide_sdpa"
 
 LONGEST = 512
-"""Tokens of a sequence; with 1,024 under a causal mask torch's kernel, which skips what is masked, is faster again."""
+"""Tokens for products; with 1,024 under a causal mask torch's kernel, which skips what is masked, is faster again."""
+
+LONGEST_IN_BLOCKS = 2048
+"""Tokens for the kernels, which were not measured beyond."""
 
 
 def attend(
@@ -43,7 +47,7 @@ def attend(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     special = dropout > 0 or any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    if special or not _faster(query, key, value, dtype):
+    if special or not _faster(query, key, value, dtype, attention_mask):
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
         )
@@ -58,13 +62,19 @@ def attend(
     return _attention(*cast, attention_mask, causal), None
 
 
-def _faster(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> bool:
+def _faster(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dtype: torch.dtype,
+    attention_mask: torch.Tensor | None,
+) -> bool:
     return (
         dtype == torch.bfloat16
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
         and query.shape[2] == key.shape[2]
-        and query.shape[2] <= LONGEST
+        and query.shape[2] <= (LONGEST_IN_BLOCKS if _fits(query, attention_mask) else LONGEST)
         and query.shape[3] == value.shape[3]
     )
 

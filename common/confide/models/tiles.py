@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic as _intrinsic
 
@@ -30,8 +30,12 @@ _NOTHING = ir.VoidType()
 LAYOUT = torch.tensor([1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8, dtype=torch.uint8)
 """Palette 1, eight whole tiles: 0 to 3 are sums, 4 and 5 the left operand, 6 and 7 the right one."""
 
-AVAILABLE = bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
-"""Whether this process may use the unit: the operating system was asked for it."""
+AVAILABLE = (
+    bool(binding.get_host_cpu_features().get("amx-bf16"))
+    and torch.cpu._is_amx_tile_supported()
+    and torch.cpu._init_amx()
+)
+"""Whether the compiler knows of the unit and the operating system, which was asked, lets this process use it."""
 
 _SUMS = ((0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1))
 """Tile, 16-row half and 16-column half of each quarter of the sums."""
