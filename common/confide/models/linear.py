@@ -30,16 +30,15 @@ class TiledLinear(nn.Linear):
 
 def use_tiles(model: nn.Module) -> None:
     """Take the fast gradient in every linear layer of a model in which it can be had."""
-    if not tiles.AVAILABLE:
-        return
     for module in model.modules():
-        if type(module) is nn.Linear and _fits(module.weight):
+        if type(module) is nn.Linear and fits(module.weight):
             module.__class__ = TiledLinear
 
 
-def _fits(weight: torch.Tensor) -> bool:
+def fits(weight: torch.Tensor) -> bool:
+    """Whether the gradient of a weight (out, in) can be had."""
     divided = all(size % linear_kernels.BLOCK == 0 for size in weight.shape)
-    return divided and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return tiles.AVAILABLE and divided and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _autocast() -> bool:
