@@ -8,7 +8,7 @@ import pytest
 import torch
 from confide.methods.base import Batch, create
 from confide.methods.token_loss import body_of
-from confide.models import attention
+from confide.models import attention, attention_kernels, tiles
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -32,33 +32,88 @@ def additive(seen: torch.Tensor) -> torch.Tensor:
 
 
 def gradients(
-    attend: Any, dtype: torch.dtype, mask: torch.Tensor | None, *, causal: bool, kv_heads: int = HEADS, **others: Any
+    attend: Any,
+    dtype: torch.dtype,
+    mask: torch.Tensor | None,
+    *,
+    causal: bool,
+    kv_heads: int = HEADS,
+    shape: tuple[int, int] = (LENGTH, WIDTH),
+    **others: Any,
 ) -> list[torch.Tensor]:
     """Output, and gradients of query, key and value, as float32, of the same numbers in whatever dtype."""
     draw = torch.Generator().manual_seed(1)
-    shapes = [(BATCH, heads, LENGTH, WIDTH) for heads in (HEADS, kv_heads, kv_heads)]
+    length, width = shape
+    shapes = [(BATCH, heads, length, width) for heads in (HEADS, kv_heads, kv_heads)]
     parts = [torch.randn(shape, generator=draw).bfloat16().to(dtype).requires_grad_() for shape in shapes]
-    wanted = torch.randn(BATCH, LENGTH, HEADS, WIDTH, generator=draw).bfloat16().to(dtype)
+    wanted = torch.randn(BATCH, length, HEADS, width, generator=draw).bfloat16().to(dtype)
     module = SimpleNamespace(is_causal=causal, num_key_value_groups=HEADS // kv_heads)
-    output, _ = attend(module, *parts, mask, scaling=WIDTH**-0.5, **others)
+    output, _ = attend(module, *parts, mask, scaling=width**-0.5, **others)
     output.backward(wanted)
     return [tensor.float() for tensor in (output.detach(), *(part.grad for part in parts if part.grad is not None))]
 
 
+MASKS: dict[str, Any] = {
+    "causal": lambda length: (None, True),
+    "bidirectional": lambda length: (None, False),
+    "documents": lambda length: (documents(length), True),
+    "additive": lambda length: (additive(documents(length)), True),
+    "shared mask": lambda length: (documents(length)[:1], True),
+    "of each head": lambda length: (documents(length).expand(-1, HEADS, -1, -1), True),
+}
+
+
+@pytest.mark.parametrize("shape", [(LENGTH, WIDTH), (96, 64)], ids=["products", "matrix unit"])
 @pytest.mark.parametrize("kv_heads", [HEADS, 2])
-@pytest.mark.parametrize(
-    ("mask", "causal"),
-    [(None, True), (None, False), (documents(), True), (additive(documents()), True), (documents()[:1], True)],
-    ids=["causal", "bidirectional", "documents", "additive", "shared mask"],
-)
-def test_the_gradient_is_nearly_as_exact_as_torchs(mask: torch.Tensor | None, causal: bool, kv_heads: int) -> None:
+@pytest.mark.parametrize("kind", MASKS)
+def test_the_gradient_is_nearly_as_exact_as_torchs(kind: str, kv_heads: int, shape: tuple[int, int]) -> None:
     """Against float32: the error of bfloat16 is below 2 % and twice that of torch's own kernel."""
+    mask, causal = MASKS[kind](shape[0])
     half = mask.bfloat16() if mask is not None and mask.dtype == torch.float32 else mask
-    exact = gradients(sdpa_attention_forward, torch.float32, mask, causal=causal, kv_heads=kv_heads)
-    theirs = gradients(sdpa_attention_forward, torch.bfloat16, half, causal=causal, kv_heads=kv_heads)
-    ours = gradients(attention.attend, torch.bfloat16, mask, causal=causal, kv_heads=kv_heads)
+    how: Any = {"causal": causal, "kv_heads": kv_heads, "shape": shape}
+    exact = gradients(sdpa_attention_forward, torch.float32, mask, **how)
+    theirs = gradients(sdpa_attention_forward, torch.bfloat16, half, **how)
+    ours = gradients(attention.attend, torch.bfloat16, mask, **how)
     for true, other, own in zip(exact, theirs, ours, strict=True):
         assert torch.dist(own, true) < 2 * torch.dist(other, true) < 0.02 * true.norm()
+
+
+needs_unit = pytest.mark.skipif(not tiles.AVAILABLE, reason="this processor has no matrix unit for bfloat16")
+
+
+@needs_unit
+def test_a_query_that_sees_nothing_makes_zeros() -> None:
+    """A row and a whole block of rows: nothing divides by zero, and no gradient comes of it."""
+    mask = documents(96).clone()
+    mask[:, :, 5] = mask[:, :, 32:64] = False
+    output, *made = gradients(attention.attend, torch.bfloat16, mask, causal=True, shape=(96, 32))
+    for tensor in (output.transpose(1, 2), made[0]):
+        assert torch.isfinite(tensor).all() and tensor[:, :, 6].any()
+        assert not tensor[:, :, 5].any() and not tensor[:, :, 32:64].any()
+    assert not any(tensor[:, :, 39:52].any() for tensor in made[1:])
+
+
+@needs_unit
+def test_threads_share_the_sequences_and_change_no_bit() -> None:
+    how: Any = {"causal": True, "shape": (64, 32)}
+    alone = gradients(attention.attend, torch.bfloat16, None, **how)
+    torch.set_num_threads(2)
+    try:
+        together = gradients(attention.attend, torch.bfloat16, None, **how)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@needs_unit
+def test_the_matrix_unit_serves_whole_blocks_and_boolean_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernel in ("attend", "attend_backward"):
+        with monkeypatch.context() as patch:
+            patch.setattr(attention_kernels, kernel, None)
+            gradients(attention.attend, torch.bfloat16, None, causal=True)
+            gradients(attention.attend, torch.bfloat16, additive(documents(64)), causal=True, shape=(64, 32))
+            with pytest.raises(TypeError, match="NoneType"):
+                gradients(attention.attend, torch.bfloat16, documents(64), causal=True, shape=(64, 32))
 
 
 def test_both_operators_are_what_torch_expects_of_one() -> None:
@@ -68,6 +123,8 @@ def test_both_operators_are_what_torch_expects_of_one() -> None:
     torch.library.opcheck(attention._attention, (*parts, documents(8)[:2], True))
     wanted = torch.randn(2, 8, 2, 4)
     torch.library.opcheck(attention._attention_backward, (wanted, *(part.detach() for part in parts), None, True))
+    rows = [torch.randn(2, 32, 2, 32).bfloat16().transpose(1, 2).requires_grad_() for _ in range(3)]
+    torch.library.opcheck(attention._attention, (*rows, documents(32)[:2], True))
 
 
 def test_the_backward_pass_is_the_gradient_in_float64() -> None:
@@ -86,10 +143,10 @@ def test_elsewhere_it_is_torchs_kernel_to_the_bit(dtype: torch.dtype, others: di
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
 
 
-@pytest.mark.parametrize("length", [8, attention.LONGEST + 1])
+@pytest.mark.parametrize("length", [8, attention.LONGEST + 1, attention.LONGEST_IN_BLOCKS + 32])
 def test_without_gradients_or_for_long_sequences_nothing_changes(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_attention", None)
-    parts = [torch.randn(1, 1, length, 8, dtype=torch.bfloat16) for _ in range(3)]
+    parts = [torch.randn(1, 1, length, 32, dtype=torch.bfloat16) for _ in range(3)]
     with torch.set_grad_enabled(length > 8):
         attention.attend(torch.nn.Identity(), *parts, None, is_causal=True)
     with pytest.raises(TypeError, match="NoneType"):  # the very call that is made where it does change something

@@ -18,6 +18,7 @@ from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.models import aggregation, seeds
 from confide.models.architecture import load_tokenizer
+from confide.models.linear import use_tiles
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
@@ -284,7 +285,9 @@ def _rank_masks(
 
 
 def set_up(model: Any, specification: Specification) -> None:
-    """What a run may ask of a freshly built model: less memory, compiled kernels."""
+    """What a run may ask of a freshly built model: less memory, faster and compiled kernels."""
+    if specification.training.autocast and specification.privacy.unit not in PROTECTED:
+        use_tiles(model)
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if specification.training.compile:

@@ -1,9 +1,10 @@
 """Attention as transformers' "sdpa", except where that is slow on a processor: the backward pass in bfloat16.
 
-There torch's kernel takes seven times as long as its forward pass. The same gradient as batched matrix products runs on
-the matrix units; the probabilities are made again from queries and keys, one sequence at a time, so that nothing of
-size T x T outlives the backward pass of a layer. Measured with 64-wide heads, the products win up to `LONGEST` tokens
-in bfloat16 and not in float32, which therefore keeps torch's kernel and its bits, as do GPUs and all evaluation.
+There torch's kernel takes seven times as long as its forward pass. With a matrix unit (AMX) both passes are kernels of
+our own that skip what the mask hides (attention_kernels.py); for lengths that they do not divide and on other
+processors, the gradient is made of batched products. The probabilities are made again from queries and keys, so that
+nothing of size T x T outlives the backward pass of a layer. Float32, where products did not win, keeps torch's kernel
+and its bits, as do GPUs and all evaluation.
 
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.IMPLEMENTATION)
 
@@ -19,11 +20,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from confide.models import attention_kernels, tiles
+
 # transformers asks for an architecture's support of torch's attention where "sdpa" is part of the name.
 IMPLEMENTATION = "confide_sdpa"
 
 LONGEST = 512
-"""Tokens of a sequence; with 1,024 under a causal mask torch's kernel, which skips what is masked, is faster again."""
+"""Tokens for products; with 1,024 under a causal mask torch's kernel, which skips what is masked, is faster again."""
+
+LONGEST_IN_BLOCKS = 2048
+"""Tokens for the kernels, which were not measured beyond."""
 
 
 def attend(
@@ -41,7 +47,7 @@ def attend(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     special = dropout > 0 or any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    if special or not _faster(query, key, value, dtype):
+    if special or not _faster(query, key, value, dtype, attention_mask):
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
         )
@@ -50,19 +56,34 @@ def attend(
     # Scaled here, where it fuses with what came before.
     scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     parts = (scaled, repeat_kv(key, groups), repeat_kv(value, groups))
-    outputs = _attention(*(part.to(dtype).contiguous() for part in parts), attention_mask, causal)
-    return outputs, None
+    cast = [part.to(dtype) for part in parts]
+    if not _fits(query, attention_mask):
+        cast = [part.contiguous() for part in cast]
+    return _attention(*cast, attention_mask, causal), None
 
 
-def _faster(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> bool:
+def _faster(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dtype: torch.dtype,
+    attention_mask: torch.Tensor | None,
+) -> bool:
     return (
         dtype == torch.bfloat16
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
         and query.shape[2] == key.shape[2]
-        and query.shape[2] <= LONGEST
+        and query.shape[2] <= (LONGEST_IN_BLOCKS if _fits(query, attention_mask) else LONGEST)
         and query.shape[3] == value.shape[3]
     )
+
+
+def _fits(query: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a processor with a matrix unit can do it in blocks, by our own kernels."""
+    block = attention_kernels.BLOCK
+    divided = query.shape[2] % block == 0 and query.shape[3] % block == 0
+    return divided and tiles.AVAILABLE and (attention_mask is None or attention_mask.dtype == torch.bool)
 
 
 def mask(
@@ -101,6 +122,12 @@ def _attention(
 
     attention_mask: bool or additive, (B or 1, H or 1, T, T); then `causal` means nothing.
     """
+    if query.dtype == torch.bfloat16 and _fits(query, attention_mask):
+        batch, heads, length, width = query.shape
+        made = query.new_empty(batch, length, heads, width)
+        seen = _seen(length, causal) if attention_mask is None else attention_mask
+        attention_kernels.attend(query, key, value, seen, made.transpose(1, 2))
+        return made
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.to(query.dtype)
     output = F.scaled_dot_product_attention(
@@ -120,6 +147,11 @@ def _attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of the output (B, T, H, D), to those of query, key and value (B, H, T, D)."""
     d_query, d_key, d_value = (torch.empty_like(part) for part in (query, key, value))
+    if query.dtype == torch.bfloat16 and _fits(query, attention_mask):
+        seen = _seen(query.shape[2], causal) if attention_mask is None else attention_mask
+        given = gradient.contiguous().transpose(1, 2)
+        attention_kernels.attend_backward((query, key, value, given), seen, (d_query, d_key, d_value))
+        return d_query, d_key, d_value
     bias = _causal_bias(query.shape[2], query.dtype) if causal and attention_mask is None else None
     for row in range(query.shape[0]):
         if attention_mask is not None:
@@ -144,8 +176,14 @@ def _bias(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+def _seen(length: int, causal: bool) -> torch.Tensor:
+    every = torch.ones(1, 1, length, length, dtype=torch.bool)
+    return every.tril_() if causal else every
+
+
+@functools.lru_cache(maxsize=16)
 def _causal_bias(length: int, dtype: torch.dtype) -> torch.Tensor:
-    return _bias(torch.ones(1, length, length, dtype=torch.bool).tril_(), dtype)
+    return _bias(_seen(length, True)[0], dtype)
 
 
 @_attention.register_fake
