@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,27 @@ import pytest
 from confide.identity.keys import generate_p256
 from confide.proto import fleet_pb2
 from confide_server.fleet import FleetLink, FleetSession
+from confide_server.fleet.door import PATH_LIMITS
 from confide_server.process import Coordinator
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from google.protobuf.message import Message
 
 from tests.coordinator_world import World
 from tests.fleet_node import FleetNode
@@ -94,6 +102,31 @@ def post(scene: Scene, path: str, headers: dict[str, str], body: bytes = b"") ->
 def test_the_helper_signs_as_flower_does(scene: Scene) -> None:
     body = PullMessagesRequest(node=scene.attacker.node).SerializeToString()
     assert post(scene, "/v1/fleet/pull-messages", signed_headers(scene.attacker.key), body).status_code == 200
+
+
+IN_ANOTHERS_NAME: dict[str, Callable[[FleetNode], Message]] = {
+    "activate-node": lambda victim: ActivateNodeRequest(public_key=victim.public_pem, heartbeat_interval=30),
+    "deactivate-node": lambda victim: DeactivateNodeRequest(node_id=victim.node_id),
+    "send-node-heartbeat": lambda victim: SendNodeHeartbeatRequest(node=victim.node, heartbeat_interval=30),
+    "pull-messages": lambda victim: PullMessagesRequest(node=victim.node),
+    "push-messages": lambda victim: PushMessagesRequest(node=victim.node),
+    "pull-object": lambda victim: PullObjectRequest(node=victim.node),
+    "push-object": lambda victim: PushObjectRequest(node=victim.node),
+    "confirm-message-received": lambda victim: ConfirmMessageReceivedRequest(node=victim.node),
+}
+
+
+@pytest.mark.parametrize("call", IN_ANOTHERS_NAME)
+def test_every_call_in_anothers_name_is_refused(scene: Scene, call: str) -> None:
+    """The signature is the attacker's own; also a call that names nobody, or a key that is not the signer's."""
+    assert {f"/v1/fleet/{name}" for name in IN_ANOTHERS_NAME} == set(PATH_LIMITS)
+    path, before = f"/v1/fleet/{call}", scene.coordinator.link.board.activations(scene.victim.node_id)
+    for body in (IN_ANOTHERS_NAME[call](scene.victim).SerializeToString(), b""):
+        answer = post(scene, path, signed_headers(scene.attacker.key), body)
+        assert answer.status_code == 401, answer.text
+    assert scene.coordinator.link.board.activations(scene.victim.node_id) == before
+    presence = scene.coordinator.link.state.get_node_info(node_ids=[scene.victim.node_id])
+    assert [node.status for node in presence] == ["online"]
 
 
 def test_reading_anothers_object_by_hash(scene: Scene) -> None:

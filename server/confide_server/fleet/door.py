@@ -82,7 +82,8 @@ class Replays:
             self._used[public_key] = {one: when for one, when in used.items() if when >= floor}
 
 
-def _decoded(headers: dict[bytes, bytes], name: str) -> bytes:
+def decoded(headers: dict[bytes, bytes], name: str) -> bytes:
+    """A base64 header's bytes. Raises Refused without one."""
     try:
         return base64.b64decode(headers[name.lower().encode()], validate=True)
     except (KeyError, binascii.Error, ValueError) as error:
@@ -125,16 +126,16 @@ class Door:
                 body = await _read(receive, limit)
                 await self._app(scope, _replay(body, receive), send)
         except Refused as refusal:
-            await _answer(send, refusal)
+            await answer(send, refusal)
 
     def _authenticate(self, headers: dict[bytes, bytes]) -> Node:
-        node = self._board.node_of_key(_decoded(headers, FLEET_HTTP_PUBLIC_KEY_HEADER))
+        node = self._board.node_of_key(decoded(headers, FLEET_HTTP_PUBLIC_KEY_HEADER))
         if node is None:
             raise Refused(
                 401,
                 "this fleet key is not that of an active node in the roster; has the node been admitted, or revoked?",
             )
-        signature = _decoded(headers, FLEET_HTTP_SIGNATURE_HEADER)
+        signature = decoded(headers, FLEET_HTTP_SIGNATURE_HEADER)
         try:
             timestamp = headers[TIMESTAMP_HEADER.encode()].decode("ascii")
             moment = datetime.fromisoformat(timestamp)
@@ -189,7 +190,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _answer(send: Send, refusal: Refused) -> None:
+async def answer(send: Send, refusal: Refused) -> None:
+    """Answer instead of passing the request on; the connection is closed."""
     body = json.dumps({"detail": refusal.detail}).encode()
     headers = [
         (b"content-type", b"application/json"),

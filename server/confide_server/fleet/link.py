@@ -28,12 +28,12 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.superlink.config_loader import get_federation_manager
-from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from confide_server.fleet.binding import Binding
 from confide_server.fleet.door import Door
 from confide_server.fleet.routes import router
 from confide_server.fleet.session import FleetSession
@@ -140,7 +140,7 @@ class FleetLink:
                 Middleware(Door, board=self.board),
                 Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
                 Middleware(ProtobufTranslationMiddleware),
-                Middleware(NodeAuthMiddleware),
+                Middleware(Binding, board=self.board),
             ],
         )
         app.state.linkstate_factory = self._factory

@@ -1,7 +1,7 @@
 """Flower's Fleet protocol, each call behind the check of ownership that Flower's handlers leave out.
 
-Who calls was settled before (door, then Flower's NodeAuthMiddleware, which binds the node id in the request to the
-signing key). Here the request's other ids are held against the switchboard: 403 for what belongs to somebody else.
+Who calls was settled before (door, then binding, which holds the node id in the request against the signing key). Here
+the request's other ids are held against the switchboard: 403 for what belongs to somebody else.
 
 Connections and instructions go through Flower's handlers and its state. Objects and replies go straight to the object
 store: the switchboard knows what is awaited, so that Flower's bookkeeping of push sessions, traffic and reply rows
