@@ -87,11 +87,12 @@ def measure_ours(
     with tempfile.TemporaryDirectory() as folder:
         short = OurSlot(update[:SIZE], nodes, bits, Path(folder))
         node_s = protocol.node_s - short.client_seconds(4 * nodes)
-        coordinator_s = protocol.coordinator_s - short.coordinator_seconds(0, 4 * repetitions)
+        coordinator_s = protocol.coordinator_s - short.coordinator_seconds([0], 4 * repetitions)[0]
     with tempfile.TemporaryDirectory() as folder:
         slot = OurSlot(update, nodes, bits, Path(folder))
         client = slot.client_seconds(repetitions) / update.size * _NS
-        coordinators = {d: slot.coordinator_seconds(d, repetitions) / update.size * _NS for d in drops}
+        seconds = slot.coordinator_seconds(drops, 4 * repetitions)
+        coordinators = {dropped: value / update.size * _NS for dropped, value in seconds.items()}
         error = slot.error(0)
     per_param = {
         "client": node_s / update.size * _NS,
