@@ -19,6 +19,8 @@ from confide_server.roads import Link
 
 OFFER_AGAIN_S = 1.0
 PAUSE_S = 0.2
+RETURN_S = 10.0
+"""Nodes look for a coordinator that went away every 5 s at least."""
 
 
 class CohortTooSmall(ConfideError):
@@ -90,7 +92,9 @@ class Cohort:
             self._pause(PAUSE_S)
         if len(self.accepted()) < self._federation.min_cohort:
             raise CohortTooSmall(self._too_small())
-        if self._run.status != "running":
+        if self._run.status == "running":
+            self._await_return()
+        else:
             self._book.update(self._run.run_id, status="running")
             self._book.record(
                 self._run.run_id,
@@ -102,6 +106,12 @@ class Cohort:
                     "name": self._run.specification.name,
                 },
             )
+
+    def _await_return(self) -> None:
+        """After a restart: let those who take part connect again, else an epoch begins without the slowest of them."""
+        began = time.monotonic()
+        while self.present() != self.accepted() and time.monotonic() - began < RETURN_S:
+            self._pause(PAUSE_S)
 
     def _worth_waiting(self, began: float) -> bool:
         """Offer the run; whether more organizations may still come that are worth waiting for."""

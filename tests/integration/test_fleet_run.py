@@ -202,8 +202,8 @@ def test_who_is_still_loading_is_waited_for_but_not_for_ever(
     world: World, coordinator: Coordinator, nodes: list[FleetNode]
 ) -> None:
     nodes[0].answer_offers = "prepare"
-    run_id = submit(world, coordinator, exchange_deadline_s=0.3)
-    while len(nodes[0].offers) < 3:
+    run_id = submit(world, coordinator, exchange_deadline_s=3.0)
+    while len(nodes[0].offers) < 6:  # one a second: beyond the deadline
         assert "run_started" not in kinds(list(coordinator.book.events(run_id, 0, 0.1)))
     nodes[0].answer_offers = "accept"
     events = wait_end(coordinator, run_id)
@@ -213,7 +213,7 @@ def test_who_is_still_loading_is_waited_for_but_not_for_ever(
     preparing = next(event.data for event in events if event.data.get("node") == "hospital-a")
     assert preparing["waiting"] and preparing["preparing"] and not preparing["accepted"]
     nodes[0].answer_offers = "prepare"
-    run_id = submit(world, coordinator, exchange_deadline_s=0.3, step_deadline_s=2.0)
+    run_id = submit(world, coordinator, exchange_deadline_s=3.0, step_deadline_s=5.0)
     events = wait_end(coordinator, run_id)
     assert events[-1].kind == "run_finished"
     started = next(event for event in events if event.kind == "run_started")
