@@ -92,9 +92,8 @@ class Cohort:
             self._pause(PAUSE_S)
         if len(self.accepted()) < self._federation.min_cohort:
             raise CohortTooSmall(self._too_small())
-        if self._run.status == "running":
-            self._await_return()
-        else:
+        self._await_connections()
+        if self._run.status != "running":
             self._book.update(self._run.run_id, status="running")
             self._book.record(
                 self._run.run_id,
@@ -107,8 +106,8 @@ class Cohort:
                 },
             )
 
-    def _await_return(self) -> None:
-        """After a restart: let those who take part connect again, else an epoch begins without the slowest of them."""
+    def _await_connections(self) -> None:
+        """Let those who take part connect again, above all after a restart; else an epoch leaves out the slowest."""
         began = time.monotonic()
         while self.present() != self.accepted() and time.monotonic() - began < RETURN_S:
             self._pause(PAUSE_S)
