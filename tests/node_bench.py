@@ -122,3 +122,16 @@ def open_bench(
     finally:
         bench.runtime.close()
         node.audit.close()
+
+
+def allow(bench: Bench, unit: str = "record") -> None:
+    """Let the node's policy take a private run of this unit, with a budget of 4."""
+    delta, key = bench.spec.privacy.delta, bench.spec.privacy.user_key
+    bench.policy('privacy_units = ["none"]', f'privacy_units = ["{unit}"]')
+    with bench.node.state.policy.open("a") as file:
+        file.write(f"[budgets.faq]\nepsilon = 4.0\ndelta = {delta}\n" + (f'user_key = "{key}"\n' if key else ""))
+
+
+def kinds(bench: Bench) -> list[str]:
+    """Of the lines of the node's ledger, in order."""
+    return [body["kind"] for body in bench.node.spending.ledger._journal]

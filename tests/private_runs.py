@@ -35,6 +35,10 @@ RECORDING = ("-m", "tests.recording_node")
 EVERY_STEP = set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED, fleet_pb2.ANCHOR}
 """What every node answers in a sealed run; ANCHOR comes to nodes that join a chain late, and has an empty answer."""
 
+ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
+ONE_STEP = {"local_steps": 1, "batch_size": 32, "learning_rate": 1.0, "optimizer": "sgd"}
+"""One step of all units: the update is the noised gradient."""
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -24,11 +24,10 @@ from confide.runs.specification import parse_document
 from confide_client.training.private import units_of
 from confide_client.training.tokens import units_of as texts_of_units
 
-from tests.node_bench import MODEL, Bench, make_store, open_bench
+from tests.node_bench import MODEL, Bench, allow, kinds, make_store, open_bench
 from tests.tiny_models import tiny_llama
 from tests.tokenizer_runs import tokenizer_spec
 from tests.training_specs import specification
-from tests.unit.test_client_spending import allow, kinds
 
 RECORD = {"unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip": 1.0}
 USER = {**RECORD, "unit": "user", "user_key": "author"}

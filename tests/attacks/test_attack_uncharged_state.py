@@ -19,11 +19,10 @@ from confide_client.runs import Node
 from confide_client.runtime import NodeRuntime
 from confide_client.training import LocalTrainer
 
-from tests.node_bench import Bench, ShardTrainer
+from tests.node_bench import Bench, ShardTrainer, allow, kinds
 from tests.node_worlds import World, faq
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification
-from tests.unit.test_client_spending import allow, kinds
 
 PRIVACY = {"unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip": 1.0}
 

@@ -14,6 +14,7 @@ from confide.runs.specification import Outer
 from confide_server.outer import OuterStep
 from confide_server.process import Coordinator
 from confide_server.runbook import RunEvent
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
 from tests.coordinator_world import World, specification
 from tests.fleet_node import FleetNode, invented_update
@@ -219,6 +220,33 @@ def test_who_is_still_loading_is_waited_for_but_not_for_ever(
     started = next(event for event in events if event.kind == "run_started")
     assert started.data["nodes"] == ["hospital-b", "hospital-c"]
     assert nodes[0].ends[-1].run_ended
+
+
+def test_who_is_between_two_connections_as_a_run_starts_is_in_its_first_round(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    nodes[0].answer_offers = "wait"
+    nodes.pop().stop()
+    left = FleetNode(world.of("hospital-c"), coordinator.fleet_port)
+    left.activate()
+    run_id = submit(world, coordinator, rounds=1)
+    while not left.poll():  # the offer, accepted
+        pass
+    left.client.DeactivateNode(DeactivateNodeRequest(node_id=left.node_id))
+    left.stop()
+    while coordinator.link.presence()["hospital-c"].online:
+        time.sleep(0.05)
+    nodes[0].answer_offers = "accept"
+    while not any(event.data.get("accepted") for event in answers_of(coordinator, run_id, "hospital-a")):
+        time.sleep(0.05)
+    nodes.append(FleetNode(world.of("hospital-c"), coordinator.fleet_port).start())
+    committed = next(event for event in wait_end(coordinator, run_id) if event.kind == "round_committed")
+    assert committed.data["contributors"] == list(world.node_names)
+
+
+def answers_of(coordinator: Coordinator, run_id: str, node: str) -> list[RunEvent]:
+    events = coordinator.book.events(run_id, 0, 0)
+    return [event for event in events if event.kind == "offer_answered" and event.data["node"] == node]
 
 
 def test_a_run_that_too_few_accept_fails_by_name(

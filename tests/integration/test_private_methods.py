@@ -34,6 +34,8 @@ from tests.method_runs import (
 )
 from tests.private_runs import (
     EVERY_STEP,
+    ONE_STEP,
+    ORGANIZATION,
     RECORDING,
     Asked,
     ask_twice,
@@ -54,9 +56,6 @@ pytestmark = [pytest.mark.full, pytest.mark.xdist_group("private-methods")]
 
 RECORD = {"unit": "record", "epsilon": 4.0, "delta": 1e-3, "clip": 1.0}
 USER = {**RECORD, "unit": "user", "user_key": "label"}
-ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
-STEP = {"local_steps": 1, "batch_size": 32, "learning_rate": 1.0, "optimizer": "sgd"}
-"""One step of all units; the update is the noised gradient."""
 RANKS = {SMALL: OWN_RANK}
 WHOLE_MODEL_CLIP = 64.0
 
@@ -76,7 +75,7 @@ class Private:
         federated = {"rounds": 1, "data": register(made, f"notes-{len(self.asked)}"), **sections.pop("federation", {})}
         sealing = sections.pop("sealing", None)
         specification = self.federation.specification(
-            made.base, **{"training": STEP, "privacy": RECORD, **sections}, federation=federated
+            made.base, **{"training": ONE_STEP, "privacy": RECORD, **sections}, federation=federated
         )
         if sealing is not None:
             specification = type(specification).model_validate(
@@ -146,7 +145,7 @@ def test_lora_of_mixed_ranks(private: Private, scheme: str, unit: dict[str, Any]
 
 def test_rolora_in_both_halves_with_kept_optimizer_state(private: Private) -> None:
     found = private.run(
-        adapter={"aggregation": "rolora"}, federation={"rounds": 2}, training={**STEP, "keep_optimizer_state": True}
+        adapter={"aggregation": "rolora"}, federation={"rounds": 2}, training={**ONE_STEP, "keep_optimizer_state": True}
     )
     check_round(private, found, 1)
     check_round(private, found, 2)
@@ -236,7 +235,7 @@ def test_organization_level(private: Private, bert: Path, method: str) -> None:
     target = {} if method == "sft" else {"target_modules": ["query", "value"]}
     found = private.run(
         base, method={"name": method, "max_length": 64}, privacy=ORGANIZATION, adapter=target,
-        training={**STEP, "batch_size": 8, "learning_rate": 1e-2}, federation={"clip_norm": 1.0},
+        training={**ONE_STEP, "batch_size": 8, "learning_rate": 1e-2}, federation={"clip_norm": 1.0},
     )  # fmt: skip
     moved = found.flat(1).astype(np.float64) - found.flat(0)
     _, update = private.noiseless(found)

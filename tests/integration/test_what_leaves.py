@@ -17,6 +17,8 @@ from tests import what_leaves
 from tests.integration.test_federation import NODES, specification_for, write_shards
 from tests.private_runs import (
     EVERY_STEP,
+    ONE_STEP,
+    ORGANIZATION,
     RECORDING,
     Asked,
     ask_twice,
@@ -32,17 +34,14 @@ from tests.tiny_models import tiny_llama
 from tests.tokenizer_runs import tokenizer_spec
 from tests.what_leaves import TABLE, Undeclared, declared, opened
 
-ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
 RECORD = {"unit": "record", "epsilon": 0.5, "delta": 1e-3, "clip": 1.0}
 USER = {**RECORD, "unit": "user", "user_key": "question"}
 SEALED = {"sealing": {"kind": "sealed"}}
-STEP = {"local_steps": 1, "batch_size": 32, "learning_rate": 1.0, "optimizer": "sgd"}
-"""One step of all units: the update is the noised gradient."""
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "organization": ({"privacy": ORGANIZATION, **SEALED}, "skellam"),
     "record": ({"privacy": RECORD, **SEALED}, "sampled_gaussian"),
     "user-unsealed": (
-        {"privacy": USER, "adapter": {"aggregation": "ffa"}, "training": STEP, "federation": {"clip_norm": 64.0}},
+        {"privacy": USER, "adapter": {"aggregation": "ffa"}, "training": ONE_STEP, "federation": {"clip_norm": 64.0}},
         "sampled_gaussian",
     ),
     "words": ({}, "gaussian"),

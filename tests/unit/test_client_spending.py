@@ -19,7 +19,7 @@ from confide_client.datasets import LocalData
 from confide_client.records import Record
 from confide_client.spending import Spending, units_in
 
-from tests.node_bench import MODEL, SIZE, Bench, make_store, open_bench
+from tests.node_bench import MODEL, SIZE, Bench, allow, kinds, make_store, open_bench
 from tests.node_worlds import Instructions, faq
 from tests.training_specs import specification
 
@@ -36,18 +36,6 @@ def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
     with open_bench(tmp_path, store, records=40, privacy=PRIVACY) as bench:
         allow(bench)
         yield bench
-
-
-def allow(bench: Bench, unit: str = "record") -> None:
-    """Let the node's policy take a private run of this unit, with a budget of 4."""
-    delta, key = bench.spec.privacy.delta, bench.spec.privacy.user_key
-    bench.policy('privacy_units = ["none"]', f'privacy_units = ["{unit}"]')
-    with bench.node.state.policy.open("a") as file:
-        file.write(f"[budgets.faq]\nepsilon = 4.0\ndelta = {delta}\n" + (f'user_key = "{key}"\n' if key else ""))
-
-
-def kinds(bench: Bench) -> list[str]:
-    return [body["kind"] for body in bench.node.spending.ledger._journal]
 
 
 def test_cost_is_set_aside_drawn_spent_and_released(bench: Bench) -> None:

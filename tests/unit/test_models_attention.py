@@ -78,6 +78,13 @@ def test_the_gradient_is_nearly_as_exact_as_torchs(kind: str, kv_heads: int, sha
         assert torch.dist(own, true) < 2 * torch.dist(other, true) < 0.02 * true.norm()
 
 
+def test_the_matrix_unit_is_taken_where_the_processor_has_one() -> None:
+    """Else the tests of its kernels would be left out, and nobody would notice."""
+    processor = Path("/proc/cpuinfo")
+    flags = processor.read_text().split() if processor.exists() else []
+    assert ({"amx_tile", "amx_bf16"} <= set(flags)) == tiles.AVAILABLE
+
+
 needs_unit = pytest.mark.skipif(not tiles.AVAILABLE, reason="this processor has no matrix unit for bfloat16")
 
 
@@ -93,7 +100,15 @@ def test_a_query_that_sees_nothing_makes_zeros() -> None:
     assert not any(tensor[:, :, 39:52].any() for tensor in made[1:])
 
 
-@needs_unit
+def test_what_is_no_number_comes_out_of_the_rows_that_see_it() -> None:
+    """A model that diverged must not look as if it had not."""
+    for broken, rows in enumerate(([40], range(40, 64), range(40, 64))):
+        parts = [torch.ones(1, 1, 64, 32).bfloat16() for _ in ("query", "key", "value")]
+        parts[broken][0, 0, 40] = float("nan")
+        output = attention._attention(*parts, None, True)[0, :, 0]
+        assert set(rows) <= {row for row in range(64) if output[row].isnan().any()}
+
+
 def test_threads_share_the_sequences_and_change_no_bit() -> None:
     how: Any = {"causal": True, "shape": (64, 32)}
     alone = gradients(attention.attend, torch.bfloat16, None, **how)

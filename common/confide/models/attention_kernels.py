@@ -32,7 +32,12 @@ from confide.models.tiles import (
 BLOCK = 32
 """Queries and keys of a block: sequences and widths are multiples of it."""
 
-_FAST = {"reassoc", "contract", "nsz", "nnan"}
+_SIGNATURE = (
+    "void(int64[:, ::1], uint8[:, :, :, ::1], int64[:, ::1], uint8[:, ::1], float32[:, :, ::1], uint16[:, :, ::1], "
+    "int64, int64, int64, int64, int64)"
+)
+# Not "nnan": a diverged model's NaN has to come out again.
+_FAST = {"reassoc", "contract", "nsz"}
 _HIDDEN = np.float32(-1e30)
 _LOG2_E = np.float32(math.log2(math.e))
 _LEAST = np.float32(-126)
@@ -135,11 +140,7 @@ def _start(places: Any, tensor: int, sequence: int, head: int) -> int:
     return start
 
 
-@compiled(
-    "void(int64[:, ::1], uint8[:, :, :, ::1], int64[:, ::1], uint8[:, ::1], float32[:, :, ::1], uint16[:, :, ::1], "
-    "int64, int64, int64, int64, int64)",
-    fastmath=_FAST,
-)
+@compiled(_SIGNATURE, fastmath=_FAST)
 def forward(
     places: Any,
     mask: Any,
@@ -213,11 +214,7 @@ def _to_tokens(
         _round(sums, sums_row, 32, width, out + key * out_row, out_row)
 
 
-@compiled(
-    "void(int64[:, ::1], uint8[:, :, :, ::1], int64[:, ::1], uint8[:, ::1], float32[:, :, ::1], uint16[:, :, ::1], "
-    "int64, int64, int64, int64, int64)",
-    fastmath=_FAST,
-)
+@compiled(_SIGNATURE, fastmath=_FAST)
 def backward(
     places: Any,
     mask: Any,

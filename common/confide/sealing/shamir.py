@@ -91,17 +91,17 @@ def reconstruct(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
 
 # The same members reveal in slot after slot; inverses are most of what opening their shares costs.
 @functools.lru_cache(maxsize=8)
-def _at_zero(points: tuple[int, ...]) -> list[int]:
+def _at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange coefficients at 0: product over others of other / (other - x)."""
     sign = -1 if len(points) % 2 == 0 else 1
     everything = sign * prod(points) % PRIME
-    return [
+    return tuple(
         everything * pow(x, -1, PRIME) * weight % PRIME
         for x, weight in zip(points, _inverse_products(points), strict=True)
-    ]
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def _inverse_products(points: tuple[int, ...]) -> list[int]:
+def _inverse_products(points: tuple[int, ...]) -> tuple[int, ...]:
     """1 / product over others of (x - other)."""
-    return [pow(prod(x - other for other in points if other != x), -1, PRIME) for x in points]
+    return tuple(pow(prod(x - other for other in points if other != x), -1, PRIME) for x in points)
