@@ -72,6 +72,7 @@ class Spending:
             group=group,
             data=specification.federation.data,
             unit=unit,
+            user_key=specification.privacy.user_key,
             specification=specification.digest,
             cost=_cost(specification, data, trained),
             budget=budget,

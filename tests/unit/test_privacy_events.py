@@ -114,7 +114,8 @@ def test_the_receipt_parsers_raise_only_their_error(data: bytes) -> None:
 
 
 def test_lines_survive_the_round_trip() -> None:
-    for line in (approved(), Reserved(time_ms=0, run="a" * 32, slot=1)):
+    of_users = approved(unit="user", user_key="patient")
+    for line in (approved(), of_users, Reserved(time_ms=0, run="a" * 32, slot=1)):
         assert parse_entry(json.loads(canonical.encode(to_body(line)))) == line
 
 

@@ -19,7 +19,7 @@ from confide.privacy.charging import LedgerCosts
 from confide.privacy.events import SampledGaussian
 from confide.privacy.filter import Budget, filter_epsilon
 from confide.privacy.ledger import LEDGER_NAME, Ledger, balances, replay
-from confide.privacy.ledger_entries import RunCost, events_digest
+from confide.privacy.ledger_entries import RunCost, events_digest, to_body
 from confide.privacy.receipts import check_receipt, make_receipt, open_receipt, parse_receipt
 from confide.sealing.seal_log import Costs
 from hypothesis import given, settings
@@ -180,6 +180,23 @@ def test_a_data_set_cannot_change_groups_and_a_group_not_its_unit(ledger: Ledger
     approve(ledger, RUN_B, data="letters")
     approve(ledger, RUN_C, group="other", data="other", unit="user")
     assert [balance.group for balance in balances(ledger.state)] == ["notes", "other"]
+
+
+def test_a_group_has_one_kind_of_user(ledger: Ledger) -> None:
+    approve(ledger, unit="user", user_key="patient")
+    for other in ("ward", None):
+        with pytest.raises(LedgerError, match=r"protects each user \(by patient\)"):
+            approve(ledger, RUN_B, unit="user", user_key=other)
+    approve(ledger, RUN_B, unit="user", user_key="patient")
+    approve(ledger, RUN_C, unit="user", user_key="ward", group="letters", data="letters")
+    assert [balance.protects for balance in balances(ledger.state)] == ["user (by ward)", "user (by patient)"]
+
+
+def test_users_whose_key_was_not_kept_are_read_and_not_added_to(ledger: Ledger) -> None:
+    approve(ledger, unit="user")
+    assert "user_key" not in to_body(ledger.state.run(RUN_A).approved)
+    with pytest.raises(LedgerError, match="by a field that was not kept"):
+        approve(ledger, RUN_B, unit="user", user_key="patient")
 
 
 def test_overlapping_data_sets_share_one_budget(ledger: Ledger) -> None:

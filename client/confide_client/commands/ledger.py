@@ -18,6 +18,7 @@ from confide.privacy.ledger_state import LedgerState, RunState
 from confide.privacy.receipts import DOMAIN, check_receipt, read_receipts
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from confide_client.policy import load_policy
@@ -78,7 +79,7 @@ def _group_table(ledger: LedgerState, budgets: dict[str, Budget]) -> Table:
         budget = budgets.get(balance.group)
         fits = budget is not None and ledger.basis(balance.group, None, budget) is not None
         table.add_row(
-            balance.group, balance.unit, str(balance.runs), f"{balance.spent_epsilon:.3f}",
+            balance.group, escape(balance.protects), str(balance.runs), f"{balance.spent_epsilon:.3f}",
             f"{balance.held_epsilon:.3f}", f"{balance.delta:g}",
             "none" if budget is None else f"{budget.epsilon:g} at {budget.delta:g}",
             "[green]yes" if fits else "[bold red]no",

@@ -54,7 +54,7 @@ class Balance:
     """One group at one moment. Epsilons are those of the filter: the budget that would be just enough."""
 
     group: str
-    unit: str
+    protects: str
     runs: int
     spent_epsilon: float
     """Of what has left the node."""
@@ -114,11 +114,21 @@ class Ledger:
             raise
 
     def approve(
-        self, *, run: str, group: str, data: str, unit: Unit, specification: str, cost: RunCost, budget: Budget
+        self,
+        *,
+        run: str,
+        group: str,
+        data: str,
+        unit: Unit,
+        specification: str,
+        cost: RunCost,
+        budget: Budget,
+        user_key: str | None = None,
     ) -> RunState:
         """Set the run's whole cost aside. The same approval again changes nothing; another one for the run is refused.
 
-        run: 32 hex characters. specification: its digest. budget: the policy's for `group`, now.
+        run: 32 hex characters. specification: its digest. budget: the policy's for `group`, now. user_key: of unit
+        "user", the field that names a record's user.
         Raises ProtocolFailure BUDGET_EXHAUSTED before anything is written, or LedgerError.
         """
         with self._lock:
@@ -130,7 +140,7 @@ class Ledger:
             entry = Approved(
                 time_ms=time_ms, run=run, group=group, data=data, unit=unit, specification=specification, cost=cost,
                 basis="filter" if basis is None else basis, budget_epsilon=budget.epsilon, budget_delta=budget.delta,
-                salt=secrets.token_hex(16),
+                salt=secrets.token_hex(16), user_key=user_key,
             )  # fmt: skip
             if basis is None:
                 self.state.check_approval(entry)  # a wrong group or unit is the better message
@@ -234,7 +244,7 @@ def balances(state: LedgerState) -> list[Balance]:
         result.append(
             Balance(
                 group=group,
-                unit=runs[-1].approved.unit,
+                protects=runs[-1].approved.protects,
                 runs=len(runs),
                 spent_epsilon=filter_epsilon(spent, delta=delta),
                 held_epsilon=filter_epsilon(held, delta=delta),

@@ -6,9 +6,9 @@ Every line is one of five kinds; an unknown kind, field or value stops the reade
 3
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from confide import canonical
 from confide.errors import LedgerError
@@ -59,6 +59,19 @@ class Approved(_Line):
     budget_delta: float = Field(gt=0, lt=1)
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     """Random. Hashes of ledger lines leave the node; without it the number of records could be guessed from them."""
+    user_key: str | None = Field(default=None, min_length=1)
+    """unit "user": the field that names a record's user. Missing in lines from before it was kept."""
+
+    @model_validator(mode="after")
+    def _key_of_users(self) -> Self:
+        if self.user_key is not None and self.unit != "user":
+            raise ValueError(f"user_key goes with unit user, not with {self.unit}")
+        return self
+
+    @property
+    def protects(self) -> str:
+        """What one unit is, in words: equal for approvals whose costs may be added up."""
+        return self.unit if self.unit != "user" else f"user (by {self.user_key or 'a field that was not kept'})"
 
 
 class Reserved(_Line):
@@ -120,7 +133,10 @@ def parse_entry(body: Any) -> Entry:
 
 def to_body(entry: Entry) -> dict[str, Any]:
     """The JSON object that is appended to the journal."""
-    return entry.model_dump(mode="json")
+    body: dict[str, Any] = entry.model_dump(mode="json")
+    if body.get("user_key", "") is None:
+        del body["user_key"]  # lines are as they were before the field was kept
+    return body
 
 
 def events_digest(approved: Approved) -> str:

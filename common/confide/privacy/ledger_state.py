@@ -133,7 +133,7 @@ class LedgerState:
         self.time_ms = entry.time_ms
 
     def check_approval(self, entry: Approved) -> None:
-        """Raise LedgerError for a run approved twice, a data set that changes groups, or a second unit in a group."""
+        """Raise LedgerError for a run approved twice, a data set in a second group, or two kinds of unit in a group."""
         if entry.run in self.runs:
             raise LedgerError(f"run {entry.run} is approved twice")
         for other in self.runs.values():
@@ -144,10 +144,11 @@ class LedgerState:
                     f"data set {entry.data} was charged to group {other.approved.group} and would now be charged to "
                     f"{entry.group}: its history would be forgotten. Leave it in its group"
                 )
-            if other.approved.group == entry.group and other.approved.unit != entry.unit:
+            if other.approved.group == entry.group and other.approved.protects != entry.protects:
                 raise LedgerError(
-                    f"group {entry.group} protects each {other.approved.unit}; a run that protects each {entry.unit} "
-                    "cannot be added to the same balance. Ask for a run with the same unit"
+                    f"group {entry.group} protects each {other.approved.protects}; a run that protects each "
+                    f"{entry.protects} cannot be added to the same balance. Ask for a run with the same unit, or put "
+                    "its data into a group of their own"
                 )
 
     def _open_run(self, run_id: str) -> RunState:
