@@ -1,18 +1,22 @@
 """Runs a recipe: every run with every seed, one simulation after the other; the same command again goes on.
 
 outcomes = run(recipe, folder, engine, say=print)
+
+A finished run is known by all that its outcome follows from. Fields that specifications got since, with a default that
+means what was done before, make it no other run.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from confide.errors import StateError
+from confide.errors import SpecificationError, StateError
 from confide.files import private_folder, write_atomic
 from confide.models.store import folder_digest
-from confide.runs.specification import Specification
+from confide.runs.specification import Specification, parse_document
 from confide_client.loading import local_schema
 
 from confide_simulations.results.material import Made, make
@@ -47,17 +51,20 @@ def run(
 ) -> list[Outcome]:
     """Everything that is chosen and not there yet, and whatever of the rest is there."""
     made = make(recipe.material, private_folder(folder / "material"), say)
-    runner = Runner(recipe, made, folder_digest(made.base), folder, engine, say)
+    with made.data.open("rb") as file:
+        data_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    runner = Runner(recipe, made, folder_digest(made.base), data_digest, folder, engine, say)
     return [outcome for one in recipe.run for outcome in runner.outcomes(one, begins=chosen(one.name))]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What all runs of a recipe share. digest: of the base model's folder."""
+    """What all runs of a recipe share. digest: of the base model's folder; data_digest: of the records."""
 
     recipe: Recipe
     made: Made
     digest: str
+    data_digest: str
     folder: Path
     engine: Engine
     say: Say
@@ -84,7 +91,7 @@ class Runner:
     def _outcome(self, one: Run, seed: int, place: Path, begins: bool) -> Outcome | None:
         specification = self.recipe.build(one, self.digest, seed)
         kept = place / "outcome.json"
-        key = {"specification": specification.digest, "run": one.model_dump(mode="json")}
+        key = self.key(one, specification)
         found = _read(kept, key)
         if found is None and begins:
             self.say(f"{one.name}, {place.name}")
@@ -92,6 +99,15 @@ class Runner:
             found = _simulate(self.recipe, one, specification, self.made, place, models, self.engine)
             write_atomic(kept, json.dumps({"key": key, "outcome": asdict(found)}).encode())
         return found
+
+    def key(self, one: Run, specification: Specification) -> dict[str, Any]:
+        """All that an outcome follows from."""
+        return {
+            "specification": specification.model_dump(mode="json"),
+            "data": self.data_digest,
+            "run": one.model_dump(mode="json", include={"nodes", "partition", "arm", "synchronous_nodes"}),
+            "recipe": self.recipe.model_dump(mode="json", include={"key", "held_out", "evaluation"}),
+        }
 
 
 def lowest(tuning: Sequence[tuple[float, float]]) -> float:
@@ -102,10 +118,15 @@ def lowest(tuning: Sequence[tuple[float, float]]) -> float:
 def _read(path: Path, key: Mapping[str, Any]) -> Outcome | None:
     if not path.exists():
         return None
-    document = json.loads(path.read_bytes())
-    if document["key"] != json.loads(json.dumps(key)):
+    try:
+        document = json.loads(path.read_bytes())
+        kept, outcome = document["key"], Outcome(**document["outcome"])
+        kept["specification"] = parse_document(kept["specification"], str(path)).model_dump(mode="json")
+    except (ValueError, TypeError, KeyError, SpecificationError) as error:
+        raise StateError(f"{path} cannot be read: {error}. Remove that folder, or choose another --output") from error
+    if kept != key:
         raise StateError(f"{path.parent} holds a run of another recipe; choose another --output, or remove that folder")
-    return Outcome(**document["outcome"])
+    return outcome
 
 
 def _simulate(
