@@ -55,8 +55,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(Resources(workers=2, cpus=1.0), nodes=3) as made:
-        yield made
+    # Another's cluster, running or gone, must not be joined unasked.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        with Engine(Resources(workers=2, cpus=1.0), nodes=3) as made:
+            yield made
 
 
 def specification_of(base: Path, **sections: Any) -> Specification:

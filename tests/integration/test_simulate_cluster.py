@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,10 +29,13 @@ def free_port() -> int:
 
 
 def start_cluster(processes: ProcessGroup, folder: Path) -> str:
-    """Two raylets with one CPU each, so that two workers need both; returns the cluster's address."""
+    """Two raylets with one CPU each, so that two workers need both; returns the cluster's address.
+
+    folder: short, as Ray's socket names must fit into 107 bytes.
+    """
     address = f"127.0.0.1:{free_port()}"
     common = ["--num-cpus=1", "--num-gpus=0", "--block", "--disable-usage-stats"]
-    head = [f"--port={address.rpartition(':')[2]}", "--head", "--node-ip-address=127.0.0.1"]
+    head = [f"--port={address.rpartition(':')[2]}", "--head", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}/ray"]
     processes.start("head", [RAY_COMMAND, "start", *head, "--include-dashboard=false", *common], folder / "head.log")
     _await_nodes(processes, address, 1)
     processes.start("second", [RAY_COMMAND, "start", f"--address={address}", *common], folder / "second.log")
@@ -71,8 +75,9 @@ def test_a_cluster_gives_the_model_that_one_machine_gives(tmp_path: Path) -> Non
     base, data = tiny_llama(tmp_path), tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     _, alone = simulate(tmp_path, base, data)
-    with ProcessGroup(grace_s=20) as processes:
-        address = start_cluster(processes, tmp_path)
+    # Where no later Ray looks for a cluster to join.
+    with tempfile.TemporaryDirectory() as folder, ProcessGroup(grace_s=20) as processes:
+        address = start_cluster(processes, Path(folder))
         said, together = simulate(tmp_path, base, data, "--ray-address", address)
         processes.check_alive()
     assert "3 virtual nodes on 2 workers" in said

@@ -79,10 +79,10 @@ class Engine:
             raise StateError("Ray is not installed; install it with `pip install 'confide[simulation]'`") from error
         logging.getLogger("flwr").setLevel(logging.ERROR)
         self._ray, resources = ray, self._resources
-        start: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if resources.address:
-            start["address"] = resources.address
-        elif resources.workers is not None:
+        # "local", as without an address Ray joins whatever cluster was last started on this machine.
+        address = resources.address or "local"
+        start: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+        if address == "local" and resources.workers is not None:
             start["num_cpus"] = max(1, round(resources.workers * resources.cpus))
         wanted: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
         try:
