@@ -112,7 +112,7 @@ def test_a_group_that_comes_late_is_summed_too(tmp_path: Path) -> None:
     for node in nodes[:3]:
         node.start()
     first, clip = np.random.default_rng(0).normal(size=SIZE).astype("<f4"), 100.0
-    spec = specification(sealing="sealed", rounds=3, min_cohort=3, clip_norm=clip, exchange_deadline_s=2.0)
+    spec = specification(sealing="sealed", rounds=3, min_cohort=3, clip_norm=clip, exchange_deadline_s=6.0)
     run_id = coordinator.book.submit(world.submission(spec, first))
     events = wait_end(coordinator, run_id)
     for node in nodes:
