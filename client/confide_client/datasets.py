@@ -26,10 +26,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.runs.specification import Name, Sha256
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from confide_client import token_files
 from confide_client.readers import FORMATS, Format, format_of, read_records
@@ -47,11 +48,7 @@ class LocalData:
     """Of the file and the split that they were read from, as DataSets.load checked them; "" where nobody did."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class DataSet(_Frozen):
+class DataSet(StoredDocument):
     """One registered data set. Everything here stays on the node."""
 
     path: str
@@ -90,7 +87,7 @@ class DataSet(_Frozen):
         return np.sort(shuffled[kept:]).tolist(), np.sort(shuffled[:kept]).tolist()
 
 
-class _Registry(_Frozen):
+class _Registry(StoredDocument):
     version: Literal[1]
     data_sets: dict[Name, DataSet]
 

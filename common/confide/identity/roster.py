@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from confide import canonical
 from confide.errors import FailureName, IdentityError, ProtocolFailure
@@ -61,14 +61,6 @@ class Member(Document):
 
     A larger consortium than one sum can hold has several; each opens its own sum. Fixed when the root admits a node.
     """
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Rosters without groups keep the bytes, and the digests that their successors name, of before there were any.
-        document: dict[str, Any] = handler(self)
-        if not self.group:
-            del document["group"]
-        return document
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
