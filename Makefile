@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "== set-up: installing pinned packages (a few minutes the first time)"
 	@$(BIN)/pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,models,simulation,evaluation]'
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,models,simulation,evaluation,postgres]'
 	@touch $@
 
 demo: setup ## four organizations fine-tune one model, as real processes

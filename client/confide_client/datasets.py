@@ -30,6 +30,8 @@ from confide.documents import StoredDocument
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.runs.specification import Name, Sha256
+from confide.secrecy import close_to_others
+from confide.text import PARAGRAPH_CHARS, line
 from pydantic import Field, ValidationError
 
 from confide_client import token_files
@@ -188,6 +190,7 @@ class DataSets:
         for folder in (cache.parent.parent, cache.parent, cache):
             private_folder(folder)
         rows = read_records(Path(entry.path), entry.format, cache)
+        close_to_others(cache)
         if len(rows) != entry.records:
             raise DataError(f"data set {name!r} has {len(rows)} records; {entry.records} were registered")
         train, evaluation = entry.split()
@@ -246,7 +249,8 @@ def _checked(path: Path, format: Format) -> Iterator[Record]:
 def describe(name: str, entry: DataSet) -> str:
     """One line for the operator."""
     fields = json.dumps(list(entry.fields), ensure_ascii=False)
-    return (
+    return line(
         f"{name}: {entry.records - entry.evaluation_records} training and {entry.evaluation_records} evaluation "
-        f"records, fields {fields}, {entry.format}, group {entry.group}, {entry.path}"
+        f"records, fields {fields}, {entry.format}, group {entry.group}, {entry.path}",
+        PARAGRAPH_CHARS,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
 from confide.proto import fleet_pb2
+from confide.text import line
 from confide.transport.envelope import pack, unpack
 from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
@@ -211,9 +212,12 @@ class NodeRuntime:
         except DecodeError as error:
             raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
         record = Record.load(self._node.state.run(instruction.run_id))
-        if record is not None and record.status == "accepted":
+        if record is None:
+            return Outgoing(b"")  # of a run that was never offered here: nothing of it is kept
+        end.failure = line(end.failure)
+        if record.status == "accepted":
             self._run(instruction.run_id).end(end)
-        elif record is not None and record.status == "waiting" and end.run_ended:
+        elif record.status == "waiting" and end.run_ended:
             record.status, record.reason = "ended", "it ended before anybody approved it here"
             record.save(self._node.state.run(instruction.run_id))
         if end.run_ended:

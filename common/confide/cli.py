@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from confide import __version__
 from confide.errors import ConfideError
+from confide.text import paragraph
 
 GROUP = "confide.commands"
 
@@ -62,7 +63,7 @@ def main() -> None:
     try:
         app()
     except ConfideError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {paragraph(error)}", fg=typer.colors.RED, err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("interrupted", err=True)

@@ -13,13 +13,20 @@ from confide.errors import IdentityError, TransportError
 from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
 from confide.identity.member import LocalMember, load_member, read_membership
+from confide.secrecy import private_process
+from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client import approvals
 from confide_client.policy import TEMPLATE
 from confide_client.state import Settings, StateFolder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run this organization's node beside its data.")
+app = typer.Typer(
+    callback=private_process,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Run this organization's node beside its data.",
+)
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters")]
@@ -131,7 +138,7 @@ def renew(
         answer = _ask_renewal(state, state.member()) if membership.control_address else None
     except (IdentityError, TransportError) as error:
         # With an expired certificate nobody answers: the request then goes by file.
-        typer.echo(f"the coordinator could not be asked: {error}", err=True)
+        typer.echo(f"the coordinator could not be asked: {paragraph(error)}", err=True)
         membership = membership.model_copy(update={"control_address": ""})
         answer = None
     if not membership.control_address:
@@ -158,7 +165,7 @@ def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="w
     from confide_client.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    log_to_stderr(logging.WARNING)
     logging.getLogger("confide_client").setLevel(level)
     Agent(StateFolder.at(folder)).run()
     if any(thread.name == LOADER for thread in threading.enumerate()):
@@ -183,7 +190,7 @@ def status(
             if run.get("status") == "waiting":
                 typer.echo(run["run"])
     elif as_json:
-        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(cleaned(document), indent=1, ensure_ascii=False))
     else:
         show(document, Console())
 

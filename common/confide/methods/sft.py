@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.methods.base import IGNORED, Batch, Record, fields_of, micro_batches, pad_right, text_of
 from confide.methods.token_loss import TokenLoss
+from confide.models.chat_template import render
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
@@ -97,13 +98,14 @@ class SupervisedFineTuning:
 
     def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            return render(self._tokenizer, messages, generate=generate)
+        except ModelError:
+            raise
         except Exception as error:  # templates raise what they like, mostly about the order of roles
             raise DataError(
                 f"this model's chat template refuses the order of turns in a record ({type(error).__name__}); "
                 "turns should alternate between user and assistant, after at most one system turn"
             ) from error
-        return text
 
     def length(self, example: Conversation) -> int:
         """Tokens."""

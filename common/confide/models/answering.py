@@ -15,6 +15,7 @@ from peft import PeftModel
 
 from confide.errors import ModelError
 from confide.models.architecture import load_tokenizer
+from confide.models.chat_template import render
 from confide.models.store import folder_digest, model_files
 
 _PINNED = "@sha256:"
@@ -56,7 +57,7 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> torch.T
     if tokenizer.chat_template is None:
         text = "".join(message["content"] for message in messages)
     else:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = render(tokenizer, messages, generate=True)
     ids = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
     return torch.tensor([ids], dtype=torch.int64)
 

@@ -18,11 +18,16 @@ from confide.identity.consortium import ROSTER_DAYS, Consortium
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role, Roster
+from confide.secrecy import private_process
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, help="The consortium's root: who is a member. Keep its folder offline.")
+app = typer.Typer(
+    callback=private_process,
+    no_args_is_help=True,
+    help="The consortium's root: who is a member. Keep its folder offline.",
+)
 roster_app = typer.Typer(no_args_is_help=True, help="Show, publish or export the signed roster.")
 app.add_typer(roster_app, name="roster")
 console = Console()

@@ -141,7 +141,14 @@ def list_runs(admin: Admin, coordinator: Coordinator = "", as_json: AsJson = Fal
     table = Table("run", "name", "status", "round", "sealing", "detail")
     for run in runs:
         progress = f"{run.round}/{run.rounds}"
-        cells = (run.run_id, plain(run.name), run.status, progress, sealing_markup(run.sealing), plain(run.detail))
+        cells = (
+            plain(run.run_id),
+            plain(run.name),
+            plain(run.status),
+            progress,
+            sealing_markup(run.sealing),
+            plain(run.detail),
+        )
         table.add_row(*cells)
     console.print(table)
 
@@ -180,7 +187,7 @@ def export(
     with ControlClient.of_member(load_member(admin), coordinator) as client:
         manifest, model = client.export(_resolve(client, run), round or None)
     write_export(out, manifest, model, model_folder, merged=merged)
-    console.print(f"round {manifest['round']} of run {manifest['run_id']} written to {out}", soft_wrap=True)
+    console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
 
 
 def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder: Path | None, *, merged: bool) -> None:

@@ -14,8 +14,14 @@ import typer
 from confide.errors import IdentityError, StateError
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
+from confide.secrecy import private_process
+from confide.text import log_to_stderr
 
-app = typer.Typer(no_args_is_help=True, help="The coordinator: directs runs over organizations it cannot see into.")
+app = typer.Typer(
+    callback=private_process,
+    no_args_is_help=True,
+    help="The coordinator: directs runs over organizations it cannot see into.",
+)
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder.")]
 BIND = "0.0.0.0"  # noqa: S104 - nodes connect from elsewhere
@@ -89,7 +95,7 @@ def start(
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     ports = {"fleet_port": fleet_port, "control_port": control_port}
     chosen = {key: value for key, value in ports.items() if value is not None}
     if chosen:

@@ -101,6 +101,7 @@ class _Bench:
 
     def answer(self, model: NDArray[np.float32], question: str, max_new_tokens: int = 48) -> str:
         import torch
+        from confide.models.chat_template import render
         from confide.models.trainable import build, load_trainable
 
         tokenizer = self._load_tokenizer(self._base)
@@ -108,11 +109,7 @@ class _Bench:
         load_trainable(network, self._trainer.schema.unflatten(model))
         network.eval()
         turns = [{"role": "user", "content": question}]
-        prompt = (
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            if tokenizer.chat_template
-            else question
-        )
+        prompt = render(tokenizer, turns, generate=True) if tokenizer.chat_template else question
         inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
         with torch.no_grad():
             tokens = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
