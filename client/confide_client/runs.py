@@ -31,6 +31,7 @@ from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Member
+from confide.text import line
 from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
@@ -246,7 +247,7 @@ class Run:
                 self._node.spending.release(self._run_id)
             self.close()
             erase(self.folder / "training")
-            self._note(status="ended", reason=end.failure)
+            self._note(status="ended", reason=line(end.failure))
 
     def close(self) -> None:
         """Let go of files and of the loaded model."""

@@ -214,7 +214,6 @@ class NodeRuntime:
         record = Record.load(self._node.state.run(instruction.run_id))
         if record is None:
             return Outgoing(b"")  # of a run that was never offered here: nothing of it is kept
-        end.failure = line(end.failure)
         if record.status == "accepted":
             self._run(instruction.run_id).end(end)
         elif record.status == "waiting" and end.run_ended:
@@ -222,7 +221,7 @@ class NodeRuntime:
             record.save(self._node.state.run(instruction.run_id))
         if end.run_ended:
             self._runs.pop(instruction.run_id, None)
-            self._node.audit.note("run ended", run=instruction.run_id, reason=end.failure)
+            self._node.audit.note("run ended", run=instruction.run_id, reason=line(end.failure))
         return Outgoing(b"")
 
     # --- sending

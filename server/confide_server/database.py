@@ -245,7 +245,7 @@ class Database:
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, "heads")
             except CommandError as error:
                 raise StateError(f"the database is of another release: {error}. Upgrade this coordinator.") from error
 

@@ -169,7 +169,7 @@ def test_an_edited_audit_log_is_found(tmp_path: Path, edit: str) -> None:
     with sqlite3.connect(tmp_path / "c.db") as connection:
         connection.execute(edit)
     connection.close()
-    with pytest.raises(StateError, match="audit (entry|log ends)"):
+    with pytest.raises(StateError, match=r"audit (entry|log ends)"):
         Database(url)
 
 
