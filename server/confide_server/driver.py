@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.errors import ConfideError, StateError
+from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore
+from confide.identity.submission import STOPPED, SignedEnd, sign_end
 from confide.sealing.factory import make_collector
 from confide.sealing.roles import Collector
 
@@ -48,6 +50,10 @@ class Parts:
     book: Book
     link: Link
     roster: RosterStore
+    name: str
+    """The coordinator's, in the roster."""
+    identity: SigningKey
+    """Signs the end of a run."""
     folder: Path
     """Where collectors keep what they must find again: one folder a run."""
     deadline_factor: float = 1.0
@@ -121,6 +127,7 @@ class RunDriver:
                 cohort,
                 self._collector(run),
                 lambda s: self._pause(run.run_id, s),
+                lambda end: sign_end(parts.identity, parts.name, end),
             )
             self._to_the_end(run, cohort, rounds)
             session.end()
@@ -147,8 +154,8 @@ class RunDriver:
             cohort.gather()
             last = rounds.run_all()
         except Stopped:
-            rounds.abandon_open("STOPPED", "an administrator stopped the run")
-            rounds.farewell("STOPPED")
+            rounds.abandon_open(STOPPED, "an administrator stopped the run")
+            rounds.farewell(SignedEnd(run.run_id, STOPPED, *book.stop_order(run.run_id)))
             done = book.committed(run.run_id)
             book.end(run.run_id, "stopped", {"round": done}, f"stopped after round {done}")
         except StateError:
@@ -156,10 +163,10 @@ class RunDriver:
         except ConfideError as error:
             log.warning("run %s failed: %s", run.run_id, error)
             rounds.abandon_open(error.code, str(error))
-            rounds.farewell(error.code)
+            rounds.farewell(SignedEnd(run.run_id, error.code))
             book.end(run.run_id, "failed", {"code": error.code, "reason": str(error)}, f"{error.code}: {error}")
         else:
-            rounds.farewell("")
+            rounds.farewell(SignedEnd(run.run_id, ""))
             book.end(run.run_id, "finished", {"rounds": last.round, "model_sha256": last.sha256.hex()})
 
     def _collector(self, run: OpenRun) -> Collector:

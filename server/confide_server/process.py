@@ -104,7 +104,15 @@ class Coordinator:
         opened.callback(self._receipts.close)
         checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
         self.book = Book(self.database, checkpoints, self.member.roster, self._receipts.of_run)
-        self._driver = RunDriver(Parts(self.book, self.link, self.member.roster, private_folder(folder / "runs")))
+        parts = Parts(
+            book=self.book,
+            link=self.link,
+            roster=self.member.roster,
+            name=self.member.name,
+            identity=self.member.identity,
+            folder=private_folder(folder / "runs"),
+        )
+        self._driver = RunDriver(parts)
         self._control = ControlServer(
             member=self.member,
             runbook=self.book,

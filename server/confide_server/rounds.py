@@ -12,6 +12,7 @@ import numpy as np
 from confide.codec.tensors import model_digest
 from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError
 from confide.identity.roster import Roster, RosterStore
+from confide.identity.submission import SignedEnd
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
@@ -48,8 +49,9 @@ class Rounds:
         cohort: Cohort,
         collector: Collector,
         pause: Callable[[float], None],
+        sign: Callable[[SignedEnd], SignedEnd],
     ) -> None:
-        """closing: a courier that still works when the run is to stop. pause: as for Cohort."""
+        """closing: a courier that still works when the run is to stop. pause: as for Cohort. sign: as the coordinator."""
         self._run = run
         self._specification = run.specification
         self._federation = run.specification.federation
@@ -61,6 +63,7 @@ class Rounds:
         self._cohort = cohort
         self._collector = collector
         self._pause = pause
+        self._sign = sign
         self._roster_version = roster.current.version
         self._open: SlotPlan | None = None
         self._heard: set[str] = set()
@@ -262,7 +265,17 @@ class Rounds:
             for _ in courier.ask(question):  # the answers are receipts; they also come by the control service
                 pass
 
-    def farewell(self, failure: str) -> None:
-        """Tell everyone who is connected that the run has ended."""
-        end = fleet_pb2.End(slot=0, committed=not failure, failure=failure, run_ended=True)
-        self._say(end, self._cohort.connected(), self._closing)
+    def farewell(self, end: SignedEnd) -> None:
+        """Tell everyone who is connected that the run has ended, over the coordinator's signature."""
+        signed = self._sign(end)
+        message = fleet_pb2.End(
+            slot=0,
+            committed=not signed.failure,
+            failure=signed.failure,
+            run_ended=True,
+            coordinator=signed.coordinator,
+            signature=signed.signature,
+            stopped_by=signed.stopped_by,
+            stop_signature=signed.stop_signature,
+        )
+        self._say(message, self._cohort.connected(), self._closing)

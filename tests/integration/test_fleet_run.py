@@ -353,8 +353,8 @@ def test_stop_abandons_the_open_slot_and_tells_the_nodes(
         node.trainer = slow
     run_id = submit(world, coordinator, rounds=5)
     assert waiting.wait(30)
-    coordinator.book.stop(run_id, "administrator")
-    coordinator.book.stop(run_id, "administrator")
+    coordinator.book.stop(run_id, *world.stop_order(run_id))
+    coordinator.book.stop(run_id, *world.stop_order(run_id))
     events = wait_end(coordinator, run_id)
     go.set()
     assert events[-1].kind == "run_stopped" and events[-1].data == {"round": 1}
