@@ -51,7 +51,10 @@ class Rounds:
         pause: Callable[[float], None],
         sign: Callable[[SignedEnd], SignedEnd],
     ) -> None:
-        """closing: a courier that still works when the run is to stop. pause: as for Cohort. sign: as the coordinator."""
+        """closing: a courier that still works when the run is to stop. pause: as for Cohort.
+
+        sign: as the coordinator.
+        """
         self._run = run
         self._specification = run.specification
         self._federation = run.specification.federation

@@ -65,8 +65,8 @@ class SignedSubmission:
             return hashlib.sha256(self.specification).digest() + self.initial_model_sha256
         if len(self.nonce) != NONCE_BYTES or not _RUN_ID.fullmatch(self.run_id):
             raise SpecificationError(
-                f"the submission has the run id {self.run_id[:40]!r} and a nonce of {len(self.nonce)} bytes; needed are "
-                f"32 characters of hex and {NONCE_BYTES} bytes. Submit it anew, with this release"
+                f"the submission has the run id {self.run_id[:40]!r} and a nonce of {len(self.nonce)} bytes; needed "
+                f"are 32 characters of hex and {NONCE_BYTES} bytes. Submit it anew, with this release"
             )
         if not 0 < self.expires_at < _LAST_SECOND:
             raise SpecificationError(f"the submission expires at {self.expires_at}, which is no time; submit it anew")
