@@ -38,13 +38,13 @@ from confide_client.canaries import planted, with_canaries
 from confide_client.carried import forget_from
 from confide_client.datasets import DataSet, DataSets, LocalData
 from confide_client.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
-from confide_client.memory import MEMORY_NAME, Memory
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.records import Links, Record
 from confide_client.replies import Outgoing, ReplyStore
 from confide_client.spending import Spending
 from confide_client.state import StateFolder
+from confide_client.submissions import MEMORY_NAME, Submissions
 from confide_client.token_files import erase
 
 
@@ -70,9 +70,9 @@ class Node:
         return DataSets(self.state.root)
 
     @cached_property
-    def memory(self) -> Memory:
-        """What must never be forgotten, over all runs."""
-        return Memory(self.state.root / MEMORY_NAME)
+    def submissions(self) -> Submissions:
+        """Which were accepted here, over all runs."""
+        return Submissions(self.state.root / MEMORY_NAME)
 
     @cached_property
     def turn(self) -> Turn:

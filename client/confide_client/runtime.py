@@ -54,7 +54,7 @@ class NodeRuntime:
             run.close()
         self._runs.clear()
         self._node.spending.close()
-        self._node.memory.close()
+        self._node.submissions.close()
 
     def answer(self, record: RecordDict) -> RecordDict:
         """A signed reply to one instruction. Never raises for what came."""
@@ -124,9 +124,9 @@ class NodeRuntime:
                 FailureName.SPEC_CHANGED, f"run {run_id[:8]} was offered before with another specification"
             )
         if known is not None and known.status == "ended":
-            self._node.memory.ended(run_id)
+            self._node.submissions.ended(run_id)
         try:
-            self._node.memory.check_submission(offer.signed, self._node.clock())
+            self._node.submissions.check_submission(offer.signed, self._node.clock())
         except ProtocolFailure as error:
             if known is not None and known.status == "waiting":
                 known.status, known.reason = "refused", str(error)
@@ -157,7 +157,7 @@ class NodeRuntime:
                 decision = "approved"
             if decision == "approved":
                 node.approve_spending(run_id, offer.specification)
-                node.memory.accepted(offer.signed, node.clock())
+                node.submissions.accepted(offer.signed, node.clock())
         except ConfideError as error:
             record.status, record.reason = "refused", f"{error.code}: {error}"
             record.save(folder)
@@ -224,7 +224,7 @@ class NodeRuntime:
         if end.run_ended:
             self._check_run_end(instruction.run_id, end)
             if record is not None:
-                self._node.memory.ended(instruction.run_id)
+                self._node.submissions.ended(instruction.run_id)
         if record is not None and record.status == "accepted":
             self._run(instruction.run_id).end(end)
         elif record is not None and record.status == "waiting" and end.run_ended:

@@ -1,4 +1,4 @@
-"""What this node must never forget, over all runs: memory.log, a hash-chained journal in the state folder.
+"""Accepted submissions, over all runs: memory.log, a hash-chained journal in the state folder.
 
     submission  {run, nonce, administrator, statement, expires_at}   written before the run is accepted
     ended       {run}                                                the run is over here, for good
@@ -18,7 +18,7 @@ from confide.journal import Journal
 MEMORY_NAME = "memory.log"
 
 
-class Memory:
+class Submissions:
     """The journal, opened when it is first needed and held exclusively from then on."""
 
     def __init__(self, path: Path) -> None:
