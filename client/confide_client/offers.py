@@ -1,7 +1,8 @@
 """Is this offer what it says it is? Checked before anything of it is believed, let alone run.
 
 An offer carries the administrator's signed submission (run id, nonce, expiry, specification, first model's hash) and
-the roster. What is allowed is another question: confide_client.policy; whether it came before: confide_client.submissions.
+the roster. What is allowed is another question (confide_client.policy), and whether it came before
+(confide_client.submissions).
 """
 
 from dataclasses import dataclass

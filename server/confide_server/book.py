@@ -4,6 +4,7 @@ Everything that it says happened is durable: a round's checkpoint is on disk bef
 the round, its slot and its event.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,12 @@ from typing import Any
 
 from confide import __version__
 from confide.codec.tensors import TensorSchema, model_digest
-from confide.errors import FailureName, ProtocolFailure, StateError, UpdateError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
 from confide.identity.roster import RosterStore
 from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
 from confide.models.learned import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
+from confide.sealing.factory import check_promise
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -25,6 +27,7 @@ from confide_server.checkpoints import CheckpointStore
 from confide_server.database import Answer, Checkpoint, Database, Event, Instruction, Round, Run, Slot, append_audit
 from confide_server.runbook import RunEvent, RunSummary, Submission
 
+log = logging.getLogger(__name__)
 OPEN = ("submitted", "offering", "running")
 ENDED = ("finished", "failed", "stopped")
 ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -230,7 +233,10 @@ class Book:
     # --- what the driver records
 
     def next_run(self, timeout_s: float) -> OpenRun | None:
-        """The oldest run that has not ended, waiting up to timeout_s for one."""
+        """The oldest run that has not ended, waiting up to timeout_s for one. One that cannot be opened fails by name.
+
+        Raises StateError for what may pass.
+        """
         end = time.monotonic() + timeout_s
         while True:
             with self._changed:
@@ -238,10 +244,18 @@ class Book:
                     query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
                     run = session.scalars(query).first()
                     answers = {} if run is None else _answers(session, run)
-                left = end - time.monotonic()
-                if run is not None or left <= 0:
-                    return None if run is None else self._open_run(run, answers)
-                self._changed.wait(left)
+                if run is None:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        return None
+                    self._changed.wait(left)
+                    continue
+            try:
+                return self._open_run(run, answers)
+            except StateError:
+                raise  # a disk or database that fails may be mended
+            except Exception as error:
+                self.fail(run.run_id, error)
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
@@ -417,6 +431,16 @@ class Book:
             self._end(session, self._row(session, run_id), status, data, detail)
         self._notify()
 
+    def fail(self, run_id: str, error: Exception) -> None:
+        """Close a run that cannot go on, by the error's name; one without a name is in the log as a whole."""
+        if isinstance(error, ConfideError):
+            code, reason = error.code, str(error)
+            log.warning("run %s failed: %s", run_id, error)
+        else:
+            code, reason = "Internal", f"the coordinator failed ({type(error).__name__}); its log says more"
+            log.error("run %s failed for a reason that has no name", run_id, exc_info=error)
+        self.end(run_id, "failed", {"code": code, "reason": reason}, f"{code}: {reason}")
+
     def _end(self, session: Session, run: Run, status: str, data: Mapping[str, Any], detail: str) -> None:
         run.status, run.detail = status, detail
         self._add_event(session, run.run_id, f"run_{status}", data)
@@ -447,6 +471,7 @@ def _check_first_model(submission: Submission, specification: Specification) -> 
         )
     schema = update_schema_of(specification, submission.schema, data)
     check_first_model(specification, data, schema)
+    check_promise(specification, schema)
 
 
 def _check_unused(session: Session, signed: SignedSubmission) -> None:

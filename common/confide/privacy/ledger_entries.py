@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from confide import canonical
 from confide.errors import LedgerError
 from confide.privacy.events import AnyEvent, Event, to_documents
+from confide.runs.budget import Delta, Epsilon
 from confide.runs.specification import Name, Sha256
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -54,9 +55,9 @@ class Approved(_Line):
     cost: RunCost
     basis: Basis
     """Why it fitted: "filter" beside other runs, "alone" because it is the group's only one (tighter accounting)."""
-    budget_epsilon: float = Field(gt=0)
+    budget_epsilon: Epsilon
     """The policy's budget at that moment."""
-    budget_delta: float = Field(gt=0, lt=1)
+    budget_delta: Delta
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     """Random. Hashes of ledger lines leave the node; without it the number of records could be guessed from them."""
     user_key: str | None = Field(default=None, min_length=1)

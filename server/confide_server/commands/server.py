@@ -15,6 +15,8 @@ from confide.errors import IdentityError, StateError
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
 
+from confide_server.run_view import plain as printable
+
 app = typer.Typer(no_args_is_help=True, help="The coordinator: directs runs over organizations it cannot see into.")
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder.")]
@@ -74,6 +76,25 @@ def renew(
     typer.echo(f"request: {folder / 'request.json'}")
     typer.echo("next: have the root's administrator run `confide consortium renew request.json`, then")
     typer.echo(f"      confide server init {folder} --admission admission.json")
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not."""
+    from confide_server.process import standing
+
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    found = standing(folder)
+    if not found["running"]:
+        typer.echo(f"not running; start it with `confide server start {folder}`")
+        raise typer.Exit(1)
+    typer.echo(f"running: process {found['pid']}, fleet port {found['fleet_port']}, control {found['control_port']}")
+    if found["trouble"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
+        typer.echo(f"no run is driven since {since}, and it is tried again: {printable(found['trouble'])}")
+        raise typer.Exit(1)
+    typer.echo("runs are driven")
 
 
 @app.command()
