@@ -38,13 +38,14 @@ from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
 from confide_client.carried import forget_from
 from confide_client.datasets import DataSet, DataSets, LocalData
-from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema
+from confide_client.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.records import Links, Record
 from confide_client.replies import Outgoing, ReplyStore
 from confide_client.spending import Spending
 from confide_client.state import StateFolder
+from confide_client.submissions import MEMORY_NAME, Submissions
 from confide_client.token_files import erase
 
 
@@ -68,6 +69,16 @@ class Node:
     def data_sets(self) -> DataSets:
         """The node's register of data sets."""
         return DataSets(self.state.root)
+
+    @cached_property
+    def submissions(self) -> Submissions:
+        """Which were accepted here, over all runs."""
+        return Submissions(self.state.root / MEMORY_NAME)
+
+    @cached_property
+    def turn(self) -> Turn:
+        """Whose base is in memory."""
+        return Turn()
 
     @cached_property
     def spending(self) -> Spending:
@@ -140,8 +151,17 @@ class Run:
     def warm_up(self) -> Loading:
         """Begin to load the base model, so that it is there when training is asked for; again after a failure."""
         if self._loading is None or self._loading.failed:
-            self._loading = Loading(lambda: self._node.schema(self.specification, self._base()), self._make_trainer)
+            self._node.turn.give_to(self.unload)
+            self._loading = Loading(
+                lambda: self._node.schema(self.specification, self._base()), self._make_trainer, self._node.turn.lock
+            )
         return self._loading
+
+    def unload(self) -> None:
+        """Another run's base is to be loaded: let go of this one's. It is loaded again when it is needed."""
+        if self._loading is not None:
+            self._loading.cancel()
+        self._loading = None
 
     def _base(self) -> Path:
         return ModelStore(self._node.state.models).base_of(self.specification)
@@ -253,7 +273,8 @@ class Run:
         """Let go of files and of the loaded model."""
         if self._member is not None:
             self._member.close()
-        self._loading = self._member = self._data = None
+        self.unload()
+        self._member = self._data = None
 
     def sent(self, size: int, uploaded: bool) -> None:
         """Count what left."""

@@ -185,13 +185,16 @@ class Cohort:
                 self._set(answer.node, "refused", f"{answer.code}: {answer.reason}")
 
     def _offer_body(self) -> bytes:
-        submission = self._run.submission
+        signed = self._run.signed
         offer = fleet_pb2.Offer(
-            specification=submission.specification,
-            initial_model_sha256=submission.initial_model_sha256,
-            signature=submission.signature,
-            administrator=submission.administrator,
+            specification=signed.specification,
+            initial_model_sha256=signed.initial_model_sha256,
+            signature=signed.signature,
+            administrator=signed.administrator,
             roster=self._roster.signed,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
         )
         return offer.SerializeToString(deterministic=True)
 

@@ -125,7 +125,7 @@ def test_each_role_may_call_what_is_its_own(federation, node, administrator):
         for refused in (
             client.runs,
             client.pending_requests,
-            lambda: client.stop(RUN_ID),
+            lambda: client.stop(RUN_ID, node.identity),
             lambda: list(client.watch(RUN_ID)),
             lambda: client.export(RUN_ID),
             lambda: client.submit(SPECIFICATION, MODEL, node.identity),

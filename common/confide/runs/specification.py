@@ -11,7 +11,6 @@ True
 """
 
 import hashlib
-import math
 import re
 import tomllib
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import SpecificationError
+from confide.runs.budget import LARGEST_DELTA, LARGEST_EPSILON
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -229,9 +229,11 @@ class Privacy(StoredDocument):
         for name, value in given.items():
             if value is None:
                 raise ValueError(f'unit is "{self.unit}", which needs {name}')
-        if not (self.epsilon is not None and self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(f"epsilon is {self.epsilon}; it must be above 0 (1 is strong, 8 is weak)")
-        if not (self.delta is not None and 0 < self.delta < 0.01):
+        if not (self.epsilon is not None and 0 < self.epsilon <= LARGEST_EPSILON):
+            raise ValueError(
+                f"epsilon is {self.epsilon}; it must be above 0 and at most {LARGEST_EPSILON:g} (1 is strong, 8 weak)"
+            )
+        if not (self.delta is not None and 0 < self.delta < LARGEST_DELTA):
             raise ValueError(f"delta is {self.delta}; it must be above 0 and well below 1/records, for example 1e-5")
         if (self.unit == "user") != (self.user_key is not None):
             raise ValueError('user_key goes with unit = "user", and only with it')

@@ -30,7 +30,7 @@ def make_collector(
     schema: of the flat update, with names where confide.models.travel.needs_names says so.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _check_noise(specification, schema)
+    check_promise(specification, schema)
     if specification.sealing.kind == "none":
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
     kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
@@ -56,7 +56,7 @@ def make_member(
     initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _check_noise(specification, schema)
+    check_promise(specification, schema)
     if specification.sealing.kind == "none":
         return PlainMember(specification=specification, folder=folder, schema=schema)
     return SealedMember(
@@ -74,7 +74,8 @@ def make_member(
     )
 
 
-def _check_noise(specification: Specification, schema: TensorSchema) -> None:
+def check_promise(specification: Specification, schema: TensorSchema) -> None:
+    """Raise PARAMETERS_IMPOSSIBLE for a promise that cannot be kept, whoever comes: asked when a run is submitted."""
     if specification.privacy.unit == "organization":
         from confide.privacy.organization import organization_noise
 

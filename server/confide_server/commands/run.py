@@ -15,6 +15,7 @@ from confide.errors import IdentityError, ModelError, SpecificationError, Transp
 from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role
+from confide.identity.submission import MAX_VALID_S, VALID_S
 from confide.runs.specification import Specification, parse_toml
 from confide.transport.control import ControlClient
 from rich.console import Console
@@ -116,12 +117,16 @@ def submit(
     model_folder: ModelFolder = None,
     coordinator: Coordinator = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on watching it.")] = False,
+    valid_days: Annotated[
+        float,
+        typer.Option(min=0.01, max=MAX_VALID_S / 86400, help="Organizations may accept the run for so long."),
+    ] = VALID_S / 86400,
 ) -> None:
-    """Sign a specification with its first model, and submit it."""
+    """Sign a specification with its first model, a run id and an expiry, and submit it."""
     member, parsed = load_member(admin), _specification(specification)
     initial, schema = _initial_model(parsed, model_folder)
     with ControlClient.of_member(member, coordinator) as client:
-        run_id = client.submit(parsed, initial, member.identity, schema)
+        run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
         console.print(f"sealing {sealing_markup(parsed.sealing.kind)}")
         if watch:
@@ -165,9 +170,10 @@ def stop(
     run: Annotated[str, typer.Argument(help="Run id or its beginning.")], admin: Admin, coordinator: Coordinator = ""
 ) -> None:
     """Stop a run after the open slot's bookkeeping."""
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
+    member = load_member(admin)
+    with ControlClient.of_member(member, coordinator) as client:
         run_id = _resolve(client, run)
-        client.stop(run_id)
+        client.stop(run_id, member.identity)
     console.print(f"run {run_id} is told to stop")
 
 
