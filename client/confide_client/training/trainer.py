@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
-from confide.models import aggregation, seeds
+from confide.models import aggregation, precision, seeds
 from confide.models.architecture import load_tokenizer
 from confide.models.linear import use_tiles
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
@@ -232,10 +232,10 @@ class LocalTrainer:
             parts = next(batches)
             count = terms(parts)
             return accumulate(
+                specification,
                 [(part, count) for part in parts],
                 lambda part: self._method.loss(self._model, part),
                 self._device,
-                autocast=specification.training.autocast,
             )
 
         def steps(optimizer: torch.optim.Optimizer) -> float | None:
@@ -286,7 +286,8 @@ def _rank_masks(
 
 def set_up(model: Any, specification: Specification) -> None:
     """What a run may ask of a freshly built model: less memory, faster and compiled kernels."""
-    if specification.training.autocast and specification.privacy.unit not in PROTECTED:
+    fast = specification.training.autocast and precision.used(specification) == "bfloat16"
+    if fast and specification.privacy.unit not in PROTECTED:
         use_tiles(model)
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
