@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
+from confide.methods.token_loss import TokenLoss
 from confide.models import aggregation, precision, seeds
 from confide.models.architecture import load_tokenizer
+from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.linear import use_tiles
-from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
+from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
@@ -103,6 +105,7 @@ class LocalTrainer:
                 self._model = build(specification, base, self._device)
             self._parameters = trainable_tensors(self._model)
             set_up(self._model, specification)
+            keep_frozen(self._method, self._model, specification)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
         self._travel = Travel(specification, self.schema)
@@ -111,6 +114,11 @@ class LocalTrainer:
             PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
         )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
+
+    @property
+    def model(self) -> Any:
+        """The loaded model, as the last contribution left it. None where worker processes load it."""
+        return self._model
 
     def for_node(self, node: str, folder: Path) -> "LocalTrainer":
         """Another node's trainer of the same run over the same loaded model. They take turns; what stays between
@@ -282,6 +290,13 @@ def _rank_masks(
         for name, parameter in parameters.items()
         if name.rsplit(".", 1)[-1].startswith("lora_")
     }
+
+
+def keep_frozen(method: methods.Method, model: Any, specification: Specification) -> None:
+    """Have a method keep what frozen lower layers make of each record, where that is the same at every step."""
+    loss = method.loss
+    if isinstance(loss, TokenLoss) and uses_lora(specification) and specification.privacy.unit not in PROTECTED:
+        loss.prefix = FrozenPrefix.of(model, trainable_tensors(model).values())
 
 
 def set_up(model: Any, specification: Specification) -> None:
