@@ -89,7 +89,7 @@ class LocalTrainer:
             torch.set_num_threads(threads)
         self._specification = specification
         self._node, self._folder = node, folder
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device(device or precision.default_device())
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
         self._method = methods.create(specification, load_tokenizer(base))

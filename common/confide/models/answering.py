@@ -28,7 +28,7 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
     if adapter is not None:
         _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or precision.default_device()
     try:
         narrow = precision.choice(device).arithmetic == "bfloat16"
         model = transformers.AutoModelForCausalLM.from_pretrained(

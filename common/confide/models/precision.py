@@ -68,6 +68,11 @@ def prefer(setting: Precision) -> None:
             _chosen.by_device.clear()
 
 
+def default_device() -> str:
+    """Where a model of this machine runs."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def choice(device: torch.device | str = "cpu") -> Choice:
     """What this process computes in on a device, where a run leaves it open; logged once.
 
