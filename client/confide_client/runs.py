@@ -163,6 +163,16 @@ class Run:
             self._loading.cancel()
         self._loading = None
 
+    @property
+    def arithmetic(self) -> str:
+        """float32 or bfloat16, in which this node computes the run; empty for a run without a model."""
+        if not self.specification.trains_model:
+            return ""
+        from confide.models import precision
+
+        precision.prefer(self._node.state.settings.precision)
+        return precision.used(self.specification, precision.default_device())
+
     def _base(self) -> Path:
         return ModelStore(self._node.state.models).base_of(self.specification)
 

@@ -204,7 +204,7 @@ class NodeRuntime:
         """
         run = self._runs[run_id]
         if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
-            return fleet_pb2.OfferAnswer(accepted=True)
+            return fleet_pb2.OfferAnswer(accepted=True, precision=run.arithmetic)
         return fleet_pb2.OfferAnswer(
             accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
         )

@@ -3,7 +3,7 @@
     identity.key fleet.key tls.key      private keys, 0600       (confide.identity)
     tls.crt ca.crt root.pub             certificate, authority, the root's public key
     roster.json consortium.json         who else is a member, and where the coordinator is
-    node.json                           settings of this machine: models folder, proxy, threads, max_rank, processes
+    node.json                           settings of this machine: models folder, proxy, threads, precision, ...
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
@@ -20,7 +20,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from confide import canonical
 from confide.errors import StateError
@@ -48,6 +48,8 @@ class Settings(BaseModel):
     max_rank: int | None = Field(default=None, ge=1)
     """Largest LoRA rank that this machine trains; of a run's larger adapters it trains the first rows and columns, the
     rest of its update is zero. None: the run's own."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What this machine computes in where a run allows bfloat16; auto: what it measures to be faster."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that share a local step (docs/larger-nodes.md); none: one per GPU, and one without a GPU."""
 

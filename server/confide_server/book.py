@@ -232,6 +232,7 @@ class Book:
             "chain": [one.hex() for one in chain],
             "rounds": [_round_entry(row, chain[row.round]) for row in rounds],
             "sealing": run.sealing,
+            "precision": _precisions(session, run.run_id),
             "receipts": [dict(one) for one in self._receipts(run.run_id)],
             "release": __version__,
         }
@@ -543,6 +544,12 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         sealing=specification.sealing.kind,
         cohort=[],
     )
+
+
+def _precisions(session: Session, run_id: str) -> dict[str, str]:
+    """What each node said it computes in, by name; empty for one that said nothing known."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "offer_answered").order_by(Event.sequence)
+    return {data["node"]: data.get("precision", "") for data in session.scalars(query) if data["accepted"]}
 
 
 def _answers(session: Session, run: Run) -> dict[str, str]:

@@ -48,7 +48,9 @@ def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
 
 
 def test_an_allowed_offer_is_accepted_and_trained_on(bench: Bench) -> None:
-    assert bench.offer().accepted
+    answer = bench.offer()
+    assert answer.accepted
+    assert answer.precision == "float32"
     reply, files = bench.train()
     upload = sealing_pb2.PlainUpload.FromString(reply.body)
     assert np.frombuffer(files["upload"], "<f4").tolist() == [6.0] * SIZE  # 8 records, a quarter for evaluation

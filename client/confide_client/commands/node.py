@@ -48,6 +48,9 @@ def init(
     proxy: Annotated[str | None, typer.Option(help="outbound proxy, http://host:port")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
     max_rank: Annotated[int | None, typer.Option(help="largest LoRA rank that this machine trains", min=1)] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16: what to compute in; auto measures which is faster")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
     ] = None,
@@ -63,6 +66,7 @@ def init(
         proxy=proxy,
         threads=threads,
         max_rank=max_rank,
+        precision=precision,
         processes=processes,
     )
     if not state.policy.exists():

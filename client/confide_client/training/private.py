@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from confide.errors import DataError, TrainingError
 from confide.methods.base import Method, Record
+from confide.models import precision
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, private_gradients
 from confide.privacy.families import check_trainable
 from confide.privacy.per_sample import PerSampleGradients
@@ -79,7 +80,8 @@ class PrivateSteps:
         """Raises ModelError for what cannot be trained privately."""
         check_trainable(model)
         self._specification, self._model, self._method = specification, model, method
-        self._loss = RecordLoss(model, method, autocast=specification.training.autocast)
+        device = next(model.parameters()).device
+        self._loss = RecordLoss(model, method, context=lambda: precision.autocast(specification, device))
         self._random = SecureRandom()
         self._prepared: tuple[Sequence[Record | None], list[Unit]] | None = None
         self._plans: dict[int, UnitPlan] = {}

@@ -14,9 +14,11 @@ import transformers
 from peft import PeftModel
 
 from confide.errors import ModelError
+from confide.models import precision
 from confide.models.architecture import load_tokenizer
 from confide.models.chat_template import render
 from confide.models.store import folder_digest, model_files
+from confide.models.widened import widened
 
 _PINNED = "@sha256:"
 
@@ -27,15 +29,20 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
     if adapter is not None:
         _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
+    device = device or precision.default_device()
     try:
+        narrow = precision.choice(device).arithmetic == "bfloat16"
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            base_folder, dtype="auto", local_files_only=True, use_safetensors=True
+            base_folder if narrow else widened(base_folder),
+            dtype="auto" if narrow else torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     return model.eval(), tokenizer
 
 

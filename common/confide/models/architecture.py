@@ -12,6 +12,7 @@ from torch import nn
 
 from confide.errors import ModelError
 from confide.models.attention import IMPLEMENTATION
+from confide.models.widened import widened
 from confide.runs.specification import Specification
 
 transformers.utils.logging.disable_progress_bar()
@@ -24,7 +25,6 @@ _TASKS: dict[str, Any] = {
     "classification": transformers.AutoModelForSequenceClassification,
     "contrastive": transformers.AutoModel,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @contextlib.contextmanager
@@ -95,10 +95,18 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
         return task.from_config(config, attn_implementation=IMPLEMENTATION)
 
 
-def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype, *, quantized: bool = False) -> Any:
+def load_base(
+    specification: Specification,
+    base_folder: Path,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = False,
+    frozen: bool = False,
+) -> Any:
     """The base model with the folder's weights in `dtype`, or freshly drawn from the run's seed (initial = "random").
 
     quantized: linear layers in 4 bits on the GPU (QLoRA, Dettmers et al. 2023: NF4, double quantization).
+    frozen: nothing writes to the weights, which may then be pages of a file that processes share (widened.py).
 
     A head that the folder lacks is drawn from the run's seed where the method brings its own (classification);
     for any other method a missing tensor raises ModelError.
@@ -109,9 +117,10 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
             return task.from_config(config, attn_implementation=IMPLEMENTATION, dtype=dtype)
+        shared = frozen and not quantized and dtype == torch.float32
         try:
             model, report = task.from_pretrained(
-                base_folder,
+                widened(base_folder) if shared else base_folder,
                 config=config,
                 dtype=dtype,
                 local_files_only=True,
