@@ -422,9 +422,15 @@ def _named(error: ValidationError, source: str) -> SpecificationError:
     for item in error.errors()[:8]:
         place = ".".join(str(part) for part in item["loc"]) or "specification"
         got = "" if item["type"] in {"missing", "value_error"} else f" (got {item.get('input')!r})"
-        what = "unknown field; remove it or correct its name" if item["type"] == "extra_forbidden" else item["msg"]
+        what = _unknown(item["loc"]) if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"{place}: {what.removeprefix('Value error, ')}{got}")
     return SpecificationError(f"{source} is not a valid run specification: " + "; ".join(lines))
+
+
+def _unknown(place: tuple[int | str, ...]) -> str:
+    from confide.runs.reference import nearest
+
+    return f"unknown field; {nearest(tuple(str(part) for part in place)) or 'remove it or correct its name'}"
 
 
 def _filled(document: Any) -> Any:
