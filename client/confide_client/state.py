@@ -9,7 +9,7 @@
     audit.log                           what was asked, allowed, refused and sent (a journal)
     agent.json                          what the running agent last did, for `confide node status`
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
-    cache/                              the datasets library's copies
+    cache/                              what the evaluation harness keeps
 
 Epoch secrets of sealing are never in it.
 """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from confide.errors import DataError, SpecificationError
-from confide.methods.base import Batch, Record, fields_of, micro_batches, pad_right, text_of
+from confide.methods.base import Batch, Record, fields_of, label_of, micro_batches, pad_right, text_of
 from confide.methods.token_loss import body_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
@@ -66,7 +66,7 @@ class Classification:
 
     def _label(self, record: Record) -> int:
         fields_of(self.name, record)
-        index = self._labels.get(str(record["label"]))
+        index = self._labels.get(label_of(record["label"], self._labels))
         if index is None:
             raise DataError(
                 f"a record's label is not in method.labels ({', '.join(self._labels)}); map the data set's labels on "

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from confide.errors import DataError, ModelError, SpecificationError
-from confide.methods.base import Batch, Record, fields_of
+from confide.methods.base import Batch, Record, fields_of, label_of
 from confide.methods.classification import macro_f1
 from confide.models import seeds
 from confide.runs.specification import Specification
@@ -59,7 +59,7 @@ class InContext:
         shots = []
         for record in records:
             first, second = fields_of(self.name, record)
-            shot = Shot(str(record[first]), str(record[second]))
+            shot = Shot(str(record[first]), label_of(record[second], self._labels))
             if self._labels and shot.output not in self._labels:
                 raise DataError(f"a record's {second!r} is not in method.labels ({', '.join(self._labels)})")
             shots.append(shot)
