@@ -15,21 +15,23 @@ from peft import PeftModel
 
 from confide.errors import ModelError
 from confide.models.architecture import load_tokenizer
-from confide.models.store import folder_digest, model_files
+from confide.models.store import folder_digest, model_files, only_hashed
+from confide.models.weights import check_whole
 
 _PINNED = "@sha256:"
 
 
 def load_answering(base_folder: Path, adapter: Path | None = None, device: str | None = None) -> tuple[Any, Any]:
     """(model, tokenizer), ready to generate. Raises ModelError when the adapter was trained on another base."""
-    model_files(base_folder)
+    check_whole(model_files(base_folder))
     if adapter is not None:
         _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base_folder, dtype="auto", local_files_only=True, use_safetensors=True
-        )
+        with only_hashed(base_folder) as folder:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
     if adapter is not None:

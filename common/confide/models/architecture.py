@@ -12,6 +12,8 @@ from torch import nn
 
 from confide.errors import ModelError
 from confide.models.attention import IMPLEMENTATION
+from confide.models.store import model_files, only_hashed
+from confide.models.weights import check_whole
 from confide.runs.specification import Specification
 
 transformers.utils.logging.disable_progress_bar()
@@ -41,8 +43,8 @@ def _quiet() -> Iterator[None]:
 def load_config(base_folder: Path, specification: Specification | None = None) -> Any:
     """The model's configuration; with a specification, its head is set up for the method's labels."""
     try:
-        with _quiet():
-            config = transformers.AutoConfig.from_pretrained(base_folder, local_files_only=True)
+        with _quiet(), only_hashed(base_folder) as folder:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{base_folder / 'config.json'} describes no model that is known here: {reason}") from error
@@ -58,8 +60,10 @@ def load_config(base_folder: Path, specification: Specification | None = None) -
 def load_tokenizer(base_folder: Path) -> Any:
     """The fast tokenizer in the model's folder, padding on the right. Raises ModelError when it does not fit."""
     try:
-        with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(base_folder, local_files_only=True)
+        with _quiet(), only_hashed(base_folder) as folder:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{base_folder} holds no tokenizer that is known here: {reason}") from error
@@ -105,16 +109,18 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
     """
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(base_folder) as folder:
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
             return task.from_config(config, attn_implementation=IMPLEMENTATION, dtype=dtype)
+        check_whole(model_files(base_folder))
         try:
             model, report = task.from_pretrained(
-                base_folder,
+                folder,
                 config=config,
                 dtype=dtype,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 attn_implementation=IMPLEMENTATION,
                 output_loading_info=True,
