@@ -31,9 +31,11 @@ from confide.files import private_folder, sha256_file, write_atomic
 from confide.runs.specification import Name, Sha256
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from confide_client import token_files
-from confide_client.readers import FORMATS, Format, Record, format_of
+from confide_client import readers, token_files
+from confide_client.readers import FORMATS, Format, format_of
 from confide_client.rows import Rows, open_rows
+
+Record = readers.Record
 
 
 @dataclass(frozen=True)

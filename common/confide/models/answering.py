@@ -15,6 +15,7 @@ from peft import PeftModel
 
 from confide.errors import ModelError
 from confide.models.architecture import load_tokenizer
+from confide.models.rendering import Rendering
 from confide.models.store import folder_digest, model_files, only_hashed
 from confide.models.weights import check_whole
 
@@ -54,13 +55,8 @@ def _check_adapter(adapter: Path, base_folder: Path) -> None:
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> torch.Tensor:
-    """int64, shape (1, T): the conversation up to where the assistant begins to write."""
-    if tokenizer.chat_template is None:
-        text = "".join(message["content"] for message in messages)
-    else:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
-    return torch.tensor([ids], dtype=torch.int64)
+    """int64, shape (1, T): the conversation up to where the assistant begins to write, as training has it."""
+    return torch.tensor([Rendering(tokenizer).prompt_ids(messages)], dtype=torch.int64)
 
 
 def answer(

@@ -48,6 +48,7 @@ def load_config(base_folder: Path, specification: Specification | None = None) -
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{base_folder / 'config.json'} describes no model that is known here: {reason}") from error
+    config.name_or_path = str(base_folder)
     if specification is not None and specification.method.name == "classification":
         labels = specification.method.labels
         config.num_labels = len(labels)
@@ -67,6 +68,7 @@ def load_tokenizer(base_folder: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{base_folder} holds no tokenizer that is known here: {reason}") from error
+    tokenizer.name_or_path = str(base_folder)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {base_folder} has neither a padding nor an end token; add one to it")

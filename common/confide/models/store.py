@@ -144,6 +144,7 @@ class ModelStore:
             folder = _download(source)
         files = model_files(folder)
         check_whole(files)
+        _check_templates(folder, files)
         private_folder(self.folder)
         staging = Path(tempfile.mkdtemp(dir=self.folder, prefix=".adding-"))
         try:
@@ -207,6 +208,17 @@ class ModelStore:
         """Delete a model's files and its entry."""
         shutil.rmtree(self.path(sha256))
         (self.folder / f"{sha256}.json").unlink(missing_ok=True)
+
+
+def _check_templates(folder: Path, files: dict[str, Path]) -> None:
+    """Raise ModelError where chat templates have names only: nobody says by which one a run is to train."""
+    named = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
+    settings = json.loads(files["tokenizer_config.json"].read_bytes()) if "tokenizer_config.json" in files else {}
+    if named and "chat_template.jinja" not in files and not settings.get("chat_template"):
+        raise ModelError(
+            f"{folder} has chat templates called {', '.join(named)}, and none by default; copy the one to use to "
+            "chat_template.jinja in that folder"
+        )
 
 
 def _download(source: str) -> Path:
