@@ -10,7 +10,7 @@
     memory.log                          accepted submissions: what must never be forgotten (a journal)
     agent.json                          what the running agent last did, for `confide node status`
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
-    cache/                              the datasets library's copies
+    cache/                              what the evaluation harness keeps
 
 Epoch secrets of sealing are never in it.
 """

@@ -293,6 +293,11 @@ def _decide(folder: Path, run: str, answer: approvals.Decision, reason: str) -> 
     state = StateFolder.at(folder)
     run_id = state.find_run(run) if run else _only_waiting(state)
     offer = load_offer(state.run(run_id), load_member(state.root))
+    if answer == "approved":
+        from confide_client.fitness import check_worth_approving
+
+        for warning in check_worth_approving(state, offer.specification):
+            typer.echo(f"! {warning}", err=True)
     approvals.decide(state.run(run_id), offer.sha256, answer, reason)
     name, digest = offer.specification.name, offer.specification.digest
     typer.echo(f"{answer} run {run_id[:8]} ({name}, specification {digest[:16]}…) of {offer.administrator}")
