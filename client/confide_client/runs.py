@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confide.codec.tensors import TensorSchema, model_digest
@@ -48,6 +48,9 @@ from confide_client.state import StateFolder
 from confide_client.submissions import MEMORY_NAME, Submissions
 from confide_client.token_files import erase
 
+if TYPE_CHECKING:
+    from confide.sealing.revealed import Memory, Revealed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -84,6 +87,24 @@ class Node:
     def spending(self) -> Spending:
         """The privacy ledger; opened when a private run needs it."""
         return Spending(self.state.root, lambda: self.policy)
+
+    @cached_property
+    def revealed(self) -> "Revealed":
+        """What was revealed for, over all runs; opened when the first sealed run needs it."""
+        from confide.sealing.revealed import NAME, Revealed
+
+        return Revealed(self.state.root / NAME)
+
+    def close(self) -> None:
+        """Release what is held open for all runs."""
+        if "revealed" in vars(self):
+            vars(self).pop("revealed").close()
+
+    def memory(self, specification: Specification) -> "Memory | None":
+        """Of what was revealed on a run's data; None where nothing is sealed."""
+        if specification.sealing.kind == "none":
+            return None
+        return self.revealed.on(self._group(specification.federation.data))
 
     def shard(self, run_id: str, specification: Specification) -> LocalData:
         """What the run trains on here, canaries of an audit included. Raises DataError."""
@@ -205,8 +226,13 @@ class Run:
                 self._run_id,
                 self.warm_up().schema(),
                 initial_model_sha256=self.offer.initial_model_sha256,
-                rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
+                rules=NodeRules(
+                    min_cohort=policy.min_cohort,
+                    waive_colluding=policy.waive_colluding,
+                    accept_differences=policy.differences == "accepted",
+                ),
                 costs=self._node.spending.costs if self.private else None,
+                memory=self._node.memory(self.specification),
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:

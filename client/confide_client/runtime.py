@@ -56,6 +56,7 @@ class NodeRuntime:
         self._runs.clear()
         self._node.spending.close()
         self._node.submissions.close()
+        self._node.close()
 
     def answer(self, record: RecordDict) -> RecordDict:
         """A signed reply to one instruction. Never raises for what came."""

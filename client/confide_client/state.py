@@ -8,6 +8,7 @@
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
     memory.log                          accepted submissions: what must never be forgotten (a journal)
+    revealed.jsonl                      what was revealed for, over all sealed runs (confide.sealing.revealed)
     agent.json                          what the running agent last did, for `confide node status`
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
     cache/                              what the evaluation harness keeps

@@ -131,6 +131,14 @@ class Cohort:
         presence = self._link.presence()
         return tuple(name for name in self.accepted() if name in presence and presence[name].online)
 
+    def refused(self) -> dict[str, str]:
+        """Who never takes part, and why."""
+        return {name: "it refused the run" for name in self.names if self._answers[name] == "refused"}
+
+    def connections(self) -> dict[str, int]:
+        """Of each member that is known to be there, how often it has connected."""
+        return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
+
     def wait_present(self) -> tuple[str, ...]:
         """As `present`, waiting for the smallest cohort up to `step_deadline_s`. Raises CohortTooSmall."""
         end = time.monotonic() + self._federation.step_deadline_s

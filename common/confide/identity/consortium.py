@@ -121,23 +121,26 @@ class Consortium:
         days: int = MEMBER_DAYS,
         roster_days: int = ROSTER_DAYS,
         group: str = "",
+        block: str = "",
     ) -> bytes:
         """Take a new member in; returns its admission. The same request again gets a new certificate.
 
-        group: of a node, with whose other nodes it is summed; fixed for good.
-        Raises IdentityError when the name or a key is taken, or the group is another than it has.
+        group: of a node, with whose other nodes it is summed; block: within it, without whom it is never summed; both
+        are fixed for good.
+        Raises IdentityError when the name or a key is taken, or the group or block is another than it has.
         """
         moment, asked = _now(now), read_request(request)
         known = {member.name: member for member in self.roster.current.members}.get(asked.name)
         if known is None:
-            self._next([*self.roster.current.members, asked.member(moment, group)], moment, roster_days)
+            self._next([*self.roster.current.members, asked.member(moment, group, block)], moment, roster_days)
         elif known.revoked_at is not None:
             raise IdentityError(f"{asked.name} was revoked; a revoked name never returns. Enrol under another name.")
-        elif group and group != known.group:
+        elif (group and group != known.group) or (block and block != known.block):
             raise IdentityError(
-                f"{asked.name} is in group {known.group!r}; groups are fixed, so it cannot join {group!r}"
+                f"{asked.name} is in group {known.group!r}, block {known.block!r}; both are fixed, so it cannot join "
+                f"group {group!r}, block {block!r}"
             )
-        elif known != asked.member(known.admitted_at, known.group):
+        elif known != asked.member(known.admitted_at, known.group, known.block):
             raise IdentityError(
                 f"{asked.name} is a member with other keys already; for a new certificate use `renew`, for another "
                 "organization another name"
@@ -150,7 +153,7 @@ class Consortium:
         """Certify a member's fresh TLS key; its identity, fleet key and role must be those of the roster."""
         moment, asked = _now(now), read_request(request)
         known = self.roster.current.member(asked.name)
-        renewed = asked.member(known.admitted_at, known.group)
+        renewed = asked.member(known.admitted_at, known.group, known.block)
         if renewed.model_copy(update={"tls_key": known.tls_key}) != known:
             raise IdentityError(
                 f"the renewal of {asked.name} has the identity key {asked.identity_key[:16]} and the role "

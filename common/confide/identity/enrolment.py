@@ -62,8 +62,8 @@ class EnrolmentRequest(Document):
         """The TLS key that is to be certified."""
         return load_csr(self.csr, self.name)
 
-    def member(self, admitted_at: int, group: str = "") -> Member:
-        """The roster's entry for it; the group is the root's choice."""
+    def member(self, admitted_at: int, group: str = "", block: str = "") -> Member:
+        """The roster's entry for it; group and block are the root's choice."""
         return Member(
             name=self.name,
             role=self.role,
@@ -72,6 +72,7 @@ class EnrolmentRequest(Document):
             tls_key=spki_sha256(self.tls_key),
             admitted_at=admitted_at,
             group=group,
+            block=block,
         )
 
 

@@ -198,13 +198,18 @@ class Sealing(StoredDocument):
     """Of each sealed coordinate."""
     error_feedback: bool = False
     """Keep what rounding lost and add it to the next update."""
-    colluding: int = Field(default=1, ge=0)
-    """c: nodes that may collude with the coordinator."""
+    colluding: int | None = Field(default=None, ge=0)
+    """c: nodes that may collude with the coordinator; default a third of the others, at least 1."""
     max_missing: int | None = Field(default=None, ge=0)
     """d: members that may be missing when shares are revealed; default the largest possible."""
     slots_per_epoch: int = Field(default=16, ge=1, le=256)
     max_attempts: int = Field(default=2, ge=1, le=8)
     """Slots that may train on the same model."""
+    differences: Literal["refused", "accepted"] = "refused"
+    """accepted: a sum may lack any member, whose update the difference to another sum then shows. Each node's policy
+    has to accept it too. Refused: every sum is over whole blocks of the roster."""
+    block_colluding: int = Field(default=1, ge=1)
+    """c_d: members of one block that may collude; a block has at least two more."""
 
 
 class Privacy(StoredDocument):
@@ -251,6 +256,9 @@ class Specification(StoredDocument):
     version: Literal[1]
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
+    reproducible: bool = False
+    """Order, dropout and masked positions follow from `seed`, which everybody knows, instead of from a secret of each
+    node. For simulations: two sums over nearly the same members then differ by almost exactly one update."""
     model: Model
     """Left out by method "tokenizer", as is `training`."""
     adapter: Adapter = Adapter()
@@ -288,6 +296,13 @@ class Specification(StoredDocument):
         if self.privacy.unit == "organization":
             raise ValueError('privacy.unit is "organization", which method "tokenizer" does not do; use "record"')
         return self
+
+    @property
+    def refuses_differences(self) -> bool:
+        """Whether sums have to be over whole blocks of members: sealed, and nothing else bounds what two sums tell."""
+        sealing = self.sealing
+        bounded = self.privacy.unit == "organization" or sealing.differences == "accepted"
+        return sealing.kind == "sealed" and not bounded
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -80,7 +80,10 @@ class SealLog:
         self.roster: tuple[int, str] = (0, "")
         self.heights: dict[str, tuple[int, str, str]] = {}
         self.model: tuple[str, int, bool] | None = None
-        self.attempts: Counter[tuple[str, bool]] = Counter()
+        self.attempts: Counter[str] = Counter()
+        """By model, training and evaluation together."""
+        self.last_attempt: dict[int, int] = {}
+        """By round, the highest that was taken."""
         self.stopped: str | None = None
         for event in self.journal:
             self._apply(event)
@@ -103,7 +106,8 @@ class SealLog:
                 self.model = (body["sha256"], body["round"], body["anchored"])
             case "reserved":
                 self.last_slot = self.unended = body["slot"]
-                self.attempts[body["model"], body["evaluate_only"]] += 1
+                self.attempts[body["model"]] += 1
+                self.last_attempt[body["round"]] = max(body["attempt"], self.last_attempt.get(body["round"], 0))
             case "ended":
                 self.unended = None
             case "stopped":

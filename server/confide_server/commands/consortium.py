@@ -138,6 +138,9 @@ def admit(
     roster_days: RosterDays = ROSTER_DAYS,
     group: Annotated[str, typer.Option(help="Of a node: with whose other nodes it is summed, for good.")] = "",
     passphrase_file: PassphraseFile = None,
+    block: Annotated[
+        str, typer.Option(help="Of a node: within its group, without whose other nodes it is never summed, for good.")
+    ] = "",
 ) -> None:
     """Take a member into the roster and certify its key."""
     if waiting:
@@ -149,7 +152,7 @@ def admit(
     asked = read_request(data)
     if key and key.strip().lower() != asked.identity_key:
         raise IdentityError(f"{request} has the identity key {asked.identity_key}; {key} was expected. Not admitted.")
-    admission = consortium.admit(data, days=days, roster_days=roster_days, group=group)
+    admission = consortium.admit(data, days=days, roster_days=roster_days, group=group, block=block)
     _answered(consortium, admission, out, admin, coordinator)
     console.print(f"identity key: {asked.identity_key}  (compare it with {asked.name})", soft_wrap=True)
 
@@ -264,11 +267,11 @@ def roster_table(roster: Roster) -> Table:
         title += " [red]EXPIRED[/red]"
     if roster.demo:
         title += " [red]DEMO[/red]"
-    table = Table("name", "role", "group", "identity key", "admitted", "standing", title=title)
+    table = Table("name", "role", "group", "block", "identity key", "admitted", "standing", title=title)
     for member in roster.members:
         standing = "member" if member.revoked_at is None else f"[red]revoked {_date(member.revoked_at)}[/red]"
         key, admitted = member.identity_key[:16], _date(member.admitted_at)
-        table.add_row(member.name, member.role.value, member.group, key, admitted, standing)
+        table.add_row(member.name, member.role.value, member.group, member.block, key, admitted, standing)
     return table
 
 
