@@ -105,9 +105,10 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class
     found: dict[str, str] = {}
     for before, after in zip(body.body, body.body[1:], strict=False):
-        named = isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
-        if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found[before.target.id] = " ".join(str(after.value.value).split())  # type: ignore[union-attr]  # named
+        if not (isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            found[before.target.id] = " ".join(str(after.value.value).split())
     return found
 
 
