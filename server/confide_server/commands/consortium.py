@@ -18,13 +18,13 @@ from confide.identity.consortium import ROSTER_DAYS, Consortium
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role, Roster
-from confide.secrecy import private_process
+from confide.secrecy import private_files
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.table import Table
 
 app = typer.Typer(
-    callback=private_process,
+    callback=private_files,
     no_args_is_help=True,
     help="The consortium's root: who is a member. Keep its folder offline.",
 )
