@@ -15,10 +15,21 @@ from pathlib import Path
 _PR_SET_DUMPABLE = 4
 
 
-def private_process() -> None:
-    """Make this process private, for good; its children inherit umask and limit. Calling it again changes nothing."""
+def private_files() -> None:
+    """What this process and its children write from now on is their owner's alone, a core dump included: there is none.
+
+    For a command that touches a state folder and ends.
+    """
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def private_process() -> None:
+    """As `private_files`, and nobody attaches to this process. For one that holds secrets while it waits.
+
+    Children inherit umask and limit, and say the rest themselves. Calling it again changes nothing.
+    """
+    private_files()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 

@@ -115,9 +115,17 @@ def tree_pss_mib(root: psutil.Process | None = None) -> float:
     root = root or psutil.Process()
     total = 0
     for process in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += _pss_bytes(process)
     return total / 2**20
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.AccessDenied:
+        # Of private processes (confide.secrecy) the kernel tells this to root only. Shared pages then count each time.
+        return int(process.memory_info().rss)
 
 
 def anonymous_mib() -> float:

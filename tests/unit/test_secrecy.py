@@ -53,10 +53,10 @@ def test_a_private_process(tmp_path: Path) -> None:
 def test_commands_that_touch_a_state_folder_are_private(group: str) -> None:
     from importlib.metadata import entry_points
 
-    from confide.secrecy import private_process
+    from confide.secrecy import private_files
 
     (entry,) = entry_points(group="confide.commands", name=group)
-    assert entry.load().info.callback is private_process
+    assert entry.load().info.callback is private_files
 
 
 def test_what_a_library_copied_of_the_records(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from confide.errors import PolicyRefusal, SpecificationError, StateError
 from confide.models.store import ModelStore
-from confide.secrecy import private_process
+from confide.secrecy import private_files
 
 from confide_client.canaries import plant as keep_canaries
 from confide_client.canaries import planted
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from confide.privacy.audit.scoring import AuditResult
 
 app = typer.Typer(
-    callback=private_process,
+    callback=private_files,
     no_args_is_help=True,
     help="Audit what training remembers, with made-up records (canaries).",
 )

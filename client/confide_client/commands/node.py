@@ -13,7 +13,7 @@ from confide.errors import IdentityError, StateError, TransportError
 from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
 from confide.identity.member import LocalMember, load_member, read_membership
-from confide.secrecy import private_process
+from confide.secrecy import private_files, private_process
 from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
@@ -22,7 +22,7 @@ from confide_client.policy import TEMPLATE
 from confide_client.state import Settings, StateFolder
 
 app = typer.Typer(
-    callback=private_process,
+    callback=private_files,
     no_args_is_help=True,
     add_completion=False,
     help="Run this organization's node beside its data.",
@@ -224,6 +224,7 @@ def _run_agent(state: StateFolder, *, quiet: bool) -> None:
     from confide_client.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
+    private_process()
     log_to_stderr(logging.WARNING)
     logging.getLogger("confide_client").setLevel(level)
     Agent(state).run()

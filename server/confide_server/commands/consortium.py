@@ -18,7 +18,7 @@ from confide.identity.consortium import ROSTER_DAYS, Consortium
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.member import load_member, read_text
 from confide.identity.roster import Role, Roster, RosterStore
-from confide.secrecy import private_process
+from confide.secrecy import private_files
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.markup import escape
@@ -28,7 +28,7 @@ from confide_server.commands import start_kit as kits
 from confide_server.commands.root_keys import NoPassphrase, PassphraseFile, new_passphrase, open_root
 
 app = typer.Typer(
-    callback=private_process,
+    callback=private_files,
     no_args_is_help=True,
     help="The consortium's root: who is a member. Keep its folder offline.",
 )

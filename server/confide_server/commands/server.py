@@ -14,13 +14,13 @@ import typer
 from confide.errors import IdentityError, StateError
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
-from confide.secrecy import private_process
+from confide.secrecy import private_files, private_process
 from confide.text import log_to_stderr
 
 from confide_server.run_view import plain as printable
 
 app = typer.Typer(
-    callback=private_process,
+    callback=private_files,
     no_args_is_help=True,
     help="The coordinator: directs runs over organizations it cannot see into.",
 )
@@ -116,6 +116,7 @@ def start(
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
     level = logging.INFO if verbose else logging.WARNING
+    private_process()
     log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     ports = {"fleet_port": fleet_port, "control_port": control_port}
     chosen = {key: value for key, value in ports.items() if value is not None}
