@@ -125,7 +125,9 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """A node's process ends without a word; its lock on the seal log goes with it."""
-        self.members.pop(name).log.journal.close()
+        member = self.members.pop(name)
+        member.log.journal.close()
+        member.heights.close()
 
     def restart_member(self, name: str) -> SealedMember:
         """Killed, and started again on the same folder."""

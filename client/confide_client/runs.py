@@ -30,6 +30,7 @@ from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
+from confide.sealing.heights import Heights, Ledger
 from confide.sealing.roles import Contribution, Member
 from google.protobuf.message import DecodeError
 
@@ -73,6 +74,24 @@ class Node:
     def submissions(self) -> Submissions:
         """Which were accepted here, over all runs."""
         return Submissions(self.state.root / MEMORY_NAME)
+
+    @cached_property
+    def heights(self) -> Heights:
+        """Whose length peers remember, and theirs, over all runs; opened when the first sealed run needs it."""
+        return Heights(self.state.root, self._ledgers)
+
+    def _ledgers(self) -> "dict[str, Ledger]":
+        found: dict[str, Ledger] = {"accepted submissions": self.submissions.journal}
+        if self.spending.exists:
+            found["privacy ledger"] = self.spending.ledger
+        return found
+
+    def close(self) -> None:
+        """Release what is held open for all runs; it is opened again when it is needed."""
+        self.spending.close()
+        self.submissions.close()
+        if "heights" in vars(self):
+            vars(self).pop("heights").close()
 
     @cached_property
     def turn(self) -> Turn:
@@ -196,6 +215,7 @@ class Run:
                 initial_model_sha256=self.offer.initial_model_sha256,
                 rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
                 costs=self._node.spending.costs if self.private else None,
+                heights=self._node.heights if self.specification.sealing.kind == "sealed" else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:

@@ -53,8 +53,7 @@ class NodeRuntime:
         for run in self._runs.values():
             run.close()
         self._runs.clear()
-        self._node.spending.close()
-        self._node.submissions.close()
+        self._node.close()
 
     def answer(self, record: RecordDict) -> RecordDict:
         """A signed reply to one instruction. Never raises for what came."""
