@@ -91,7 +91,7 @@ class Bench:
 
     def again(self) -> "Bench":
         """The same node after its process was killed and started again."""
-        self.node.submissions.close()
+        self.node.close()
         return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run, self.offers)
 
     def policy(self, old: str, new: str) -> None:

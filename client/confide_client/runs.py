@@ -30,6 +30,7 @@ from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
+from confide.sealing.heights import Heights, Ledger
 from confide.sealing.roles import Contribution, Member
 from confide.text import line
 from google.protobuf.message import DecodeError
@@ -79,6 +80,25 @@ class Node:
         return Submissions(self.state.root / MEMORY_NAME)
 
     @cached_property
+    def heights(self) -> Heights:
+        """Whose length peers remember, and theirs, over all runs; opened when the first sealed run needs it."""
+        return Heights(self.state.root, self._ledgers)
+
+    def _ledgers(self) -> "dict[str, Ledger]":
+        found: dict[str, Ledger] = {"accepted submissions": self.submissions.journal}
+        if self.spending.exists:
+            found["privacy ledger"] = self.spending.ledger
+        return found
+
+    def close(self) -> None:
+        """Release what is held open for all runs; it is opened again when it is needed."""
+        self.spending.close()
+        self.submissions.close()
+        for name in ("heights", "revealed"):
+            if name in vars(self):
+                vars(self).pop(name).close()
+
+    @cached_property
     def turn(self) -> Turn:
         """Whose base is in memory."""
         return Turn()
@@ -94,11 +114,6 @@ class Node:
         from confide.sealing.revealed import NAME, Revealed
 
         return Revealed(self.state.root / NAME)
-
-    def close(self) -> None:
-        """Release what is held open for all runs."""
-        if "revealed" in vars(self):
-            vars(self).pop("revealed").close()
 
     def memory(self, specification: Specification) -> "Memory | None":
         """Of what was revealed on a run's data; None where nothing is sealed."""
@@ -233,6 +248,7 @@ class Run:
                 ),
                 costs=self._node.spending.costs if self.private else None,
                 memory=self._node.memory(self.specification),
+                heights=self._node.heights if self.specification.sealing.kind == "sealed" else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:

@@ -54,8 +54,6 @@ class NodeRuntime:
         for run in self._runs.values():
             run.close()
         self._runs.clear()
-        self._node.spending.close()
-        self._node.submissions.close()
         self._node.close()
 
     def answer(self, record: RecordDict) -> RecordDict:

@@ -16,6 +16,7 @@ from confide.models.travel import Travel
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
 from confide.sealing.grouped import GroupedCollector
+from confide.sealing.heights import Heights
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.plain import PlainCollector, PlainMember
 from confide.sealing.revealed import Memory
@@ -51,12 +52,14 @@ def make_member(
     rules: NodeRules | None = None,
     costs: Costs | None = None,
     memory: Memory | None = None,
+    heights: Heights | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Member:
     """The node half for one run; `folder` is the run's own at this node and has to survive restarts.
 
     initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
     memory: what the node has revealed for on this data, over all its runs.
+    heights: the node's, over all its runs.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
     check_promise(specification, schema)
@@ -74,6 +77,7 @@ def make_member(
         rules=rules or NodeRules(),
         costs=costs,
         memory=memory,
+        heights=heights,
         clock=clock,
     )
 
