@@ -4,7 +4,8 @@
 PYTHON ?=
 VENV   ?= .venv
 WORKERS ?= 2
-PARALLEL = -n $(WORKERS) --dist loadgroup
+# Not reordered: tests/conftest.py puts the longest first, so that no worker is left with them at the end.
+PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install -q --no-deps --require-hashes
@@ -23,7 +24,7 @@ $(error $(VENV) was made with another Python than $(PYTHON): name a folder for i
 endif
 endif
 
-.PHONY: help setup demo test test-full check format proto lock bench clean
+.PHONY: help setup demo test test-full coverage check format proto lock bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,10 +49,14 @@ demo: setup ## four organizations fine-tune one model, as real processes
 	@$(BIN)/confide demo $(DEMO_ARGS)
 
 test: setup check ## all checks and tests (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not full" $(PYTEST_ARGS)
 
 test-full: setup check ## also the tests that take long
-	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+coverage: setup ## lines that no test in the pytest processes runs; slower, most of all before Python 3.12
+	@COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+	$(BIN)/python -m pytest $(PARALLEL) -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy --strict, import-linter, generated protobuf is current
 	@$(BIN)/ruff check .
