@@ -105,6 +105,13 @@ def run_tasks(
     return {name: _figures(values) for name, values in found["results"].items()}
 
 
+def check_files(tasks: Sequence[str]) -> None:
+    """Raises DataError for a task file that is not there, before anything slow is loaded."""
+    for name in tasks:
+        if _is_file(name) and not Path(name).is_file():
+            raise DataError(f"there is no task file {name}; name a file, or one of the harness's own tasks")
+
+
 @cache
 def _known_tasks(*, shipped: bool) -> Any:
     """The harness's index of tasks. To index the thousands that it ships takes many seconds: only if one is named."""

@@ -58,6 +58,38 @@ def test_commands_of_every_day_do_not_load_torch(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+MISSING = [
+    "chat --base /none",
+    "evaluate --base /none --tasks a.yaml",
+    "evaluate --base /tmp --tasks /none.yaml",
+    "simulate /none.toml --data /none.jsonl --nodes 3",
+    "compare /none.toml --data /none.jsonl --nodes 3",
+    "recipe run support-chatbot --data /none.jsonl",
+    "recipe run teleport",
+    "reproduce teleport",
+    "demo --data /none.jsonl",
+    "run plan /none.toml",
+    "server start /none",
+    "node start /none",
+]
+
+
+def test_what_is_missing_is_said_before_anything_slow_is_loaded() -> None:
+    code = (
+        "import sys, click; from confide.cli import app; from confide.errors import ConfideError\n"
+        "from typer.main import get_command\n"
+        "for line in sys.argv[1:]:\n"
+        "    try: get_command(app).main(line.split(), standalone_mode=False)\n"
+        "    except (ConfideError, click.UsageError) as error: said = str(error)\n"
+        "    else: sys.exit(f'{line}: no error')\n"
+        "    assert 'none' in said or 'teleport' in said, (line, said)\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    command = [sys.executable, "-c", code, *MISSING]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_deliberate_error_is_one_line_and_status_one() -> None:
     done = confide("node", "status", "/nonexistent/folder/of/nobody")
     assert "Traceback" not in done.stderr
