@@ -111,10 +111,10 @@ def start(
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
-    from confide_server.process import Coordinator, read_settings, write_settings
-
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    from confide_server.process import Coordinator, read_settings, write_settings
+
     level = logging.INFO if verbose else logging.WARNING
     private_process()
     log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -66,7 +66,9 @@ def files(
 @app.command()
 def run(
     name: Name,
-    data: Annotated[Path | None, typer.Option(help="your own file in the recipe's format", dir_okay=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="your own file in the recipe's format", exists=True, dir_okay=False)
+    ] = None,
     nodes: Annotated[int, typer.Option(help="virtual nodes", min=1, max=1000)] = 4,
     stage: Annotated[str, typer.Option(help="only this one")] = "",
     model: Annotated[
@@ -81,10 +83,11 @@ def run(
     workers: Annotated[int | None, typer.Option(help="most worker processes", min=1)] = None,
 ) -> None:
     """Deal the records to virtual nodes, run every stage sealed, and score it before and after."""
-    from confide_simulations.recipes import outcome, running
     from confide_simulations.recipes.catalogue import find
 
     recipe = find(name)
+    from confide_simulations.recipes import outcome, running
+
     options = running.Options(
         recipe=recipe,
         output=output or Path(f"{name}-output"),
