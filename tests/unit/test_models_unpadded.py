@@ -168,6 +168,16 @@ def test_layers_that_are_computed_again_are_not_run_in_rows(llama: Path) -> None
     task = Task(llama)
     task.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert not unpadded.runs_in_rows(task.model, token_loss.body_of(task.model))
+    assert FrozenPrefix.of(task.model, list(task.trained.values())[-1:]) is None
+
+
+def test_a_compiled_model_is_not_run_in_rows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor tried out: that would compile it."""
+    task = Task(llama, **UPPER)
+    task.model.base_model.compile()
+    monkeypatch.setattr(unpadded, "trial", None)
+    assert not unpadded.runs_in_rows(task.model, token_loss.body_of(task.model))
+    assert FrozenPrefix.of(task.model, task.trained.values()) is None
 
 
 def test_where_something_is_drawn_for_each_token_nothing_is_shared(tmp_path: Path) -> None:

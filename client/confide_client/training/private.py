@@ -23,9 +23,6 @@ from confide.runs.specification import Specification
 
 log = logging.getLogger(__name__)
 
-PROTECTED = frozenset({"record", "user"})
-"""Units of privacy for which the node's own step adds the noise."""
-
 
 def units_of(specification: Specification, method: Method, records: Sequence[Record | None]) -> list[Unit]:
     """What privacy protects, each as its training examples: one record, or all records of one user.

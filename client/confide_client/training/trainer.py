@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,10 @@ from confide_client.training.failures import named_failures
 from confide_client.training.fragments import Flat, LocalValues
 from confide_client.training.loop import accumulate, active_parameters, run_steps, step_batches, terms, train_round
 from confide_client.training.optimizers import OptimizerStates
-from confide_client.training.private import PROTECTED, PrivateSteps
+from confide_client.training.protected import PROTECTED
+
+if TYPE_CHECKING:
+    from confide_client.training.private import PrivateSteps
 
 _MOST_PASSES = 1000
 """Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
@@ -113,7 +116,9 @@ class LocalTrainer:
         self._travel = Travel(specification, self.schema)
         self._values = LocalValues(self._travel, folder)
         self._private = (
-            PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
+            _private_steps(specification, self._model, self._method)
+            if specification.privacy.unit in PROTECTED
+            else None
         )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
 
@@ -133,7 +138,7 @@ class LocalTrainer:
         other._values = LocalValues(self._travel, folder)
         other._prepared = {}
         if self._private is not None:
-            other._private = PrivateSteps(self._specification, self._model, self._method)
+            other._private = _private_steps(self._specification, self._model, self._method)
         return other
 
     def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
@@ -293,6 +298,13 @@ def _rank_masks(
         for name, parameter in parameters.items()
         if name.rsplit(".", 1)[-1].startswith("lora_")
     }
+
+
+def _private_steps(specification: Specification, model: Any, method: methods.Method) -> "PrivateSteps":
+    # Opacus takes seconds to import, which a run without privacy need not wait for.
+    from confide_client.training.private import PrivateSteps
+
+    return PrivateSteps(specification, model, method)
 
 
 def keep_frozen(method: methods.Method, model: Any, specification: Specification) -> None:

@@ -48,7 +48,7 @@ class FrozenPrefix:
         """Of a model in which `trained` are all the parameters that ever change; None where there is nothing to keep,
         or going on from kept states gives something else, as is tried out.
         """
-        body: Any = getattr(model, model.base_model_prefix, None)
+        body: Any = None if unpadded.runs_later(model) else getattr(model, model.base_model_prefix, None)
         changing = {id(parameter) for parameter in trained}
         for name, layers in [] if body is None else body.named_children():
             if isinstance(layers, nn.ModuleList):

@@ -92,13 +92,17 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return found.shape == expected.shape and float((found - expected).abs().max()) <= allowed
 
 
-def runs_in_rows(model: Any, body: Any) -> bool:
-    """Whether a model's states are the same in rows, found out on a few tokens.
+def runs_later(model: nn.Module) -> bool:
+    """Whether layers are computed when rows are no longer known: compiled, or again in the backward pass."""
+    return any(
+        getattr(module, "gradient_checkpointing", False) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
 
-    Not for a model that is compiled, or computes layers again in its backward pass, when rows are no longer known.
-    """
-    again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if again or getattr(body, "_compiled_call_impl", None) is not None:
+
+def runs_in_rows(model: Any, body: Any) -> bool:
+    """Whether a model's states are the same in rows, found out on a few tokens."""
+    if runs_later(model):
         return False
     with trial(model) as (rows, mask):
         ids = rows.ids[0].index_select(0, rows.places.flatten()).view_as(mask)

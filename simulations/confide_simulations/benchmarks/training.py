@@ -110,8 +110,8 @@ def _print(result: Result, speeds: Mapping[str, Any]) -> None:
     console.print(table)
     peak = speeds["peak"]
     console.print(
-        f"compiled bf16: {peak['tokens_per_s']:.0f} tok/s, {peak['fraction']:.3f} of {peak['peak_gflops']:.0f} GFLOP/s"
-        f"; its linear layers alone {peak['products_alone']:.3f}"
+        f"compiled, {peak['precision']}: {peak['tokens_per_s']:.0f} tok/s, {peak['fraction']:.3f} of "
+        f"{peak['peak_gflops']:.0f} GFLOP/s; its linear layers alone {peak['products_alone']:.3f}"
     )
     console.print(peak["formula"], style="dim")
     diloco = result["diloco"]

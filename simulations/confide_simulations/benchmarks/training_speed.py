@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from confide import canonical
 from confide.methods import base as methods
-from confide.models import linear
+from confide.models import linear, precision
 from confide.models.architecture import load_base, load_tokenizer
 from confide.models.linear_kernels import weight_gradient
 from confide.models.trainable import build, initial_state, load_trainable
@@ -87,7 +87,7 @@ class _Bare:
         self.tokens = sum(part.inputs["input_ids"].numel() for parts in self._batches for part in parts)
         self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._optimizer = make_optimizer(spec.training, dict(enumerate(self._trained)))  # type: ignore[arg-type]
-        self._autocast = spec.training.autocast
+        self._spec = spec
 
     def __call__(self) -> None:
         self._model.train()
@@ -97,7 +97,7 @@ class _Bare:
                 labels = torch.full_like(part.labels, -100)
                 labels[:, 1:] = part.labels[:, :-1]
                 inputs = {name: tensor for name, tensor in part.inputs.items() if name not in self._left_out}
-                with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+                with precision.autocast(self._spec, "cpu"):
                     loss = self._model(**inputs, labels=labels).loss * (part.count / terms(parts))
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
@@ -152,16 +152,16 @@ def matmul_peak(dtype: torch.dtype, sizes: Sequence[int] = (256, 384, 512, 1024,
     return best
 
 
-def products_alone(model: Any, tokens: int) -> float:
-    """FLOP/s of a model's linear layers in bf16, with nothing around them: forward, and both products of backward.
+def products_alone(model: Any, tokens: int, dtype: torch.dtype) -> float:
+    """FLOP/s of a model's linear layers, with nothing around them: forward, and both products of backward.
 
     The most that a step could reach if all else took no time; each product finds its operands in cache, if they fit.
     """
     seconds, operations = 0.0, 0
     shapes = Counter(tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear))
     for (out, inner), count in shapes.items():
-        x, weight, gradient = (torch.randn(s).bfloat16() for s in ((tokens, inner), (out, inner), (tokens, out)))
-        fits = linear.fits(weight.float())
+        x, weight, gradient = (torch.randn(s).to(dtype) for s in ((tokens, inner), (out, inner), (tokens, out)))
+        fits = dtype == torch.bfloat16 and linear.fits(weight.float())
         works = {
             "forward": partial(torch.mm, x, weight.T),
             "to input": partial(torch.mm, gradient, weight),
@@ -187,12 +187,14 @@ def flop_per_token(config: Any, parameters: int, length: int) -> float:
 def peak_fraction(
     spec: Specification, base: Path, records: Sequence[methods.Record], folder: Path, repetitions: int
 ) -> dict[str, Any]:
-    """How much of the peak of bf16 matrix products the local step reaches, compiled and warmed up.
+    """How much of the peak of matrix products the local step reaches, compiled and warmed up, in what is faster here.
 
     "products_alone": how much of it the model's linear layers reach by themselves, on one micro-batch.
     """
     from confide.models.architecture import load_config
 
+    arithmetic = precision.used(spec)
+    dtype = precision.DTYPES[arithmetic]
     ours = _Ours(spec, base, records, folder)
     began = time.process_time()
     ours()
@@ -204,12 +206,12 @@ def peak_fraction(
     fractions, speeds, peaks = [], [], []
     model = load_base(spec, base, torch.float32)
     for _ in range(repetitions):
-        peak = matmul_peak(torch.bfloat16)
+        peak = matmul_peak(dtype)
         began = time.process_time()
         ours()
         speed = tokens / (time.process_time() - began)
         peaks.append(peak)
-        alone.append(products_alone(model, spec.training.micro_batch_size * spec.method.max_length) / peak)
+        alone.append(products_alone(model, spec.training.micro_batch_size * spec.method.max_length, dtype) / peak)
         speeds.append(speed)
         fractions.append(speed * flop_per_token(load_config(base), ours.parameters, spec.method.max_length) / peak)
     return {
@@ -218,6 +220,7 @@ def peak_fraction(
         "products_alone": round(statistics.median(alone), 4),
         "peak_gflops": round(statistics.median(peaks) / 1e9, 1),
         "warm_up_s": round(warm_up, 1),
+        "precision": arithmetic,
         "parameters": ours.parameters,
         "formula": FLOP_FORMULA,
     }
