@@ -27,7 +27,7 @@ def save_model(base: Path, *, width: int, layers: int, tokenizer_from: Path, hea
     """A Llama of random weights with an existing tokenizer, in `base`; returns its number of parameters."""
     import transformers
 
-    transformers.AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(base)
+    transformers.AutoTokenizer.from_pretrained(tokenizer_from, trust_remote_code=False).save_pretrained(base)
     config = transformers.LlamaConfig(
         vocab_size=1024,
         hidden_size=width,
