@@ -22,6 +22,7 @@ from confide.runs.specification import Specification
 from confide.sealing import bundles, opening, wire
 from confide.sealing.boundaries import reached
 from confide.sealing.collector_state import Books, EpochBook, SlotBook
+from confide.sealing.evidence import of_slot
 from confide.sealing.member_slot import check_confirmation
 from confide.sealing.parameters import Parameters, for_epoch, too_few, words
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
@@ -514,6 +515,7 @@ class SealedCollector:
                 "list_size": len(slot.survivors),
                 "words": words(parameters),
             },
+            evidence=(of_slot(epoch, slot),),
         )
         self._decide(committed=True, failure="", contributors=slot.survivors)
 
