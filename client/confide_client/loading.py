@@ -65,9 +65,12 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
             from confide_client.training.tokens import TokenizerTrainer
 
             return TokenizerTrainer(specification)
+        from confide.models import precision
+
         from confide_client.sharding.steps import processes_for
         from confide_client.training import LocalTrainer
 
+        precision.prefer(state.settings.precision)
         processes = processes_for(specification, state.settings.processes, rank)
         return LocalTrainer(
             specification, base, node=node, folder=folder, threads=threads, rank=rank, processes=processes

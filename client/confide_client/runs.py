@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confide.codec.tensors import TensorSchema, model_digest
@@ -32,6 +32,7 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.heights import Heights, Ledger
 from confide.sealing.roles import Contribution, Member
+from confide.text import line
 from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
@@ -47,6 +48,9 @@ from confide_client.spending import Spending
 from confide_client.state import StateFolder
 from confide_client.submissions import MEMORY_NAME, Submissions
 from confide_client.token_files import erase
+
+if TYPE_CHECKING:
+    from confide.sealing.revealed import Memory, Revealed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +94,9 @@ class Node:
         """Release what is held open for all runs; it is opened again when it is needed."""
         self.spending.close()
         self.submissions.close()
-        if "heights" in vars(self):
-            vars(self).pop("heights").close()
+        for name in ("heights", "revealed"):
+            if name in vars(self):
+                vars(self).pop(name).close()
 
     @cached_property
     def turn(self) -> Turn:
@@ -102,6 +107,19 @@ class Node:
     def spending(self) -> Spending:
         """The privacy ledger; opened when a private run needs it."""
         return Spending(self.state.root, lambda: self.policy)
+
+    @cached_property
+    def revealed(self) -> "Revealed":
+        """What was revealed for, over all runs; opened when the first sealed run needs it."""
+        from confide.sealing.revealed import NAME, Revealed
+
+        return Revealed(self.state.root / NAME)
+
+    def memory(self, specification: Specification) -> "Memory | None":
+        """Of what was revealed on a run's data; None where nothing is sealed."""
+        if specification.sealing.kind == "none":
+            return None
+        return self.revealed.on(self._group(specification.federation.data))
 
     def shard(self, run_id: str, specification: Specification) -> LocalData:
         """What the run trains on here, canaries of an audit included. Raises DataError."""
@@ -181,6 +199,16 @@ class Run:
             self._loading.cancel()
         self._loading = None
 
+    @property
+    def arithmetic(self) -> str:
+        """float32 or bfloat16, in which this node computes the run; empty for a run without a model."""
+        if not self.specification.trains_model:
+            return ""
+        from confide.models import precision
+
+        precision.prefer(self._node.state.settings.precision)
+        return precision.used(self.specification, precision.default_device())
+
     def _base(self) -> Path:
         return ModelStore(self._node.state.models).base_of(self.specification)
 
@@ -213,8 +241,13 @@ class Run:
                 self._run_id,
                 self.warm_up().schema(),
                 initial_model_sha256=self.offer.initial_model_sha256,
-                rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
+                rules=NodeRules(
+                    min_cohort=policy.min_cohort,
+                    waive_colluding=policy.waive_colluding,
+                    accept_differences=policy.differences == "accepted",
+                ),
                 costs=self._node.spending.costs if self.private else None,
+                memory=self._node.memory(self.specification),
                 heights=self._node.heights if self.specification.sealing.kind == "sealed" else None,
                 clock=self._node.clock,
             )
@@ -286,7 +319,7 @@ class Run:
                 self._node.spending.release(self._run_id)
             self.close()
             erase(self.folder / "training")
-            self._note(status="ended", reason=end.failure)
+            self._note(status="ended", reason=line(end.failure))
 
     def close(self) -> None:
         """Let go of files and of the loaded model."""

@@ -10,6 +10,7 @@ from typing import Any
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
 from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
+from confide.text import line
 from confide.transport.envelope import pack, unpack
 from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
@@ -202,7 +203,7 @@ class NodeRuntime:
         """
         run = self._runs[run_id]
         if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
-            return fleet_pb2.OfferAnswer(accepted=True)
+            return fleet_pb2.OfferAnswer(accepted=True, precision=run.arithmetic)
         return fleet_pb2.OfferAnswer(
             accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
         )
@@ -222,18 +223,20 @@ class NodeRuntime:
         record = Record.load(self._node.state.run(instruction.run_id))
         if end.run_ended:
             self._check_run_end(instruction.run_id, end)
-            if record is not None:
-                self._node.submissions.ended(instruction.run_id)
-        if record is not None and record.status == "accepted":
+        if record is None:
+            return Outgoing(b"")  # of a run that was never offered here: nothing of it is kept
+        if end.run_ended:
+            self._node.submissions.ended(instruction.run_id)
+        if record.status == "accepted":
             self._run(instruction.run_id).end(end)
-        elif record is not None and record.status == "waiting" and end.run_ended:
+        elif record.status == "waiting" and end.run_ended:
             record.status, record.reason = "ended", "it ended before anybody approved it here"
             record.save(self._node.state.run(instruction.run_id))
-        if end.run_ended and record is not None:
+        if end.run_ended:
             self._runs.pop(instruction.run_id, None)
             who = {"stopped_by": end.stopped_by} if end.stopped_by else {}
             self._node.audit.note(
-                "run ended", run=instruction.run_id, reason=end.failure, said_by=end.coordinator, **who
+                "run ended", run=instruction.run_id, reason=line(end.failure), said_by=end.coordinator, **who
             )
         return Outgoing(b"")
 

@@ -36,6 +36,7 @@ from confide_server.database import (
     SignedRoster,
     Slot,
     append_audit,
+    locked_head,
 )
 from confide_server.runbook import RunEvent, RunSummary, Submission
 
@@ -118,6 +119,7 @@ class Book:
         model_file = self.checkpoints.put(submission.initial_model, "bin")
         run_id = signed.run_id
         with self._database.transaction() as session:
+            locked_head(session)
             _check_unused(session, signed)
             number = (session.scalar(select(func.max(Run.number))) or 0) + 1
             session.add(_new_run(number, submission, specification))
@@ -153,7 +155,7 @@ class Book:
 
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(select(Run).order_by(Run.number.desc())).all()
         return [
             RunSummary(
@@ -181,7 +183,7 @@ class Book:
                 self._changed.wait(left)
 
     def _events_now(self, run_id: str, after: int) -> list[RunEvent]:
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             self._row(session, run_id)
             query = select(Event).where(Event.run_id == run_id, Event.sequence > after).order_by(Event.sequence)
             return [RunEvent(row.sequence, row.time, row.kind, row.data) for row in session.scalars(query)]
@@ -190,7 +192,7 @@ class Book:
         """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
         verify_stop(self._roster.current, administrator, run_id, signature)
         with self._database.transaction() as session:
-            run = self._row(session, run_id)
+            run = self._locked(session, run_id)
             if run.status in ENDED or run.stop_requested_by:
                 return
             run.stop_requested_by, run.stop_signature = administrator, signature
@@ -201,7 +203,7 @@ class Book:
 
     def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) after a committed round; None is the newest."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             run = self._row(session, run_id)
             number = run.round if round is None else round
             files = session.get(Checkpoint, (run_id, number))
@@ -235,6 +237,7 @@ class Book:
             "rounds": [_round_entry(row, chain[row.round]) for row in rounds],
             "rosters": self._rosters(session, rounds),
             "sealing": run.sealing,
+            "precision": _precisions(session, run.run_id),
             "receipts": [dict(one) for one in self._receipts(run.run_id)],
             "release": __version__,
         }
@@ -260,6 +263,14 @@ class Book:
             raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
         return run
 
+    def _locked(self, session: Session, run_id: str) -> Run:
+        """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
+        held: set[str] = session.info.setdefault("locked_runs", set())
+        if run_id not in held:
+            session.get(Run, run_id, with_for_update=True, populate_existing=True)
+            held.add(run_id)
+        return self._row(session, run_id)
+
     # --- what the driver records
 
     def next_run(self, timeout_s: float) -> OpenRun | None:
@@ -270,7 +281,7 @@ class Book:
         end = time.monotonic() + timeout_s
         while True:
             with self._changed:
-                with self._database.transaction() as session:
+                with self._database.reading() as session:
                     query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
                     run = session.scalars(query).first()
                     answers = {} if run is None else _answers(session, run)
@@ -311,25 +322,26 @@ class Book:
 
     def stop_order(self, run_id: str) -> tuple[str, bytes]:
         """(administrator, signature) of the order to stop; ("", b"") when there is none."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             run = self._row(session, run_id)
             return run.stop_requested_by or "", run.stop_signature
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return self._row(session, run_id).round
 
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
         with self._database.transaction() as session:
-            run = self._row(session, run_id)
+            run = self._locked(session, run_id)
             for name, value in fields.items():
                 setattr(run, name, value)
 
     def answered(self, run_id: str, node: str, answer: str, data: Mapping[str, Any]) -> None:
         """Keep one node's answer to the offer, with its event, in one transaction. data: of "offer_answered"."""
         with self._database.transaction() as session:
+            self._locked(session, run_id)
             session.merge(Answer(run_id=run_id, node=node, answer=answer))
             self._add_event(session, run_id, "offer_answered", data)
         self._notify()
@@ -341,12 +353,14 @@ class Book:
         self._notify()
 
     def _add_event(self, session: Session, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        self._locked(session, run_id)
         last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
         session.add(Event(run_id=run_id, sequence=last + 1, time=time.time(), kind=kind, data=dict(data)))
 
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
         with self._database.transaction() as session:
+            self._locked(session, run_id)
             newest = session.scalar(select(func.max(Instruction.sequence)).where(Instruction.run_id == run_id)) or 0
             numbers: dict[bytes, int] = {}
             for digest in dict.fromkeys(digests):
@@ -360,7 +374,7 @@ class Book:
 
     def model(self, run_id: str, number: int) -> Model:
         """The model after this round (0: the first) with the outer optimizer's state."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             files = session.get(Checkpoint, (run_id, number))
             before = session.get(Checkpoint, (run_id, number - 1))
         if files is None:
@@ -379,6 +393,7 @@ class Book:
         One that was planned before a crash, and that the collector never opened, is used instead.
         """
         with self._database.transaction() as session:
+            self._locked(session, run_id)
             of_round = select(Slot).where(Slot.run_id == run_id, Slot.round == round)
             unopened = session.scalars(of_round.where(Slot.state == "planned")).first()
             if unopened is not None:
@@ -392,7 +407,7 @@ class Book:
 
     def attempts(self, run_id: str, round: int) -> int:
         """How many slots of this round were abandoned."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             query = select(func.count()).where(Slot.run_id == run_id, Slot.round == round, Slot.state == "abandoned")
             return session.scalar(query) or 0
 
@@ -422,7 +437,7 @@ class Book:
             "update_norm": done.update_norm,
         }
         with self._database.transaction() as session:
-            run = self._row(session, run_id)
+            run = self._locked(session, run_id)
             row = session.get(Slot, (run_id, plan.slot))
             if row is not None:
                 row.state = "committed"
@@ -460,7 +475,7 @@ class Book:
     def end(self, run_id: str, status: str, data: Mapping[str, Any], detail: str = "") -> None:
         """Close the run: finished, failed or stopped, with its event."""
         with self._database.transaction() as session:
-            self._end(session, self._row(session, run_id), status, data, detail)
+            self._end(session, self._locked(session, run_id), status, data, detail)
         self._notify()
 
     def fail(self, run_id: str, error: Exception) -> None:
@@ -552,6 +567,12 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         sealing=specification.sealing.kind,
         cohort=[],
     )
+
+
+def _precisions(session: Session, run_id: str) -> dict[str, str]:
+    """What each node said it computes in, by name; empty for one that said nothing known."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "offer_answered").order_by(Event.sequence)
+    return {data["node"]: data.get("precision", "") for data in session.scalars(query) if data["accepted"]}
 
 
 def _answers(session: Session, run: Run) -> dict[str, str]:

@@ -4,7 +4,6 @@ Guarantee: two processes never serve one folder; SIGTERM and SIGINT leave every 
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -29,11 +28,13 @@ from pydantic import Field
 
 from confide_server.book import Book
 from confide_server.checkpoints import CheckpointStore
-from confide_server.control import ControlServer
+from confide_server.control import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.database import Database, append_audit
 from confide_server.driver import Parts, RunDriver
 from confide_server.fleet import FleetLink
+from confide_server.fleet.serving import BoundedServer
 from confide_server.memory import map_big_buffers
+from confide_server.quota import Quota, listening, room_for
 from confide_server.receipts import ReceiptBook
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -54,6 +55,10 @@ class Settings(Document):
     """SQLAlchemy URL; "" is coordinator.db in the folder."""
     checkpoints: str = ""
     """Folder or fsspec URL; "" is checkpoints/ in the folder."""
+    connections: Annotated[int, Field(ge=16, le=65536)] = 1024
+    """Most open connections of the fleet port; fewer where the process may not open that many files."""
+    connections_per_address: Annotated[int, Field(ge=4, le=65536)] = 256
+    """Of these, from one IPv4 address or IPv6 /64. A node has up to four."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -144,7 +149,9 @@ class Coordinator:
             receipts=self._receipts,
             on_roster=self._take_roster,
         )
-        self._fleet = uvicorn.Server(
+        room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
+        quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
+        self._fleet = BoundedServer(
             uvicorn.Config(
                 self.link.app(),
                 log_config=None,
@@ -156,7 +163,8 @@ class Coordinator:
                 h11_max_incomplete_event_size=16384,
                 ws="none",
                 lifespan="on",
-            )
+            ),
+            quota,
         )
 
     def _note_driver(self, trouble: str) -> None:
@@ -170,7 +178,12 @@ class Coordinator:
 
     def start(self) -> None:
         """Listen and drive. Raises StateError when a port is in use."""
-        self._socket = _listening(self.settings.bind, self.settings.fleet_port)
+        self._socket = listening(
+            self.settings.bind,
+            self.settings.fleet_port,
+            "the fleet",
+            "choose another port with `confide server start --fleet-port`",
+        )
         self.fleet_port = self._socket.getsockname()[1]
         self._take_roster(self.member.roster.current)
         self._fleet_thread.start()
@@ -243,20 +256,3 @@ def _load_chain(context: ssl.SSLContext, member: LocalMember) -> None:
             f"{member.tls_certificate_path} and {member.tls_key_path} do not serve TLS: {error}. Accept the newest "
             "admission again, or renew the certificate."
         ) from error
-
-
-def _listening(bind: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((bind, port))
-        listener.listen(256)
-    except OSError as error:
-        listener.close()
-        cause = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise StateError(
-            f"cannot listen on {bind}:{port} for the fleet: {cause}. Stop the other process, or choose another port "
-            "with `confide server start --fleet-port`."
-        ) from error
-    return listener

@@ -79,6 +79,7 @@ class Rounds:
         self._missing: set[str] = set()
         """Who was dropped since the last epoch was begun."""
         self._untold: list[str] = []
+        self._connections: dict[str, int] = {}
 
     def run_all(self) -> Model:
         """All rounds that are left; returns the last model."""
@@ -177,7 +178,8 @@ class Rounds:
     def _epoch(self, number: int) -> None:
         """Start an epoch where one is needed. Raises ProtocolFailure when none comes about."""
         for _ in range(EPOCH_TRIES):
-            present = self._cohort.wait_present()
+            present = self._whole_blocks(number)
+            self._note_connections()
             if not self._collector.epoch_needed(present):
                 return
             self._missing = set()
@@ -193,6 +195,36 @@ class Rounds:
             FailureName.COHORT_NOT_EPOCH,
             f"no epoch came about in {EPOCH_TRIES} tries; the run's events say who is missing",
         )
+
+    def _whole_blocks(self, number: int) -> tuple[str, ...]:
+        """Who is present, once that is enough to be summed; until then the run pauses, by name.
+
+        Raises CohortTooSmall, or BLOCK_SPLIT when the run cannot go on without somebody who never comes.
+        """
+        paused: tuple[str, ...] = ()
+        while True:
+            present = self._cohort.wait_present()
+            missing = self._collector.waits_for(present, self._cohort.refused())
+            if missing != paused:
+                self._say_paused(number, missing)
+                paused = missing
+            if not missing:
+                return present
+            self._pause(ROSTER_PAUSE_S)
+            self._refresh_roster()
+
+    def _say_paused(self, number: int, missing: tuple[str, ...]) -> None:
+        waits = f"paused before round {number}: waits for {', '.join(missing)}; a sum without it would show its update"
+        self._book.update(self._run.run_id, detail=waits if missing else "")
+        kind, data = ("paused", {"round": number, "missing": list(missing)}) if missing else ("resumed", {})
+        self._book.record(self._run.run_id, kind, data or {"round": number})
+
+    def _note_connections(self) -> None:
+        """Tell the collector who connected anew since it last asked: a node that restarted lost its secrets."""
+        now = self._cohort.connections()
+        if anew := {name for name, count in now.items() if self._connections.get(name, count) != count}:
+            self._collector.returned(anew)
+        self._connections |= now
 
     def _slot(self, plan: SlotPlan, model: Model) -> Opened | Abandoned:
         self._collector.open_slot(plan)

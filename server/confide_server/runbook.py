@@ -89,5 +89,6 @@ class RunBook(Protocol):
 
         The manifest holds run_id, specification (document), specification_sha256, base_model_sha256, round,
         model_sha256, chain (hashes from the initial model on), rounds [{round, contributors, dropped, metrics,
-        promise, attempts, model_sha256}], sealing, receipts, and the confide release.
+        promise, attempts, model_sha256}], sealing, precision (what each node said it computes in), receipts, and the
+        confide release.
         """

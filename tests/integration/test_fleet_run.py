@@ -60,6 +60,7 @@ def wait_end(coordinator: Coordinator, run_id: str, limit_s: float = 60.0) -> li
 
 def test_federated_average_agrees_with_float64(world: World, coordinator: Coordinator, nodes: list[FleetNode]) -> None:
     model = np.random.default_rng(0).normal(size=SIZE).astype("<f4")
+    nodes[0].precision, nodes[1].precision = "bfloat16", "\x1b[31mfast"
     run_id = coordinator.book.submit(world.submission(specification(rounds=3), model))
     events = wait_end(coordinator, run_id)
     assert events[-1].kind == "run_finished", events
@@ -71,6 +72,12 @@ def test_federated_average_agrees_with_float64(world: World, coordinator: Coordi
     got = np.frombuffer(data, dtype="<f4").astype(np.float64)
     assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-5
     assert [entry["contributors"] for entry in manifest["rounds"]] == [list(world.node_names)] * 3
+    # In the nodes' own words, and in no others than two.
+    assert [manifest["precision"][name] for name in world.node_names] == [
+        "bfloat16",
+        "",
+        *["float32"] * (len(nodes) - 2),
+    ]
     assert len(manifest["chain"]) == 4 and manifest["chain"][-1] == manifest["model_sha256"]
 
 

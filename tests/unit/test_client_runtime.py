@@ -48,7 +48,9 @@ def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
 
 
 def test_an_allowed_offer_is_accepted_and_trained_on(bench: Bench) -> None:
-    assert bench.offer().accepted
+    answer = bench.offer()
+    assert answer.accepted
+    assert answer.precision == "float32"
     reply, files = bench.train()
     upload = sealing_pb2.PlainUpload.FromString(reply.body)
     assert np.frombuffer(files["upload"], "<f4").tolist() == [6.0] * SIZE  # 8 records, a quarter for evaluation
@@ -521,3 +523,28 @@ def test_the_client_app_answers_its_two_message_types_and_no_others(bench: Bench
     assert unpack(trained.content)[1]["upload"]
     with pytest.raises(ValueError, match="No train function"):
         app(_message(pack(offer), "train"), context)
+
+
+def test_the_end_of_a_run_that_was_never_offered_leaves_nothing(bench: Bench) -> None:
+    before = bench.events()
+    end = fleet_pb2.End(run_ended=True, failure="\x1b[2J[red]nonsense")
+    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    assert [entry for entry in bench.events()[len(before) :] if entry["event"] == "run ended"] == []
+    assert bench.node.state.run_ids() == []
+
+
+def test_the_words_of_an_end_are_kept_clean_and_short(bench: Bench) -> None:
+    bench.offer()
+    end = fleet_pb2.End(run_ended=True, failure="\x1b[2J" + "x" * 40_000)
+    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    record = Record.load(bench.node.state.run(bench.run.run_id))
+    assert record is not None and record.reason.isprintable() and len(record.reason) == 500
+    reasons = [entry["reason"] for entry in bench.events() if entry["event"] == "run ended"]
+    assert len(reasons) == 1 and reasons[0].isprintable() and len(reasons[0]) == 500
+
+
+def test_an_end_of_fifty_megabytes_is_refused(bench: Bench) -> None:
+    bench.offer()
+    end = fleet_pb2.End(run_ended=True, failure="x" * (50 << 20))
+    reply, _ = bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    assert "at most 65536 are read" in reply.failure.message

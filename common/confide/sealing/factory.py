@@ -19,6 +19,7 @@ from confide.sealing.grouped import GroupedCollector
 from confide.sealing.heights import Heights
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.plain import PlainCollector, PlainMember
+from confide.sealing.revealed import Memory
 from confide.sealing.roles import Collector, Member
 from confide.sealing.seal_log import Costs
 
@@ -50,12 +51,14 @@ def make_member(
     initial_model_sha256: bytes,
     rules: NodeRules | None = None,
     costs: Costs | None = None,
+    memory: Memory | None = None,
     heights: Heights | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Member:
     """The node half for one run; `folder` is the run's own at this node and has to survive restarts.
 
     initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
+    memory: what the node has revealed for on this data, over all its runs.
     heights: the node's, over all its runs.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
@@ -73,6 +76,7 @@ def make_member(
         initial_model_sha256=initial_model_sha256,
         rules=rules or NodeRules(),
         costs=costs,
+        memory=memory,
         heights=heights,
         clock=clock,
     )

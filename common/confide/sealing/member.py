@@ -8,7 +8,7 @@ has none, refuses the rest of the epoch by name, and takes part again in the nex
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from confide.sealing.boundaries import reached
 from confide.sealing.bundles import EpochTerms, OwnSecrets
 from confide.sealing.chain import ModelChain
 from confide.sealing.dealing import EpochKey
+from confide.sealing.differences import Blocks
 from confide.sealing.heights import Heights
 from confide.sealing.member_slot import MemberSlot
-from confide.sealing.parameters import Parameters, for_epoch
+from confide.sealing.parameters import Parameters, eligible, for_epoch
+from confide.sealing.revealed import NAME, Memory, Revealed
 from confide.sealing.roles import Answer, Train
 from confide.sealing.seal_log import Costs, NoCosts, SealLog
 
@@ -40,6 +42,8 @@ class NodeRules:
     """Fewest organizations in a sum, when above the specification's."""
     waive_colluding: bool = False
     """Accept c = 0: sealing holds against the coordinator alone."""
+    accept_differences: bool = False
+    """Accept runs that say sealing.differences = "accepted"."""
 
 
 @dataclass(repr=False)
@@ -82,11 +86,14 @@ class SealedMember:
         initial_model_sha256: bytes,
         rules: NodeRules,
         costs: Costs | None = None,
+        memory: Memory | None = None,
         heights: Heights | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """folder: the run's own at this node; the seal log in it survives restarts. clock: Unix seconds.
 
+        memory: what the node has revealed for on this run's data, over all its runs. Without one it begins with the
+        run, in `folder`, which is for a node that never takes part in another.
         heights: the node's, over all its runs. Without them they begin with the run, in `folder`.
         """
         self.specification = specification
@@ -100,6 +107,8 @@ class SealedMember:
         self.costs: Costs = costs or NoCosts()
         self._owns_heights = heights is None
         self.heights = Heights(folder) if heights is None else heights
+        self._own_memory = Revealed(folder / NAME) if memory is None else None
+        self.memory = memory or self._own_memory.on(specification.federation.data)  # type: ignore[union-attr]
         self.clock = clock
         self.chain = ModelChain(
             specification,
@@ -153,6 +162,8 @@ class SealedMember:
         self.slots.forget()
         self.epoch = None
         self.log.journal.close()
+        if self._own_memory is not None:
+            self._own_memory.close()
         if self._owns_heights:
             self.heights.close()
 
@@ -242,6 +253,7 @@ class SealedMember:
         parameters = for_epoch(
             self.specification,
             len(opened),
+            eligible=eligible(self.specification, self.roster.groups[self.group]),
             min_cohort=self.rules.min_cohort,
             waive_colluding=self.rules.waive_colluding,
         )
@@ -288,7 +300,7 @@ class SealedMember:
             raise ProtocolFailure(
                 FailureName.COHORT_NOT_EPOCH, f"{strangers[0]} is not among the nodes that the specification names"
             )
-        group = self.roster.member(self.node).group
+        group = self.group
         others = [name for name in opened if self.roster.member(name).group != group]
         if others:
             raise ProtocolFailure(
@@ -296,6 +308,37 @@ class SealedMember:
                 f"{others[0]} is of group {self.roster.member(others[0]).group!r} in the roster that the root signed, "
                 f"this node of {group!r}; it is summed with its own group only",
             )
+        self.check_blocks(opened)
+
+    @property
+    def group(self) -> str:
+        """This node's, in the roster that it holds."""
+        return self.roster.member(self.node).group
+
+    def check_blocks(self, names: Collection[str]) -> None:
+        """Raise BLOCK_SPLIT unless these members may be summed together, by the roster's blocks and what was revealed.
+
+        Nothing is refused where something else bounds what two sums tell, or this node accepts it.
+        """
+        if self.guards_differences:
+            blocks = Blocks.of(self.specification, self.roster, self.group)
+            blocks.check(names)
+            self.memory.check_split(names, blocks.fewest)
+
+    @property
+    def guards_differences(self) -> bool:
+        """Whether two sums must not take a block apart, by the specification, unless this node accepts it too."""
+        asked = self.specification.sealing.differences == "accepted"
+        return self.specification.refuses_differences or (asked and self._must_refuse)
+
+    @property
+    def _must_refuse(self) -> bool:
+        return self.specification.privacy.unit != "organization" and not self.rules.accept_differences
+
+    @property
+    def fewest_together(self) -> int | None:
+        """Fewest members that sums may set apart; None where any may be."""
+        return self.specification.sealing.block_colluding + 2 if self.guards_differences else None
 
     def _deal(self, epoch: MemberEpoch, key: EpochKey) -> bytes:
         """Ciphertexts for all others; the polynomials live in this call only."""

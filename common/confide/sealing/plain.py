@@ -7,7 +7,7 @@ of nodes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,13 @@ class PlainCollector:
     def update_roster(self, roster: Roster) -> None:
         """Use a newer roster from the next slot on."""
         self._roster = roster
+
+    def waits_for(self, present: tuple[str, ...], gone: Mapping[str, str]) -> tuple[str, ...]:
+        """Nobody: each update is seen by itself anyway."""
+        return ()
+
+    def returned(self, names: Collection[str]) -> None:
+        """There are no secrets to lose."""
 
     def begin_epoch(self, present: tuple[str, ...]) -> None:
         """Only names the cohort: there is no key material without sealing."""

@@ -61,7 +61,10 @@ class SealLog:
         """A slot that was reserved and whose end was not heard."""
         self.roster: tuple[int, str] = (0, "")
         self.model: tuple[str, int, bool] | None = None
-        self.attempts: Counter[tuple[str, bool]] = Counter()
+        self.attempts: Counter[str] = Counter()
+        """By model, training and evaluation together."""
+        self.last_attempt: dict[int, int] = {}
+        """By round, the highest that was taken."""
         self.stopped: str | None = None
         for event in self.journal:
             self._apply(event)
@@ -82,7 +85,8 @@ class SealLog:
                 self.model = (body["sha256"], body["round"], body["anchored"])
             case "reserved":
                 self.last_slot = self.unended = body["slot"]
-                self.attempts[body["model"], body["evaluate_only"]] += 1
+                self.attempts[body["model"]] += 1
+                self.last_attempt[body["round"]] = max(body["attempt"], self.last_attempt.get(body["round"], 0))
             case "ended":
                 self.unended = None
             case "stopped":

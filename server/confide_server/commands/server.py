@@ -14,10 +14,16 @@ import typer
 from confide.errors import IdentityError, StateError
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
+from confide.secrecy import private_files, private_process
+from confide.text import log_to_stderr
 
 from confide_server.run_view import plain as printable
 
-app = typer.Typer(no_args_is_help=True, help="The coordinator: directs runs over organizations it cannot see into.")
+app = typer.Typer(
+    callback=private_files,
+    no_args_is_help=True,
+    help="The coordinator: directs runs over organizations it cannot see into.",
+)
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder.")]
 BIND = "0.0.0.0"  # noqa: S104 - nodes connect from elsewhere
@@ -105,12 +111,13 @@ def start(
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
-    from confide_server.process import Coordinator, read_settings, write_settings
-
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    from confide_server.process import Coordinator, read_settings, write_settings
+
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    private_process()
+    log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     ports = {"fleet_port": fleet_port, "control_port": control_port}
     chosen = {key: value for key, value in ports.items() if value is not None}
     if chosen:
