@@ -224,7 +224,7 @@ class Book:
         ).all()
         return {
             "run_id": run.run_id,
-            "specification": specification.model_dump(mode="json"),
+            "specification": json.loads(run.specification),  # what was signed, by whatever release
             "specification_sha256": specification.digest,
             "base_model_sha256": specification.model.sha256,
             "administrator": run.administrator,

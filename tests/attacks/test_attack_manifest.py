@@ -182,6 +182,7 @@ BY_THE_COORDINATOR_ALONE = {
     "dropped": _set("rounds", 0, "dropped", {"hospital-a": "it was away"}),
     "promise": _set("rounds", 0, "promise", "words", "nothing can ever be known"),
     "release": _set("release", "9.9"),
+    "precision": _set("precision", {}),
     "the last model": _both(
         _set("chain", -1, ZERO), _set("rounds", -1, "model_sha256", ZERO), _set("model_sha256", ZERO)
     ),
