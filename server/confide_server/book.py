@@ -4,6 +4,7 @@ Everything that it says happened is durable: a round's checkpoint is on disk bef
 the round, its slot and its event.
 """
 
+import json
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confide import __version__
+from confide import __version__, canonical
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
 from confide.identity.roster import RosterStore
@@ -32,6 +33,7 @@ from confide_server.database import (
     Instruction,
     Round,
     Run,
+    SignedRoster,
     Slot,
     append_audit,
     locked_head,
@@ -222,20 +224,38 @@ class Book:
         ).all()
         return {
             "run_id": run.run_id,
-            "specification": specification.model_dump(mode="json"),
+            "specification": json.loads(run.specification),  # what was signed, by whatever release
             "specification_sha256": specification.digest,
             "base_model_sha256": specification.model.sha256,
             "administrator": run.administrator,
             "signature": run.signature.hex(),
+            "nonce": run.nonce.hex(),
+            "expires_at": run.expires_at,
             "round": number,
             "model_sha256": chain[-1].hex(),
             "chain": [one.hex() for one in chain],
             "rounds": [_round_entry(row, chain[row.round]) for row in rounds],
+            "rosters": self._rosters(session, rounds),
             "sealing": run.sealing,
             "precision": _precisions(session, run.run_id),
             "receipts": [dict(one) for one in self._receipts(run.run_id)],
             "release": __version__,
         }
+
+    def keep_roster(self) -> None:
+        """Keep the newest roster for the manifests of the rounds that are opened under it."""
+        with self._database.transaction() as session:
+            self._keep_roster(session)
+
+    def _keep_roster(self, session: Session) -> None:
+        signed = self._roster.signed
+        session.merge(SignedRoster(sha256=canonical.digest(json.loads(signed)["document"]), signed=signed))
+
+    def _rosters(self, session: Session, rounds: Sequence[Round]) -> list[Any]:
+        """The signed rosters that the rounds were opened under, and the newest."""
+        wanted = {one["roster_sha256"] for row in rounds for one in row.evidence}
+        kept = session.scalars(select(SignedRoster).where(SignedRoster.sha256.in_(wanted))).all()
+        return [json.loads(data) for data in sorted({row.signed for row in kept} | {self._roster.signed})]
 
     def _row(self, session: Session, run_id: str) -> Run:
         run = session.get(Run, run_id)
@@ -431,11 +451,13 @@ class Book:
                     dropped=dict(opened.dropped),
                     metrics=metrics,
                     promise=dict(opened.promise),
+                    evidence=[dict(one) for one in opened.evidence],
                     update_norm=done.update_norm,
                     seconds=done.seconds,
                     committed_at=time.time(),
                 )
             )
+            self._keep_roster(session)
             session.add(
                 Checkpoint(
                     run_id=run_id,
@@ -483,6 +505,7 @@ def _round_entry(row: Round, model_sha256: bytes) -> dict[str, Any]:
         "dropped": row.dropped,
         "metrics": row.metrics,
         "promise": row.promise,
+        "evidence": row.evidence,
         "attempts": row.attempts,
         "model_sha256": model_sha256.hex(),
     }

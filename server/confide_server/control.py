@@ -28,6 +28,7 @@ from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Roster, open_roster
 from confide.identity.submission import SignedSubmission, verify_submission
 from confide.proto import control_pb2 as pb
+from confide.sealing.manifest import sign_manifest
 from confide.transport.failures import CODE_KEY, message_of, own_metadata, status_of
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -202,7 +203,7 @@ class ControlService:
     ) -> Iterator[pb.ExportRunReply]:
         """A committed round's manifest and tensors."""
         manifest, model = self._runbook.checkpoint(_run_id(request.run_id), request.round or None)
-        document = canonical.encode(manifest)
+        document = canonical.encode(sign_manifest(manifest, self._member.name, self._member.identity))
         yield pb.ExportRunReply(header=pb.ExportRunHeader(manifest_bytes=len(document), model_bytes=len(model)))
         for view in (memoryview(document), memoryview(model)):
             for start in range(0, len(view), CHUNK_BYTES):

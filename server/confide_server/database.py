@@ -130,9 +130,19 @@ class Round(Base):
     dropped: Mapped[Json]
     metrics: Mapped[Json]
     promise: Mapped[Json]
+    evidence: Mapped[list[Json]] = mapped_column(JSON, default=list)
+    """confide.sealing.evidence, one for each sealed sum."""
     update_norm: Mapped[float] = mapped_column(Float)
     seconds: Mapped[float] = mapped_column(Float)
     committed_at: Mapped[float] = mapped_column(Float)
+
+
+class SignedRoster(Base):
+    """A roster under which a round was opened, as the root signed it: manifests carry it."""
+
+    __tablename__ = "rosters"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    signed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Checkpoint(Base):

@@ -130,6 +130,7 @@ class Rounds:
 
     def _refresh_roster(self) -> None:
         roster = self._fresh_roster()
+        self._book.keep_roster()
         if roster.version != self._roster_version:
             self._collector.update_roster(roster)
             self._roster_version = roster.version

@@ -147,8 +147,10 @@ def test_what_goes_wrong_with_one_run_or_with_the_driver_leaves_the_others_to_be
         "_parts",
         replace(coordinator._driver._parts, on_trouble=lambda t: (seen.append(t), note(t))),
     )
-    impossible = coordinator.book.submit(world.submission(specification(rounds=1), np.zeros(SIZE, dtype="<f4")))
+    submission = world.submission(specification(rounds=1), np.zeros(SIZE, dtype="<f4"))
+    impossible = submission.signed.run_id
     monkeypatch.setattr(driver, "make_collector", _impossible_for(impossible, driver.make_collector))
+    coordinator.book.submit(submission)
     fine = submit(world, coordinator, rounds=1)
     assert wait_end(coordinator, fine)[-1].kind == "run_finished"
     failed = wait_end(coordinator, impossible)[-1]

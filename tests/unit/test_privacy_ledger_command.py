@@ -7,6 +7,7 @@ import pytest
 from confide import canonical
 from confide.errors import ConfideError, IdentityError, LedgerError, StateError
 from confide.identity.keys import SigningKey
+from confide.identity.roster import sign_roster
 from confide.privacy.events import SampledGaussian
 from confide.privacy.filter import Budget
 from confide.privacy.ledger import LEDGER_NAME, Ledger
@@ -14,6 +15,8 @@ from confide.privacy.ledger_entries import RunCost
 from confide.privacy.receipts import make_receipt
 from confide_client.commands.ledger import app
 from typer.testing import CliRunner
+
+from tests.sealing_rosters import make_roster
 
 RUN = "a" * 32
 COST = RunCost(slot=(SampledGaussian(noise_multiplier=1.0, sampling_rate=0.01, steps=20),), slots=3)
@@ -99,11 +102,40 @@ def test_verify_finds_an_edit_and_a_forged_receipt(state: Path, tmp_path: Path) 
             confide(command, "--state", state)
 
 
+def test_an_auditor_takes_the_key_out_of_the_roster(state: Path, tmp_path: Path) -> None:
+    root, identity = SigningKey.generate(), SigningKey.load(state / "identity.key")
+    roster, receipts, foreign = tmp_path / "roster.json", tmp_path / "receipts.json", SigningKey.generate().public.hex()
+    keys = {"hospital-a": identity, "hospital-b": SigningKey.generate()}
+    roster.write_bytes(sign_roster(make_roster(keys), root))
+    named = [{**item, "node": "hospital-a"} for item in json.loads(receipts.read_text())]
+    receipts.write_text(json.dumps([*named, {**named[0], "node": "hospital-b"}]))
+    given = ("verify", "--state", tmp_path / "none", "--export", tmp_path / "export.json", "--receipts", receipts)
+    confide("export", "--state", state, "--to", tmp_path / "export.json")
+    right = ("--roster", roster, "--root", root.public.hex(), "--node", "hospital-a")
+    assert "2 receipts agree" in confide(*given, *right)
+    for wrong, kind in (
+        (("--roster", roster), LedgerError),
+        ((*right[:3], foreign, *right[4:]), IdentityError),
+        ((*right[:5], "hospital-z"), LedgerError),
+        ((*right[:5], "hospital-b"), IdentityError),
+    ):
+        with pytest.raises(kind):
+            confide(*given, *wrong)
+
+
 def test_an_export_can_be_verified_elsewhere(state: Path, tmp_path: Path) -> None:
     target, receipts = tmp_path / "export.json", tmp_path / "receipts.json"
     confide("export", "--state", state, "--to", target)
     elsewhere = tmp_path / "auditor"
-    output = confide("verify", "--state", elsewhere, "--export", target, "--receipts", receipts)
+    own = SigningKey.load(state / "identity.key").public.hex()
+    given = ("verify", "--state", elsewhere, "--export", target, "--receipts", receipts)
+    with pytest.raises(LedgerError, match="signatures cannot be verified"):
+        confide(*given)  # it said that they agree, and had verified no signature
+    with pytest.raises(IdentityError):
+        confide(*given, "--key", SigningKey.generate().public.hex())
+    with pytest.raises(LedgerError, match="64 characters of hex"):
+        confide(*given, "--key", "no key")
+    output = confide(*given, "--key", own)
     assert "5 lines" in output and "2 receipts agree" in output
     assert json.loads(confide("export", "--state", state)) == json.loads(target.read_bytes())
     document = json.loads(target.read_bytes())

@@ -1,5 +1,6 @@
 """`confide audit`: measure what training remembers, with made-up records, and set it against what is claimed."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,6 +118,38 @@ def score(
     result = auditing.score_release(offer.specification, base, canaries, release)
     auditing.keep_result(folder, "release", result)
     _tell(result)
+
+
+@app.command("verify-manifest")
+def verify_manifest_command(
+    path: Annotated[Path, typer.Argument(help="manifest.json, or the folder that `confide run export` wrote.")],
+    root: Annotated[str, typer.Option(help="The consortium root's public key, as you learned it elsewhere.")],
+) -> None:
+    """Check a run's manifest offline: everything that the root, administrator, members and coordinator signed.
+
+    Exits non-zero, with the name of what does not hold. Needs no node and no network.
+    """
+    from confide.sealing.manifest import verify_manifest
+
+    file = path / "manifest.json" if path.is_dir() else path
+    try:
+        key, manifest = bytes.fromhex(root.strip()), json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StateError(f"{file} or the key cannot be read: {error}; give the manifest of an export") from error
+    if not isinstance(manifest, dict) or len(key) != 32:
+        raise StateError(f"{file} is no manifest, or the root's key is not 64 characters of hex")
+    found = verify_manifest(manifest, key, path if path.is_dir() else None)
+    typer.echo(f"the manifest holds: run {found.run_id}, {found.name}, {found.rounds} rounds")
+    if found.sealed:
+        typer.echo(
+            f"{found.signatures} signatures of members under the lists of what was summed; {found.receipts} receipts"
+        )
+    else:
+        typer.secho(
+            "unsealed: the coordinator saw each update, and no member signed what was summed", fg="red", err=True
+        )
+    typer.echo(f"in some sum: {', '.join(found.members) or 'nobody'}")
+    typer.echo("on the coordinator's word alone: metrics, who was dropped and why, and that the last model follows")
 
 
 def _tell(result: "AuditResult") -> None:

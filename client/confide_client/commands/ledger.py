@@ -11,6 +11,7 @@ from confide import canonical, journal
 from confide.errors import LedgerError
 from confide.files import write_atomic
 from confide.identity.keys import SigningKey, verify
+from confide.identity.roster import Role, open_roster
 from confide.privacy.filter import Budget, filter_epsilon
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.ledger_entries import events_digest
@@ -121,8 +122,20 @@ def verify_ledger(
     export_file: Annotated[
         Path | None, typer.Option("--export", help="Verify an exported ledger instead of the node's.", dir_okay=False)
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="With --receipts: the node's identity key (hex), as you learned it elsewhere.")
+    ] = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --key: the signed roster; goes with --root and --node.", dir_okay=False),
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="The consortium root's public key, for --roster.")] = None,
+    node: Annotated[str | None, typer.Option(help="Whose receipts are checked; needed with --roster.")] = None,
 ) -> None:
-    """Check chain, rules, and against what others remember. Exits non-zero when anything does not agree."""
+    """Check chain, rules, and against what others remember. Exits non-zero when anything does not agree.
+
+    Receipts are checked under the key of the node in --state, or of an auditor's --key, or out of --roster.
+    """
     if (length is None) != (head is None):
         raise typer.BadParameter("--length and --head go together")
     if export_file is None:
@@ -136,21 +149,54 @@ def verify_ledger(
             f"at length {length} this ledger does not have the head {head}: it was cut, restored from an older state, "
             "or replaced. Ask for the newest state, and do not train with it"
         )
-    checked = 0 if receipts is None else _check_receipts(receipts, state, ledger, heads)
+    checked = 0
+    if receipts is not None:
+        checked = _check_receipts(receipts, _receipt_key(state, key, roster, root, node), node, ledger, heads)
     also = f", {checked} receipts agree" if receipts is not None else ""
     typer.echo(f"the ledger verifies: {len(bodies)} lines, head {newest}{also}")
 
 
-def _check_receipts(path: Path, state: Path, ledger: LedgerState, heads: list[str]) -> int:
-    key_file = state.expanduser() / "identity.key"  # an auditor has no node
-    public = SigningKey.load(key_file).public if key_file.exists() else None
+def _receipt_key(state: Path, key: str | None, roster: Path | None, root: str | None, node: str | None) -> bytes:
+    """Under which receipts have to verify. Raises LedgerError when there is none: unsigned, they would say nothing."""
+    if key is not None:
+        try:
+            return bytes.fromhex(key.strip())
+        except ValueError as error:
+            raise LedgerError(f"--key {key[:80]!r} is not 64 characters of hex") from error
+    if roster is not None:
+        if root is None or node is None:
+            raise LedgerError("--roster goes with --root (the consortium's key) and --node (whose receipts these are)")
+        return _key_in_roster(roster, root, node)
+    own = state.expanduser() / "identity.key"
+    if own.exists():
+        return SigningKey.load(own).public
+    raise LedgerError(
+        f"the receipts' signatures cannot be verified: {state} holds no identity key. Give --key, the node's identity "
+        "key, or --roster with --root and --node"
+    )
+
+
+def _key_in_roster(path: Path, root: str, node: str) -> bytes:
+    try:
+        found = open_roster(path.read_bytes(), bytes.fromhex(root.strip()))
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"{path} or the root's key cannot be read: {error}") from error
+    for member in found.members:  # who was revoked later spent before
+        if member.name == node and member.role is Role.NODE:
+            return bytes.fromhex(member.identity_key)
+    raise LedgerError(f"{node!r} is no node of version {found.version} of the roster")
+
+
+def _check_receipts(path: Path, public: bytes, node: str | None, ledger: LedgerState, heads: list[str]) -> int:
+    """How many agree. node: those of other nodes, in a manifest's list, are passed over."""
     count = 0
-    for receipt, signature in read_receipts(path.read_text(encoding="utf-8")):
-        if public is not None:
-            verify(public, DOMAIN, receipt.canonical_bytes(), signature)
+    for receipt, signature in read_receipts(path.read_text(encoding="utf-8"), node):
+        verify(public, DOMAIN, receipt.canonical_bytes(), signature)
         approved = ledger.run(receipt.run_id).approved
         check_receipt(receipt, events_digest(approved), lambda at: heads[at], len(heads) - 1)
         count += 1
+    if not count:
+        raise LedgerError(f"{path} holds no receipt{f' of {node}' if node else ''}; nothing was compared")
     return count
 
 

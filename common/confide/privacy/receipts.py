@@ -92,12 +92,15 @@ def check_receipt(receipt: Receipt, approved_digest: str, head_at: Callable[[int
         raise LedgerError(f"the receipt for run {receipt.run_id} names another cost than the ledger")
 
 
-def read_receipts(text: str) -> list[tuple[Receipt, bytes]]:
-    """(receipt, signature) from a manifest's list of {"receipt": document, "signature": hex}. Raises LedgerError."""
+def read_receipts(text: str, node: str | None = None) -> list[tuple[Receipt, bytes]]:
+    """(receipt, signature) from a manifest's list of {"receipt": document, "signature": hex}. Raises LedgerError.
+
+    node: only those whose "node" says this name, where it says one.
+    """
     try:
-        items: Any = json.loads(text)
+        items: Any = [item for item in json.loads(text) if node in (None, item.get("node", node))]
         return [(parse_receipt(canonical.encode(item["receipt"])), bytes.fromhex(item["signature"])) for item in items]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LedgerError(
             f'receipts are a JSON list of {{"receipt", "signature"}}; this is not one: {error}'
         ) from error

@@ -23,6 +23,7 @@ from confide.sealing import bundles, opening, wire
 from confide.sealing.boundaries import reached
 from confide.sealing.collector_state import Books, EpochBook, SlotBook
 from confide.sealing.differences import Blocks, differences_kind, split, still_away
+from confide.sealing.evidence import of_slot
 from confide.sealing.member_slot import check_confirmation
 from confide.sealing.parameters import Parameters, eligible, for_epoch, too_few, words
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
@@ -583,6 +584,7 @@ class SealedCollector:
                 "differences": differences_kind(self._specification),
                 "words": words(parameters),
             },
+            evidence=(of_slot(epoch, slot),),
         )
         self._decide(committed=True, failure="", contributors=slot.survivors)
 

@@ -57,25 +57,44 @@ def slot_context(
     terms: EpochTerms, parameters: Parameters, bundles: bytes, plan: SlotPlan, layout: VectorLayout
 ) -> bytes:
     """32 bytes that stand for the slot in every key, mask and signature."""
+    return context_of(
+        run_id=terms.run_id,
+        specification_sha256=terms.specification_sha256,
+        model_sha256=plan.model_sha256,
+        parent_model_sha256=plan.parent_model_sha256,
+        roster_sha256=terms.roster_sha256,
+        bundles=bundles,
+        numbers=(terms.epoch, plan.slot, plan.round, plan.attempt, int(plan.evaluate_only)),
+        layout=layout.to_bytes(),
+        parameters=(parameters.members, parameters.colluding, parameters.threshold, parameters.quorum),
+    )
+
+
+def context_of(
+    *,
+    run_id: str,
+    specification_sha256: bytes,
+    model_sha256: bytes,
+    parent_model_sha256: bytes,
+    roster_sha256: bytes,
+    bundles: bytes,
+    numbers: tuple[int, int, int, int, int],
+    layout: bytes,
+    parameters: tuple[int, int, int, int],
+) -> bytes:
+    """`slot_context` from its parts. numbers: epoch, slot, round, attempt, evaluate_only; parameters: n, c, t, q."""
     return canonical.hash_fields(
         "confide/v1/sealing/context",
         _number(wire.VERSION),
-        terms.run_id.encode(),
-        terms.specification_sha256,
-        plan.model_sha256,
-        plan.parent_model_sha256,
-        terms.roster_sha256,
+        run_id.encode(),
+        specification_sha256,
+        model_sha256,
+        parent_model_sha256,
+        roster_sha256,
         bundles,
-        _number(terms.epoch),
-        _number(plan.slot),
-        _number(plan.round),
-        _number(plan.attempt),
-        _number(int(plan.evaluate_only)),
-        layout.to_bytes(),
-        _number(parameters.members),
-        _number(parameters.colluding),
-        _number(parameters.threshold),
-        _number(parameters.quorum),
+        *map(_number, numbers),
+        layout,
+        *map(_number, parameters),
     )
 
 

@@ -45,6 +45,7 @@ class _Total:
         self.dropped: dict[str, str] = {}
         self.promises: dict[str, Mapping[str, object]] = {}
         self.failures: dict[str, Abandoned] = {}
+        self.evidence: list[Mapping[str, object]] = []
 
     def take(self, group: str, outcome: Opened | Abandoned) -> None:
         """Add one group's outcome."""
@@ -62,6 +63,7 @@ class _Total:
             self.metrics[name] = (before[0] + value, before[1] + count)
         self.contributors += outcome.contributors
         self.promises[group] = outcome.promise
+        self.evidence += outcome.evidence
 
     def outcome(self) -> Opened | Abandoned:
         """Opened as soon as one group opened: the others' updates are missing, as those of absent nodes are."""
@@ -85,6 +87,7 @@ class _Total:
                 "groups": {group: dict(promise) for group, promise in sorted(self.promises.items())},
                 "words": words,
             },
+            evidence=tuple(self.evidence),
         )
 
 

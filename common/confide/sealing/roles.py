@@ -125,6 +125,8 @@ class Opened:
     contributors: tuple[str, ...]
     dropped: Mapping[str, str]
     promise: Mapping[str, object]
+    evidence: tuple[Mapping[str, object], ...] = ()
+    """Of each sealed sum, for an auditor (confide.sealing.evidence)."""
 
 
 @dataclass(frozen=True)
