@@ -4,7 +4,7 @@ Everything that it says happened is durable: a round's checkpoint is on disk bef
 the round, its slot and its event.
 """
 
-import secrets
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,12 @@ from typing import Any
 
 from confide import __version__
 from confide.codec.tensors import TensorSchema, model_digest
-from confide.errors import StateError, UpdateError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
 from confide.identity.roster import RosterStore
-from confide.identity.submission import verify_submission
+from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
 from confide.models.learned import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
+from confide.sealing.factory import check_promise
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -37,6 +38,7 @@ from confide_server.database import (
 )
 from confide_server.runbook import RunEvent, RunSummary, Submission
 
+log = logging.getLogger(__name__)
 OPEN = ("submitted", "offering", "running")
 ENDED = ("finished", "failed", "stopped")
 ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -51,8 +53,7 @@ class OpenRun:
     specification: Specification
     schema: TensorSchema
     """Of the trainable tensors; unnamed where nothing depends on names."""
-    submission: Submission
-    """Without the initial model's bytes."""
+    signed: SignedSubmission
     round: int
     cohort: tuple[str, ...]
     answers: Mapping[str, str]
@@ -108,27 +109,24 @@ class Book:
     # --- what the control service asks
 
     def submit(self, submission: Submission) -> str:
-        """Verify, store durably, and queue; returns the run id (32 hex characters)."""
-        specification = verify_submission(
-            self._roster.current,
-            submission.administrator,
-            submission.specification,
-            submission.initial_model_sha256,
-            submission.signature,
-        )
+        """Verify, store durably, and queue; returns the run id, which the administrator drew and signed."""
+        signed = submission.signed
+        specification = verify_submission(self._roster.current, signed)
+        self.check_new(signed)
         _check_first_model(submission, specification)
         model_file = self.checkpoints.put(submission.initial_model, "bin")
-        run_id = secrets.token_hex(16)
+        run_id = signed.run_id
         with self._database.transaction() as session:
             locked_head(session)
+            _check_unused(session, signed)
             number = (session.scalar(select(func.max(Run.number))) or 0) + 1
-            session.add(_new_run(run_id, number, submission, specification))
+            session.add(_new_run(number, submission, specification))
             session.flush()
             session.add(
                 Checkpoint(
                     run_id=run_id,
                     round=0,
-                    model_sha256=submission.initial_model_sha256,
+                    model_sha256=signed.initial_model_sha256,
                     model_file=model_file,
                     outer_file="",
                 )
@@ -139,12 +137,19 @@ class Book:
                     "event": "run_submitted",
                     "run_id": run_id,
                     "specification_sha256": specification.digest,
-                    "initial_model_sha256": submission.initial_model_sha256.hex(),
-                    "administrator": submission.administrator,
+                    "initial_model_sha256": signed.initial_model_sha256.hex(),
+                    "administrator": signed.administrator,
+                    "nonce": signed.nonce.hex(),
                 },
             )
         self._notify()
         return run_id
+
+    def check_new(self, signed: SignedSubmission) -> None:
+        """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED for what need not be looked at any further."""
+        signed.check_in_time(time.time())
+        with self._database.transaction() as session:
+            _check_unused(session, signed)
 
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
@@ -181,13 +186,14 @@ class Book:
             query = select(Event).where(Event.run_id == run_id, Event.sequence > after).order_by(Event.sequence)
             return [RunEvent(row.sequence, row.time, row.kind, row.data) for row in session.scalars(query)]
 
-    def stop(self, run_id: str, administrator: str) -> None:
-        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent."""
+    def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
+        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
+        verify_stop(self._roster.current, administrator, run_id, signature)
         with self._database.transaction() as session:
             run = self._locked(session, run_id)
             if run.status in ENDED or run.stop_requested_by:
                 return
-            run.stop_requested_by = administrator
+            run.stop_requested_by, run.stop_signature = administrator, signature
             append_audit(session, {"event": "stop_requested", "run_id": run_id, "administrator": administrator})
             if run.status == "submitted":
                 self._end(session, run, "stopped", {"round": run.round}, "stopped before it began")
@@ -226,6 +232,7 @@ class Book:
             "chain": [one.hex() for one in chain],
             "rounds": [_round_entry(row, chain[row.round]) for row in rounds],
             "sealing": run.sealing,
+            "precision": _precisions(session, run.run_id),
             "receipts": [dict(one) for one in self._receipts(run.run_id)],
             "release": __version__,
         }
@@ -247,7 +254,10 @@ class Book:
     # --- what the driver records
 
     def next_run(self, timeout_s: float) -> OpenRun | None:
-        """The oldest run that has not ended, waiting up to timeout_s for one."""
+        """The oldest run that has not ended, waiting up to timeout_s for one. One that cannot be opened fails by name.
+
+        Raises StateError for what may pass.
+        """
         end = time.monotonic() + timeout_s
         while True:
             with self._changed:
@@ -255,10 +265,18 @@ class Book:
                     query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
                     run = session.scalars(query).first()
                     answers = {} if run is None else _answers(session, run)
-                left = end - time.monotonic()
-                if run is not None or left <= 0:
-                    return None if run is None else self._open_run(run, answers)
-                self._changed.wait(left)
+                if run is None:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        return None
+                    self._changed.wait(left)
+                    continue
+            try:
+                return self._open_run(run, answers)
+            except StateError:
+                raise  # a disk or database that fails may be mended
+            except Exception as error:
+                self.fail(run.run_id, error)
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
@@ -267,13 +285,7 @@ class Book:
             status=run.status,
             specification=specification,
             schema=update_schema_of(specification, run.schema, self.model(run.run_id, 0).data),
-            submission=Submission(
-                specification=run.specification,
-                initial_model=b"",
-                initial_model_sha256=run.initial_model_sha256,
-                signature=run.signature,
-                administrator=run.administrator,
-            ),
+            signed=_signed(run),
             round=run.round,
             cohort=tuple(run.cohort),
             answers=answers,
@@ -286,8 +298,13 @@ class Book:
 
     def stop_requested(self, run_id: str) -> bool:
         """Whether an administrator asked this run to stop."""
+        return bool(self.stop_order(run_id)[0])
+
+    def stop_order(self, run_id: str) -> tuple[str, bytes]:
+        """(administrator, signature) of the order to stop; ("", b"") when there is none."""
         with self._database.reading() as session:
-            return self._row(session, run_id).stop_requested_by is not None
+            run = self._row(session, run_id)
+            return run.stop_requested_by or "", run.stop_signature
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
@@ -439,6 +456,16 @@ class Book:
             self._end(session, self._locked(session, run_id), status, data, detail)
         self._notify()
 
+    def fail(self, run_id: str, error: Exception) -> None:
+        """Close a run that cannot go on, by the error's name; one without a name is in the log as a whole."""
+        if isinstance(error, ConfideError):
+            code, reason = error.code, str(error)
+            log.warning("run %s failed: %s", run_id, error)
+        else:
+            code, reason = "Internal", f"the coordinator failed ({type(error).__name__}); its log says more"
+            log.error("run %s failed for a reason that has no name", run_id, exc_info=error)
+        self.end(run_id, "failed", {"code": code, "reason": reason}, f"{code}: {reason}")
+
     def _end(self, session: Session, run: Run, status: str, data: Mapping[str, Any], detail: str) -> None:
         run.status, run.detail = status, detail
         self._add_event(session, run.run_id, f"run_{status}", data)
@@ -462,27 +489,54 @@ def _round_entry(row: Round, model_sha256: bytes) -> dict[str, Any]:
 
 
 def _check_first_model(submission: Submission, specification: Specification) -> None:
-    data = submission.initial_model
-    if model_digest(data) != submission.initial_model_sha256:
+    data, stated = submission.initial_model, submission.signed.initial_model_sha256
+    if model_digest(data) != stated:
         raise UpdateError(
-            f"the first model hashes to {model_digest(data).hex()[:16]}; "
-            f"{submission.initial_model_sha256.hex()[:16]} was signed. Submit again."
+            f"the first model hashes to {model_digest(data).hex()[:16]}; {stated.hex()[:16]} was signed. Submit again."
         )
     schema = update_schema_of(specification, submission.schema, data)
     check_first_model(specification, data, schema)
+    check_promise(specification, schema)
 
 
-def _new_run(run_id: str, number: int, submission: Submission, specification: Specification) -> Run:
+def _check_unused(session: Session, signed: SignedSubmission) -> None:
+    same = select(Run.run_id).where((Run.run_id == signed.run_id) | (Run.nonce == signed.nonce))
+    known = session.scalars(same).first()
+    if known is not None:
+        raise ProtocolFailure(
+            FailureName.SUBMISSION_REPLAYED,
+            f"this submission, or its run id or nonce, came before: it is run {known[:8]}. Nothing was begun again; "
+            "submit anew for another run",
+        )
+
+
+def _signed(run: Run) -> SignedSubmission:
+    return SignedSubmission(
+        run_id=run.run_id,
+        nonce=run.nonce,
+        expires_at=run.expires_at,
+        specification=run.specification,
+        initial_model_sha256=run.initial_model_sha256,
+        administrator=run.administrator,
+        signature=run.signature,
+    )
+
+
+def _new_run(number: int, submission: Submission, specification: Specification) -> Run:
+    signed = submission.signed
     return Run(
-        run_id=run_id,
+        run_id=signed.run_id,
         number=number,
         name=specification.name,
         status="submitted",
         detail="",
-        specification=submission.specification,
-        initial_model_sha256=submission.initial_model_sha256,
-        signature=submission.signature,
-        administrator=submission.administrator,
+        specification=signed.specification,
+        initial_model_sha256=signed.initial_model_sha256,
+        signature=signed.signature,
+        administrator=signed.administrator,
+        nonce=signed.nonce,
+        expires_at=signed.expires_at,
+        stop_signature=b"",
         schema=submission.schema,
         submitted_at=time.time(),
         round=0,
@@ -490,6 +544,12 @@ def _new_run(run_id: str, number: int, submission: Submission, specification: Sp
         sealing=specification.sealing.kind,
         cohort=[],
     )
+
+
+def _precisions(session: Session, run_id: str) -> dict[str, str]:
+    """What each node said it computes in, by name; empty for one that said nothing known."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "offer_answered").order_by(Event.sequence)
+    return {data["node"]: data.get("precision", "") for data in session.scalars(query) if data["accepted"]}
 
 
 def _answers(session: Session, run: Run) -> dict[str, str]:

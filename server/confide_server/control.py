@@ -26,7 +26,7 @@ from confide.files import private_folder
 from confide.identity.enrolment import read_admission
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Roster, open_roster
-from confide.identity.submission import verify_submission
+from confide.identity.submission import SignedSubmission, verify_submission
 from confide.proto import control_pb2 as pb
 from confide.transport.failures import CODE_KEY, message_of, own_metadata, status_of
 from google.protobuf.message import DecodeError, Message
@@ -144,24 +144,25 @@ class ControlService:
         if first is None or first.WhichOneof("part") != "header":
             raise TransportError("a submission must begin with its header")
         header = first.header
-        # Before the model is read: a forged signature costs the coordinator one small message.
-        verify_submission(
-            self._roster.current, caller.name, header.specification, header.initial_model_sha256, header.signature
+        # Before the model is read: a forged or repeated submission costs the coordinator one small message.
+        signed = SignedSubmission(
+            run_id=header.run_id,
+            nonce=header.nonce,
+            expires_at=header.expires_at,
+            specification=header.specification,
+            initial_model_sha256=header.initial_model_sha256,
+            administrator=caller.name,
+            signature=header.signature,
         )
+        verify_submission(self._roster.current, signed)
+        self._runbook.check_new(signed)
         model = self._read_model(header.initial_model_bytes, parts)
         if model_digest(model) != header.initial_model_sha256:
             raise SpecificationError(
                 f"the first model that came has the digest {model_digest(model).hex()[:16]}, and "
                 f"{header.initial_model_sha256.hex()[:16]} was signed; submit again"
             )
-        submission = Submission(
-            specification=header.specification,
-            initial_model=model,
-            initial_model_sha256=header.initial_model_sha256,
-            signature=header.signature,
-            administrator=caller.name,
-            schema=header.schema,
-        )
+        submission = Submission(signed=signed, initial_model=model, schema=header.schema)
         return pb.SubmitRunReply(run_id=self._runbook.submit(submission))
 
     def list_runs(self, caller: Caller, request: pb.ListRunsRequest) -> pb.ListRunsReply:
@@ -192,8 +193,8 @@ class ControlService:
             self._watchers.release()
 
     def stop_run(self, caller: Caller, request: pb.StopRunRequest) -> pb.StopRunReply:
-        """Ask the run to stop."""
-        self._runbook.stop(_run_id(request.run_id), caller.name)
+        """Ask the run to stop, by the administrator's signed order."""
+        self._runbook.stop(_run_id(request.run_id), caller.name, request.signature)
         return pb.StopRunReply()
 
     def export_run(

@@ -84,6 +84,12 @@ class Run(Base):
     sealing: Mapped[str] = mapped_column(String(16))
     cohort: Mapped[list[str]] = mapped_column(default=list)
     stop_requested_by: Mapped[str | None] = mapped_column(String(64))
+    nonce: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """Of the submission; empty for runs of a release that had none."""
+    expires_at: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Unix seconds: nodes accept the run until then."""
+    stop_signature: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """The administrator's order to stop."""
     flower_run_id: Mapped[str | None] = mapped_column(String(20))
     """The Flower run in which this run goes on, decimal."""
 

@@ -12,9 +12,10 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 from confide import canonical
@@ -38,6 +39,8 @@ from confide_server.receipts import ReceiptBook
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
+DRIVER_FILE = "driver.json"
+"""What keeps the run driver from driving, for `confide server status`."""
 log = logging.getLogger(__name__)
 
 
@@ -77,6 +80,25 @@ def write_settings(folder: Path, settings: Settings) -> None:
     write_atomic(folder / "server.json", canonical.encode(settings.model_dump(mode="json")))
 
 
+def standing(folder: Path) -> dict[str, Any]:
+    """Whether a coordinator runs on the folder, and what is wrong: {"running", "trouble", "since", ports and pid}.
+
+    Reads files only. Raises StateError when one is damaged.
+    """
+    found: dict[str, Any] = {"running": False, "trouble": "", "since": 0.0}
+    try:
+        if (folder / DRIVER_FILE).exists():
+            driver = json.loads((folder / DRIVER_FILE).read_bytes())
+            found |= {"trouble": str(driver["trouble"]), "since": float(driver["at"])}
+        if (folder / "addresses.json").exists():
+            addresses = json.loads((folder / "addresses.json").read_bytes())
+            found |= {"fleet_port": addresses["fleet_port"], "control_port": addresses["control_port"]}
+            found |= {"pid": int(addresses["pid"]), "running": Path(f"/proc/{int(addresses['pid'])}").exists()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{folder} holds a damaged file: {error}; restart the coordinator") from error
+    return found
+
+
 class Coordinator:
     """All parts of a running coordinator."""
 
@@ -109,7 +131,16 @@ class Coordinator:
         opened.callback(self._receipts.close)
         checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
         self.book = Book(self.database, checkpoints, self.member.roster, self._receipts.of_run)
-        self._driver = RunDriver(Parts(self.book, self.link, self.member.roster, private_folder(folder / "runs")))
+        parts = Parts(
+            book=self.book,
+            link=self.link,
+            roster=self.member.roster,
+            name=self.member.name,
+            identity=self.member.identity,
+            folder=private_folder(folder / "runs"),
+            on_trouble=self._note_driver,
+        )
+        self._driver = RunDriver(parts)
         self._control = ControlServer(
             member=self.member,
             runbook=self.book,
@@ -136,6 +167,10 @@ class Coordinator:
             quota,
         )
 
+    def _note_driver(self, trouble: str) -> None:
+        with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
+            write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
+
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
         with self.database.transaction() as session:
@@ -155,6 +190,7 @@ class Coordinator:
         while not self._fleet.started and self._fleet_thread.is_alive():
             self._fleet_thread.join(0.02)
         self.control_port = self._control.start()
+        self._note_driver("")
         self._driver.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))

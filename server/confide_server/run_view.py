@@ -92,6 +92,15 @@ class RunView:
     def _on_epoch_started(self, data: Mapping[str, Any]) -> str:
         return f"epoch of {len(data['members'])} members, {data['slots']} slots"
 
+    def _on_paused(self, data: Mapping[str, Any]) -> str:
+        who = ", ".join(data["missing"])
+        self.detail = f"paused before round {data['round']}: waits for {who}; a sum without it would show its update"
+        return self.detail
+
+    def _on_resumed(self, data: Mapping[str, Any]) -> str:
+        self.detail = ""
+        return f"round {data['round']}: everybody who was waited for is there"
+
     def _on_round_started(self, data: Mapping[str, Any]) -> str:
         self.detail = f"round {data['round']} of {self.rounds}, attempt {data['attempt']}"
         return self.detail

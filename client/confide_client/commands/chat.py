@@ -9,8 +9,12 @@ _LEAVE = {"/quit", "/exit"}
 
 
 def chat(
-    base: Annotated[Path, typer.Option(help="Folder of the base model, or of a whole exported model.")],
-    adapter: Annotated[Path | None, typer.Option(help="Folder of an exported adapter.")] = None,
+    base: Annotated[
+        Path, typer.Option(help="Folder of the base model, or of a whole exported model.", exists=True, file_okay=False)
+    ],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of an exported adapter.", exists=True, file_okay=False)
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always gives the same answer.")] = 0.0,

@@ -139,10 +139,10 @@ class Worker:
             # Gathering a layer takes every process: one that has run out repeats a batch, which then counts nothing.
             mine.append((parts[0], math.inf))
         total = accumulate(
+            self._specification,
             mine,
             lambda part: self._root(lambda model: self._method.loss(model, part)),
             self._device,
-            autocast=self._specification.training.autocast,
         )
         dist.all_reduce(total)
         return total / self._world

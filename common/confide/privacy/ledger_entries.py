@@ -14,6 +14,7 @@ from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import LedgerError
 from confide.privacy.events import AnyEvent, Event, to_documents
+from confide.runs.budget import Delta, Epsilon
 from confide.runs.specification import Name, Sha256
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -51,9 +52,9 @@ class Approved(StoredDocument):
     cost: RunCost
     basis: Basis
     """Why it fitted: "filter" beside other runs, "alone" because it is the group's only one (tighter accounting)."""
-    budget_epsilon: float = Field(gt=0)
+    budget_epsilon: Epsilon
     """The policy's budget at that moment."""
-    budget_delta: float = Field(gt=0, lt=1)
+    budget_delta: Delta
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     """Random. Hashes of ledger lines leave the node; without it the number of records could be guessed from them."""
     user_key: str | None = Field(default=None, min_length=1)

@@ -11,7 +11,6 @@ True
 """
 
 import hashlib
-import math
 import re
 import tomllib
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import SpecificationError
+from confide.runs.budget import LARGEST_DELTA, LARGEST_EPSILON
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -198,13 +198,18 @@ class Sealing(StoredDocument):
     """Of each sealed coordinate."""
     error_feedback: bool = False
     """Keep what rounding lost and add it to the next update."""
-    colluding: int = Field(default=1, ge=0)
-    """c: nodes that may collude with the coordinator."""
+    colluding: int | None = Field(default=None, ge=0)
+    """c: nodes that may collude with the coordinator; default a third of the others, at least 1."""
     max_missing: int | None = Field(default=None, ge=0)
     """d: members that may be missing when shares are revealed; default the largest possible."""
     slots_per_epoch: int = Field(default=16, ge=1, le=256)
     max_attempts: int = Field(default=2, ge=1, le=8)
     """Slots that may train on the same model."""
+    differences: Literal["refused", "accepted"] = "refused"
+    """accepted: a sum may lack any member, whose update the difference to another sum then shows. Each node's policy
+    has to accept it too. Refused: every sum is over whole blocks of the roster."""
+    block_colluding: int = Field(default=1, ge=1)
+    """c_d: members of one block that may collude; a block has at least two more."""
 
 
 class Privacy(StoredDocument):
@@ -229,9 +234,11 @@ class Privacy(StoredDocument):
         for name, value in given.items():
             if value is None:
                 raise ValueError(f'unit is "{self.unit}", which needs {name}')
-        if not (self.epsilon is not None and self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(f"epsilon is {self.epsilon}; it must be above 0 (1 is strong, 8 is weak)")
-        if not (self.delta is not None and 0 < self.delta < 0.01):
+        if not (self.epsilon is not None and 0 < self.epsilon <= LARGEST_EPSILON):
+            raise ValueError(
+                f"epsilon is {self.epsilon}; it must be above 0 and at most {LARGEST_EPSILON:g} (1 is strong, 8 weak)"
+            )
+        if not (self.delta is not None and 0 < self.delta < LARGEST_DELTA):
             raise ValueError(f"delta is {self.delta}; it must be above 0 and well below 1/records, for example 1e-5")
         if (self.unit == "user") != (self.user_key is not None):
             raise ValueError('user_key goes with unit = "user", and only with it')
@@ -249,6 +256,9 @@ class Specification(StoredDocument):
     version: Literal[1]
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
+    reproducible: bool = False
+    """Order, dropout and masked positions follow from `seed`, which everybody knows, instead of from a secret of each
+    node. For simulations: two sums over nearly the same members then differ by almost exactly one update."""
     model: Model
     """Left out by method "tokenizer", as is `training`."""
     adapter: Adapter = Adapter()
@@ -286,6 +296,13 @@ class Specification(StoredDocument):
         if self.privacy.unit == "organization":
             raise ValueError('privacy.unit is "organization", which method "tokenizer" does not do; use "record"')
         return self
+
+    @property
+    def refuses_differences(self) -> bool:
+        """Whether sums have to be over whole blocks of members: sealed, and nothing else bounds what two sums tell."""
+        sealing = self.sealing
+        bounded = self.privacy.unit == "organization" or sealing.differences == "accepted"
+        return sealing.kind == "sealed" and not bounded
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -420,9 +437,15 @@ def _named(error: ValidationError, source: str) -> SpecificationError:
     for item in error.errors()[:8]:
         place = ".".join(str(part) for part in item["loc"]) or "specification"
         got = "" if item["type"] in {"missing", "value_error"} else f" (got {item.get('input')!r})"
-        what = "unknown field; remove it or correct its name" if item["type"] == "extra_forbidden" else item["msg"]
+        what = _unknown(item["loc"]) if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"{place}: {what.removeprefix('Value error, ')}{got}")
     return SpecificationError(f"{source} is not a valid run specification: " + "; ".join(lines))
+
+
+def _unknown(place: tuple[int | str, ...]) -> str:
+    from confide.runs.reference import nearest
+
+    return f"unknown field; {nearest(tuple(str(part) for part in place)) or 'remove it or correct its name'}"
 
 
 def _filled(document: Any) -> Any:

@@ -27,7 +27,7 @@ from confide.identity.invitation import Invitation
 from confide.identity.keys import SigningKey, verify
 from confide.identity.member import LocalMember
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
-from confide.identity.submission import sign_submission
+from confide.identity.submission import VALID_S, sign_stop, sign_submission
 from confide.models.travel import needs_names
 from confide.proto import control_pb2 as pb
 from confide.proto.control_pb2_grpc import ControlStub
@@ -193,27 +193,38 @@ class ControlClient:
         initial_model: bytes,
         identity: SigningKey,
         schema: TensorSchema | None = None,
+        *,
+        valid_s: int = VALID_S,
     ) -> str:
-        """Sign and submit a run with its first model (raw trainable tensors); returns the run id.
+        """Sign and submit a run with its first model (raw trainable tensors); returns the run id, drawn here.
 
         schema: the first model's; needed where what travels depends on the tensors' names.
+        valid_s: nodes accept the run for so long.
         """
         self._greet()
         document, digest = specification.canonical_bytes(), model_digest(initial_model)
+        signed = sign_submission(identity, self._claim.name, document, digest, valid_s=valid_s)
         header = pb.SubmitRunHeader(
             specification=document,
             initial_model_sha256=digest,
-            signature=sign_submission(identity, document, digest),
+            signature=signed.signature,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
             initial_model_bytes=len(initial_model),
             schema=schema.to_bytes() if schema is not None and needs_names(specification) else b"",
         )
         return self.submit_signed(header, initial_model)
 
     def submit_signed(self, header: pb.SubmitRunHeader, initial_model: bytes) -> str:
-        """Submit what was signed already, perhaps elsewhere."""
+        """Submit what was signed already, perhaps elsewhere; returns the run id, which is the signed one."""
         self._greet()
         reply = self._call(self._stub.SubmitRun, _parts(header, initial_model), timeout_s=BULK_TIMEOUT_S)
-        return line(reply.run_id, 64)
+        if reply.run_id != header.run_id:
+            raise TransportError(
+                f"run {header.run_id} was submitted, and the coordinator calls it {line(reply.run_id, 40)!r}"
+            )
+        return header.run_id
 
     def runs(self) -> list[pb.RunSummary]:
         """Newest first."""
@@ -230,10 +241,10 @@ class ControlClient:
             finally:
                 call.cancel()
 
-    def stop(self, run_id: str) -> None:
-        """Ask the coordinator to stop a run."""
+    def stop(self, run_id: str, identity: SigningKey) -> None:
+        """Order the coordinator, and through it every node, to stop a run."""
         self._greet()
-        self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id))
+        self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id, signature=sign_stop(identity, run_id)))
 
     def export(self, run_id: str, round: int | None = None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) of a committed round; None is the newest."""

@@ -17,6 +17,8 @@ from confide.identity.roster import Role
 from confide.secrecy import private_files, private_process
 from confide.text import log_to_stderr
 
+from confide_server.run_view import plain as printable
+
 app = typer.Typer(
     callback=private_files,
     no_args_is_help=True,
@@ -83,6 +85,25 @@ def renew(
 
 
 @app.command()
+def status(folder: Folder) -> None:
+    """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not."""
+    from confide_server.process import standing
+
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    found = standing(folder)
+    if not found["running"]:
+        typer.echo(f"not running; start it with `confide server start {folder}`")
+        raise typer.Exit(1)
+    typer.echo(f"running: process {found['pid']}, fleet port {found['fleet_port']}, control {found['control_port']}")
+    if found["trouble"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
+        typer.echo(f"no run is driven since {since}, and it is tried again: {printable(found['trouble'])}")
+        raise typer.Exit(1)
+    typer.echo("runs are driven")
+
+
+@app.command()
 def start(
     folder: Folder,
     fleet_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
@@ -90,10 +111,10 @@ def start(
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
-    from confide_server.process import Coordinator, read_settings, write_settings
-
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    from confide_server.process import Coordinator, read_settings, write_settings
+
     level = logging.INFO if verbose else logging.WARNING
     private_process()
     log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
