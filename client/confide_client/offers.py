@@ -40,7 +40,10 @@ class VerifiedOffer:
     @property
     def sha256(self) -> str:
         """Names what an operator approves: the signed submission and its administrator; not the roster of the day."""
-        return canonical.hash_fields("confide/v1/offer", self.signed.statement, self.administrator.encode()).hex()
+        said = [self.signed.statement]
+        if self.signed.earlier:  # what an operator approved under an earlier release stays approved
+            said = [self.message.specification, self.initial_model_sha256]
+        return canonical.hash_fields("confide/v1/offer", *said, self.administrator.encode()).hex()
 
     def save(self, folder: Path) -> None:
         """Keep it in the run's folder."""

@@ -5,7 +5,6 @@ memory to disk (RLIMIT_CORE), and on Linux other processes of the same user can 
 memory (PR_SET_DUMPABLE). Against the machine's administrator, and against swapped memory, it promises nothing.
 """
 
-import contextlib
 import ctypes
 import os
 import resource
@@ -32,20 +31,6 @@ def private_process() -> None:
     private_files()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def close_to_others(folder: Path) -> None:
-    """Take everybody else's rights from everything below a folder: of files that a library made with modes of its own.
-
-    Links are not followed, and what disappears meanwhile is no error.
-    """
-    for where, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(where, name)
-            with contextlib.suppress(FileNotFoundError):
-                mode = path.lstat().st_mode
-                if mode & 0o077 and not path.is_symlink():
-                    path.chmod(mode & 0o700)
 
 
 def private_file(path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_model_without_tested_single_gradients_is_refused_before_anything_is_s
     folder = tmp_path / "odd"
     folder.mkdir()
     (folder / "config.json").write_text(config)
-    (folder / "model.safetensors").write_bytes(b"\0")
+    (folder / "model.safetensors").write_bytes(bytes([2] + [0] * 7) + b"{}")
     sha256 = ModelStore(tmp_path / "store").add(str(folder), "odd")
     with open_bench(tmp_path / "bench", (tmp_path / "store", sha256), records=40, privacy=RECORD) as bench:
         allow(bench)

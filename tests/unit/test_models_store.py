@@ -182,3 +182,24 @@ def test_equal_hashes_load_equal_models(tmp_path: Path) -> None:
     configurations = [load_config(folder).to_dict() for folder in (plain, full)]
     assert [one.pop("_name_or_path") for one in configurations] == [str(plain), str(full)]
     assert configurations[0] == configurations[1]
+
+
+def test_no_loader_trusts_the_code_of_a_folder() -> None:
+    """Not given, transformers asks whoever sits at the terminal, and runs the folder's code on "y"."""
+    import ast
+
+    root = Path(__file__).resolve().parent.parent.parent
+    said, silent = 0, []
+    for package in ("common", "client", "server", "simulations"):
+        for path in (root / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                    continue
+                if node.func.attr != "from_pretrained" or "PeftModel" in ast.unparse(node.func):
+                    continue  # an adapter has no code: PEFT reads its configuration and tensors only
+                trusted = [one.value for one in node.keywords if one.arg == "trust_remote_code"]
+                if len(trusted) == 1 and isinstance(trusted[0], ast.Constant) and trusted[0].value is False:
+                    said += 1
+                else:
+                    silent.append(f"{path.name}:{node.lineno}")
+    assert silent == [] and said >= 6

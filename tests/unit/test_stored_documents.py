@@ -212,7 +212,7 @@ def test_the_coordinators_folder(stored: Path, tmp_path: Path, then: float) -> N
         assert model == (stored / "documents" / "model.bin").read_bytes()
         going_on = book.next_run(0.0)
         assert going_on is not None and going_on.run_id == waiting.run_id
-        assert going_on.specification.canonical_bytes() == going_on.submission.specification
+        assert going_on.specification.canonical_bytes() == going_on.signed.specification
         assert book.events(finished.run_id, 0, 0.0)[-1].kind == "run_finished"
     finally:
         database.close()
