@@ -7,9 +7,12 @@
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
+    heights.log heights.json            epochs taken part in, and the longest ledgers of peers (confide.sealing.heights)
+    memory.log                          accepted submissions: what must never be forgotten (a journal)
+    revealed.jsonl                      what was revealed for, over all sealed runs (confide.sealing.revealed)
     agent.json                          what the running agent last did, for `confide node status`
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
-    cache/                              the datasets library's copies
+    cache/                              what the evaluation harness keeps
 
 Epoch secrets of sealing are never in it.
 """

@@ -131,6 +131,14 @@ class Cohort:
         presence = self._link.presence()
         return tuple(name for name in self.accepted() if name in presence and presence[name].online)
 
+    def refused(self) -> dict[str, str]:
+        """Who never takes part, and why."""
+        return {name: "it refused the run" for name in self.names if self._answers[name] == "refused"}
+
+    def connections(self) -> dict[str, int]:
+        """Of each member that is known to be there, how often it has connected."""
+        return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
+
     def wait_present(self) -> tuple[str, ...]:
         """As `present`, waiting for the smallest cohort up to `step_deadline_s`. Raises CohortTooSmall."""
         end = time.monotonic() + self._federation.step_deadline_s
@@ -186,13 +194,16 @@ class Cohort:
                 self._set(answer.node, "refused", f"{answer.code}: {answer.reason}")
 
     def _offer_body(self) -> bytes:
-        submission = self._run.submission
+        signed = self._run.signed
         offer = fleet_pb2.Offer(
-            specification=submission.specification,
-            initial_model_sha256=submission.initial_model_sha256,
-            signature=submission.signature,
-            administrator=submission.administrator,
+            specification=signed.specification,
+            initial_model_sha256=signed.initial_model_sha256,
+            signature=signed.signature,
+            administrator=signed.administrator,
             roster=self._roster.signed,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
         )
         return offer.SerializeToString(deterministic=True)
 

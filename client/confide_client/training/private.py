@@ -77,11 +77,19 @@ class PrivateSteps:
         """Raises ModelError for what cannot be trained privately."""
         check_trainable(model)
         self._specification, self._model, self._method = specification, model, method
-        device = next(model.parameters()).device
-        self._loss = RecordLoss(model, method, context=lambda: precision.autocast(specification, device))
+        self._device = next(model.parameters()).device
+        self._loss = RecordLoss(model, method, context=lambda: precision.autocast(specification, self._device))
+        self._micro_batch_size = specification.training.micro_batch_size if self._in_float32() else 1
         self._random = SecureRandom()
         self._prepared: tuple[Sequence[Record | None], list[Unit]] | None = None
         self._plans: dict[int, UnitPlan] = {}
+
+    def _in_float32(self) -> bool:
+        """Else a unit would change others' gradients by half a percent, by sharing a micro-batch with them: more than
+        the clip leaves room for (confide.privacy.dpsgd), so units go one by one.
+        """
+        stored = {p.dtype for p in self._model.parameters() if p.is_floating_point()}
+        return not precision.autocasts(self._specification, self._device) and stored <= {torch.float32, torch.float64}
 
     def units(self, records: Sequence[Record | None]) -> list[Unit]:
         """Encoded once for as long as the node hands out the same records."""
@@ -124,7 +132,7 @@ class PrivateSteps:
                     _by_length(self._method, batch),
                     loss=self._loss,
                     mechanism=mechanism,
-                    micro_batch_size=training.micro_batch_size,
+                    micro_batch_size=self._micro_batch_size,
                     random=self._random,
                 )
                 optimizer.step()

@@ -17,7 +17,7 @@ import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.methods.token_loss import TokenLoss
-from confide.models import aggregation, precision, seeds
+from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
 from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.linear import use_tiles
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from confide_client.sharding.job import Outcome
 from confide_client.sharding.steps import ShardedSteps
 from confide_client.token_files import tokens_of
+from confide_client.training.draws import Draws
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
 from confide_client.training.fragments import Flat, LocalValues
@@ -91,7 +92,8 @@ class LocalTrainer:
         if threads is not None:
             torch.set_num_threads(threads)
         self._specification = specification
-        self._node, self._folder = node, folder
+        self._folder = folder
+        self._draws = Draws.of(specification, node, folder)
         self._device = torch.device(device or precision.default_device())
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
@@ -130,7 +132,8 @@ class LocalTrainer:
         rounds does not mix. For a simulation, where one process stands for many nodes.
         """
         other = copy.copy(self)
-        other._node, other._folder = node, folder
+        other._folder = folder
+        other._draws = Draws.of(self._specification, node, folder)
         other._states = OptimizerStates(folder, self.schema)
         other._values = LocalValues(self._travel, folder)
         other._prepared = {}
@@ -170,7 +173,7 @@ class LocalTrainer:
     ) -> Outcome:
         """Evaluate the received model, and train from `start` when there is one."""
         measures = self._specification.privacy.unit == "none" and len(data.evaluation) > 0
-        seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
+        seed = self._draws.local(slot)
         if self._sharded is not None:
             batches = self._batches(self._shard(data), slot, seed) if start is not None else None
             return self._sharded.run(received, start, data.evaluation if measures else [], batches, slot, seed)
@@ -214,7 +217,7 @@ class LocalTrainer:
     def _batches(
         self, examples: Sequence[methods.Example], slot: fleet_pb2.SlotOpen, seed: int
     ) -> Iterator[list[methods.Batch]]:
-        return step_batches(self._specification, self._method, examples, self._node, slot, seed)
+        return step_batches(self._specification, self._method, examples, self._draws, slot, seed)
 
     def _shard(self, data: LocalData) -> Sequence[methods.Example]:
         training = self._specification.training

@@ -152,7 +152,11 @@ def base_dtype(specification: Specification, device: torch.device | str = "cpu")
     return DTYPES[specification.model.dtype] if used(specification, device) == "bfloat16" else torch.float32
 
 
+def autocasts(specification: Specification, device: torch.device | str) -> bool:
+    """Whether a run's forward passes take bfloat16 products of float32 tensors here."""
+    return specification.training.autocast and used(specification, device) == "bfloat16"
+
+
 def autocast(specification: Specification, device: torch.device | str) -> torch.autocast:
     """The context of a run's forward passes."""
-    enabled = specification.training.autocast and used(specification, device) == "bfloat16"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocasts(specification, device))

@@ -95,21 +95,23 @@ class _Bench:
 
     def answer(self, model: NDArray[np.float32], question: str, max_new_tokens: int = 48) -> str:
         import torch
+        from confide.models.answering import prompt_ids
         from confide.models.trainable import load_trainable
 
         tokenizer, network = self._tokenizer, self._trainer.model
         load_trainable(network, self._trainer.schema.unflatten(model))
         network.eval()
         turns = [{"role": "user", "content": question}]
-        prompt = (
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            if tokenizer.chat_template
-            else question
-        )
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        asked = prompt_ids(tokenizer, turns)
         with torch.no_grad():
-            tokens = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
-        text: str = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            tokens = network.generate(
+                input_ids=asked,
+                attention_mask=torch.ones_like(asked),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+            )
+        text: str = tokenizer.decode(tokens[0, asked.shape[1] :], skip_special_tokens=True)
         return text.strip()
 
 
