@@ -152,7 +152,7 @@ def anonymous_mib() -> float:
 class PeakMemory:
     """Samples the memory of this process's tree in the background; `peak_mib` is the largest value seen."""
 
-    def __init__(self, interval_s: float = 2.0, measure: Callable[[], float] = tree_pss_mib) -> None:
+    def __init__(self, interval_s: float = 1.0, measure: Callable[[], float] = tree_pss_mib) -> None:
         self.peak_mib = 0.0
         self._interval_s = interval_s
         self._measure = measure

@@ -226,7 +226,9 @@ def _run_agent(state: StateFolder, *, quiet: bool) -> None:
     level = logging.WARNING if quiet else logging.INFO
     private_process()
     log_to_stderr(logging.WARNING)
-    logging.getLogger("confide_client").setLevel(level)
+    # The second says what this machine computes in, once.
+    for name in ("confide_client", "confide.models"):
+        logging.getLogger(name).setLevel(level)
     Agent(state).run()
     if any(thread.name == LOADER for thread in threading.enumerate()):
         # A model is still being loaded in a thread that cannot be interrupted; everything else was closed.

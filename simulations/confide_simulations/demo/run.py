@@ -55,7 +55,8 @@ def run(options: Options, console: Console) -> report.DemoResult:
     _fresh(options.output)
     work = Path(tempfile.mkdtemp(prefix="confide-demo-"))
     try:
-        with PeakMemory() as memory:
+        # Reading it takes tens of milliseconds a process.
+        with PeakMemory(interval_s=4.0) as memory:
             done = _federate(options, base, split, work, console)
             scores = _score(options, done, base, split, work, console)
         adapter = _export(options, done, base)
