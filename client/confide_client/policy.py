@@ -111,8 +111,8 @@ class Policy(_Frozen):
             )
         if sealing.kind == "sealed" and sealing.differences == "accepted" and self.differences == "refused":
             _refuse(
-                'sealing.differences is "accepted": the coordinator may learn this node\'s update from two sums, if one '
-                'lacks it. Leave it "refused", or set differences = "accepted" in policy.toml'
+                'sealing.differences is "accepted": the coordinator may learn this node\'s update from two sums of '
+                'which one lacks it. Leave it "refused", or set differences = "accepted" in policy.toml'
             )
         if specification.reproducible and not self.reproducible:
             _refuse(

@@ -11,6 +11,7 @@ from typer.main import get_command
 BENCHMARKS = {
     "aggregation": "confide_simulations.benchmarks.aggregation:aggregation",
     "agreement": "confide_simulations.benchmarks.agreement:agreement",
+    "differences": "confide_simulations.benchmarks.differences:differences",
     "corpus": "confide_simulations.benchmarks.corpus:corpus",
     "round": "confide_simulations.benchmarks.round:round_",
     "sealing": "confide_simulations.benchmarks.sealing:sealing",
