@@ -36,6 +36,8 @@ max_rounds = 5
 max_local_steps = 8
 training_hours = ["00:00-24:00"]
 sealing = "optional"
+differences = "accepted"
+reproducible = true
 privacy_units = ["none"]
 approval = "{approval}"
 """

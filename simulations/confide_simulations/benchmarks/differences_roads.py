@@ -5,6 +5,7 @@ would show: the update, counts or metric of the organization that one of them la
 it with Refused; `Road.refusal` says by which failure.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +195,8 @@ def _group(world: World) -> Shown:
 def _other_retry(world: World) -> Shown:
     """The opening fails by the coordinator's own doing, with some reveals in its hands; the retry has one less."""
     run = world.run("a")
-    try:
+    with contextlib.suppress(Refused):
         world.sum(run, round=1, lost_reveals=world.names[2:])
-    except Refused:
-        pass
     less = world.sum(run, round=1, attempt=2, present=_others(world))
     whole = world.sum(world.run("b"), round=1)
     return _shown(world, whole, less, _last(world))
