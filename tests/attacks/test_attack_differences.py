@@ -101,6 +101,21 @@ def _until(federation: Federation, step: fleet_pb2.Step) -> dict[str, bytes]:
     return dict(exchange.bodies)
 
 
+def test_an_attempt_is_taken_once_and_in_order(tmp_path: Path) -> None:
+    """A node that was away for the first takes the second as its first, and then not the first any more."""
+    federation = guarded(tmp_path)
+    body = stop_before(federation, fleet_pb2.TRAIN, round=1, attempt=2).bodies[A]
+    federation.ask(fleet_pb2.TRAIN, A, body)
+    for attempt in (2, 1):
+        again = rewrite(sealing_pb2.SealedOpen, body, lambda m, k=attempt: _next_slot(m, k))
+        with refused(FailureName.ATTEMPT_WRONG):
+            federation.ask(fleet_pb2.TRAIN, A, again)
+
+
+def _next_slot(message: sealing_pb2.SealedOpen, attempt: int) -> None:
+    message.slot, message.attempt = message.slot + 1, attempt
+
+
 def test_the_memory_survives_the_process(tmp_path: Path) -> None:
     memory = Revealed(tmp_path / "revealed.jsonl")
     memory.on("records").reveal(run="r", slot=1, model="m", names=names(4), fewest=3)
