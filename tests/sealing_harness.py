@@ -140,6 +140,7 @@ class Federation:
         """A node's process ends without a word; its locks on its journals go with it."""
         member = self.members.pop(name)
         member.log.journal.close()
+        member.heights.close()
         if name not in self.memories:
             member.memory.revealed.close()
 

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, NoReturn
 
 from confide import canonical
 from confide.errors import PolicyRefusal
+from confide.runs.budget import Budget
 from confide.runs.specification import Name, Sha256, Specification
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,11 +30,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Budget(_Frozen):
+class GroupBudget(Budget):
     """The most privacy that may ever be spent on a group of data sets, over all runs."""
 
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=0.01)
     user_key: str | None = None
     """The field that names a record's user. Runs that protect users go by this one, or are refused."""
 
@@ -68,7 +67,7 @@ class Policy(_Frozen):
     """Accept runs whose order of records and dropout follow from a seed that everybody knows."""
     privacy_units: tuple[Unit, ...] = ()
     """Which differential privacy a run may have; "none" must be written to allow runs without."""
-    budgets: dict[Name, Budget] = {}
+    budgets: dict[Name, GroupBudget] = {}
     """Per data set group: what may be spent in all. A private run needs one."""
     canaries: bool = False
     """Consent to planting made-up records into training for a privacy audit."""
@@ -111,8 +110,8 @@ class Policy(_Frozen):
             )
         if sealing.kind == "sealed" and sealing.differences == "accepted" and self.differences == "refused":
             _refuse(
-                'sealing.differences is "accepted": the coordinator may learn this node\'s update from two sums of '
-                'which one lacks it. Leave it "refused", or set differences = "accepted" in policy.toml'
+                'sealing.differences is "accepted": the coordinator may learn this node\'s update from two sums, if '
+                'one lacks it. Leave it "refused", or set differences = "accepted" in policy.toml'
             )
         if specification.reproducible and not self.reproducible:
             _refuse(

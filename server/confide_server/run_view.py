@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.markup import escape
+from confide.text import PARAGRAPH_CHARS, markup
 from rich.table import Table
 
 ACCEPTED = "[bold red]accepted: who is missing from one of two sums can be told from them[/bold red]"
@@ -21,7 +21,7 @@ SEALING_NONE = "[bold red]none: the coordinator sees each update[/bold red]"
 
 def plain(text: str) -> str:
     """Text that came from elsewhere, made harmless for a terminal: no markup, no control characters."""
-    return escape("".join(character if character.isprintable() else "?" for character in text))
+    return markup(text, PARAGRAPH_CHARS)
 
 
 def sealing_markup(kind: str) -> str:

@@ -3,6 +3,7 @@
 import math
 import re
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from confide.errors import ConfideError, DataError, SpecificationError, TrainingError, UpdateError
 from confide.methods.base import Record
+from confide.models import precision
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
@@ -288,7 +290,16 @@ def test_the_resting_half_keeps_its_optimizer_state(llama: Path, tmp_path: Path)
     assert steps == {"lora_B": 6.0, "lora_A": 3.0}
 
 
+@pytest.fixture
+def bfloat16() -> Iterator[None]:
+    """Computed in bfloat16 on every machine, as slow as that may be."""
+    precision.prefer("bfloat16")
+    yield
+    precision.prefer("auto")
+
+
 @pytest.mark.full
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("method", ["sft", "causal_lm"])
 def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path, method: str) -> None:
     """Batches of several shapes, with padding or several documents in a sequence."""
@@ -306,6 +317,7 @@ def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path, 
     assert 0 < np.linalg.norm(fast - plain) < 0.1 * np.linalg.norm(plain)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_autocast_trains_close_to_float32(llama: Path, tmp_path: Path) -> None:
     plain = one_round(specification(training={"optimizer": "sgd", "learning_rate": 1.0}), llama, tmp_path).update
     cast = specification(training={"optimizer": "sgd", "learning_rate": 1.0, "autocast": True})

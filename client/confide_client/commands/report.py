@@ -18,6 +18,7 @@ from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.report import Facts, Spend, build_report, open_report, render_page, sign_report
 from confide.runs.plan import two_sums
 from confide.runs.specification import Specification
+from confide.text import line
 
 from confide_client.offers import load_offer
 from confide_client.policy import load_policy
@@ -50,7 +51,7 @@ def report(
         document = _make(node, run, manifest, to)
     else:
         raise typer.BadParameter("name a run, or a file with --verify")
-    typer.echo(f"{document['run']['name']} on {document['node']}: the claim is {document['verdict']}")
+    typer.echo(line(f"{document['run']['name']} on {document['node']}: the claim is {document['verdict']}"))
     if document["verdict"] == "contradicted":
         raise typer.Exit(_CONTRADICTED)
 

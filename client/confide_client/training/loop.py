@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from confide.errors import TrainingError
 from confide.methods.base import Batch, Example, Method, micro_batches
-from confide.models import seeds
+from confide.models import precision, seeds
 from confide.models.travel import is_active
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
@@ -136,12 +136,15 @@ def step_batches(
 
 
 def accumulate(
-    parts: Sequence[tuple[Batch, float]], loss: Callable[[Batch], torch.Tensor], device: torch.device, *, autocast: bool
+    specification: Specification,
+    parts: Sequence[tuple[Batch, float]],
+    loss: Callable[[Batch], torch.Tensor],
+    device: torch.device,
 ) -> torch.Tensor:
     """Add up the gradients of each summed loss over its divisor; returns the sum of the divided losses."""
     total = torch.zeros((), device=device)
     for part, divisor in parts:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with precision.autocast(specification, device):
             divided = loss(part.to(device)) / divisor
         divided.backward()  # type: ignore[no-untyped-call]
         total += divided.detach()

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
-from confide.models import aggregation
+from confide.methods.token_loss import TokenLoss
+from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
+from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.linear import use_tiles
-from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
+from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
@@ -89,7 +91,7 @@ class LocalTrainer:
         self._specification = specification
         self._folder = folder
         self._draws = Draws.of(specification, node, folder)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device(device or precision.default_device())
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
         self._method = methods.create(specification, load_tokenizer(base))
@@ -105,6 +107,7 @@ class LocalTrainer:
                 self._model = build(specification, base, self._device)
             self._parameters = trainable_tensors(self._model)
             set_up(self._model, specification)
+            keep_frozen(self._method, self._model, specification)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
         self._travel = Travel(specification, self.schema)
@@ -113,6 +116,11 @@ class LocalTrainer:
             PrivateSteps(specification, self._model, self._method) if specification.privacy.unit in PROTECTED else None
         )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
+
+    @property
+    def model(self) -> Any:
+        """The loaded model, as the last contribution left it. None where worker processes load it."""
+        return self._model
 
     def for_node(self, node: str, folder: Path) -> "LocalTrainer":
         """Another node's trainer of the same run over the same loaded model. They take turns; what stays between
@@ -235,10 +243,10 @@ class LocalTrainer:
             parts = next(batches)
             count = terms(parts)
             return accumulate(
+                specification,
                 [(part, count) for part in parts],
                 lambda part: self._method.loss(self._model, part),
                 self._device,
-                autocast=specification.training.autocast,
             )
 
         def steps(optimizer: torch.optim.Optimizer) -> float | None:
@@ -287,9 +295,17 @@ def _rank_masks(
     }
 
 
+def keep_frozen(method: methods.Method, model: Any, specification: Specification) -> None:
+    """Have a method keep what frozen lower layers make of each record, where that is the same at every step."""
+    loss = method.loss
+    if isinstance(loss, TokenLoss) and uses_lora(specification) and specification.privacy.unit not in PROTECTED:
+        loss.prefix = FrozenPrefix.of(model, trainable_tensors(model).values())
+
+
 def set_up(model: Any, specification: Specification) -> None:
     """What a run may ask of a freshly built model: less memory, faster and compiled kernels."""
-    if specification.training.autocast and specification.privacy.unit not in PROTECTED:
+    fast = specification.training.autocast and precision.used(specification) == "bfloat16"
+    if fast and specification.privacy.unit not in PROTECTED:
         use_tiles(model)
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from confide import canonical
 from confide.errors import FailureName, IdentityError, ProtocolFailure
@@ -63,16 +63,6 @@ class Member(Document):
     """
     block: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""
     """Within the group: without whom a node's updates are never summed. Fixed when the root admits a node."""
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Rosters without groups and blocks keep the bytes, and the digests that their successors name, of before there
-        # were any.
-        document: dict[str, Any] = handler(self)
-        for field in ("group", "block"):
-            if not document[field]:
-                del document[field]
-        return document
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

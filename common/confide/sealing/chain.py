@@ -136,6 +136,11 @@ class TensorLink:
             )
 
 
+def link_of(specification: Specification, travel: Travel) -> Link:
+    """What may follow what in a run: the nodes' check, and the coordinator's before it commits."""
+    return TensorLink(specification, travel) if specification.trains_model else TokenizerLink(specification)
+
+
 class ModelChain:
     """A node's memory of the last model: its hash, round and values, across restarts.
 
@@ -150,9 +155,7 @@ class ModelChain:
     ) -> None:
         """initial_sha256: of the first model, as the administrator signed it. The last model lies in `folder`."""
         self._initial = initial_sha256
-        self.link: Link = (
-            TensorLink(specification, travel) if specification.trains_model else TokenizerLink(specification)
-        )
+        self.link = link_of(specification, travel)
         self._max_attempts = specification.sealing.max_attempts
         self._log = log
         self._folder = folder

@@ -26,6 +26,7 @@ from confide.sealing.bundles import EpochTerms, OwnSecrets
 from confide.sealing.chain import ModelChain
 from confide.sealing.dealing import EpochKey
 from confide.sealing.differences import Blocks
+from confide.sealing.heights import Heights
 from confide.sealing.member_slot import MemberSlot
 from confide.sealing.parameters import Parameters, eligible, for_epoch
 from confide.sealing.revealed import NAME, Memory, Revealed
@@ -86,12 +87,14 @@ class SealedMember:
         rules: NodeRules,
         costs: Costs | None = None,
         memory: Memory | None = None,
+        heights: Heights | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """folder: the run's own at this node; the seal log in it survives restarts. clock: Unix seconds.
 
         memory: what the node has revealed for on this run's data, over all its runs. Without one it begins with the
         run, in `folder`, which is for a node that never takes part in another.
+        heights: the node's, over all its runs. Without them they begin with the run, in `folder`.
         """
         self.specification = specification
         self.node = node
@@ -101,7 +104,9 @@ class SealedMember:
         self.rules = rules
         self.folder = private_folder(folder)
         self.log = SealLog(folder / "seal-log.jsonl")
-        self.costs: Costs = costs or NoCosts(self.log.journal)
+        self.costs: Costs = costs or NoCosts()
+        self._owns_heights = heights is None
+        self.heights = Heights(folder) if heights is None else heights
         self._own_memory = Revealed(folder / NAME) if memory is None else None
         self.memory = memory or self._own_memory.on(specification.federation.data)  # type: ignore[union-attr]
         self.clock = clock
@@ -121,6 +126,7 @@ class SealedMember:
     def handle(self, step: fleet_pb2.Step, body: bytes, train: Train, model: bytes | memoryview = b"") -> Answer:
         """Answer one instruction; docs/sealing.md lists the checks of each step in order."""
         self.log.require_running()
+        self.heights.require_running()
         match step:
             case fleet_pb2.ADVERTISE:
                 return Answer(self._advertise(body))
@@ -158,6 +164,8 @@ class SealedMember:
         self.log.journal.close()
         if self._own_memory is not None:
             self._own_memory.close()
+        if self._owns_heights:
+            self.heights.close()
 
     def update_roster(self, roster: Roster) -> None:
         """Use a newer roster; its version is remembered durably. One that revokes a member ends the epoch."""
@@ -192,7 +200,7 @@ class SealedMember:
         )  # fmt: skip
         reached("member.epoch_written")
         own = OwnSecrets.fresh(terms.slots)
-        ledger = self.costs.position()
+        ledger = self.heights.begin(self.run_id, terms.epoch)
         signed = bundles.make_bundle(
             terms, self.node, own, self.identity, incarnation=self._incarnation, ledger=ledger
         )  # fmt: skip
@@ -249,10 +257,13 @@ class SealedMember:
             min_cohort=self.rules.min_cohort,
             waive_colluding=self.rules.waive_colluding,
         )
-        for name, bundle in opened.items():
-            if name != self.node:
-                head, signature = bundle.ledger_head.hex(), bundle.ledger_signature.hex()
-                self.log.hear(name, bundle.ledger_length, head, signature)
+        self.heights.hear(
+            {
+                name: (bundle.ledger_length, bundle.ledger_head.hex(), bundle.ledger_signature.hex())
+                for name, bundle in opened.items()
+                if name != self.node
+            }
+        )
         epoch.opened, epoch.parameters = opened, parameters
         epoch.key = EpochKey(
             terms=epoch.terms,
@@ -337,7 +348,7 @@ class SealedMember:
         epoch.kept = dealt.pop(self.node)
         reply = sealing_pb2.ShareReply(version=wire.VERSION, epoch=epoch.terms.epoch)
         for receiver, shares in dealt.items():
-            length, head, signature = self.log.heights[receiver]
+            length, head, signature = self.heights.of(receiver)
             shares.ledger_length, shares.ledger_head = length, bytes.fromhex(head)
             shares.ledger_signature = bytes.fromhex(signature)
             public = epoch.opened[receiver].share_key
@@ -383,12 +394,12 @@ class SealedMember:
         public = epoch.opened[item.dealer].share_key
         dealt = dealing.decrypt(key, item.dealer, self.node, secret, public, item.ciphertext, identity)
         head = dealt.ledger_head.hex()
-        claim = bundles.ledger_statement(self.run_id, self.node, dealt.ledger_length, head)
+        claim = bundles.ledger_statement(self.node, dealt.ledger_length, head)
         try:
             verify(self.identity.public, bundles.LEDGER_DOMAIN, claim, dealt.ledger_signature)
         except IdentityError as error:
             raise ProtocolFailure(
                 FailureName.BAD_DEALING, f"{item.dealer} claims to have seen a ledger that this node never signed"
             ) from error
-        self.log.check_height(self.costs, item.dealer, dealt.ledger_length, head)
+        self.heights.check(item.dealer, dealt.ledger_length, head)
         return dealt
