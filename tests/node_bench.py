@@ -108,7 +108,7 @@ def make_store(folder: Path) -> tuple[Path, str]:
     """A model store with one model that nothing loads: (folder, hash)."""
     (folder / "tiny").mkdir()
     (folder / "tiny" / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "tiny" / "model.safetensors").write_bytes(b"\0")
+    (folder / "tiny" / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     return folder / "store", ModelStore(folder / "store").add(str(folder / "tiny"), "tiny")
 
 
