@@ -248,8 +248,8 @@ def _about_privacy(state: StateFolder, specification: Specification, lines: list
 def _fewest(specification: Specification) -> int:
     """The named nodes, or as few as may take part."""
     named = len(specification.federation.nodes)
-    smallest = max(specification.federation.min_cohort, (specification.sealing.colluding or 0) + 2)
-    return named or smallest
+    given = specification.sealing.colluding
+    return named or max(specification.federation.min_cohort, (1 if given is None else given) + 2)
 
 
 def _colluding_words(specification: Specification) -> str:

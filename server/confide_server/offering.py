@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from confide.errors import ConfideError, TransportError
 from confide.identity.roster import Role, RosterStore
 from confide.proto import fleet_pb2
+from confide.sealing.differences import differences_kind
 from google.protobuf.message import DecodeError
 
 from confide_server.book import Book, OpenRun
@@ -104,6 +105,7 @@ class Cohort:
                     "rounds": self._federation.rounds,
                     "sealing": self._run.specification.sealing.kind,
                     "name": self._run.specification.name,
+                    "differences": differences_kind(self._run.specification),
                 },
             )
 

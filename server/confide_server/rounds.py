@@ -203,7 +203,8 @@ class Rounds:
         """
         paused: tuple[str, ...] = ()
         while True:
-            present = self._cohort.wait_present()
+            guarded = self._specification.refuses_differences  # then a pause has no deadline
+            present = self._cohort.present() if guarded else self._cohort.wait_present()
             missing = self._collector.waits_for(present, self._cohort.refused())
             if missing != paused:
                 self._say_paused(number, missing)

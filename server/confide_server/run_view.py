@@ -15,6 +15,7 @@ from typing import Any
 from confide.text import PARAGRAPH_CHARS, markup
 from rich.table import Table
 
+ACCEPTED = "[bold red]accepted: who is missing from one of two sums can be told from them[/bold red]"
 SEALING_NONE = "[bold red]none: the coordinator sees each update[/bold red]"
 
 
@@ -44,6 +45,7 @@ class RunView:
     status: str = "submitted"
     detail: str = ""
     sealing: str = ""
+    differences: str = ""
     rounds: int = 0
     nodes: tuple[str, ...] = ()
     _rows: dict[int, _Row] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class RunView:
         title = f"{plain(self.name or self.run_id[:8])}: {self.status}"
         if self.sealing:
             title += f"  sealing {sealing_markup(self.sealing)}"
+        if self.sealing == "sealed" and self.differences == "accepted":
+            title += f"  differences {ACCEPTED}"
         table = Table("round", "contributors", *names, "seconds", "dropped", title=title, caption=plain(self.detail))
         for number in sorted(set(self._rows) | set(self._dropped)):
             row = self._rows.get(number)
@@ -86,6 +90,7 @@ class RunView:
     def _on_run_started(self, data: Mapping[str, Any]) -> str:
         self.status, self.detail = "running", ""
         self.name, self.sealing = data["name"], data["sealing"]
+        self.differences = data.get("differences", "")
         self.nodes, self.rounds = tuple(data["nodes"]), data["rounds"]
         return f"{self.name} started: {len(self.nodes)} nodes, {self.rounds} rounds, sealing {self.sealing}"
 

@@ -50,6 +50,8 @@ max_attempts = {max_attempts}
 training_hours = ["00:00-24:00"]
 sealing = "{sealing}"
 waive_colluding = {waive_colluding}
+differences = "{differences}"
+reproducible = {reproducible}
 privacy_units = ["{unit}"]
 approval = "auto"
 """
@@ -69,6 +71,8 @@ def policy_text(specification: Specification, *, root_public: str, data: str) ->
         max_attempts=sealing.max_attempts,
         sealing="optional" if sealing.kind == "none" else "required",
         waive_colluding="true" if sealing.colluding == 0 else "false",
+        differences=sealing.differences,
+        reproducible=str(specification.reproducible).lower(),
         unit=privacy.unit,
     )
     if privacy.unit != "none":

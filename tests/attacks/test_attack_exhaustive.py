@@ -8,6 +8,7 @@ exactly when it has all their self masks and every pairwise mask that leads out 
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,57 @@ def test_the_search_finds_what_a_weaker_quorum_would_allow() -> None:
         if len(sets := opened(weak, assignment)) > 1 or any(len(group) < 2 for group in sets)
     ]
     assert found
+
+
+Slot = tuple[frozenset[tuple[int, List]], List]
+"""Each honest member that revealed, with its list; and the honest members in the sum that opened."""
+
+
+def openings(parameters: Parameters, honest: tuple[int, ...]) -> set[Slot]:
+    """Every slot that opens a sum, with honest members by these numbers; the colluders are the same in every slot."""
+    number = dict(enumerate(honest))
+    found: set[Slot] = set()
+    for assignment in itertools.product(*(signable(parameters, member) for member in range(len(honest)))):
+        for group in opened(parameters, assignment):
+            lists = {member: chosen for member, chosen in enumerate(assignment) if chosen is not None}
+            quorum = Counter(lists.values())
+            colluders = frozenset(range(len(honest), parameters.members))
+            revealed = frozenset(
+                (number[member], frozenset(number.get(other, -other) for other in chosen))
+                for member, chosen in lists.items()
+                if quorum[chosen] + len(chosen & colluders) >= parameters.quorum
+            )
+            found.add((revealed, frozenset(number[member] for member in group)))
+    return found
+
+
+def told_apart(first: set[Slot], second: set[Slot], *, memory: bool) -> list[tuple[List, List]]:
+    """Pairs of sums on one model that differ by exactly one honest member, by what the members reveal for."""
+    return [
+        (one, two)
+        for revealed, one in first
+        for again, two in second
+        if len(one ^ two) == 1
+        and not (memory and any(dict(again).get(member, kept) != kept for member, kept in revealed))
+    ]
+
+
+@pytest.mark.parametrize("members", [3, 4, 5])
+def test_no_pair_of_slots_on_one_model_tells_a_member_apart(members: int) -> None:
+    """In one epoch, and in two of which the second lacks one honest member; blocks or not, by memory alone."""
+    without_memory = 0
+    for colluding in range(members - 1):
+        parameters = Parameters.of(members=members, colluding=colluding, min_cohort=2)
+        honest = tuple(range(members - colluding))
+        first = openings(parameters, honest)
+        seconds = [first]
+        if colluding <= members - 3:
+            fewer = Parameters.of(members=members - 1, colluding=colluding, min_cohort=2)
+            seconds += [openings(fewer, tuple(other for other in honest if other != gone)) for gone in honest]
+        for second in seconds:
+            without_memory += len(told_apart(first, second, memory=False))
+            assert told_apart(first, second, memory=True) == []
+    assert without_memory > 0
 
 
 def test_real_members_obey_the_model(tmp_path: Path) -> None:

@@ -105,6 +105,35 @@ def test_a_sealed_run_gives_the_same_model_within_rounding(world: World, coordin
     assert epoch.data["members"] == list(world.node_names)
 
 
+def test_a_sealed_run_pauses_by_name_while_a_member_of_its_block_is_away(tmp_path: Path) -> None:
+    world = World.create(tmp_path, nodes=4)
+    coordinator = Coordinator(world.server)
+    coordinator.start()
+    nodes = [FleetNode(world.of(name), coordinator.fleet_port, size=SIZE) for name in world.node_names]
+    for node in nodes[:3]:
+        node.start()
+    model = np.zeros(SIZE, dtype="<f4")
+    spec = specification(sealing="sealed", rounds=1, min_cohort=3, clip_norm=100.0, exchange_deadline_s=6.0)
+    run_id = coordinator.book.submit(world.submission(spec, model))
+    seen: list[RunEvent] = []
+    end = time.monotonic() + 60.0
+    while "paused" not in kinds(seen) and time.monotonic() < end:
+        seen += coordinator.book.events(run_id, len(seen), 1.0)
+    detail = coordinator.book.runs()[0].detail
+    nodes[3].activate()
+    nodes[3].start()
+    events = wait_end(coordinator, run_id)
+    for node in nodes:
+        node.stop()
+    manifest, _ = coordinator.book.checkpoint(run_id, None)
+    coordinator.stop()
+    away = world.node_names[3]
+    assert next(event.data for event in events if event.kind == "paused") == {"round": 1, "missing": [away]}
+    assert "resumed" in kinds(events) and away in detail
+    assert manifest["rounds"][0]["contributors"] == list(world.node_names)
+    assert not [event for event in events if event.kind == "slot_abandoned"]
+
+
 def test_a_model_that_the_nodes_would_refuse_is_not_committed(
     world: World, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

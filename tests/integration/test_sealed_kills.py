@@ -23,6 +23,7 @@ MEMBER_SLOT = (
     "member.upload_written:2",
     "member.spent:2",
     "member.list_written:2",
+    "member.memory_written:2",
     "member.reveal_written:2",
     "member.ended:2",
 )

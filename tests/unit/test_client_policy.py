@@ -25,6 +25,7 @@ ALLOWING: dict[str, Any] = {
     "max_local_steps": 10,
     "training_hours": ("00:00-24:00",),
     "sealing": "optional",
+    "reproducible": True,
     "privacy_units": ("none", "record"),
 }
 
@@ -51,6 +52,7 @@ def test_what_is_allowed_passes() -> None:
         ({"sealing": "required"}, "sealing.kind is none"),
         ({"privacy_units": ("record",)}, "privacy.unit is 'none'; the policy allows record"),
         ({"privacy_units": ()}, "allows none"),
+        ({"reproducible": False}, "the run is reproducible"),
     ],
 )
 def test_each_bound_refuses(changes: dict[str, Any], said: str) -> None:
@@ -81,6 +83,13 @@ def test_colluding_zero_needs_a_waiver() -> None:
     with pytest.raises(PolicyRefusal, match="colluding is 0"):
         policy().check(sealed, group="shard")
     policy(waive_colluding=True).check(sealed, group="shard")
+
+
+def test_differences_are_accepted_by_the_policy_or_not_at_all() -> None:
+    sealed = specification(sealing={"kind": "sealed", "differences": "accepted"}, federation={"clip_norm": 1.0})
+    with pytest.raises(PolicyRefusal, match="from two sums"):
+        policy().check(sealed, group="shard")
+    policy(differences="accepted").check(sealed, group="shard")
 
 
 def test_privacy_needs_a_budget_of_its_group() -> None:

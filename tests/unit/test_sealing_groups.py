@@ -233,7 +233,7 @@ def test_groups_are_fixed_and_leave_no_trace_where_there_are_none(tmp_path: Path
 def test_the_plan_says_how_many_sums_are_seen(tmp_path: Path) -> None:
     said = render(specify(), nodes=1000, groups=10)
     assert "10 sums are seen in every round, one of each group of the roster, which the root fixes: 100 to 100" in said
-    assert "with 100 organizations, the coordinator and any 1 of them together learn nothing" in said
+    assert "with 100 organizations, the coordinator and any 33 of them together learn nothing" in said
     with pytest.raises(ProtocolFailure, match="1000 members; sealing needs 2 to 100"):
         render(specify(), nodes=1000)
     with pytest.raises(ProtocolFailure, match=r"2 nodes, but federation\.min_cohort is 3"):

@@ -132,6 +132,7 @@ def lies(federation: Federation) -> dict[fleet_pb2.Step, list[tuple[type, Change
 
     advertise, share, train = sealing_pb2.AdvertiseRequest, sealing_pb2.ShareRequest, sealing_pb2.SealedOpen
     confirm, reveal = sealing_pb2.ConfirmRequest, sealing_pb2.RevealRequest
+    guarded = federation.specification.refuses_differences
     return {
         fleet_pb2.ADVERTISE: [
             (advertise, _set(specification_sha256=bytes(32))),
@@ -145,6 +146,7 @@ def lies(federation: Federation) -> dict[fleet_pb2.Step, list[tuple[type, Change
             (share, second_bundle),
             (share, _drop("bundles", 0)),
             (share, _set(epoch=7)),
+            *([(share, _drop("bundles", 2))] if guarded else []),
         ],
         fleet_pb2.TRAIN: [
             (train, _drop("cohort", 2)),
@@ -157,6 +159,7 @@ def lies(federation: Federation) -> dict[fleet_pb2.Step, list[tuple[type, Change
             (confirm, _drop("survivors", 0)),
             (confirm, lambda message: [_drop("survivors", 1)(message) for _ in message.survivors[1:]]),
             (confirm, _stranger),
+            *([(confirm, _drop("survivors", 2))] if guarded else []),
         ],
         fleet_pb2.REVEAL: [
             (reveal, _set(context=bytes(32))),
@@ -183,10 +186,11 @@ def _refusals(federation: Federation, step: fleet_pb2.Step, body: bytes, after: 
     return found
 
 
-def case(label: str, silent: str | None) -> dict[str, Any]:
+def case(label: str, silent: str | None, differences: str = "accepted") -> dict[str, Any]:
     """One slot in which `silent` advertises and deals, and does not upload."""
     with counted_randomness(label), tempfile.TemporaryDirectory() as folder:
-        specification = specify("colluding = 0\nbits = 8", "min_cohort = 2", slots=2)
+        settings = "colluding = 0\nbits = 8", "min_cohort = 2"
+        specification = specify(*settings, slots=2, differences=differences)
         federation = Recorded(Path(folder), 3, specification, size=SIZE)
         collector = federation.collector
         messages: list[dict[str, Any]] = []
@@ -281,7 +285,11 @@ def _document(
 
 def build() -> dict[str, Any]:
     """The whole file."""
-    cases = [case("everybody answers", None), case("one member does not upload", C)]
+    cases = [
+        case("everybody answers", None),
+        case("one member does not upload", C),
+        case("differences are refused", None, differences="refused"),
+    ]
     return {"version": 1, "run_id": RUN, "document": "docs/sealing.md", "cases": cases}
 
 

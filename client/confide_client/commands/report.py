@@ -106,7 +106,7 @@ def _promise(specification: Specification, has_rounds: bool) -> str:
     return (
         f"Sealed: the coordinator, also together with any {colluding} of the nodes, learns nothing of this node's "
         f"update but a sum over at least {specification.federation.min_cohort} organizations.{held} "
-        f"{two_sums(specification).capitalize()}."
+        f"{two_sums(specification)[0].upper()}{two_sums(specification)[1:]}."
     )
 
 

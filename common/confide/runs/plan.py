@@ -220,7 +220,7 @@ def two_sums(specification: Specification) -> str:
         )
     return (
         "two sums, of this run or others: they differ by whole blocks of the roster, never by one organization; where "
-        "a member of the only block is missing, the run pauses"
+        "a member of the only block is missing before it has uploaded, the run pauses"
     )
 
 

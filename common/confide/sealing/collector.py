@@ -612,7 +612,7 @@ class SealedCollector:
         if slot is None or slot.phase != "decided":
             raise UpdateError("no slot has been decided; end_message comes after an outcome")
         if not slot.ended:
-            self._record("ended")
+            self._record("ended", next_model=next_model_sha256.hex())
         self._uploads.erase(slot.plan.slot)
         reached("collector.ended")
         return fleet_pb2.End(

@@ -19,7 +19,7 @@ fsynced with the event that closes their exchange.
     reveal        {node, body}
     bad_share     {node, dealers}        its reveal is dropped
     decided       {committed, failure, reason, contributors}
-    ended         {}
+    ended         {next_model}
     convicted     {node, name, evidence}
 """
 
@@ -107,8 +107,8 @@ class Books:
     slot: SlotBook | None = None
     convicted: set[str] = field(default_factory=set)
     bound: tuple[str, ...] = ()
-    """The list that members were asked to reveal for, while its round is not committed: they may have revealed, and
-    sign for this model no other one. Empty where differences are accepted."""
+    """The list that members were asked to reveal for, while the model stays the same: they may have revealed, and sign
+    for this model no other one. Empty where differences are accepted."""
 
     def apply(self, event: dict[str, Any], parsed: Message | None = None) -> None:
         """Change the books as one event says. parsed: the message in its `body`, when that was decoded before."""
@@ -212,10 +212,10 @@ class Books:
             case "decided":
                 slot.phase, slot.committed, slot.failure = "decided", event["committed"], event["failure"]
                 slot.contributors = tuple(event["contributors"])
-                if slot.committed:
-                    self.bound = ()
             case "ended":
                 slot.ended = True
+                if event.get("next_model", "") != slot.plan.model_sha256.hex():
+                    self.bound = ()
 
 
 def _message(kind: type[_M], event: dict[str, Any], parsed: Message | None) -> _M:

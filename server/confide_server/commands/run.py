@@ -17,12 +17,13 @@ from confide.identity.member import load_member
 from confide.identity.roster import Role
 from confide.identity.submission import MAX_VALID_S, VALID_S
 from confide.runs.specification import Specification, parse_toml
+from confide.sealing.differences import differences_kind
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from confide_server.run_view import RunView, plain, sealing_markup
+from confide_server.run_view import ACCEPTED, RunView, plain, sealing_markup
 
 if TYPE_CHECKING:
     from confide.codec.tensors import TensorSchema
@@ -152,6 +153,12 @@ def plan(
     if model_folder is not None:
         _check_base(parsed, model_folder)
     typer.echo(render(parsed, nodes=nodes, base=model_folder, groups=groups))
+    _warn_differences(parsed)
+
+
+def _warn_differences(specification: Specification) -> None:
+    if differences_kind(specification) == "accepted" and specification.sealing.kind == "sealed":
+        console.print(f"differences of sums {ACCEPTED}", soft_wrap=True)
 
 
 @app.command()
@@ -161,6 +168,9 @@ def submit(
     model_folder: ModelFolder = None,
     coordinator: Coordinator = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on watching it.")] = False,
+    from_run: Annotated[
+        str, typer.Option("--from", help="Begin with the newest model of this run (id or its beginning).")
+    ] = "",
     valid_days: Annotated[
         float,
         typer.Option(min=0.01, max=MAX_VALID_S / 86400, help="Organizations may accept the run for so long."),
@@ -170,9 +180,12 @@ def submit(
     member, parsed = load_member(admin), _specification(specification)
     initial, schema = _initial_model(parsed, model_folder)
     with ControlClient.of_member(member, coordinator) as client:
+        if from_run:
+            initial = _model_of(client, from_run, len(initial))
         run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
         console.print(f"sealing {sealing_markup(parsed.sealing.kind)}")
+        _warn_differences(parsed)
         if watch:
             _watch(client, run_id, as_json=False)
 
@@ -279,6 +292,17 @@ def _initial_model(specification: Specification, model_folder: Path | None) -> "
     if specification.trains_model:
         _check_base(specification, require_base(specification, model_folder))
     return first_model(specification, model_folder)
+
+
+def _model_of(client: ControlClient, run: str, size: int) -> bytes:
+    """The newest committed model of a run, to go on from. Raises ModelError when it is of another form."""
+    manifest, model = client.export(_resolve(client, run))
+    if len(model) != size:
+        raise ModelError(
+            f"run {manifest['run_id']} trains {len(model)} bytes and this specification {size}; they have to train the "
+            "same parameters"
+        )
+    return model
 
 
 def _check_base(specification: Specification, model_folder: Path) -> None:

@@ -37,7 +37,7 @@ def demo_specification(base: Path, **settings: Any) -> Specification:
         nodes=NODES,
         sealing="none",
         **settings,
-    )
+    ).model_copy(update={"reproducible": True})
 
 
 @dataclass(frozen=True)

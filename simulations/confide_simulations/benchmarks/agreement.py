@@ -39,7 +39,7 @@ def _variants(federation: LocalFederation, base: Path, rounds: int) -> dict[str,
         rounds=rounds,
         nodes=NODES,
         sealing="none",
-    )
+    ).model_copy(update={"reproducible": True})
     variants = {"none": plain}
     for bits in (16, 8):
         sealing = plain.sealing.model_copy(update={"kind": "sealed", "bits": bits})

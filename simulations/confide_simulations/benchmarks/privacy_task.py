@@ -137,6 +137,7 @@ def _document(size: Size, **sections: Any) -> Specification:
     base: dict[str, Any] = {
         "version": 1,
         "name": "privacy-benchmark",
+        "reproducible": True,
         "model": {"sha256": "0" * 64},
         "adapter": {"kind": "full"},
         "method": {"name": "sft", "max_length": MAX_LENGTH},

@@ -120,17 +120,24 @@ def _contribution(name: str) -> Contribution:
     return Contribution(update / np.float32(np.linalg.norm(update)))
 
 
-def sealing_roster(keys: Mapping[str, SigningKey], groups: Mapping[str, str] | None = None) -> Roster:
-    """A roster in which everyone of `keys` is a node, in the group that is named for it."""
+def sealing_roster(
+    keys: Mapping[str, SigningKey],
+    groups: Mapping[str, str] | None = None,
+    *,
+    blocks: Mapping[str, str] | None = None,
+    version: int = 1,
+) -> Roster:
+    """A roster in which everyone of `keys` is a node, in the group and block that are named for it."""
     members = tuple(
         Member(
             name=name, role=Role.NODE, identity_key=key.public.hex(), fleet_key=spki(new_p256()).hex(),
             tls_key=hashlib.sha256(name.encode()).hexdigest(), admitted_at=NOW,
-            group=(groups or {}).get(name, ""),
+            group=(groups or {}).get(name, ""), block=(blocks or {}).get(name, ""),
         )
         for name, key in sorted(keys.items())
     )  # fmt: skip
+    previous = "" if version == 1 else "0" * 64
     return Roster(
-        version=1, previous="", consortium="example", demo=True, issued_at=NOW, expires_at=2 * NOW,
+        version=version, previous=previous, consortium="example", demo=True, issued_at=NOW, expires_at=2 * NOW,
         ca_certificate="", members=members,
     )  # fmt: skip

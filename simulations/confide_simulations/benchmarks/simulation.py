@@ -63,6 +63,7 @@ def specification(base: Path, rounds: int, steps: int, kind: str) -> Any:
     document = {
         "version": 1,
         "name": "overhead",
+        "reproducible": True,
         "seed": 1,
         "model": {"sha256": folder_digest(base)},
         "adapter": {"kind": "full"},

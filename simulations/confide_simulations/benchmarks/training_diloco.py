@@ -96,6 +96,7 @@ def specification(scale: Scale, local_steps: int, batch: int, seed: int, clip: f
     document = {
         "version": 1,
         "name": "diloco",
+        "reproducible": True,
         "seed": seed,
         "model": {"sha256": "0" * 64},
         "adapter": {"kind": "full"},

@@ -21,6 +21,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.corpus:corpus",
         "Peak memory of preparing a corpus and of one step, with the tokens in memory and in a file.",
     ),
+    "differences": (
+        "confide_simulations.benchmarks.differences:differences",
+        "Two sums that differ by one organization: by which roads, and what their difference tells.",
+    ),
     "round": (
         "confide_simulations.benchmarks.round:round_",
         "Time an empty and a full round, and see what the coordinator needs.",

@@ -55,7 +55,7 @@ def specification(
     local_steps: int = 3,
     seed: int = 7,
 ) -> Specification:
-    """LoRA on the last 40% of the layers; three of four organizations are enough for a sum."""
+    """LoRA on the last 40% of the layers; three of four organizations would do, were they not one block."""
     text = _TOML.format(
         seed=seed,
         sha256=sha256,

@@ -115,6 +115,7 @@ def _warm_specification(material: Material) -> Any:
     document = {
         "version": 1,
         "name": "start",
+        "reproducible": True,
         "model": {"sha256": "0" * 64},
         "adapter": {"kind": "full"},
         "method": {"name": "sft", "max_length": 64},

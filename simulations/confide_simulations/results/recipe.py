@@ -104,6 +104,7 @@ class Recipe(BaseModel):
             for section in sections:
                 inner = inner.setdefault(section, {})
             inner[field] = value
+        document = {"reproducible": True, **document}
         return parse_document({**document, "version": 1, "name": run.name, "seed": seed}, f"run {run.name!r}")
 
 

@@ -121,7 +121,9 @@ def _read(path: Path, key: Mapping[str, Any]) -> Outcome | None:
     try:
         document = json.loads(path.read_bytes())
         kept, outcome = document["key"], Outcome(**document["outcome"])
-        kept["specification"] = parse_document(kept["specification"], str(path)).model_dump(mode="json")
+        # Runs of before nodes had secret draws were reproducible without saying so.
+        stored = {"reproducible": True, **kept["specification"]}
+        kept["specification"] = parse_document(stored, str(path)).model_dump(mode="json")
     except (ValueError, TypeError, KeyError, SpecificationError) as error:
         raise StateError(f"{path} cannot be read: {error}. Remove that folder, or choose another --output") from error
     if kept != key:

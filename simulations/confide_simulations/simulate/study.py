@@ -46,8 +46,8 @@ class Study:
     models: Path | None = None
 
     def load(self) -> Specification:
-        """The specification with the study's seed. Raises SpecificationError."""
-        return load_specification(self.specification, self.seed)
+        """The specification with the study's seed, reproducible as simulations are. Raises SpecificationError."""
+        return load_specification(self.specification, self.seed).model_copy(update={"reproducible": True})
 
 
 def load_specification(path: Path, seed: int | None) -> Specification:
