@@ -139,7 +139,7 @@ def test_a_smaller_rank_is_clipped_and_noised_where_it_trains_and_nowhere_else(
 def test_units_share_a_micro_batch_in_float32_alone(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: Any, largest: int
 ) -> None:
-    """In bfloat16 a record would change its neighbours' gradients by half a percent: more than the clip leaves for it."""
+    """In bfloat16 a record would change its neighbours' gradients by half a percent: more than the clip leaves."""
     sizes: list[int] = []
     whole = RecordLoss.__call__
     monkeypatch.setattr(RecordLoss, "__call__", lambda self, part: sizes.append(len(part)) or whole(self, part))
