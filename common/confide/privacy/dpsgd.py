@@ -12,6 +12,7 @@ long ones; a unit's gradient is the sum over its examples, clipped as a whole. S
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,19 +86,22 @@ Loss = Callable[[Sequence[Any]], RowLosses]
 class RecordLoss:
     """The loss of a training method, one mean a row. Raises ModelError for a method that relates records."""
 
-    def __init__(self, model: Any, method: Method, *, autocast: bool = False) -> None:
+    def __init__(
+        self, model: Any, method: Method, *, context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        """context: in which each forward pass runs, such as autocast's."""
         if method.whole_batch:
             raise ModelError(
                 f"method {method.name!r} compares the records of a batch with each other, so that no record has a "
                 'gradient of its own; use privacy.unit = "organization", or another method'
             )
-        self._model, self._method, self._autocast = model, method, autocast
+        self._model, self._method, self._context = model, method, context
 
     def __call__(self, examples: Sequence[Any]) -> RowLosses:
         """Row i belongs to examples[i]; whatever the method draws (masked tokens) comes from a fresh secret seed."""
         device = next(self._model.parameters()).device
         batch = self._method.collate(examples, secrets.randbits(62)).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+        with self._context():
             total = self._method.loss(self._model, batch)
         if batch.labels.dim() < 2:
             return RowLosses(total, torch.ones(len(examples), device=device))
