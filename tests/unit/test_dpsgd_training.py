@@ -10,6 +10,7 @@ import pytest
 import torch
 from confide.errors import ConfideError, DataError, ModelError
 from confide.methods import base as methods
+from confide.models import precision
 from confide.models.aggregation import rank_mask
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import initial_state
@@ -132,14 +133,22 @@ def test_a_smaller_rank_is_clipped_and_noised_where_it_trains_and_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    ("sections", "largest"),
-    [({}, 3), ({"training": {"autocast": True}}, 1), ({"model": {"dtype": "bfloat16"}}, 1)],
-    ids=["float32", "autocast", "a base in bfloat16"],
+    ("sections", "arithmetic", "largest"),
+    [
+        ({}, "bfloat16", 3),
+        ({"training": {"autocast": True}}, "bfloat16", 1),
+        ({"training": {"autocast": True}}, "float32", 3),
+        ({"model": {"dtype": "bfloat16"}}, "bfloat16", 1),
+        ({"model": {"dtype": "bfloat16"}}, "float32", 3),
+    ],
 )
 def test_units_share_a_micro_batch_in_float32_alone(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: Any, largest: int
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: Any, arithmetic: Any, largest: int
 ) -> None:
     """In bfloat16 a record would change its neighbours' gradients by half a percent: more than the clip leaves."""
+    monkeypatch.setattr(precision, "_chosen", precision._Chosen())
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    precision.prefer(arithmetic)
     sizes: list[int] = []
     whole = RecordLoss.__call__
     monkeypatch.setattr(RecordLoss, "__call__", lambda self, part: sizes.append(len(part)) or whole(self, part))
