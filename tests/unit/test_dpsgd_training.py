@@ -10,9 +10,11 @@ import pytest
 import torch
 from confide.errors import ConfideError, DataError, ModelError
 from confide.methods import base as methods
+from confide.models import precision
 from confide.models.aggregation import rank_mask
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import initial_state
+from confide.privacy.dpsgd import RecordLoss
 from confide.privacy.events import SampledGaussian
 from confide.privacy.plan import unit_plan
 from confide.privacy.randomness import SecureRandom
@@ -128,6 +130,33 @@ def test_a_smaller_rank_is_clipped_and_noised_where_it_trains_and_nowhere_else(
     silent = (local.contribute(model, Shard(RECORDS[:1]), SLOT).update + decay)[trained]
     # A hundredth or so is kept for what a record changes in the others' last bits.
     assert float(np.linalg.norm(silent)) == pytest.approx((1 - 2**-7) * 1e-3 / spec.training.batch_size, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sections", "arithmetic", "largest"),
+    [
+        ({}, "bfloat16", 3),
+        ({"training": {"autocast": True}}, "bfloat16", 1),
+        ({"training": {"autocast": True}}, "float32", 3),
+        ({"model": {"dtype": "bfloat16"}}, "bfloat16", 1),
+        ({"model": {"dtype": "bfloat16"}}, "float32", 3),
+    ],
+)
+def test_units_share_a_micro_batch_in_float32_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: Any, arithmetic: Any, largest: int
+) -> None:
+    """In bfloat16 a record would change its neighbours' gradients by half a percent: more than the clip leaves."""
+    monkeypatch.setattr(precision, "_chosen", precision._Chosen())
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    precision.prefer(arithmetic)
+    sizes: list[int] = []
+    whole = RecordLoss.__call__
+    monkeypatch.setattr(RecordLoss, "__call__", lambda self, part: sizes.append(len(part)) or whole(self, part))
+    training = {"micro_batch_size": 3, "local_steps": 1, **sections.get("training", {})}
+    changes = {"privacy": PRIVATE, **sections, "training": training}
+    local = trainer(base, tmp_path, **changes)
+    local.contribute(start(base, specification(**changes), local), Shard(RECORDS[:4]), SLOT)
+    assert (max(sizes), sum(sizes)) == (largest, 4)
 
 
 def test_the_step_is_the_one_that_the_plan_and_the_ledger_charge() -> None:
