@@ -248,6 +248,9 @@ def _check_base(specification: Specification, model_folder: Path) -> None:
             f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
             "Put the hash into model.sha256, or give the folder that has it."
         )
+    from confide.methods.base import check
+
+    check(specification, model_folder)
 
 
 def _specification(path: Path) -> Specification:
