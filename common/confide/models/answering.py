@@ -73,10 +73,10 @@ def _check_adapter(adapter: Path, base_folder: Path) -> frozenset[str]:
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
         raise ModelError(f"{adapter} holds no adapter_model.safetensors; name a folder that `confide run export` wrote")
-    check_whole({path.name: path})
     config = _read(adapter / "adapter_config.json")
     if config is None:
         raise ModelError(f"{adapter / 'adapter_config.json'} is missing or damaged; export the adapter again")
+    check_whole({path.name: path})
     task = config.get("task_type") or "CAUSAL_LM"
     if task != "CAUSAL_LM":
         raise ModelError(f"the adapter in {adapter} is for {task}; it writes no text, and would change nothing here")
