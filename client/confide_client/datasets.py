@@ -26,10 +26,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.runs.specification import Name, Sha256
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from confide.text import PARAGRAPH_CHARS, line
+from pydantic import Field, ValidationError
 
 from confide_client import readers, token_files
 from confide_client.readers import FORMATS, Format, format_of
@@ -48,11 +50,7 @@ class LocalData:
     """Of the file and the split that they were read from, as DataSets.load checked them; "" where nobody did."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class DataSet(_Frozen):
+class DataSet(StoredDocument):
     """One registered data set. Everything here stays on the node."""
 
     path: str
@@ -91,7 +89,7 @@ class DataSet(_Frozen):
         return np.sort(shuffled[kept:]).tolist(), np.sort(shuffled[:kept]).tolist()
 
 
-class _Registry(_Frozen):
+class _Registry(StoredDocument):
     version: Literal[1]
     data_sets: dict[Name, DataSet]
 
@@ -255,7 +253,8 @@ def _checked(path: Path, format: Format) -> Iterator[Record]:
 def describe(name: str, entry: DataSet) -> str:
     """One line for the operator."""
     fields = json.dumps(list(entry.fields), ensure_ascii=False)
-    return (
+    return line(
         f"{name}: {entry.records - entry.evaluation_records} training and {entry.evaluation_records} evaluation "
-        f"records, fields {fields}, {entry.format}, group {entry.group}, {entry.path}"
+        f"records, fields {fields}, {entry.format}, group {entry.group}, {entry.path}",
+        PARAGRAPH_CHARS,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
-from confide.runs.plan import upload_bytes
+from confide.runs.plan import two_sums, upload_bytes
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from rich.console import Console
 
@@ -216,8 +216,9 @@ def _about_protection(specification: Specification, lines: list[str], warnings: 
     else:
         lines.append(
             f"sealed: the coordinator learns only sums over at least {specification.federation.min_cohort} "
-            f"organizations, also together with {specification.sealing.colluding} of them"
+            f"organizations, also together with {_colluding_words(specification)} of them"
         )
+        (lines if specification.refuses_differences else warnings).append(two_sums(specification))
     privacy = specification.privacy
     if privacy.unit == "none":
         warnings.append("no differential privacy: the model may remember single records")
@@ -251,7 +252,13 @@ def _about_privacy(state: StateFolder, specification: Specification, lines: list
 def _fewest(specification: Specification) -> int:
     """The named nodes, or as few as may take part."""
     named = len(specification.federation.nodes)
-    return named or max(specification.federation.min_cohort, specification.sealing.colluding + 2)
+    smallest = max(specification.federation.min_cohort, (specification.sealing.colluding or 0) + 2)
+    return named or smallest
+
+
+def _colluding_words(specification: Specification) -> str:
+    given = specification.sealing.colluding
+    return "a third of the others, at least 1," if given is None else str(given)
 
 
 def _shared_noise(state: StateFolder, specification: Specification) -> tuple[list[str], list[str]]:

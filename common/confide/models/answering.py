@@ -16,10 +16,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
 from confide.errors import ModelError
+from confide.models import precision
 from confide.models.architecture import load_config, load_tokenizer
 from confide.models.rendering import Rendering
 from confide.models.store import folder_digest, model_files, only_hashed
 from confide.models.weights import check_whole
+from confide.models.widened import widened
 
 
 def load_answering(base_folder: Path, adapter: Path | None = None, device: str | None = None) -> tuple[Any, Any]:
@@ -37,11 +39,13 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
         )
     weights = None if adapter is None else _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
+    device = device or precision.default_device()
     try:
-        with only_hashed(base_folder) as folder:
+        narrow = precision.choice(device).arithmetic == "bfloat16"
+        with only_hashed(base_folder if narrow else widened(base_folder)) as folder:
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype="auto",
+                dtype="auto" if narrow else torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -56,7 +60,7 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
         )
     if adapter is not None and weights is not None:
         model = _with_adapter(model, adapter, weights)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     return model.eval(), tokenizer
 
 

@@ -14,6 +14,7 @@ from confide.errors import ModelError
 from confide.models.store import model_files, only_hashed
 from confide.models.trial import EAGER, attention_for
 from confide.models.weights import check_whole
+from confide.models.widened import widened
 from confide.runs.specification import Specification
 
 transformers.utils.logging.disable_progress_bar()
@@ -26,7 +27,6 @@ _TASKS: dict[str, Any] = {
     "classification": transformers.AutoModelForSequenceClassification,
     "contrastive": transformers.AutoModel,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @contextlib.contextmanager
@@ -115,10 +115,18 @@ def check_family(specification: Specification, base_folder: Path) -> None:
         attention_for(specification, config, _class_for(specification, config, base_folder))
 
 
-def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype, *, quantized: bool = False) -> Any:
+def load_base(
+    specification: Specification,
+    base_folder: Path,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = False,
+    frozen: bool = False,
+) -> Any:
     """The base model with the folder's weights in `dtype`, or freshly drawn from the run's seed (initial = "random").
 
     quantized: linear layers in 4 bits on the GPU (QLoRA, Dettmers et al. 2023: NF4, double quantization).
+    frozen: nothing writes to the weights, which may then be pages of a file that processes share (widened.py).
 
     A head that the folder lacks is drawn from the run's seed where the method brings its own (classification);
     for any other method a missing tensor raises ModelError.
@@ -127,7 +135,9 @@ def load_base(specification: Specification, base_folder: Path, dtype: torch.dtyp
     task = _class_for(specification, config, base_folder)
     with _quiet():
         implementation = attention_for(specification, config, task)
-    with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(base_folder) as folder:
+    shared = frozen and not quantized and dtype == torch.float32
+    source = widened(base_folder) if shared and specification.model.initial == "pretrained" else base_folder
+    with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(source) as folder:
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
             return task.from_config(config, attn_implementation=implementation, dtype=dtype)

@@ -24,7 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
 from confide.files import private_folder, sha256_file, write_atomic
-from confide.models.architecture import DTYPES, empty_model, head_names, load_base, load_config, load_tokenizer
+from confide.models import precision
+from confide.models.architecture import empty_model, head_names, load_base, load_config, load_tokenizer
 from confide.models.model_card import licence_of, model_card
 from confide.models.store import hashed_files
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
@@ -129,7 +130,7 @@ def write_merged(
                 layer.weight += change.T if isinstance(layer, Conv1D) else change
     # An adapter leaves the base as it was stored; of a model that was trained whole the specification says it.
     stored = load_config(base_folder).dtype if uses_lora(specification) else None
-    model.to(stored or DTYPES[specification.model.dtype])
+    model.to(stored or precision.DTYPES[specification.model.dtype])
     private_folder(folder)
     model.save_pretrained(folder)
     load_tokenizer(base_folder).save_pretrained(folder)

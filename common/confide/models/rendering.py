@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from confide.errors import DataError, ModelError
+from confide.models.chat_template import render
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -124,12 +125,11 @@ class Rendering:
         if self._tokenizer.chat_template is None:
             return "".join(message["content"] for message in messages)
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generate
-            )
+            return render(self._tokenizer, messages, generate=generate)
+        except ModelError:
+            raise
         except Exception as error:  # templates raise what they like, mostly about the order of roles
             raise DataError(self._refusal(error)) from None
-        return text
 
     def _refusal(self, error: Exception) -> str:
         """The template's own reason, where it stands in the template: else it could quote the record."""

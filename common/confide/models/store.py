@@ -24,7 +24,7 @@ from pathlib import Path
 
 from confide import canonical
 from confide.errors import ModelError
-from confide.files import private_folder, sha256_file, write_atomic
+from confide.files import cache_folder, private_folder, sha256_file, write_atomic
 from confide.models.weights import check_whole
 from confide.runs.specification import Specification
 
@@ -131,6 +131,11 @@ def require_base(specification: Specification, folder: Path | None) -> Path:
     return folder
 
 
+def float32_copy(sha256: str) -> Path:
+    """Where this user's float32 copy of a model lies, if it was needed (widened.py)."""
+    return cache_folder() / "float32" / sha256
+
+
 class ModelStore:
     """A folder of base models: `<sha256>/` with the files, `<sha256>.json` with name, source and size."""
 
@@ -205,9 +210,12 @@ class ModelStore:
         return found[0]
 
     def remove(self, sha256: str) -> None:
-        """Delete a model's files and its entry."""
+        """Delete a model's files and its entry, and this user's float32 copy of it."""
         shutil.rmtree(self.path(sha256))
         (self.folder / f"{sha256}.json").unlink(missing_ok=True)
+        copy = float32_copy(sha256)
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _check_templates(folder: Path, files: dict[str, Path]) -> None:
