@@ -113,6 +113,10 @@ class Rendering:
         before = self._render(messages[:number], generate=True)
         through = self._render(messages[: number + 1], generate=False)
         kept = _common(before, through)
+        if kept < len(before):
+            # Both may go on alike by chance: "<think>" was asked, and the answer begins with "<".
+            place = through.rfind(content.strip())
+            kept = place if 0 <= place < kept else kept
         # What only the question has may be the beginning that a template sets for an answer, such as an open thought.
         if any(m["content"].strip() and m["content"].strip() in before[kept:] for m in messages[:number]):
             raise DataError(
