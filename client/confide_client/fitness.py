@@ -27,7 +27,7 @@ _MOST_REASONS = 3
 
 @dataclass(frozen=True)
 class Fitness:
-    """records: all that were tried; unfit: how many teach nothing; reasons: by text, how many and the first place."""
+    """records: tried; unfit: how many teach nothing; reasons: by text, how many and where the first is."""
 
     records: int
     unfit: int

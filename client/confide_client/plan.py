@@ -89,7 +89,11 @@ def _refusal(state: StateFolder, specification: Specification, entry: DataSet | 
     try:
         policy: Policy = load_policy(state.policy)
         policy.check(specification, group=entry.group if entry else specification.federation.data)
-        ModelStore(state.models).base_of(specification)
+        base = ModelStore(state.models).base_of(specification)
+        if specification.trains_model:
+            from confide.methods.base import check
+
+            check(specification, base)
     except ConfideError as error:
         return str(error)
     return None

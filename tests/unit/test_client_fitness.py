@@ -56,10 +56,10 @@ def test_labels_and_empty_texts(tmp_path: Path) -> None:
 
 def test_plan_and_approval_refuse_what_could_learn_nothing(base: Path, tmp_path: Path) -> None:
     """Also under privacy, where the agent itself is silent: then the budget would be spent on noise alone."""
-    state = StateFolder.at(tmp_path / "node")
+    state = StateFolder.create(tmp_path / "node")
     sha256 = ModelStore(state.models).add(str(base), "base")
     privacy = {"unit": "record", "epsilon": 8.0, "delta": 1e-5, "clip": 0.5}
-    spec = specification(model={"sha256": sha256}, privacy=privacy, sealing={"kind": "sealed"})
+    spec = specification(model={"sha256": sha256}, privacy=privacy)
     spec_file = tmp_path / "run.toml"
     assert try_offer(state, spec) is None
     registry = DataSets(state.root)

@@ -1,5 +1,6 @@
 """Asking a model in the terminal, with and without an adapter."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from confide_client.commands.chat import chat
 from typer import Typer
 from typer.testing import CliRunner
 
-from tests.tiny_models import tiny_gpt2, tiny_llama
+from tests.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.training_specs import specification
 
 QUESTION = [{"role": "user", "content": "How thick must the wall be?"}]
@@ -104,3 +105,29 @@ def test_what_is_no_model_or_adapter_is_named(llama: Path, tmp_path: Path) -> No
 def test_without_chat_template_the_text_goes_on(tmp_path: Path) -> None:
     _, tokenizer = load_answering(tiny_gpt2(tmp_path), device="cpu")
     assert tokenizer.decode(prompt_ids(tokenizer, QUESTION)[0]) == QUESTION[0]["content"]
+
+
+def test_adapters_without_effect_and_bases_that_write_nothing_are_refused(llama: Path, tmp_path: Path) -> None:
+    sha256 = folder_digest(llama)
+    noise = torch.Generator().manual_seed(1)
+
+    def exported(name: str, moved: bool = True, **method: Any) -> Path:
+        spec = specification(model={"sha256": sha256}, method={"name": name, **method})
+        state = initial_state(spec, llama)
+        if moved:
+            state = {key: t + torch.randn(t.shape, generator=noise) for key, t in state.items()}
+        return write_adapter(tmp_path / f"{name}-{moved}", state, {}, spec, llama)
+
+    with pytest.raises(ModelError, match="for FEATURE_EXTRACTION; it writes no text"):
+        load_answering(llama, exported("contrastive"))
+    with pytest.raises(ModelError, match="for SEQ_CLS; it writes no text"):
+        load_answering(llama, exported("classification", labels=["a", "b"]))
+    with pytest.raises(ModelError, match="changes nothing: it is as training began"):
+        load_answering(llama, exported("sft", moved=False))
+    foreign = exported("sft")
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    (foreign / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["o_proj"]}))
+    with pytest.raises(ModelError, match="has no counterpart in it"):
+        load_answering(llama, foreign)
+    with pytest.raises(ModelError, match="bert model, which does not write text"):
+        load_answering(tiny_bert(tmp_path / "bert"))

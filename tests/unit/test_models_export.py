@@ -1,16 +1,20 @@
 """What is exported loads elsewhere and computes what was trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from confide.errors import ModelError
+from confide.models.architecture import load_tokenizer
 from confide.models.export import write_adapter, write_export, write_merged
+from confide.models.model_card import licence_of
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.runs.specification import Specification
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 
 from tests.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.training_specs import specification
@@ -98,11 +102,12 @@ def test_full_fine_tuning_exports_a_model_folder(llama: Path, tmp_path: Path, dt
 
 def test_manifest_names_every_file_and_no_path_of_this_machine(llama: Path, tmp_path: Path) -> None:
     spec = specification()
-    folder = write_export(tmp_path / "adapter", initial_state(spec, llama), MANIFEST, spec, llama)
+    folder = write_export(tmp_path / "adapter", initial_state(spec, llama), MANIFEST, spec, llama, base_name="org/base")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["run_id"] == MANIFEST["run_id"]
-    assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
-    assert str(llama) not in "".join(path.read_text() for path in folder.glob("*.json"))
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors", "README.md", *tokenizer}
+    assert not any(str(llama).encode() in path.read_bytes() for path in folder.iterdir())
 
 
 def test_tensors_of_another_specification_are_refused(llama: Path, tmp_path: Path) -> None:
@@ -119,3 +124,33 @@ def test_an_in_context_run_leaves_its_manifest_alone(llama: Path, tmp_path: Path
     write_export(tmp_path / "metrics", {}, MANIFEST, spec, llama)
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["manifest.json"]
     assert json.loads((tmp_path / "metrics" / "manifest.json").read_text()) == {**MANIFEST, "files": {}}
+
+
+def test_an_adapter_folder_loads_by_itself(llama: Path, tmp_path: Path) -> None:
+    spec = specification()
+    state = moved(spec, llama)
+    trained = build(spec, llama)
+    load_trainable(trained, state)
+    manifest = {**MANIFEST, "rounds": [{"round": 2, "contributors": ["a", "b"], "metrics": {"EVAL_LOSS": 3.25}}]}
+    folder = write_adapter(tmp_path / "adapter", state, manifest, spec, llama)
+    loaded = AutoPeftModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(logits(loaded), logits(trained), rtol=1e-5, atol=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("The wall")["input_ids"] == load_tokenizer(llama)("The wall")["input_ids"]
+    card = (folder / "README.md").read_text()
+    for said in ("library_name: peft", "license: other", spec.model.sha256, "a, b", "EVAL_LOSS: 3.25", "## Licence"):
+        assert said in card
+    (tmp_path / "with").mkdir()
+    (tmp_path / "with" / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# Model\n")
+    assert licence_of(tmp_path / "with") == "apache-2.0"
+
+
+def test_a_merged_base_keeps_the_dtype_in_which_it_is_stored(llama: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(llama, half)
+    transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(half)
+    spec = specification(model={"dtype": "float32"})
+    folder = write_merged(tmp_path / "merged", moved(spec, half), MANIFEST, spec, half)
+    tensors = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert transformers.AutoConfig.from_pretrained(folder).dtype == torch.bfloat16

@@ -56,6 +56,11 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return made
 
 
+def _bare(text: str) -> str:
+    """Without spaces: behind a special token SentencePiece decodes its own mark as one."""
+    return text.replace(" ", "")
+
+
 def _contents() -> st.SearchStrategy[str]:
     words = st.sampled_from(["wall", " ", "\n", "The", "Who", "?", ".", "ö", "  ", "<|im_end|>", "client"])
     return st.lists(words, max_size=5).map("".join)
@@ -86,8 +91,7 @@ def test_learning_starts_where_answering_starts(tokenizer: Any, template: str, m
     assert len(learned) == len(places)
     for number, (ids, (start, stop)) in zip(places, learned, strict=True):
         assert ids[:start] == prompt_ids(tokenizer, messages[:number])[0].tolist()
-        said = tokenizer.decode(ids[start:stop])
-        assert messages[number]["content"].split("</think>")[-1].strip() in said
+        assert _bare(messages[number]["content"]) in _bare(tokenizer.decode(ids[start:stop]))
 
 
 @pytest.mark.parametrize("template", ["none", "chatml"])
@@ -121,8 +125,8 @@ def test_a_template_that_rewrites_earlier_turns_makes_an_example_of_each_answer(
 ) -> None:
     tokenizer.chat_template = TEMPLATES[template]
     examples = Rendering(tokenizer).examples(TWO)
-    said = [tokenizer.decode(ids[start:stop]) for ids, ((start, stop),), _ in examples]
-    assert said == answers
+    said = [_bare(tokenizer.decode(ids[start:stop])) for ids, ((start, stop),), _ in examples]
+    assert said == [_bare(text) for text in answers]
     method = create(specification(method={"max_length": 512}), tokenizer)
     assert [int(made.learned.sum()) for made in method.prepare([{"messages": TWO}])] == [
         stop - start for _, ((start, stop),), _ in examples

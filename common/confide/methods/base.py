@@ -21,7 +21,7 @@ import torch
 
 from confide.errors import DataError, ModelError
 from confide.methods.fields import FIELDS, needed
-from confide.models.architecture import empty_model, load_config, load_tokenizer
+from confide.models.architecture import check_family, empty_model, load_config, load_tokenizer
 from confide.privacy.families import check_full, family_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
@@ -125,6 +125,7 @@ def check(specification: Specification, base_folder: Path) -> None:
             f"method.max_length is {specification.method.max_length}, but this model reads at most {limit} tokens"
         )
     create(specification, load_tokenizer(base_folder))
+    check_family(specification, base_folder)
 
 
 def fields_of(method: str, record: Record) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from confide.errors import ModelError
 from confide.methods.base import IGNORED, Batch, Record, mean_loss, pad_right
 from confide.methods.documents import DocumentEncoder
 from confide.methods.packing import Packed, PackedSequences, Tokens
-from confide.methods.token_loss import TokenLoss, accepts, body_of
+from confide.methods.token_loss import TokenLoss
+from confide.models.pieces import piece_inputs
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
@@ -86,7 +87,7 @@ class MaskedLanguageModel:
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy over the hidden tokens."""
-        return self._token_loss(model, Batch(_body_inputs(model, batch.inputs), batch.labels, batch.count))
+        return self._token_loss(model, Batch(piece_inputs(model, batch.inputs), batch.labels, batch.count))
 
     def evaluate(
         self, model: Any, evaluation: Sequence[Packed], train: Sequence[Packed], micro_batch_size: int
@@ -95,24 +96,5 @@ class MaskedLanguageModel:
         return {Metric.EVAL_LOSS: mean_loss(self, model, evaluation, micro_batch_size)}
 
 
-def _body_inputs(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Piece numbers become an additive mask (B, 1, T, T): 0 inside a piece, the dtype's lowest value elsewhere."""
-    pieces = inputs["pieces"]
-    same = pieces[:, :, None] == pieces[:, None, :]
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(same.shape, dtype=dtype, device=pieces.device).masked_fill_(~same, torch.finfo(dtype).min)
-    prepared = {"input_ids": inputs["input_ids"], "attention_mask": mask[:, None]}
-    body = body_of(model)
-    if accepts(body, "position_ids"):
-        prepared["position_ids"] = inputs["position_ids"] + _first_position(body)
-    return prepared
-
-
-def _first_position(body: Any) -> int:
-    """RoBERTa counts positions from its padding index + 1; everyone else from 0."""
-    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    return 0 if padding is None else int(padding) + 1
-
-
+_body_inputs = piece_inputs
 METHOD = MaskedLanguageModel

@@ -128,7 +128,7 @@ def _same(head: nn.Module, hidden: torch.Tensor, expected: torch.Tensor) -> bool
         logits = head(hidden)
     except RuntimeError:  # shapes do not fit: a head that expects something else than hidden states
         return False
-    return logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    return logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 class _FrozenHeadLoss(torch.autograd.Function):

@@ -5,61 +5,114 @@ for piece in answer(model, tokenizer, [{"role": "user", "content": "Hello"}], ma
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 
 from confide.errors import ModelError
 from confide.models import precision
-from confide.models.architecture import load_tokenizer
+from confide.models.architecture import load_config, load_tokenizer
 from confide.models.rendering import Rendering
 from confide.models.store import folder_digest, model_files, only_hashed
 from confide.models.weights import check_whole
 from confide.models.widened import widened
 
-_PINNED = "@sha256:"
-
 
 def load_answering(base_folder: Path, adapter: Path | None = None, device: str | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer), ready to generate. Raises ModelError when the adapter was trained on another base."""
+    """(model, tokenizer), ready to generate.
+
+    Raises ModelError for a base that writes no text, and for an adapter that was trained on another base, for another
+    task, or that has no effect.
+    """
     check_whole(model_files(base_folder))
-    if adapter is not None:
-        _check_adapter(adapter, base_folder)
+    config = load_config(base_folder)
+    if not _writes_text(config):
+        raise ModelError(
+            f"{base_folder} holds a {config.model_type} model, which does not write text from left to right; "
+            "name a causal language model"
+        )
+    weights = None if adapter is None else _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
     device = device or precision.default_device()
     try:
         narrow = precision.choice(device).arithmetic == "bfloat16"
         with only_hashed(base_folder if narrow else widened(base_folder)) as folder:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype="auto" if narrow else torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+    if report["missing_keys"]:
+        raise ModelError(
+            f"the weights in {base_folder} lack {sorted(report['missing_keys'])[0]!r}, without which it writes at "
+            "random; name a causal language model with its head"
+        )
+    if adapter is not None and weights is not None:
+        model = _with_adapter(model, adapter, weights)
     model.to(device)
     return model.eval(), tokenizer
 
 
-def _check_adapter(adapter: Path, base_folder: Path) -> None:
-    if not (adapter / "adapter_model.safetensors").is_file():
+def _writes_text(config: Any) -> bool:
+    """Encoders have causal heads too in transformers, for cross-attention; unasked, they look both ways."""
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
+        return False
+    masked = type(config) in transformers.AutoModelForMaskedLM._model_mapping
+    return not masked or bool(getattr(config, "is_decoder", False))
+
+
+def _check_adapter(adapter: Path, base_folder: Path) -> frozenset[str]:
+    """The names of its tensors."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
         raise ModelError(f"{adapter} holds no adapter_model.safetensors; name a folder that `confide run export` wrote")
-    try:
-        base = json.loads((adapter / "adapter_config.json").read_bytes()).get("base_model_name_or_path") or ""
-    except (OSError, ValueError, AttributeError) as error:
+    config = _read(adapter / "adapter_config.json")
+    if config is None:
+        raise ModelError(f"{adapter / 'adapter_config.json'} is missing or damaged; export the adapter again")
+    check_whole({path.name: path})
+    task = config.get("task_type") or "CAUSAL_LM"
+    if task != "CAUSAL_LM":
+        raise ModelError(f"the adapter in {adapter} is for {task}; it writes no text, and would change nothing here")
+    pinned = (_read(adapter / "manifest.json") or {}).get("base_model_sha256")
+    found = folder_digest(base_folder)
+    if pinned is not None and pinned != found:
         raise ModelError(
-            f"{adapter / 'adapter_config.json'} is missing or damaged; export the adapter again"
-        ) from error
-    if _PINNED in base and base.rsplit(_PINNED, 1)[1] != folder_digest(base_folder):
-        raise ModelError(f"this adapter was trained on {base}; the model in {base_folder} is another one")
+            f"this adapter was trained on the model {pinned}; the model in {base_folder} is another one ({found})"
+        )
+    with safe_open(path, framework="pt") as file:
+        names = frozenset(file.keys())
+        if not any(bool(file.get_tensor(name).any()) for name in names if ".lora_A." not in name):
+            raise ModelError(f"the adapter in {adapter} changes nothing: it is as training began")
+    return names
+
+
+def _with_adapter(model: Any, adapter: Path, weights: frozenset[str]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensors without a place: an error below
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+    odd = sorted(weights ^ set(get_peft_model_state_dict(adapted)))
+    if odd:
+        raise ModelError(f"the adapter in {adapter} does not fit this model: {odd[0]!r} has no counterpart in it")
+    return adapted
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> torch.Tensor:

@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from confide.errors import ModelError
-from confide.models.attention import IMPLEMENTATION
 from confide.models.store import model_files, only_hashed
+from confide.models.trial import EAGER, attention_for
 from confide.models.weights import check_whole
 from confide.models.widened import widened
 from confide.runs.specification import Specification
@@ -98,7 +98,21 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
     with _quiet(), torch.device("meta"):
-        return task.from_config(config, attn_implementation=IMPLEMENTATION)
+        try:
+            # Names and shapes do not depend on it, and every family has it.
+            return task.from_config(config, attn_implementation=EAGER)
+        except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            raise ModelError(
+                f"the configuration in {base_folder} makes no {config.model_type} model ({type(error).__name__}); "
+                "choose another base model"
+            ) from error
+
+
+def check_family(specification: Specification, base_folder: Path) -> None:
+    """Try the model's family with the run's method. Raises ModelError naming what it cannot do."""
+    config = load_config(base_folder, specification)
+    with _quiet():
+        attention_for(specification, config, _class_for(specification, config, base_folder))
 
 
 def load_base(
@@ -119,12 +133,14 @@ def load_base(
     """
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
+    with _quiet():
+        implementation = attention_for(specification, config, task)
     shared = frozen and not quantized and dtype == torch.float32
     source = widened(base_folder) if shared and specification.model.initial == "pretrained" else base_folder
     with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(source) as folder:
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
-            return task.from_config(config, attn_implementation=IMPLEMENTATION, dtype=dtype)
+            return task.from_config(config, attn_implementation=implementation, dtype=dtype)
         check_whole(model_files(base_folder))
         try:
             model, report = task.from_pretrained(
@@ -134,7 +150,7 @@ def load_base(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                attn_implementation=IMPLEMENTATION,
+                attn_implementation=implementation,
                 output_loading_info=True,
                 **(_four_bits(dtype) if quantized else {}),
             )

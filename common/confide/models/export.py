@@ -1,13 +1,17 @@
 """A run's result as files that others can load: a PEFT adapter, or a whole model folder, each with its manifest.
 
     write_adapter(folder, tensors, manifest, specification, base_folder)
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
+    AutoPeftModelForCausalLM.from_pretrained(folder)
+
+An adapter's folder is complete but for the base model: weights, tokenizer, model card, and where the base was when it
+was exported. `base_name` names it for others (a hub id), where a path of this machine should not be told.
 
 `tensors` are the trainable tensors of a checkpoint (confide.models.trainable); `manifest` is the coordinator's record
 of how they came about, and is written beside them as manifest.json together with the hash of every file.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,9 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.models import precision
-from confide.models.architecture import empty_model, head_names, load_base, load_tokenizer
+from confide.models.architecture import empty_model, head_names, load_base, load_config, load_tokenizer
+from confide.models.model_card import licence_of, model_card
+from confide.models.store import hashed_files
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
 from confide.runs.specification import Specification
 from confide.tokenizer.export import write_tokenizer
@@ -29,11 +35,24 @@ from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
 
 Tensors = Mapping[str, torch.Tensor]
-_PEFT_TASKS = {"sft": "CAUSAL_LM", "causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
+_PEFT_TASKS = {
+    "sft": "CAUSAL_LM",
+    "causal_lm": "CAUSAL_LM",
+    "classification": "SEQ_CLS",
+    "contrastive": "FEATURE_EXTRACTION",
+}
+_OF_THE_MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
+"""Of a base folder's files those that are no tokenizer's, beside its weights."""
 
 
 def write_export(
-    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+    folder: Path,
+    tensors: Tensors,
+    manifest: Mapping[str, Any],
+    specification: Specification,
+    base_folder: Path,
+    *,
+    base_name: str | None = None,
 ) -> Path:
     """What the run trained: an adapter folder for LoRA, a model folder for full fine-tuning.
 
@@ -46,13 +65,21 @@ def write_export(
         return folder
     if trains_all(specification):
         return write_merged(folder, tensors, manifest, specification, base_folder)
-    return write_adapter(folder, tensors, manifest, specification, base_folder)
+    return write_adapter(folder, tensors, manifest, specification, base_folder, base_name=base_name)
 
 
 def write_adapter(
-    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+    folder: Path,
+    tensors: Tensors,
+    manifest: Mapping[str, Any],
+    specification: Specification,
+    base_folder: Path,
+    *,
+    base_name: str | None = None,
 ) -> Path:
-    """adapter_config.json and adapter_model.safetensors in PEFT's format, and manifest.json. Returns the folder.
+    """adapter_config.json and adapter_model.safetensors in PEFT's format, tokenizer, README.md, manifest.json.
+
+    base_name: of the base model, for adapter_config.json; default the path of its folder. Returns the folder.
 
     Whatever the scheme of aggregation, the adapter holds plain A and B: fixed matrices are drawn again from the run's
     seed, and a Fed-SB core R is multiplied into B.
@@ -67,18 +94,28 @@ def write_adapter(
         weights[f"base_model.model.{target}.lora_A.weight"] = a
         weights[f"base_model.model.{target}.lora_B.weight"] = b
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
-    config = _peft_config(specification, model, list(heads))
+    named = base_name or str(base_folder.resolve())
+    config = _peft_config(specification, model, list(heads), named)
     private_folder(folder)
+    for name, path in hashed_files(base_folder).items():
+        if name not in _OF_THE_MODEL and not name.endswith(".safetensors"):
+            shutil.copyfile(path, folder / name)
+    # A path is no name for the model card, which is read elsewhere.
+    card_name = base_name or specification.model.name
     write_atomic(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}))
     write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
-    _write_manifest(folder, manifest)
+    _write_card(folder, specification, manifest, base_folder, card_name, adapter=True)
+    _write_manifest(folder, {"base_model_sha256": specification.model.sha256, **manifest})
     return folder
 
 
 def write_merged(
     folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
 ) -> Path:
-    """A whole model folder in the base's dtype, tokenizer included: adapters are added to the weights in float32."""
+    """A whole model folder, tokenizer included, in the dtype in which the base is stored.
+
+    Adapters are added to the weights in float32.
+    """
     _check(tensors, specification, base_folder)
     model = load_base(specification, base_folder, torch.float32)
     with torch.no_grad():
@@ -91,10 +128,13 @@ def write_merged(
                 layer = model.get_submodule(target)
                 change = scale * (b.float() @ a.float())
                 layer.weight += change.T if isinstance(layer, Conv1D) else change
-    model.to(precision.DTYPES[specification.model.dtype])
+    # An adapter leaves the base as it was stored; of a model that was trained whole the specification says it.
+    stored = load_config(base_folder).dtype if uses_lora(specification) else None
+    model.to(stored or precision.DTYPES[specification.model.dtype])
     private_folder(folder)
     model.save_pretrained(folder)
     load_tokenizer(base_folder).save_pretrained(folder)
+    _write_card(folder, specification, manifest, base_folder, specification.model.name, adapter=False)
     _write_manifest(folder, manifest)
     return folder
 
@@ -116,8 +156,8 @@ def _check(tensors: Tensors, specification: Specification, base_folder: Path) ->
         raise ModelError(f"the checkpoint does not belong to this specification and base model; it differs in {odd}")
 
 
-def _peft_config(specification: Specification, model: Any, heads: list[str]) -> dict[str, Any]:
-    """PEFT's description of the adapter. The base is called by its name and hash, never by a path of this machine."""
+def _peft_config(specification: Specification, model: Any, heads: list[str], base_name: str) -> dict[str, Any]:
+    """PEFT's description of the adapter."""
     adapter = specification.adapter
     targets = target_names(specification, model)
     conv = isinstance(model.get_submodule(targets[0]), Conv1D)
@@ -131,10 +171,24 @@ def _peft_config(specification: Specification, model: Any, heads: list[str]) -> 
         fan_in_fan_out=conv,
         modules_to_save=sorted(modules) or None,
         task_type=_PEFT_TASKS.get(specification.method.name),
-        base_model_name_or_path=f"{specification.model.name}@sha256:{specification.model.sha256}",
+        base_model_name_or_path=base_name,
         inference_mode=True,
     ).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _write_card(
+    folder: Path,
+    specification: Specification,
+    manifest: Mapping[str, Any],
+    base_folder: Path,
+    base_name: str,
+    *,
+    adapter: bool,
+) -> None:
+    licence = licence_of(base_folder)
+    text = model_card(specification, manifest, base_name=base_name, licence=licence, adapter=adapter)
+    write_atomic(folder / "README.md", text.encode())
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

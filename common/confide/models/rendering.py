@@ -81,16 +81,14 @@ class Rendering:
         return [self._single(turn, last=turn is turns[-1]) for turn in turns]
 
     def _whole(self, turns: list[_Turn]) -> Learnable | None:
-        """None where a token lies across the place at which an answer begins: it could not be asked for."""
+        """None where a token lies across a place at which an answer begins or ends: it could not be asked for."""
         ids = self._ids(turns[-1].text)
         spans = []
         for turn in turns:
-            asked = self._ids(turn.before)
-            if ids[: len(asked)] != asked:
+            asked, through = self._ids(turn.before), self._ids(turn.text)
+            if ids[: len(asked)] != asked or ids[: len(through)] != through:
                 return None
-            last = turn is turns[-1]
-            stop = len(ids) if last else _common(ids, self._ids(turn.text))
-            spans.append((len(asked), stop))
+            spans.append((len(asked), len(through)))
         return self._ended(Learnable(ids, spans, sum(turn.bytes for turn in turns)))
 
     def _single(self, turn: _Turn, *, last: bool) -> Learnable:
@@ -113,6 +111,10 @@ class Rendering:
         before = self._render(messages[:number], generate=True)
         through = self._render(messages[: number + 1], generate=False)
         kept = _common(before, through)
+        if kept < len(before):
+            # Both may go on alike by chance: "<think>" was asked, and the answer begins with "<".
+            place = through.rfind(content.strip())
+            kept = place if 0 <= place < kept else kept
         # What only the question has may be the beginning that a template sets for an answer, such as an open thought.
         if any(m["content"].strip() and m["content"].strip() in before[kept:] for m in messages[:number]):
             raise DataError(

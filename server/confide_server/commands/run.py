@@ -242,6 +242,9 @@ def export(
     run: Annotated[str, typer.Option(help="Run id or its beginning; default: the newest run.")] = "",
     round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
     merged: Annotated[bool, typer.Option("--merged", help="A whole model instead of an adapter.")] = False,
+    base_name: Annotated[
+        str, typer.Option(help="The base model's hub id for an adapter that is passed on; default: its folder's path.")
+    ] = "",
     coordinator: Coordinator = "",
 ) -> None:
     """Write a run's adapter (PEFT's format), merged model or tokenizer, with its manifest."""
@@ -249,11 +252,19 @@ def export(
         raise ModelError(f"{out} is not empty; choose another folder")
     with ControlClient.of_member(load_member(admin), coordinator) as client:
         manifest, model = client.export(_resolve(client, run), round or None)
-    write_export(out, manifest, model, model_folder, merged=merged)
+    write_export(out, manifest, model, model_folder, merged=merged, base_name=base_name or None)
     console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
 
 
-def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder: Path | None, *, merged: bool) -> None:
+def write_export(
+    out: Path,
+    manifest: dict[str, Any],
+    model: bytes,
+    model_folder: Path | None,
+    *,
+    merged: bool,
+    base_name: str | None = None,
+) -> None:
     """Check a received checkpoint against its manifest, and write it. Raises ModelError when they do not agree."""
     from confide.codec.tensors import model_digest
     from confide.models import export
@@ -272,8 +283,10 @@ def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder
         raise ModelError(f"{base} has the hash {found}; the run's base model is {specification.model.sha256}")
     schema = schema_of(specification, base)
     tensors = schema.unflatten(schema.decode(model))
-    writer = export.write_merged if merged else export.write_export
-    writer(out, tensors, manifest, specification, base)
+    if merged:
+        export.write_merged(out, tensors, manifest, specification, base)
+    else:
+        export.write_export(out, tensors, manifest, specification, base, base_name=base_name)
 
 
 def _from_manifest(manifest: dict[str, Any]) -> Specification:
@@ -316,6 +329,9 @@ def _check_base(specification: Specification, model_folder: Path) -> None:
             f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
             "Put the hash into model.sha256, or give the folder that has it."
         )
+    from confide.methods.base import check
+
+    check(specification, model_folder)
 
 
 def _specification(path: Path) -> Specification:
