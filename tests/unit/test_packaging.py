@@ -1,6 +1,7 @@
 """The wheel: everything is in it, and installed away from the source every command of it works; pins and extras."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -180,3 +181,59 @@ def test_torch_may_come_from_the_registry_and_as_a_cpu_build() -> None:
     for python_version in PYTHONS:
         tag = "cp" + python_version.replace(".", "")
         assert any(name.startswith(f"torch-{version}+cpu-{tag}-") and "x86_64" in name for _, name in lines), tag
+
+
+# --- the audit
+
+
+@pytest.mark.parametrize(
+    ("pip_audit", "status"),
+    [
+        ("echo 'No known vulnerabilities found'", 0),
+        ("echo 'Name  Version ID          Fix Versions'; echo 'idna  3.20    PYSEC-1  3.21'; exit 1", 1),
+        ("echo 'ERROR: idna: Dependency not found on PyPI and could not be audited' >&2; exit 1", 2),
+    ],
+)
+def test_an_audit_that_was_not_made_is_no_clean_one(tmp_path: Path, pip_audit: str, status: int) -> None:
+    stand_in = tmp_path / "pip-audit"
+    stand_in.write_text(f"#!/bin/sh\n{pip_audit}\n")
+    stand_in.chmod(0o755)
+    done = subprocess.run(["sh", "tools/audit.sh", stand_in], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert ("NOT audited" in done.stderr) == (status == 2)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("case $2 in *ensurepip*) exit 1;; *) echo 3.10.4;; esac", "is 3.10.4"),
+        ("case $2 in *ensurepip*) exit 1;; *) echo 3.12.3;; esac", "venv module is missing"),
+        ("exit 127", "does not run"),
+    ],
+)
+def test_a_python_that_does_not_serve_is_named_with_what_to_install(tmp_path: Path, program: str, said: str) -> None:
+    stand_in = tmp_path / "python3.12"
+    stand_in.write_text(f"#!/bin/sh\n{program}\n")
+    stand_in.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "tools/find_python.sh", stand_in], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert said in done.stderr and "apt install python3.12 python3.12-venv" in done.stderr
+
+
+def test_this_python_serves() -> None:
+    command = ["sh", "tools/find_python.sh", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, sys.executable)
+
+
+@pytest.mark.full
+def test_the_bill_of_materials_names_what_users_install_and_no_more() -> None:
+    subprocess.run(["make", "sbom", f"VENV={Path(sys.prefix).relative_to(ROOT)}"], cwd=ROOT, check=True)
+    document = json.loads((ROOT / "dist" / "confide.cdx.json").read_text())
+    names = {component["name"] for component in document["components"]}
+    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["simulation"]]
+    assert {canonicalize_name(Requirement(line).name) for line in asked} <= names
+    assert not names & {"pytest", "ruff", "mypy"}
+    assert "confide.cdx.json" in (ROOT / "dist" / "SHA256SUMS").read_text()
