@@ -140,6 +140,11 @@ class Forks:
             theirs.close()
         return self._channel
 
+    def prepare(self) -> None:
+        """Let the parent import, if forks are possible, while the caller does something else."""
+        if possible():
+            self.begin()
+
     def start(
         self,
         module: str,
