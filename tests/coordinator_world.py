@@ -13,7 +13,7 @@ from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Role
-from confide.identity.submission import DOMAIN, submission_body
+from confide.identity.submission import sign_stop, sign_submission
 from confide.runs.specification import Specification
 from confide_server.process import Settings, write_settings
 from confide_server.runbook import Submission
@@ -67,8 +67,11 @@ class World:
         data = model.astype("<f4").tobytes()
         digest, body = model_digest(data), specification.canonical_bytes()
         key = SigningKey.load(self.of("administrator") / "identity.key")
-        signature = key.sign(DOMAIN, submission_body(body, digest))
-        return Submission(body, data, digest, signature, "administrator")
+        return Submission(sign_submission(key, "administrator", body, digest), data)
+
+    def stop_order(self, run_id: str) -> tuple[str, bytes]:
+        """Who orders a run to stop, and the order."""
+        return "administrator", sign_stop(SigningKey.load(self.of("administrator") / "identity.key"), run_id)
 
     # --- real processes
 

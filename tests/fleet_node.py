@@ -64,6 +64,7 @@ class FleetNode:
         """Scalars of the model; sealed members need it before the model comes."""
         self.offers: list[str] = []
         self.answer_offers = "accept"
+        self.precision = "float32"
         self.steps: list[tuple[str, int]] = []
         self.ends: list[fleet_pb2.End] = []
         self.client = self.connect()
@@ -265,7 +266,7 @@ class FleetNode:
             return answer.SerializeToString()
         self.local.roster.accept(offer.roster)
         self._offer_of[instruction.run_id] = offer
-        return fleet_pb2.OfferAnswer(accepted=True).SerializeToString()
+        return fleet_pb2.OfferAnswer(accepted=True, precision=self.precision).SerializeToString()
 
 
 class Lasting(FleetNode):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
-EXTRAS = ("dev", "models", "simulation", "evaluation")
+EXTRAS = ("dev", "models", "simulation", "evaluation", "postgres")
 CUDA = re.compile(r"(nvidia|cuda)-|triton==")
 BUILD = re.compile(r"setuptools==")
 HEADER = "# Made by `make lock` from pyproject.toml and constraints.txt. Do not edit.\n"

@@ -90,7 +90,13 @@ def run_tasks(
         wanted = [_task(name, manager, Path(cache)) for name in tasks]
         try:
             found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                model=HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=batch_size,
+                    # As training and chat have it: the tokenizer's own way of beginning a text.
+                    add_bos_token=len(tokenizer("a")["input_ids"]) > len(tokenizer.tokenize("a")),
+                ),
                 tasks=wanted,
                 task_manager=manager,
                 limit=limit,

@@ -12,6 +12,7 @@ import typer
 from confide import __version__
 from confide.errors import ConfideError
 from confide.lazy_commands import LazyGroup, command_of
+from confide.text import paragraph
 
 GROUP = "confide.commands"
 
@@ -63,7 +64,7 @@ def main() -> None:
     try:
         app()
     except ConfideError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {paragraph(error)}", fg=typer.colors.RED, err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("interrupted", err=True)

@@ -128,9 +128,17 @@ def tree_pss_mib(root: psutil.Process | None = None) -> float:
     root = root or psutil.Process()
     total = 0
     for process in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += _pss_bytes(process)
     return total / 2**20
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.AccessDenied:
+        # Of private processes (confide.secrecy) the kernel tells this to root only. Shared pages then count each time.
+        return int(process.memory_info().rss)
 
 
 def anonymous_mib() -> float:
@@ -142,7 +150,7 @@ def anonymous_mib() -> float:
 class PeakMemory:
     """Samples the memory of this process's tree in the background; `peak_mib` is the largest value seen."""
 
-    def __init__(self, interval_s: float = 1.0, measure: Callable[[], float] = tree_pss_mib) -> None:
+    def __init__(self, interval_s: float = 2.0, measure: Callable[[], float] = tree_pss_mib) -> None:
         self.peak_mib = 0.0
         self._interval_s = interval_s
         self._measure = measure

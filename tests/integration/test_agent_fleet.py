@@ -97,7 +97,7 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
     with world.fleet() as link, agent(world, "node-a") as first, agent(world, "node-b"):
         connected(link, *NODES)
         session, run = link.open_session(None, LIMIT_BYTES), Instructions()
-        offer = run.make(fleet_pb2.OFFER, world.offer(spec, model).SerializeToString())
+        offer = run.make(fleet_pb2.OFFER, world.offer(spec, model, run.run_id).SerializeToString())
         for node in NODES:
             answer = accepts(session, world, node, offer)
             assert answer.accepted, answer.reason
@@ -117,7 +117,7 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
             assert again.payload["upload"].path.read_bytes() == updates[node]
         assert updates["node-a"] != updates["node-b"]
         _crash_and_come_back(world, link, session, first, train, payload, updates["node-a"])
-        ended = run.make(fleet_pb2.END, fleet_pb2.End(slot=1, committed=True, run_ended=True).SerializeToString())
+        ended = run.make(fleet_pb2.END, world.end(run.run_id).SerializeToString())
         reply = ask(session, "node-b", ended, {})
         assert opened(reply.body, world.members["node-b"]).WhichOneof("outcome") == "body"
         session.end()

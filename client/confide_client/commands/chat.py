@@ -21,6 +21,7 @@ def chat(
 ) -> None:
     """Talk to a model. Nothing leaves this machine. Ctrl-D or /quit ends, /new starts afresh."""
     from confide.models.answering import answer, load_answering
+    from confide.text import paragraph
 
     model, tokenizer = load_answering(base, adapter)
     messages: list[dict[str, str]] = []
@@ -29,7 +30,7 @@ def chat(
         messages.append({"role": "user", "content": question})
         pieces = []
         for piece in answer(model, tokenizer, messages, max_tokens=max_tokens, temperature=temperature):
-            typer.echo(piece, nl=False)
+            typer.echo(paragraph(piece), nl=False)
             pieces.append(piece)
         typer.echo()
         messages.append({"role": "assistant", "content": "".join(pieces)})

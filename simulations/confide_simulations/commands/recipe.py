@@ -49,6 +49,21 @@ def show(name: Name) -> None:
 
 
 @app.command()
+def files(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(help="new folder: base-model, and a file for each organization")],
+    organization: Annotated[list[str] | None, typer.Option(help="an organization's name; once for each")] = None,
+) -> None:
+    """Write a recipe's packaged model and its records, dealt to organizations: what a federation by hand needs."""
+    from confide_simulations.recipes.catalogue import find
+    from confide_simulations.recipes.files import write
+
+    names = organization or ["hospital-a", "bank-b", "law-firm-c"]
+    for path in write(find(name), folder, names, Console().print):
+        typer.echo(path)
+
+
+@app.command()
 def run(
     name: Name,
     data: Annotated[
