@@ -85,8 +85,8 @@ wheel: setup ## the wheel, in dist/
 	@$(BIN)/python -m hatchling build -t wheel
 
 sbom: wheel $(TOOLS)/.installed ## bill of materials (CycloneDX) of the wheel with its extras, in dist/
-	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	$(TOOLS)/bin/python tools/sbom.py "$$site" dist/confide.cdx.json
+	@folders=$$($(BIN)/python -c 'import sys; print(":".join(sys.path[1:]))'); \
+	$(TOOLS)/bin/python tools/sbom.py "$$folders" dist/confide.cdx.json
 	@cd dist && sha256sum *.whl confide.cdx.json > SHA256SUMS
 
 audit: $(TOOLS)/.installed ## known vulnerabilities of what is locked; needs the vulnerability service of PyPI

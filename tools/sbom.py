@@ -63,14 +63,14 @@ def component(distribution: Distribution, hashes: list[str]) -> Component:
     return found
 
 
-def bill(site_packages: str) -> Bom:
+def bill(folders: str) -> Bom:
     """Confide and everything below it. Ends the program when a dependency is not installed."""
     installed = {
         canonicalize_name(each.metadata["Name"]): each
-        for each in importlib.metadata.distributions(path=[site_packages])
+        for each in reversed(list(importlib.metadata.distributions(path=folders.split(":"))))
     }
     if "confide" not in installed:
-        sys.exit(f"error: confide is not installed in {site_packages}; run `make setup`")
+        sys.exit(f"error: confide is not installed in {folders}; run `make setup`")
     hashes = locked_hashes()
     users = {
         extra for extra in installed["confide"].metadata.get_all("Provides-Extra") or [] if extra != FOR_DEVELOPERS
@@ -83,7 +83,7 @@ def bill(site_packages: str) -> Bom:
         below = list(needs(installed[name], extras))
         missing = [str(each) for each in below if canonicalize_name(each.name) not in installed]
         if missing:
-            sys.exit(f"error: {name} needs {', '.join(missing)}, not installed in {site_packages}; run `make setup`")
+            sys.exit(f"error: {name} needs {', '.join(missing)}, not installed in {folders}; run `make setup`")
         made.setdefault(name, component(installed[name], hashes.get(name, [])))
         known = edges.setdefault(name, set())
         for each in below:
@@ -102,8 +102,8 @@ def bill(site_packages: str) -> Bom:
 
 def main() -> None:
     """Write the bill, and say what it holds."""
-    site_packages, output = sys.argv[1], Path(sys.argv[2])
-    bom = bill(site_packages)
+    folders, output = sys.argv[1], Path(sys.argv[2])
+    bom = bill(folders)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n")
     print(f"{output}: {len(bom.components)} packages below confide")
