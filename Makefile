@@ -38,9 +38,11 @@ $(BIN)/python:
 	echo "== set-up: virtual environment in $(VENV) ($$python)"; \
 	"$$python" -m venv $(VENV)
 
-$(STAMP): pyproject.toml requirements/build.txt requirements/lock.txt requirements/cuda.txt | $(BIN)/python
+$(STAMP): pyproject.toml requirements/build.txt requirements/torch-cpu.txt requirements/lock.txt requirements/cuda.txt | $(BIN)/python
 	@echo "== set-up: installing pinned packages (a few minutes the first time)"
 	@$(PIP) -r requirements/build.txt
+	@# A CPU build first, where pip knows one: asked for torch alone it prefers a file whose hash the index names.
+	@$(PIP) $(INDEX) -r requirements/torch-cpu.txt $(if $(INDEX),,2>/dev/null || true)
 	@$(PIP) --use-pep517 --no-build-isolation $(INDEX) -r requirements/lock.txt
 	@if $(BIN)/python -c '$(WANTS_CUDA)'; then $(PIP) -r requirements/cuda.txt; fi
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .

@@ -53,14 +53,23 @@ def with_cpu_builds(entry: str) -> str:
     return " \\\n".join([entry, *(f"    --hash=sha256:{digest}" for digest in digests if digest not in entry)])
 
 
+def cpu_build(entry: str) -> str:
+    """The entry of PyTorch's CPU builds alone, which set-up tries first."""
+    pin = entry.split()[0] + "+cpu"
+    accepted = with_cpu_builds(pin.removesuffix("+cpu")).split(" \\\n")[1:]
+    return " \\\n".join([pin, *accepted])
+
+
 def main() -> None:
     """Resolve, and write the files."""
     found = resolve("pyproject.toml", *EXTRAS)
     resolved = [with_cpu_builds(entry) if entry.startswith("torch==") else entry for entry in entries(found)]
+    found_torch = [entry for entry in entries(found) if entry.startswith("torch==")]
     files = {
         "build.txt": [entry for entry in resolved if BUILD.match(entry)],
         "lock.txt": [entry for entry in resolved if not CUDA.match(entry)],
         "cuda.txt": [entry for entry in resolved if CUDA.match(entry)],
+        "torch-cpu.txt": [cpu_build(entry) for entry in found_torch],
         "audit.txt": entries(resolve("requirements/audit.in")),
     }
     for name, kept in files.items():
