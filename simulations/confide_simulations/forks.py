@@ -53,6 +53,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 _LARGEST = 65536
 # Set anew by a test runner or a shell, and read by no program here.
 _NO_MATTER = {"PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "_", "COLUMNS", "LINES"}
+# Set by the libraries as they are imported: in this process perhaps, in the parent just so.
+_SET_BY_IMPORTS = {"NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
 # Read when they are needed, not at import.
 _OWN = "CONFIDE_"
 
@@ -121,7 +123,8 @@ class Forks:
         if not possible() or tuple(command[:2]) != (sys.executable, "-m"):
             return False
         differing = {name for name, _ in environment.items() ^ self._environment.items()}
-        return not {name for name in differing - _NO_MATTER if not name.startswith(_OWN)}
+        by_imports = _SET_BY_IMPORTS - self._environment.keys()
+        return not {name for name in differing - _NO_MATTER - by_imports if not name.startswith(_OWN)}
 
     def begin(self) -> socket.socket:
         """Start the parent, if it is not there; it imports while the caller goes on. The channel to it."""
@@ -139,6 +142,11 @@ class Forks:
             )
             theirs.close()
         return self._channel
+
+    def prepare(self) -> None:
+        """Let the parent import, if forks are possible, while the caller does something else."""
+        if possible():
+            self.begin()
 
     def start(
         self,

@@ -22,7 +22,7 @@ import psutil
 from confide.children import bound
 from confide.errors import StateError, TransportError
 
-from confide_simulations.forks import Fork, possible, shared
+from confide_simulations.forks import Fork, shared
 
 Child = subprocess.Popen[bytes] | Fork
 
@@ -37,9 +37,7 @@ class ProcessGroup:
     def __init__(self, *, grace_s: float = 8.0, forked: bool = True) -> None:
         """forked: Python programs may share the libraries' pages (forks.py); False where their memory is measured."""
         self._grace_s = grace_s
-        self._forked = forked and possible()
-        if self._forked:
-            shared().begin()
+        self._forked = forked
         self._interrupted = False
         self._before: Any = None
         self.children: dict[str, Child] = {}

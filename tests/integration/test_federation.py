@@ -236,7 +236,7 @@ def _demo(folder: Path, base: Path, *extra: str) -> list[str]:
 def test_the_demo_command_writes_what_it_promises(base: Path, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = _demo(tmp_path, base, "--rounds", "1", "--nodes", "3", "--json", str(figures))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(figures.read_text())
     assert set(document) == {"seconds", "peak_memory_mib", "sealing", "rounds", "nll", "adapter"}

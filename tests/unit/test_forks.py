@@ -104,10 +104,11 @@ def test_a_parent_with_threads_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_the_same_is_not_forked() -> None:
-    forks = Forks(modules=[], environment={"A": "1"})
+    forks = Forks(modules=[], environment={"A": "1", "TORCHINDUCTOR_CACHE_DIR": "/kept"})
     command = [sys.executable, "-m", "confide"]
-    assert forks.serves(command, {**os.environ, "A": "1", "CONFIDE_X": "2"})
-    assert not forks.serves(command, {**os.environ, "A": "2"})
-    assert not forks.serves(command, {**os.environ, "A": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"})
-    assert not forks.serves(["/usr/bin/python3", "-m", "confide"], {**os.environ, "A": "1"})
-    assert not forks.serves([sys.executable, "-c", "pass"], {**os.environ, "A": "1"})
+    same = {**os.environ, "A": "1", "TORCHINDUCTOR_CACHE_DIR": "/kept"}
+    assert forks.serves(command, {**same, "CONFIDE_X": "2", "PYTEST_CURRENT_TEST": "another"})
+    for different in ({"A": "2"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"TORCHINDUCTOR_CACHE_DIR": "/other"}):
+        assert not forks.serves(command, {**same, **different})
+    assert not forks.serves(["/usr/bin/python3", "-m", "confide"], same)
+    assert not forks.serves([sys.executable, "-c", "pass"], same)

@@ -17,6 +17,7 @@ from confide_simulations import assets
 from confide_simulations.demo import job, report, scoring, shards
 from confide_simulations.demo.live import LiveRounds
 from confide_simulations.demo.worker import Job
+from confide_simulations.forks import shared
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import PeakMemory, ProcessGroup
 
@@ -91,6 +92,7 @@ def _federate(options: Options, base: Path, split: shards.Split, work: Path, con
         files[name] = work / f"{name}.jsonl"
         shards.write_jsonl(files[name], records)
     shards.write_jsonl(work / "held-out.jsonl", split.held_out)
+    shared().prepare()
     say("making keys, admissions and policies: a root, a coordinator, an administrator, " + ", ".join(files))
     federation = LocalFederation(work / "federation", nodes=files, base=base, model_name=_model_name(base))
     federation.set_up()
