@@ -107,6 +107,26 @@ def plan(
     if model_folder is not None:
         _check_base(parsed, model_folder)
     typer.echo(render(parsed, nodes=nodes, base=model_folder, groups=groups))
+    if model_folder is not None and parsed.trains_model:
+        typer.echo(_measured_here(parsed, model_folder))
+
+
+def _measured_here(specification: Specification, base: Path) -> str:
+    """What a round takes this machine, and which deadline follows from that."""
+    from confide.methods.timing import time_base
+    from confide.runs.deadline import FLOOR_S
+
+    federation, measured = specification.federation, time_base(specification, base)
+    said = (
+        f"measured on this machine: a round takes about {measured.round_s(specification, 0):.3g} s for records of "
+        f"{specification.method.max_length} tokens, and {measured.evaluation_s:.3g} s more for each evaluation record"
+    )
+    if federation.step_deadline_s is not None:
+        return f"{said}; every node has {federation.step_deadline_s:g} s"
+    return (
+        f"{said}; a node has {federation.deadline_factor:g} times what the slowest measures for itself, at least "
+        f"{FLOOR_S:g} s and time for the traffic, at most {federation.longest_deadline_s:g} s"
+    )
 
 
 @app.command()
@@ -260,7 +280,7 @@ def _resolve(client: ControlClient, beginning: str) -> str:
 def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
     view = RunView(run_id)
     live = console.is_terminal and not as_json
-    with Live(view.table(), console=console, auto_refresh=False) if live else _Nothing() as screen:
+    with Live(view.screen(), console=console, auto_refresh=False) if live else _Nothing() as screen:
         for event in client.watch(run_id):
             data = json.loads(event.data)
             line = view.feed(event.kind, data)
@@ -268,8 +288,8 @@ def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
                 shown = {"sequence": event.sequence, "time": event.time, "kind": event.kind, "data": data}
                 typer.echo(json.dumps(shown))
             elif isinstance(screen, Live):
-                screen.update(view.table(), refresh=True)
-            else:
+                screen.update(view.screen(), refresh=True)
+            elif line:
                 console.print(plain(line), soft_wrap=True)
     if not as_json and not live:
         console.print(view.table())
