@@ -27,6 +27,7 @@ class MemoryRunBook:
     submitted: list[Submission] = field(default_factory=list)
     happened: list[RunEvent] = field(default_factory=list)
     stopped: list[tuple[str, str]] = field(default_factory=list)
+    said: list[dict] = field(default_factory=list)
     status: str = "running"
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -49,7 +50,7 @@ class MemoryRunBook:
             return self.happened[after:]
 
     def progress_since(self, run_id, number):
-        return 0, []
+        return len(self.said), self.said[number:]
 
     def stop(self, run_id, administrator):
         self._known(run_id)

@@ -5,6 +5,7 @@ that moment, so that a policy made stricter in mid-run holds at once.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ from confide_client.speed import Speeds, Timed
 from confide_client.spending import Spending
 from confide_client.state import StateFolder
 from confide_client.token_files import erase
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +173,18 @@ class Run:
                 rank=settings.max_rank,
             )
         if self._node.measures and self._speed() is None and isinstance(trainer, Timed):
+            self._measure(trainer)
+        return trainer
+
+    def _measure(self, trainer: Timed) -> None:
+        """Whatever goes wrong here is no reason not to train."""
+        try:
             with self._node.progress.beside(self._run_id, Phase.MEASURING):
                 speed = trainer.measure()
             if speed is not None:
-                self._node.speeds.keep(self.specification, settings, speed)
-        return trainer
+                self._node.speeds.keep(self.specification, self._node.state.settings, speed)
+        except Exception:
+            log.warning("how long a round takes this machine could not be measured", exc_info=True)
 
     def _speed(self) -> Speed | None:
         return self._node.speeds.find(self.specification, self._node.state.settings)

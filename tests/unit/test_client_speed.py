@@ -120,6 +120,17 @@ def test_a_trainer_that_cannot_tell_is_no_reason_to_refuse(tmp_path: Path, store
         assert answer.accepted and answer.round_s == 0
 
 
+def test_a_measurement_that_fails_is_no_reason_not_to_train(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> Speed:
+        raise RuntimeError("no kernel")
+
+    bench.trainer.measure = fails
+    answer = bench.offer()
+    assert answer.accepted and answer.round_s == 0
+    assert "could not be measured" in caplog.text
+    assert bench.train()[1]
+
+
 def test_a_private_run_sets_nothing_aside_when_it_is_too_slow_and_tells_nothing_of_the_data(
     tmp_path: Path, store: tuple[Path, str]
 ) -> None:

@@ -60,10 +60,16 @@ def test_a_slow_machine_is_timed_on_one_record_once(llama: Path, monkeypatch: py
     tokenizer = load_tokenizer(llama)
     method, model = create(spec, tokenizer), build(spec, llama)
     collate = method.collate
-    monkeypatch.setattr(method, "collate", lambda part, seed: sizes.append(len(part)) or collate(part, seed))
+
+    def noted(part: Any, seed: int) -> Any:
+        sizes.append([method.length(example) for example in part])
+        return collate(part, seed)
+
+    monkeypatch.setattr(method, "collate", noted)
     monkeypatch.setattr(timing, "PATIENCE_S", 0.0)
     time_model(spec, model, method, tokenizer)
-    assert sizes == [1]
+    (short,), (whole,) = sizes
+    assert short < whole == spec.method.max_length
 
 
 def test_a_round_is_its_steps_and_the_evaluation_which_a_private_run_has_not() -> None:

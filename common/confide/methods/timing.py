@@ -23,7 +23,7 @@ from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
 
 PATIENCE_S = 2.0
-"""A machine on which a micro-batch takes longer is timed on one record, once."""
+"""A machine on which a micro-batch takes longer is timed on one record, once, after a short one."""
 _FORWARD_SHARE = 0.5
 """Of a record's training: at most so much is the forward pass, which is all that evaluation takes."""
 
@@ -43,6 +43,7 @@ def time_model(specification: Specification, model: Any, method: Method, tokeniz
     training = specification.training
     at_once = training.batch_size if method.whole_batch else min(training.micro_batch_size, training.batch_size)
     examples = list(method.prepare(made_up(specification, tokenizer, at_once)))[:at_once]
+    fewest = min(2 if method.whole_batch else 1, len(examples))
     device = next(model.parameters()).device
     was_training = model.training
     if training.local_steps == 0:
@@ -52,7 +53,9 @@ def time_model(specification: Specification, model: Any, method: Method, tokeniz
     parameters = list(trainable_tensors(model).values())
     model.train()
     try:
-        record_s = _record_s(device, _work(specification, model, method), examples, at_once, method.whole_batch)
+        brief = made_up(specification, tokenizer, fewest, tokens=math.ceil(specification.method.max_length / 8))
+        short = list(method.prepare(brief))[:fewest]
+        record_s = _record_s(device, _work(specification, model, method), short, examples, fewest)
         optimizer_s = _timed(device, lambda: _optimizer_step(specification, parameters))
     finally:
         for parameter in parameters:
@@ -63,13 +66,18 @@ def time_model(specification: Specification, model: Any, method: Method, tokeniz
 
 
 def _record_s(
-    device: torch.device, work: Callable[[Sequence[Example]], None], examples: list[Example], at_once: int, whole: bool
+    device: torch.device,
+    work: Callable[[Sequence[Example]], None],
+    short: list[Example],
+    examples: list[Example],
+    fewest: int,
 ) -> float:
-    """Of one record, forward and backward: in a micro-batch where that is quick, else alone and cold."""
-    few = examples[: min(2, len(examples))] if whole else examples[:1]
-    cold_s = _timed(device, lambda: work(few)) / len(few)
-    if cold_s * len(examples) > PATIENCE_S:
-        return cold_s
+    """Of one record, forward and backward: in a micro-batch where that is quick, else of the fewest that can be."""
+    work(short)  # pages weights in and prepares kernels
+    few = examples[:fewest]
+    record_s = _timed(device, lambda: work(few)) / len(few)
+    if record_s * len(examples) > PATIENCE_S:
+        return record_s
     work(examples)
     return _timed(device, lambda: work(examples)) / len(examples)
 
@@ -131,16 +139,16 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def made_up(specification: Specification, tokenizer: Any, count: int) -> list[Record]:
-    """So many records of random tokens, each of which fills method.max_length."""
+def made_up(specification: Specification, tokenizer: Any, count: int, tokens: int | None = None) -> list[Record]:
+    """So many records of random tokens, about `tokens` each; None: each of which fills method.max_length."""
     random, method = np.random.Generator(np.random.PCG64(0)), specification.method
     special = set(tokenizer.all_special_ids)
     usual = np.asarray([number for number in range(len(tokenizer)) if number not in special])
 
-    def text(tokens: int) -> str:
-        return str(tokenizer.decode(random.choice(usual, max(1, tokens)).tolist()))
+    def text(number: int) -> str:
+        return str(tokenizer.decode(random.choice(usual, max(1, number)).tolist()))
 
-    whole = 2 * method.max_length
+    whole = 2 * method.max_length if tokens is None else tokens
     if method.name == "in_context":
         short = math.ceil(method.max_length / (method.shots + 1) / 2)
         outputs = method.labels or (text(4),)
