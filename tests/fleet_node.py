@@ -64,6 +64,8 @@ class FleetNode:
         """Scalars of the model; sealed members need it before the model comes."""
         self.offers: list[str] = []
         self.answer_offers = "accept"
+        self.claims_s = 0.0
+        """How long it says that a round takes it."""
         self.steps: list[tuple[str, int]] = []
         self.ends: list[fleet_pb2.End] = []
         self.client = self.connect()
@@ -265,7 +267,7 @@ class FleetNode:
             return answer.SerializeToString()
         self.local.roster.accept(offer.roster)
         self._offer_of[instruction.run_id] = offer
-        return fleet_pb2.OfferAnswer(accepted=True).SerializeToString()
+        return fleet_pb2.OfferAnswer(accepted=True, round_s=self.claims_s).SerializeToString()
 
 
 class Lasting(FleetNode):

@@ -176,11 +176,16 @@ def _about_time(
     if processes_for(specification, settings.processes, settings.max_rank) > 1:
         lines.append("time: not measured, since several processes share a local step")
         return
-    speed = _measured(state, specification, base)
+    try:
+        speed = _measured(state, specification, base)
+    except ConfideError as error:
+        warnings.append(f"the time of a round cannot be measured: {error}")
+        return
     entry = DataSets(state.root).all().get(specification.federation.data)
     round_s = speed.round_s(specification, entry.evaluation_records if entry else 0)
+    shown = f"{round_s:,.0f}" if round_s >= 10 else f"{round_s:.2g}"
     lines.append(
-        f"time: about {round_s:,.3g} s a round on this machine, measured on made-up records of "
+        f"time: about {shown} s a round on this machine, measured on made-up records of "
         f"{specification.method.max_length} tokens; shorter ones take less, other work on the machine more"
     )
     try:

@@ -23,6 +23,7 @@ UNMEASURED_S = 600.0
 """For nodes that say nothing of their speed."""
 SLOW_LINE_BYTES_PER_S = 2**20
 """A model comes and an update goes at least this fast, or the deadline must be longer by hand."""
+MOST_CLAIMED_S = 30 * 24 * 3600.0
 MARGIN = 1.5
 """A deadline this many times a round's measured time would do."""
 
@@ -65,8 +66,8 @@ def step_deadline_s(specification: Specification, measured_s: Collection[float],
 
 
 def claimed_s(seconds: float) -> float:
-    """What a node said of a round, fit to calculate with: 0, not measured, for what is no time."""
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    """What a node said of a round, fit to calculate with and to show: 0, not measured, for what is no time."""
+    return min(seconds, MOST_CLAIMED_S) if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def refuse_too_slow(specification: Specification, round_s: float) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from confide import canonical
-from confide.errors import IdentityError, ModelError, SpecificationError, TransportError
+from confide.errors import ConfideError, IdentityError, ModelError, SpecificationError, TransportError
 from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role
@@ -116,7 +116,11 @@ def _measured_here(specification: Specification, base: Path) -> str:
     from confide.methods.timing import time_base
     from confide.runs.deadline import FLOOR_S
 
-    federation, measured = specification.federation, time_base(specification, base)
+    federation = specification.federation
+    try:
+        measured = time_base(specification, base)
+    except ConfideError as error:
+        return f"a round cannot be timed on this machine: {error}"
     said = (
         f"measured on this machine: a round takes about {measured.round_s(specification, 0):.3g} s for records of "
         f"{specification.method.max_length} tokens, and {measured.evaluation_s:.3g} s more for each evaluation record"
