@@ -1,38 +1,62 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both do all set-up.
-PYTHON ?= python3.11
-VENV   := .venv
+# PYTHON names the interpreter (3.11 to 3.13; default: the first that serves), VENV the environment, TORCH=cpu takes
+# PyTorch's own CPU build where the registry has only a CUDA build of several GB.
+PYTHON ?=
+VENV   ?= .venv
 WORKERS ?= 2
-PARALLEL = -n $(WORKERS) --dist loadgroup
+# Not reordered: tests/conftest.py puts the longest first, so that no worker is left with them at the end.
+PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install -q --no-deps --require-hashes
+INDEX  := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
+# Which of torch's builds pip found: the registry's for Linux asks for CUDA's libraries, the CPU build does not.
+WANTS_CUDA := import importlib.metadata as m, sys; sys.exit(not any("nvidia" in name for name in m.requires("torch")))
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-full check format proto bench clean
+ifneq ($(and $(PYTHON),$(wildcard $(BIN)/python)),)
+VERSION := -c 'import platform; print(platform.python_version())'
+ifneq ($(shell $(PYTHON) $(VERSION)),$(shell $(BIN)/python $(VERSION)))
+$(error $(VENV) was made with another Python than $(PYTHON): name a folder for it (VENV=.venv-other), or run `make clean` first)
+endif
+endif
+
+.PHONY: help setup demo test test-full coverage check format proto lock bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-setup: $(STAMP) ## make .venv and install everything, pinned
+setup: $(STAMP) ## make the environment and install everything, pinned and hash-checked
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo "== set-up: virtual environment in $(VENV) ($(PYTHON))"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	@python=$$(tools/find_python.sh "$(PYTHON)") || exit 1; \
+	echo "== set-up: virtual environment in $(VENV) ($$python)"; \
+	"$$python" -m venv $(VENV)
+
+$(STAMP): pyproject.toml requirements/build.txt requirements/lock.txt requirements/cuda.txt | $(BIN)/python
 	@echo "== set-up: installing pinned packages (a few minutes the first time)"
-	@$(BIN)/pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,models,simulation,evaluation]'
+	@$(PIP) -r requirements/build.txt
+	@$(PIP) --use-pep517 --no-build-isolation $(INDEX) -r requirements/lock.txt
+	@if $(BIN)/python -c '$(WANTS_CUDA)'; then $(PIP) -r requirements/cuda.txt; fi
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
 	@touch $@
 
 demo: setup ## four organizations fine-tune one model, as real processes
 	@$(BIN)/confide demo $(DEMO_ARGS)
 
 test: setup check ## all checks and tests (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not full" $(PYTEST_ARGS)
 
 test-full: setup check ## also the tests that take long
-	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+coverage: setup ## lines that no test in the pytest processes runs; slower, most of all before Python 3.12
+	@COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+	$(BIN)/python -m pytest $(PARALLEL) -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy --strict, import-linter, generated protobuf is current
 	@$(BIN)/ruff check .
@@ -46,6 +70,9 @@ format: setup ## format and sort imports
 
 proto: setup ## regenerate common/confide/proto from protos/
 	@$(BIN)/python tools/generate_protos.py
+
+lock: setup ## make requirements/*.txt again after a change to pyproject.toml or constraints.txt
+	@$(BIN)/python tools/lock.py
 
 bench: setup ## every benchmark, results as JSON under build/bench
 	@mkdir -p build/bench

@@ -26,14 +26,17 @@ class MemoryRunBook:
 
     submitted: list[Submission] = field(default_factory=list)
     happened: list[RunEvent] = field(default_factory=list)
-    stopped: list[tuple[str, str]] = field(default_factory=list)
+    stopped: list[tuple[str, str, bytes]] = field(default_factory=list)
     said: list[dict] = field(default_factory=list)
     status: str = "running"
     changed: threading.Condition = field(default_factory=threading.Condition)
 
+    def check_new(self, signed):
+        signed.check_in_time(time.time())
+
     def submit(self, submission):
         self.submitted.append(submission)
-        return RUN_ID
+        return submission.signed.run_id
 
     def runs(self):
         return [RunSummary(RUN_ID, "example", self.status, 1, 3, "none", "über alles", 12.5)]
@@ -52,9 +55,9 @@ class MemoryRunBook:
     def progress_since(self, run_id, number):
         return len(self.said), self.said[number:]
 
-    def stop(self, run_id, administrator):
+    def stop(self, run_id, administrator, signature):
         self._known(run_id)
-        self.stopped.append((run_id, administrator))
+        self.stopped.append((run_id, administrator, signature))
 
     def checkpoint(self, run_id, round):
         self._known(run_id)

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,10 +13,11 @@ from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Role
-from confide.identity.submission import DOMAIN, submission_body
+from confide.identity.submission import sign_stop, sign_submission
 from confide.runs.specification import Specification
 from confide_server.process import Settings, write_settings
 from confide_server.runbook import Submission
+from confide_simulations.forks import Fork, shared
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +29,7 @@ class World:
     folder: Path
     consortium: Consortium
     node_names: tuple[str, ...]
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Fork] = field(default_factory=list)
 
     @classmethod
     def create(cls, folder: Path, nodes: int = 3, groups: Sequence[str] = ()) -> "World":
@@ -68,17 +67,19 @@ class World:
         data = model.astype("<f4").tobytes()
         digest, body = model_digest(data), specification.canonical_bytes()
         key = SigningKey.load(self.of("administrator") / "identity.key")
-        signature = key.sign(DOMAIN, submission_body(body, digest))
-        return Submission(body, data, digest, signature, "administrator")
+        return Submission(sign_submission(key, "administrator", body, digest), data)
+
+    def stop_order(self, run_id: str) -> tuple[str, bytes]:
+        """Who orders a run to stop, and the order."""
+        return "administrator", sign_stop(SigningKey.load(self.of("administrator") / "identity.key"), run_id)
 
     # --- real processes
 
     def start_server(self) -> int:
         """`confide server start` as a process; returns its fleet port once it is ready."""
         log = (self.folder / "server.log").open("ab")
-        command = [sys.executable, "-m", "tests.run_confide", "server", "start", str(self.server)]
         (self.server / "addresses.json").unlink(missing_ok=True)
-        self.processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+        self.processes.append(shared().start("confide", ["server", "start", str(self.server)], log.fileno()))
         log.close()
         return int(self.addresses()["fleet_port"])
 
@@ -93,11 +94,11 @@ class World:
             time.sleep(0.05)
         raise AssertionError((self.folder / "server.log").read_text()[-3000:])
 
-    def start_node(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_node(self, name: str, *arguments: str) -> Fork:
         """tests.fleet_node as a process."""
         log = (self.folder / f"{name}.log").open("ab")
-        command = [sys.executable, "-m", "tests.fleet_node", str(self.of(name)), str(self.server), *arguments]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        command = [str(self.of(name)), str(self.server), *arguments]
+        process = shared().start("tests.fleet_node", command, log.fileno(), directory=ROOT)
         log.close()
         self.processes.append(process)
         return process

@@ -56,6 +56,7 @@ class Bench:
     runtime: NodeRuntime
     node: Node
     run: Instructions = field(default_factory=Instructions)
+    offers: dict[tuple[str, str], fleet_pb2.Offer] = field(default_factory=dict)
 
     def ask(
         self, instruction: bytes, payload: dict[str, bytes] | None = None
@@ -69,17 +70,29 @@ class Bench:
         assert not files, "a failure must carry no payload"
         return reply.failure
 
+    def signed(self, spec: Specification | None = None, model: bytes = MODEL, **changes: Any) -> fleet_pb2.Offer:
+        """A freshly signed offer of the run at hand. changes: of World.offer."""
+        return self.world.offer(spec or self.spec, model, self.run.run_id, **changes)
+
     def offer(self, offer: fleet_pb2.Offer | None = None) -> fleet_pb2.OfferAnswer:
-        body = (offer or self.world.offer(self.spec, MODEL)).SerializeToString()
-        reply, _ = self.ask(self.run.make(fleet_pb2.OFFER, body))
+        """Offer the run; the same signed submission each time, unless one is given."""
+        if offer is None:
+            offer = self.offers.setdefault((self.run.run_id, self.spec.digest), self.signed())
+        reply, _ = self.ask(self.run.make(fleet_pb2.OFFER, offer.SerializeToString()))
         return fleet_pb2.OfferAnswer.FromString(reply.body)
+
+    def end(self, failure: str = "", stopped_by: str = "") -> fleet_pb2.Reply:
+        """The coordinator says that the run has ended."""
+        end = self.world.end(self.run.run_id, failure, stopped_by)
+        return self.ask(self.run.make(fleet_pb2.END, end.SerializeToString()))[0]
 
     def train(self, **changes: Any) -> tuple[fleet_pb2.Reply, dict[str, bytes]]:
         return self.ask(*self.run.slot(MODEL, **changes))
 
     def again(self) -> "Bench":
         """The same node after its process was killed and started again."""
-        return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run)
+        self.node.close()
+        return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run, self.offers)
 
     def policy(self, old: str, new: str) -> None:
         path = self.node.state.policy
@@ -95,7 +108,7 @@ def make_store(folder: Path) -> tuple[Path, str]:
     """A model store with one model that nothing loads: (folder, hash)."""
     (folder / "tiny").mkdir()
     (folder / "tiny" / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "tiny" / "model.safetensors").write_bytes(b"\0")
+    (folder / "tiny" / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     return folder / "store", ModelStore(folder / "store").add(str(folder / "tiny"), "tiny")
 
 

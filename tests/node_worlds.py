@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from confide.codec.tensors import model_digest
@@ -17,7 +18,7 @@ from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import verify
 from confide.identity.member import LocalMember
-from confide.identity.submission import sign_submission
+from confide.identity.submission import SignedEnd, SignedSubmission, sign_end, sign_stop, sign_submission
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.transport.envelope import payload_digest
@@ -36,6 +37,8 @@ max_rounds = 5
 max_local_steps = 8
 training_hours = ["00:00-24:00"]
 sealing = "optional"
+differences = "accepted"
+reproducible = true
 privacy_units = ["none"]
 approval = "{approval}"
 """
@@ -89,15 +92,25 @@ class World:
         DataSets(state.root).add("faq", records, evaluation_fraction=0.25)
         return state
 
-    def offer(self, specification: Specification, initial: bytes, *, administrator: str = "admin") -> fleet_pb2.Offer:
-        document, digest = specification.canonical_bytes(), model_digest(initial)
-        return fleet_pb2.Offer(
-            specification=document,
-            initial_model_sha256=digest,
-            signature=sign_submission(self.members[administrator].identity, document, digest),
-            administrator=administrator,
-            roster=self.consortium.roster.signed,
-        )
+    def offer(
+        self, specification: Specification, initial: bytes, run_id: str, *, administrator: str = "admin", **terms: Any
+    ) -> fleet_pb2.Offer:
+        """A freshly signed offer. terms: of confide.identity.submission.sign_submission."""
+        key, document = self.members[administrator].identity, specification.canonical_bytes()
+        signed = sign_submission(key, administrator, document, model_digest(initial), run_id=run_id, **terms)
+        return self.offered(signed)
+
+    def offered(self, signed: SignedSubmission) -> fleet_pb2.Offer:
+        """The offer of what was signed."""
+        return fleet_pb2.Offer(roster=self.consortium.roster.signed, **vars(signed))
+
+    def end(self, run_id: str, failure: str = "", stopped_by: str = "") -> fleet_pb2.End:
+        """The end of a run, as the coordinator says it."""
+        order = sign_stop(self.members[stopped_by].identity, run_id) if stopped_by else b""
+        said = SignedEnd(run_id, failure, stopped_by, order)
+        end = vars(sign_end(self.members["coordinator"].identity, "coordinator", said)) | {"run_ended": True}
+        end.pop("run_id")
+        return fleet_pb2.End(committed=not failure, **end)
 
     @contextlib.contextmanager
     def fleet(self, *, folder: str = "fleet") -> Iterator[FleetLink]:

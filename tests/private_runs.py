@@ -145,7 +145,7 @@ def check_left(made: LocalFederation, asked: Collection[Asked]) -> set[int]:
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:
     """In this process the steps add no noise. Where every batch holds all units, nothing else is random."""
-    patch.setattr(SecureRandom, "gaussian", lambda self, count, *, stddev: np.zeros(count))
+    patch.setattr(SecureRandom, "rounded_gaussian", lambda self, count, *, stddev: np.zeros(count, dtype=np.int64))
 
 
 def expected_stddev(

@@ -21,6 +21,7 @@ from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector import SealedCollector
 from confide.sealing.grouped import GroupedCollector
 from confide.sealing.member import NodeRules, SealedMember
+from confide.sealing.revealed import Revealed
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
 from confide_server.outer import next_model
 from numpy.typing import NDArray
@@ -43,12 +44,17 @@ def names(count: int) -> tuple[str, ...]:
     return tuple(f"hospital-{number:02d}" for number in range(count))
 
 
-def specify(sealing: str = "", federation: str = "", *, clip: float = 1.0, slots: int = 4) -> Specification:
-    """The example specification with some settings changed."""
+def specify(
+    sealing: str = "", federation: str = "", *, clip: float = 1.0, slots: int = 4, differences: str = "accepted"
+) -> Specification:
+    """The example specification with some settings changed.
+
+    differences: accepted, so that a test can let members be missing; those of differences of sums refuse them.
+    """
     text = EXAMPLE.replace("rounds = 3", "rounds = 100").replace(
         "clip_norm = 12.0", f"clip_norm = {clip}\n{federation}"
     )
-    return parse_toml(text + f"\n[sealing]\nslots_per_epoch = {slots}\n{sealing}\n")
+    return parse_toml(text + f'\n[sealing]\nslots_per_epoch = {slots}\ndifferences = "{differences}"\n{sealing}\n')
 
 
 @dataclass
@@ -68,15 +74,21 @@ class Federation:
     """Of the update; default `size` scalars without names."""
     model: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype="<f4"))
     """The first model; default zeros."""
-    rules: NodeRules = field(default_factory=lambda: NodeRules(waive_colluding=True))
+    rules: NodeRules = field(default_factory=lambda: NodeRules(waive_colluding=True, accept_differences=True))
     now: float = ISSUED_AT + 10.0
     alter: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
     answer: Callable[[Step, str, bytes], bytes] = lambda step, node, body: body
     groups: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, str] = field(default_factory=dict)
+    run: str = RUN
+    keys: dict[str, SigningKey] = field(default_factory=dict)
+    """Of the nodes, when those of another run take part again."""
+    memories: dict[str, Revealed] = field(default_factory=dict)
+    """What nodes have revealed for in other runs; whoever has none begins with this run."""
 
     def __post_init__(self) -> None:
-        self.keys = {name: SigningKey.generate() for name in names(self.count)}
-        self.roster: Roster = make_roster(self.keys, groups=self.groups)
+        self.keys = self.keys or {name: SigningKey.generate() for name in names(self.count)}
+        self.roster: Roster = make_roster(self.keys, groups=self.groups, blocks=self.blocks)
         self.schema = self.schema or TensorSchema.unnamed(self.size)
         self.size = self.schema.size
         self.travel = Travel(self.specification, self.schema)
@@ -104,10 +116,11 @@ class Federation:
             node=name,
             identity_key=self.keys[name],
             folder=self.folder / name,
-            run_id=RUN,
+            run_id=self.run,
             schema=self.travel.schema,
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
+            memory=self.memories[name].on("records") if name in self.memories else None,
             clock=lambda: self.now,
         )
         return self.members[name]
@@ -119,13 +132,17 @@ class Federation:
             specification=self.specification,
             roster=self.roster,
             folder=self.folder / "coordinator",
-            run_id=RUN,
+            run_id=self.run,
             schema=self.travel.schema,
         )
 
     def kill(self, name: str) -> None:
-        """A node's process ends without a word; its lock on the seal log goes with it."""
-        self.members.pop(name).log.journal.close()
+        """A node's process ends without a word; its locks on its journals go with it."""
+        member = self.members.pop(name)
+        member.log.journal.close()
+        member.heights.close()
+        if name not in self.memories:
+            member.memory.revealed.close()
 
     def restart_member(self, name: str) -> SealedMember:
         """Killed, and started again on the same folder."""

@@ -24,8 +24,9 @@ def make_roster(
     version: int = 1,
     revoked: Iterable[str] = (),
     groups: Mapping[str, str] | None = None,
+    blocks: Mapping[str, str] | None = None,
 ) -> Roster:
-    """A roster in which everyone of `keys` is a node, in the group that is named for it."""
+    """A roster in which everyone of `keys` is a node, in the group and block that are named for it."""
     members = tuple(
         Member(
             name=name,
@@ -36,6 +37,7 @@ def make_roster(
             admitted_at=ISSUED_AT,
             revoked_at=ISSUED_AT + 1 if name in set(revoked) else None,
             group=(groups or {}).get(name, ""),
+            block=(blocks or {}).get(name, ""),
         )
         for name, key in sorted(keys.items())
     )

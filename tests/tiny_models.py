@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -40,6 +40,33 @@ def make_tokenizer(folder: Path, *, chat: bool = True, mask: bool = False, vocab
         tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def sentencepiece_tokenizer(folder: Path) -> Any:
+    """BPE that puts a mark before each text, as the tokenizers of Llama 2, Mistral 7B v0.1 and Phi-3 do."""
+    special = ["<unk>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    alphabet = [*sorted(set(TEXT.replace(" ", "\u2581")) | set("abcdefghijklmnopqrstuvwxyz\n\u2581")), *_BYTES]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=[*special, *_BYTES],
+        initial_alphabet=alphabet[: -len(_BYTES)],
+        show_progress=False,
+    )
+    raw.train_from_iterator([word + " " for word in TEXT.split()], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+_BYTES = [f"<0x{number:02X}>" for number in range(256)]
 
 
 def _save(model: Any, folder: Path) -> Path:

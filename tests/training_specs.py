@@ -9,6 +9,7 @@ _BASE: dict[str, Any] = {
     "version": 1,
     "name": "test",
     "seed": 5,
+    "reproducible": True,
     "model": {"sha256": "0" * 64},
     "adapter": {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"]},
     "method": {"max_length": 64},

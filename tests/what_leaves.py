@@ -34,11 +34,12 @@ class Why(StrEnum):
     ACCOUNTED = "charged to the ledger before it leaves"
     COUNTED = "counts lines of the ledger: how often, never what"
     TIME = "tells when; declared as not covered"
+    MACHINE = "follows from the machine or its settings, never from records"
     WORDS = "fixed text of the program, without data"
     HOLDS = "another message of this table"
 
 
-C, P, F, A, N, T, W, H = Why
+C, P, F, A, N, T, M, W, H = Why
 
 
 def _fields(kind: str, /, **whys: Why) -> dict[str, Why]:
@@ -53,7 +54,7 @@ TABLE: dict[str, Why] = {
         failure=H,
     ),
     **_fields("confide.v1.Failure", code=W, message=W),
-    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T),
+    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M),
     # beside the answers, while the node works
     **_fields("confide.v1.ProgressReport", node_id=P, progress=H, signature=F),
     **_fields(

@@ -11,8 +11,8 @@ from confide import canonical
 from confide.errors import ModelError, SpecificationError
 from confide.files import private_folder, write_atomic
 from confide.methods import base as methods
-from confide.models import aggregation
-from confide.models.architecture import DTYPES, load_base, load_tokenizer
+from confide.models import aggregation, precision
+from confide.models.architecture import load_base, load_tokenizer
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.privacy.audit.canaries import CanarySet
 from confide.privacy.audit.scoring import AuditResult, audit, canary_losses, extract
@@ -77,7 +77,7 @@ def load_release(specification: Specification, base: Path, release: Path) -> Any
     manifest = read_json(release / "manifest.json")
     if manifest.get("specification_sha256") != specification.digest:
         raise ModelError(f"{release} is not a release of this run: its manifest names another specification, or none")
-    dtype = DTYPES[specification.model.dtype]
+    dtype = precision.base_dtype(specification)
     if not (release / "adapter_config.json").exists():
         return load_base(specification, release, dtype)
     return peft.PeftModel.from_pretrained(load_base(specification, base, dtype), release).get_base_model()

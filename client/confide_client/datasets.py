@@ -19,22 +19,25 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.runs.specification import Name, Sha256
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from confide.text import PARAGRAPH_CHARS, line
+from pydantic import Field, ValidationError
 
-from confide_client import token_files
-from confide_client.readers import FORMATS, Format, format_of, read_records
+from confide_client import readers, token_files
+from confide_client.readers import FORMATS, Format, format_of
+from confide_client.rows import Rows, open_rows
 
-Record = Mapping[str, Any]
+Record = readers.Record
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,7 @@ class LocalData:
     """Of the file and the split that they were read from, as DataSets.load checked them; "" where nobody did."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class DataSet(_Frozen):
+class DataSet(StoredDocument):
     """One registered data set. Everything here stays on the node."""
 
     path: str
@@ -90,7 +89,7 @@ class DataSet(_Frozen):
         return np.sort(shuffled[kept:]).tolist(), np.sort(shuffled[:kept]).tolist()
 
 
-class _Registry(_Frozen):
+class _Registry(StoredDocument):
     version: Literal[1]
     data_sets: dict[Name, DataSet]
 
@@ -166,15 +165,15 @@ class DataSets:
         private_folder(self._folder)
         write_atomic(self._path, canonical.encode(registry.model_dump(mode="json")))
         if before and before.sha256 != digest:
-            self._forget(before)
+            self._forget()
         return entry
 
     def remove(self, name: str) -> None:
         """Forget a data set and the node's copy of it; its file stays where it is."""
-        entry = self.get(name)
+        self.get(name)
         registry = _Registry(version=1, data_sets={key: value for key, value in self.all().items() if key != name})
         write_atomic(self._path, canonical.encode(registry.model_dump(mode="json")))
-        self._forget(entry)
+        self._forget()
 
     def check(self, name: str) -> DataSet:
         """Read the whole file again and compare it with its registration. Raises DataError."""
@@ -187,23 +186,22 @@ class DataSets:
     def load(self, name: str) -> LocalData:
         """Training and evaluation records of a registered data set. Raises DataError without naming its path."""
         entry = self._unchanged(name)
-        cache = self._cache(entry)
-        for folder in (cache.parent.parent, cache.parent, cache):
-            private_folder(folder)
-        rows = read_records(Path(entry.path), entry.format, cache)
+        self._forget_copies()
+        rows = _rows(name, entry)
         if len(rows) != entry.records:
             raise DataError(f"data set {name!r} has {len(rows)} records; {entry.records} were registered")
         train, evaluation = entry.split()
         return LocalData(train=rows.select(train), evaluation=rows.select(evaluation), digest=entry.digest)
 
-    def _forget(self, entry: DataSet) -> None:
+    def _forget(self) -> None:
         """Copies of its text. Of other data sets only what is made again is lost: which run has which is not known."""
-        shutil.rmtree(self._cache(entry), ignore_errors=True)
+        self._forget_copies()
         for training in (self._folder / "runs").glob("*/training"):
             token_files.erase(training)
 
-    def _cache(self, entry: DataSet) -> Path:
-        return self._folder / "cache" / "datasets" / entry.sha256
+    def _forget_copies(self) -> None:
+        """That earlier releases made of the files; records are read from the files themselves now."""
+        shutil.rmtree(self._folder / "cache" / "datasets", ignore_errors=True)
 
     def _unchanged(self, name: str) -> DataSet:
         entry = self.get(name)
@@ -233,6 +231,16 @@ def _survey(path: Path, format: Format) -> tuple[int, tuple[str, ...]]:
     return records, tuple(fields)
 
 
+def _rows(name: str, entry: DataSet) -> Rows:
+    try:
+        return open_rows(Path(entry.path), entry.format)
+    except DataError as error:
+        # Registered by a release that read more: the reason names the path, which must not leave.
+        raise DataError(f"data set {name!r} cannot be read as {entry.format}; run `confide data check`") from error
+    except OSError as error:
+        raise DataError(f"the file of data set {name!r} cannot be read: {error.strerror}") from error
+
+
 def _checked(path: Path, format: Format) -> Iterator[Record]:
     if not path.is_file():
         raise DataError(f"{path} is not a file; give the path of a {', '.join(FORMATS)} file")
@@ -240,16 +248,13 @@ def _checked(path: Path, format: Format) -> Iterator[Record]:
         yield from FORMATS[format](path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Correct its rights or give another file.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it, for example with `iconv -t UTF-8`"
-        ) from error
 
 
 def describe(name: str, entry: DataSet) -> str:
     """One line for the operator."""
     fields = json.dumps(list(entry.fields), ensure_ascii=False)
-    return (
+    return line(
         f"{name}: {entry.records - entry.evaluation_records} training and {entry.evaluation_records} evaluation "
-        f"records, fields {fields}, {entry.format}, group {entry.group}, {entry.path}"
+        f"records, fields {fields}, {entry.format}, group {entry.group}, {entry.path}",
+        PARAGRAPH_CHARS,
     )

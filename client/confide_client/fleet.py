@@ -13,7 +13,7 @@ tests/unit/test_client_fleet.py fails first when flwr changes what is used here.
 import contextlib
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from confide import canonical
 from confide.errors import IdentityError, TransportError
 from confide.files import write_atomic
 from confide.proto import fleet_pb2
+from confide.text import line
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
@@ -67,6 +68,9 @@ PULL_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 16 * 2**30
 """More than any trainable model that one message carries; a coordinator cannot fill the node's memory beyond it."""
 
+MAX_RESPONSE_BYTES = 32 << 20
+"""Of one answer: an object has at most 5 MiB, and a message's tree names at most 20,000 of them."""
+
 T = TypeVar("T")
 
 
@@ -107,6 +111,33 @@ class _VersionHeaders:
         return call_next(context)
 
 
+class _Bounded(httpx.SyncByteStream):
+    """A response's body that ends with an error at MAX_RESPONSE_BYTES."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for part in self._stream:
+            size += len(part)
+            if size > MAX_RESPONSE_BYTES:
+                raise TransportError(f"the coordinator answered with more than {MAX_RESPONSE_BYTES} bytes")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _bound_response(response: httpx.Response) -> None:
+    """Before a body is read: refuse a compressed one, which could become any size in memory, and bound the rest."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise TransportError(f"the coordinator answered in the encoding {line(encoding, 40)!r}; none was asked for")
+    assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - of a client that is not async
+    response.stream = _Bounded(response.stream)
+
+
 def _client(settings: FleetSettings) -> FleetHttpClient:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -122,6 +153,8 @@ def _client(settings: FleetSettings) -> FleetHttpClient:
             follow_redirects=False,
             trust_env=False,
             proxy=settings.proxy or None,
+            headers={"accept-encoding": "identity"},
+            event_hooks={"response": [_bound_response]},
         )
     except (ssl.SSLError, ValueError) as error:
         raise IdentityError(
@@ -144,12 +177,12 @@ def _translated(where: str, call: Callable[[], T]) -> T:
         if status == httpx.codes.FORBIDDEN:
             raise RunOver(f"{where} says that the run is not open any more", status) from error
         flower = FlowerError.from_json(error.response.text[:4096])
-        detail = f" ({flower.message[:200]})" if flower else ""
+        detail = f" ({line(flower.message, 200)})" if flower else ""
         raise FleetRefusal(f"{where} answered with HTTP status {status}{detail}", status) from error
     except httpx.InvalidURL as error:
         raise TransportError(f"{where} is not a host:port: {error}; correct the coordinator's address") from error
     except httpx.TransportError as error:
-        reason = str(error) or type(error).__name__
+        reason = line(error) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             raise IdentityError(
                 f"{where} shows a certificate that this consortium's authority did not issue, or that has expired "
@@ -159,7 +192,9 @@ def _translated(where: str, call: Callable[[], T]) -> T:
     except (IdentityError, TransportError):
         raise
     except Exception as error:  # Flower's parsers raise many kinds for odd bytes
-        raise TransportError(f"{where} answered with something unreadable: {type(error).__name__}: {error}") from error
+        raise TransportError(
+            f"{where} answered with something unreadable: {type(error).__name__}: {line(error)}"
+        ) from error
 
 
 class FleetLink:
@@ -218,7 +253,7 @@ class FleetLink:
             try:
                 if not self._client.SendNodeHeartbeat(request).success:
                     self._lost.set()
-            except (httpx.HTTPError, ValueError, RuntimeError):
+            except (httpx.HTTPError, ValueError, RuntimeError, TransportError):
                 # Not reached: the next poll of the main thread says why.
                 self._stop.wait(HEARTBEAT_CALL_TIMEOUT / 5)
 

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,19 @@ def run_tasks(
     require()
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
+    manager = _known_tasks(shipped=not all(map(_is_file, tasks)))
     with tempfile.TemporaryDirectory(prefix="confide-evaluation-") as cache:
         wanted = [_task(name, manager, Path(cache)) for name in tasks]
         try:
             found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                model=HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=batch_size,
+                    # As training and chat have it: the tokenizer's own way of beginning a text.
+                    add_bos_token=len(tokenizer("a")["input_ids"]) > len(tokenizer.tokenize("a")),
+                ),
                 tasks=wanted,
                 task_manager=manager,
                 limit=limit,
@@ -105,8 +111,27 @@ def run_tasks(
     return {name: _figures(values) for name, values in found["results"].items()}
 
 
+def check_files(tasks: Sequence[str]) -> None:
+    """Raises DataError for a task file that is not there, before anything slow is loaded."""
+    for name in tasks:
+        if _is_file(name) and not Path(name).is_file():
+            raise DataError(f"there is no task file {name}; name a file, or one of the harness's own tasks")
+
+
+@cache
+def _known_tasks(*, shipped: bool) -> Any:
+    """The harness's index of tasks. To index the thousands that it ships takes many seconds: only if one is named."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=shipped)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
 def _task(name: str, manager: Any, cache: Path) -> str | dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
+    if _is_file(name):
         return read_task(Path(name), cache)
     if name not in manager.task_index:
         raise DataError(f"the harness knows no task {name!r}; name one of its tasks, or a file that ends in .yaml")

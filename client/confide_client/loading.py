@@ -65,9 +65,12 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
             from confide_client.training.tokens import TokenizerTrainer
 
             return TokenizerTrainer(specification)
+        from confide.models import precision
+
         from confide_client.sharding.steps import processes_for
         from confide_client.training import LocalTrainer
 
+        precision.prefer(state.settings.precision)
         processes = processes_for(specification, state.settings.processes, rank)
         return LocalTrainer(
             specification, base, node=node, folder=folder, threads=threads, rank=rank, processes=processes
@@ -83,32 +86,60 @@ def local_schema(specification: Specification, base: Path) -> "TensorSchema":
     return update_schema(specification, base)
 
 
+class Turn:
+    """One base at a time: loading is done under `lock`, and who loads next has the last one's base let go.
+
+    However many runs a coordinator has accepted here, memory holds the base of one of them and at most one that loads.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._let_go: Callable[[], None] | None = None
+
+    def give_to(self, let_go: Callable[[], None]) -> None:
+        """Another run begins to load. let_go: called when the next one does."""
+        if self._let_go is not None and self._let_go != let_go:
+            self._let_go()
+        self._let_go = let_go
+
+
 class Loading:
     """A trainer that gets ready in a thread, while small exchanges are answered.
 
-    One thread does all of it: transformers imports its parts when they are first touched, which two threads at once
-    cannot do.
+    One thread does all of it, and of several runs' one at a time: transformers imports its parts when they are first
+    touched, which two threads at once cannot do.
     """
 
-    def __init__(self, measure: "Callable[[], TensorSchema]", make: Callable[[], Trainer]) -> None:
-        """measure: the schema of the flat update; done first."""
+    def __init__(
+        self, measure: "Callable[[], TensorSchema]", make: Callable[[], Trainer], turn: "threading.Lock | None" = None
+    ) -> None:
+        """measure: the schema of the flat update; done first. turn: held while loading."""
         self._measure, self._make = measure, make
+        self._turn = turn or threading.Lock()
         self._measured = threading.Event()
         self._schema: TensorSchema | None = None
         self._trainer: Trainer | None = None
         self._error: BaseException | None = None
+        self._cancelled = False
         self._thread = threading.Thread(target=self._load, name=LOADER, daemon=True)
         self._thread.start()
 
     def _load(self) -> None:
         try:
-            self._schema = self._measure()
-            self._measured.set()
-            self._trainer = self._make()
+            with self._turn:
+                if self._cancelled:
+                    raise StateError("another run's base was loaded in place of this one")
+                self._schema = self._measure()
+                self._measured.set()
+                self._trainer = self._make()
         except BaseException as error:
             self._error = error
         finally:
             self._measured.set()
+
+    def cancel(self) -> None:
+        """It is not wanted any more: what has not begun does not begin."""
+        self._cancelled = True
 
     @property
     def failed(self) -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
 from confide.runs.deadline import Speed, TooSlow, refuse_too_slow
-from confide.runs.plan import upload_bytes
+from confide.runs.plan import two_sums, upload_bytes
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from rich.console import Console
 
 from confide_client.datasets import DataSet, DataSets
+from confide_client.fitness import try_offer
 from confide_client.offers import parse_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.speed import Speeds
@@ -64,6 +65,7 @@ def plan_of(state: StateFolder, what: str) -> Plan:
         warnings.append(f"data set {specification.federation.data!r} is not registered here: `confide data add`")
     else:
         _about_data(specification, entry, lines, warnings)
+        refusal = _about_fitness(state, specification, lines, warnings) or refusal
     if specification.trains_model:
         _about_work(state, specification, lines, warnings)
     _about_protection(specification, lines, warnings)
@@ -112,6 +114,22 @@ def _about_data(specification: Specification, entry: DataSet, lines: list[str], 
         warnings.append("each record would be seen more than 20 times: expect the model to learn it by heart")
     if entry.evaluation_records == 0:
         warnings.append("no records are kept for evaluation: this node reports no evaluation metrics")
+
+
+def _about_fitness(
+    state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]
+) -> str | None:
+    """Try the method on the records; returns why the run should be refused, when it could learn nothing."""
+    try:
+        found = try_offer(state, specification)
+    except ConfideError as error:
+        warnings.append(f"the method could not be tried on the records: {error}")
+        return None
+    if found is None:
+        return None
+    lines.extend(found.lines())
+    warnings.extend(found.warnings())
+    return "nothing can be learned from this node's records; its updates would be of no use" if found.hopeless else None
 
 
 def _about_work(state: StateFolder, specification: Specification, lines: list[str], warnings: list[str]) -> None:
@@ -215,8 +233,9 @@ def _about_protection(specification: Specification, lines: list[str], warnings: 
     else:
         lines.append(
             f"sealed: the coordinator learns only sums over at least {specification.federation.min_cohort} "
-            f"organizations, also together with {specification.sealing.colluding} of them"
+            f"organizations, also together with {_colluding_words(specification)} of them"
         )
+        (lines if specification.refuses_differences else warnings).append(two_sums(specification))
     privacy = specification.privacy
     if privacy.unit == "none":
         warnings.append("no differential privacy: the model may remember single records")
@@ -250,7 +269,13 @@ def _about_privacy(state: StateFolder, specification: Specification, lines: list
 def _fewest(specification: Specification) -> int:
     """The named nodes, or as few as may take part."""
     named = len(specification.federation.nodes)
-    return named or max(specification.federation.min_cohort, specification.sealing.colluding + 2)
+    smallest = max(specification.federation.min_cohort, (specification.sealing.colluding or 0) + 2)
+    return named or smallest
+
+
+def _colluding_words(specification: Specification) -> str:
+    given = specification.sealing.colluding
+    return "a third of the others, at least 1," if given is None else str(given)
 
 
 def _shared_noise(state: StateFolder, specification: Specification) -> tuple[list[str], list[str]]:

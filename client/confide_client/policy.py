@@ -17,6 +17,7 @@ from typing import Annotated, Literal, NoReturn
 
 from confide import canonical
 from confide.errors import PolicyRefusal
+from confide.runs.budget import Budget
 from confide.runs.specification import Name, Sha256, Specification
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,11 +30,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Budget(_Frozen):
+class GroupBudget(Budget):
     """The most privacy that may ever be spent on a group of data sets, over all runs."""
 
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=0.01)
     user_key: str | None = None
     """The field that names a record's user. Runs that protect users go by this one, or are refused."""
 
@@ -62,9 +61,13 @@ class Policy(_Frozen):
     sealing: Literal["required", "optional"] = "required"
     waive_colluding: bool = False
     """Accept runs that promise nothing against a coordinator that colludes with a node (colluding = 0)."""
+    differences: Literal["refused", "accepted"] = "refused"
+    """accepted: this node's update may be learned from two sums of which one lacks it (docs/sealing.md)."""
+    reproducible: bool = False
+    """Accept runs whose order of records and dropout follow from a seed that everybody knows."""
     privacy_units: tuple[Unit, ...] = ()
     """Which differential privacy a run may have; "none" must be written to allow runs without."""
-    budgets: dict[Name, Budget] = {}
+    budgets: dict[Name, GroupBudget] = {}
     """Per data set group: what may be spent in all. A private run needs one."""
     canaries: bool = False
     """Consent to planting made-up records into training for a privacy audit."""
@@ -100,10 +103,20 @@ class Policy(_Frozen):
                 "sealing.kind is none, so the coordinator would see this node's update by itself; the policy requires "
                 'sealing. Seal the run, or set sealing = "optional" in policy.toml for research'
             )
-        if sealing.kind == "sealed" and sealing.colluding < 1 and not self.waive_colluding:
+        if sealing.kind == "sealed" and sealing.colluding == 0 and not self.waive_colluding:
             _refuse(
                 "sealing.colluding is 0; the policy requires at least 1. "
                 "Raise it, or set waive_colluding = true in policy.toml"
+            )
+        if sealing.kind == "sealed" and sealing.differences == "accepted" and self.differences == "refused":
+            _refuse(
+                'sealing.differences is "accepted": the coordinator may learn this node\'s update from two sums, if '
+                'one lacks it. Leave it "refused", or set differences = "accepted" in policy.toml'
+            )
+        if specification.reproducible and not self.reproducible:
+            _refuse(
+                "the run is reproducible: its seed, which everybody knows, decides the order of this node's records. "
+                "Leave reproducible out, or set reproducible = true in policy.toml, for simulations"
             )
         self._check_privacy(specification, group)
 
@@ -250,6 +263,7 @@ max_local_steps = 0                 # optimizer steps a round
 max_attempts = 2                    # times that one model may be trained on
 training_hours = []                 # local time, e.g. ["mon-fri 20:00-06:00", "sat,sun 00:00-24:00"]
 
+differences = "refused"             # "accepted": two sums of which one lacks this node may show its update
 sealing = "required"                # "optional" lets a run show this node's update to the coordinator: research only
 privacy_units = ["record", "user", "organization"]   # add "none" to allow runs without differential privacy
 approval = "ask"                    # "auto": what passes the rules above needs no person

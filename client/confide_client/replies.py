@@ -25,6 +25,7 @@ from confide.errors import (
 from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
+from confide.text import line
 from confide.transport.envelope import payload_digest
 from google.protobuf.message import DecodeError
 
@@ -34,6 +35,10 @@ VERSION = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?(?:/[^\s'\":,;]+)+")
 _MESSAGE_CHARACTERS = 600
+MAX_BODY_BYTES = {fleet_pb2.OFFER: 4 << 20, fleet_pb2.END: 64 << 10}
+"""An offer holds a roster; an end, the names of a cohort."""
+MAX_STEP_BODY_BYTES = 64 << 20
+"""Of the other steps: the bundles and dealings of 100 members. Models travel beside the body."""
 _OF_DATA = (DataError, TrainingError, UpdateError)
 _OF_LEDGER = (
     "this node's privacy ledger does not allow it, and does not say more: budgets, groups and other runs are its own. "
@@ -64,13 +69,19 @@ def check_instruction(instruction: fleet_pb2.Instruction, payload: Mapping[str, 
     if instruction.version != VERSION:
         older = "node" if instruction.version > VERSION else "coordinator"
         raise TransportError(
-            f"the coordinator (confide {instruction.release[:32] or 'unknown'}) speaks fleet message version "
+            f"the coordinator (confide {line(instruction.release, 32) or 'unknown'}) speaks fleet message version "
             f"{instruction.version}; this node (confide {__version__}) speaks {VERSION}. Upgrade the {older}."
         )
     if not _RUN_ID.fullmatch(instruction.run_id):
         raise TransportError(f"{instruction.run_id[:64]!r} is not a run id (32 characters of lower-case hex)")
     if instruction.step == fleet_pb2.STEP_UNSPECIFIED or instruction.step not in fleet_pb2.Step.values():
         raise TransportError(f"step {instruction.step} is unknown to confide {__version__}; upgrade the node")
+    most = MAX_BODY_BYTES.get(instruction.step, MAX_STEP_BODY_BYTES)
+    if len(instruction.body) > most:
+        raise TransportError(
+            f"a body of {len(instruction.body)} bytes came with step {fleet_pb2.Step.Name(instruction.step)}; at most "
+            f"{most} are read"
+        )
     if instruction.payload_digest != payload_digest(payload):
         raise TransportError("the payload does not have the stated digest: it was damaged or exchanged on its way")
 
@@ -132,8 +143,8 @@ def failure_of(error: BaseException, *, private: bool = False) -> fleet_pb2.Fail
 
 
 def public_text(text: str) -> str:
-    """A message without the node's paths, of bounded length."""
-    return _PATH.sub("(a path on the node)", text)[:_MESSAGE_CHARACTERS]
+    """A message without the node's paths, in one line of bounded length."""
+    return line(_PATH.sub("(a path on the node)", text), _MESSAGE_CHARACTERS)
 
 
 class ReplyStore:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confide.codec.tensors import TensorSchema, model_digest
@@ -34,14 +34,16 @@ from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
+from confide.sealing.heights import Heights, Ledger
 from confide.sealing.roles import Contribution, Member
+from confide.text import line
 from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
 from confide_client.carried import forget_checkpoint, forget_from
 from confide_client.datasets import DataSet, DataSets, LocalData
-from confide_client.loading import Loading, MakeTrainer, Trainer, local_schema
+from confide_client.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
@@ -50,7 +52,11 @@ from confide_client.replies import Outgoing, ReplyStore
 from confide_client.speed import Speeds, Timed
 from confide_client.spending import Spending
 from confide_client.state import StateFolder
+from confide_client.submissions import MEMORY_NAME, Submissions
 from confide_client.token_files import erase
+
+if TYPE_CHECKING:
+    from confide.sealing.revealed import Memory, Revealed
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +91,51 @@ class Node:
         return Speeds(self.state.speeds)
 
     @cached_property
+    def submissions(self) -> Submissions:
+        """Which were accepted here, over all runs."""
+        return Submissions(self.state.root / MEMORY_NAME)
+
+    @cached_property
+    def heights(self) -> Heights:
+        """Whose length peers remember, and theirs, over all runs; opened when the first sealed run needs it."""
+        return Heights(self.state.root, self._ledgers)
+
+    def _ledgers(self) -> "dict[str, Ledger]":
+        found: dict[str, Ledger] = {"accepted submissions": self.submissions.journal}
+        if self.spending.exists:
+            found["privacy ledger"] = self.spending.ledger
+        return found
+
+    def close(self) -> None:
+        """Release what is held open for all runs; it is opened again when it is needed."""
+        self.spending.close()
+        self.submissions.close()
+        for name in ("heights", "revealed"):
+            if name in vars(self):
+                vars(self).pop(name).close()
+
+    @cached_property
+    def turn(self) -> Turn:
+        """Whose base is in memory."""
+        return Turn()
+
+    @cached_property
     def spending(self) -> Spending:
         """The privacy ledger; opened when a private run needs it."""
         return Spending(self.state.root, lambda: self.policy)
+
+    @cached_property
+    def revealed(self) -> "Revealed":
+        """What was revealed for, over all runs; opened when the first sealed run needs it."""
+        from confide.sealing.revealed import NAME, Revealed
+
+        return Revealed(self.state.root / NAME)
+
+    def memory(self, specification: Specification) -> "Memory | None":
+        """Of what was revealed on a run's data; None where nothing is sealed."""
+        if specification.sealing.kind == "none":
+            return None
+        return self.revealed.on(self._group(specification.federation.data))
 
     def shard(self, run_id: str, specification: Specification) -> LocalData:
         """What the run trains on here, canaries of an audit included. Raises DataError."""
@@ -155,8 +203,27 @@ class Run:
     def warm_up(self) -> Loading:
         """Begin to load the base model, so that it is there when training is asked for; again after a failure."""
         if self._loading is None or self._loading.failed:
-            self._loading = Loading(lambda: self._node.schema(self.specification, self._base()), self._make_trainer)
+            self._node.turn.give_to(self.unload)
+            self._loading = Loading(
+                lambda: self._node.schema(self.specification, self._base()), self._make_trainer, self._node.turn.lock
+            )
         return self._loading
+
+    def unload(self) -> None:
+        """Another run's base is to be loaded: let go of this one's. It is loaded again when it is needed."""
+        if self._loading is not None:
+            self._loading.cancel()
+        self._loading = None
+
+    @property
+    def arithmetic(self) -> str:
+        """float32 or bfloat16, in which this node computes the run; empty for a run without a model."""
+        if not self.specification.trains_model:
+            return ""
+        from confide.models import precision
+
+        precision.prefer(self._node.state.settings.precision)
+        return precision.used(self.specification, precision.default_device())
 
     def _base(self) -> Path:
         return ModelStore(self._node.state.models).base_of(self.specification)
@@ -226,8 +293,14 @@ class Run:
                 self._run_id,
                 self.warm_up().schema(),
                 initial_model_sha256=self.offer.initial_model_sha256,
-                rules=NodeRules(min_cohort=policy.min_cohort, waive_colluding=policy.waive_colluding),
+                rules=NodeRules(
+                    min_cohort=policy.min_cohort,
+                    waive_colluding=policy.waive_colluding,
+                    accept_differences=policy.differences == "accepted",
+                ),
                 costs=self._node.spending.costs if self.private else None,
+                memory=self._node.memory(self.specification),
+                heights=self._node.heights if self.specification.sealing.kind == "sealed" else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:
@@ -304,13 +377,14 @@ class Run:
                 self._node.spending.release(self._run_id)
             self.close()
             erase(self.folder / "training")
-            self._note(status="ended", reason=end.failure)
+            self._note(status="ended", reason=line(end.failure))
 
     def close(self) -> None:
         """Let go of files and of the loaded model."""
         if self._member is not None:
             self._member.close()
-        self._loading = self._member = self._data = None
+        self.unload()
+        self._member = self._data = None
 
     def sent(self, size: int, uploaded: bool) -> None:
         """Count what left."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
+from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.runs.deadline import refuse_too_slow
+from confide.text import line
 from confide.transport.envelope import pack, unpack
 from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
@@ -57,7 +59,7 @@ class NodeRuntime:
             run.close()
         self._runs.clear()
         self._preparing.clear()
-        self._node.spending.close()
+        self._node.close()
 
     def answer(self, record: RecordDict) -> RecordDict:
         """A signed reply to one instruction. Never raises for what came."""
@@ -111,7 +113,7 @@ class NodeRuntime:
         asked = {"run": run_id, "administrator": message.administrator[:64]}
         try:
             roster = node.member.roster.accept(message.roster, now=node.clock())
-            offer = verify_offer(message, node.member, roster)
+            offer = verify_offer(message, run_id, node.member, roster)
             asked |= {"specification": offer.specification.digest, "name": offer.specification.name}
             self._check_unchanged(run_id, offer)
         except ConfideError as error:
@@ -127,7 +129,14 @@ class NodeRuntime:
                 FailureName.SPEC_CHANGED, f"run {run_id[:8]} was offered before with another specification"
             )
         if known is not None and known.status == "ended":
-            raise TransportError(f"run {run_id[:8]} has ended on this node; submit it as a new run")
+            self._node.submissions.ended(run_id)
+        try:
+            self._node.submissions.check_submission(offer.signed, self._node.clock())
+        except ProtocolFailure as error:
+            if known is not None and known.status == "waiting":
+                known.status, known.reason = "refused", str(error)
+                known.save(self._node.state.run(run_id))
+            raise
 
     def _decide(self, run_id: str, offer: VerifiedOffer, asked: dict[str, Any]) -> fleet_pb2.OfferAnswer:
         node, folder = self._node, self._node.state.run(run_id)
@@ -155,6 +164,7 @@ class NodeRuntime:
                 if not self._prepared(run_id, offer):
                     return self._not_ready(folder, record)
                 node.approve_spending(run_id, offer.specification)
+                node.submissions.accepted(offer.signed, node.clock())
         except ConfideError as error:
             record.status, record.reason = "refused", f"{error.code}: {error}"
             record.save(folder)
@@ -222,7 +232,7 @@ class NodeRuntime:
         """
         run = self._runs[run_id]
         if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
-            return fleet_pb2.OfferAnswer(accepted=True, round_s=run.round_s)
+            return fleet_pb2.OfferAnswer(accepted=True, round_s=run.round_s, precision=run.arithmetic)
         return fleet_pb2.OfferAnswer(
             accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
         )
@@ -241,16 +251,37 @@ class NodeRuntime:
         except DecodeError as error:
             raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
         record = Record.load(self._node.state.run(instruction.run_id))
-        if record is not None and record.status == "accepted":
+        if end.run_ended:
+            self._check_run_end(instruction.run_id, end)
+        if record is None:
+            return Outgoing(b"")  # of a run that was never offered here: nothing of it is kept
+        if end.run_ended:
+            self._node.submissions.ended(instruction.run_id)
+        if record.status == "accepted":
             self._run(instruction.run_id).end(end)
-        elif record is not None and record.status in ("waiting", "preparing") and end.run_ended:
+        elif record.status in ("waiting", "preparing") and end.run_ended:
             self._let_go(instruction.run_id)
             record.status, record.reason = "ended", f"it ended while it was {record.status} here"
             record.save(self._node.state.run(instruction.run_id))
         if end.run_ended:
             self._runs.pop(instruction.run_id, None)
-            self._node.audit.note("run ended", run=instruction.run_id, reason=end.failure)
+            who = {"stopped_by": end.stopped_by} if end.stopped_by else {}
+            self._node.audit.note(
+                "run ended", run=instruction.run_id, reason=line(end.failure), said_by=end.coordinator, **who
+            )
         return Outgoing(b"")
+
+    def _check_run_end(self, run_id: str, end: fleet_pb2.End) -> None:
+        """What a run's end erases does not come back: only the coordinator says it, over its signature."""
+        said = SignedEnd(
+            run_id=run_id,
+            failure=end.failure,
+            stopped_by=end.stopped_by,
+            stop_signature=end.stop_signature,
+            coordinator=end.coordinator,
+            signature=end.signature,
+        )
+        verify_end(self._node.member.roster.current, said)
 
     # --- sending
 

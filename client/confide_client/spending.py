@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from confide.errors import PolicyRefusal, SpecificationError
 from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
+from confide.privacy import LEDGER_NAME
 from confide.runs.specification import Specification
 
 from confide_client.datasets import LocalData, Record
@@ -35,9 +36,14 @@ class Spending:
         self._costs: LedgerCosts | None = None
 
     @property
+    def exists(self) -> bool:
+        """Whether a private run was ever approved here."""
+        return (self._folder / LEDGER_NAME).exists()
+
+    @property
     def ledger(self) -> "Ledger":
         """Held exclusively by this process. Raises LedgerError or StateError when damaged or in use."""
-        from confide.privacy.ledger import LEDGER_NAME, Ledger
+        from confide.privacy.ledger import Ledger
 
         if self._ledger is None:
             self._ledger = Ledger(self._folder / LEDGER_NAME)

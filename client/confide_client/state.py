@@ -3,15 +3,18 @@
     identity.key fleet.key tls.key      private keys, 0600       (confide.identity)
     tls.crt ca.crt root.pub             certificate, authority, the root's public key
     roster.json consortium.json         who else is a member, and where the coordinator is
-    node.json                           settings of this machine: models folder, proxy, threads, max_rank, processes
+    node.json                           settings of this machine: models folder, proxy, threads, precision, ...
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
+    heights.log heights.json            epochs taken part in, and the longest ledgers of peers (confide.sealing.heights)
+    memory.log                          accepted submissions: what must never be forgotten (a journal)
+    revealed.jsonl                      what was revealed for, over all sealed runs (confide.sealing.revealed)
     agent.json                          what the running agent last did, for `confide node status`
     speed.json                          how fast this machine trains, by shape of the step
     progress.json                       what it is doing this moment
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
-    cache/                              the datasets library's copies
+    cache/                              what the evaluation harness keeps
 
 Epoch secrets of sealing are never in it.
 """
@@ -21,7 +24,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from confide import canonical
 from confide.errors import StateError
@@ -49,6 +52,8 @@ class Settings(BaseModel):
     max_rank: int | None = Field(default=None, ge=1)
     """Largest LoRA rank that this machine trains; of a run's larger adapters it trains the first rows and columns, the
     rest of its update is zero. None: the run's own."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What this machine computes in where a run allows bfloat16; auto: what it measures to be faster."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that share a local step (docs/larger-nodes.md); none: one per GPU, and one without a GPU."""
 

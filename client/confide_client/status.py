@@ -12,6 +12,7 @@ from typing import Any
 from confide import journal
 from confide.errors import ConfideError
 from confide.identity.member import load_member
+from confide.text import line, markup
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +84,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     """For people. A run without sealing is red wherever it appears."""
     membership, agent = document["membership"], document["agent"]
     if "error" in membership:
-        console.print(f"[yellow]not a member yet:[/] {membership['error']}", highlight=False)
+        console.print(f"[yellow]not a member yet:[/] {markup(membership['error'])}", highlight=False)
     else:
         demo = " [red](a demo's root)[/]" if membership["demo"] else ""
         console.print(
@@ -96,9 +97,9 @@ def show(document: dict[str, Any], console: Console) -> None:
     if document["progress"]:
         console.print(_progress_line(document["progress"]), highlight=False, markup=False)
     if "error" in document["policy"]:
-        console.print(f"[red]policy: {document['policy']['error']}[/]", highlight=False)
-    for line in document["data_sets"]:
-        console.print(f"data set {line}", highlight=False, markup=False)
+        console.print(f"[red]policy: {markup(document['policy']['error'])}[/]", highlight=False)
+    for data_set in document["data_sets"]:
+        console.print(f"data set {line(data_set)}", highlight=False, markup=False)
     console.print(_runs(document["runs"]) if document["runs"] else "no run was offered yet")
     console.print(_audit(document["audit"]["newest"]))
     console.print(f"audit log: {document['audit']['entries']} entries, head {document['audit']['head'][:16]}…")
@@ -108,8 +109,8 @@ def _agent_line(agent: dict[str, Any]) -> str:
     if not agent.get("running"):
         return "agent: [yellow]not running[/]; start it with `confide node start`"
     if agent.get("connected"):
-        return f"agent: [green]connected[/] to {agent['coordinator']}, process {agent['pid']}"
-    return f"agent: [yellow]waiting[/]: {agent.get('complaint', 'connecting')}"
+        return f"agent: [green]connected[/] to {markup(agent['coordinator'])}, process {agent['pid']}"
+    return f"agent: [yellow]waiting[/]: {markup(agent.get('complaint', 'connecting'))}"
 
 
 def _progress_line(progress: dict[str, Any]) -> str:
@@ -120,15 +121,15 @@ def _progress_line(progress: dict[str, Any]) -> str:
 def _runs(runs: list[dict[str, Any]]) -> Table:
     table = Table("run", "name", "status", "round", "sealing", "sent", "reason", title="runs", title_justify="left")
     for run in runs:
-        sealing = "[bold red]none[/]" if run.get("sealing") == "none" else str(run.get("sealing", ""))
+        sealing = "[bold red]none[/]" if run.get("sealing") == "none" else markup(run.get("sealing", ""))
         table.add_row(
             run["run"][:8],
-            str(run.get("name", "")),
-            str(run.get("status", "")),
+            markup(run.get("name", "")),
+            markup(run.get("status", "")),
             f"{run.get('links', {}).get('round', 0)}/{run.get('rounds', 0)}",
             sealing,
             f"{run.get('bytes_sent', 0):,} bytes",
-            str(run.get("reason", "")),
+            markup(run.get("reason", "")),
         )
     return table
 
@@ -136,15 +137,16 @@ def _runs(runs: list[dict[str, Any]]) -> Table:
 def _audit(entries: list[dict[str, Any]]) -> Table:
     table = Table("when", "event", "what", title="newest audit entries", title_justify="left")
     for entry in entries:
-        facts = ", ".join(f"{key}={_short(value)}" for key, value in entry.items() if key not in {"at", "event"})
+        facts = ", ".join(
+            f"{_short(key)}={_short(value)}" for key, value in entry.items() if key not in {"at", "event"}
+        )
         when = datetime.fromisoformat(entry["at"]).astimezone()
-        table.add_row(f"{when:%m-%d %H:%M:%S}", entry["event"], facts)
+        table.add_row(f"{when:%m-%d %H:%M:%S}", markup(entry["event"]), facts)
     return table
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return markup(value, 60)
 
 
 def _day(seconds: float) -> str:

@@ -1,40 +1,42 @@
 """The `confide` command. Each package brings its subcommands through the entry-point group `confide.commands`."""
 
 import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import click
 import typer
-from typer.core import TyperGroup
-from typer.main import get_command
 
 from confide import __version__
 from confide.errors import ConfideError
+from confide.lazy_commands import LazyGroup, command_of
+from confide.text import paragraph
 
 GROUP = "confide.commands"
 
 
-def _load(entry: EntryPoint) -> click.Command:
-    loaded = entry.load()
-    if isinstance(loaded, typer.Typer):
-        return get_command(loaded)
-    single = typer.Typer(add_completion=False)
-    single.command(name=entry.name)(loaded)
-    return get_command(single)
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
 
 
-class _Commands(TyperGroup):
-    """Loads a subcommand only when it is used, so that `confide node status` does not import torch."""
+def _summary(entry: EntryPoint) -> str:
+    package = import_module(entry.module.rpartition(".")[0])
+    known: Mapping[str, str] = getattr(package, "SUMMARIES", {})
+    # Another distribution's command need not have one: it is loaded for it.
+    return known.get(entry.name) or command_of(entry.load(), entry.name).get_short_help_str(limit=100)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(entry.name for entry in entry_points(group=GROUP))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for entry in entry_points(group=GROUP, name=cmd_name):
-            command = _load(entry)
-            command.name = cmd_name
-            return command
-        return None
+class _Commands(LazyGroup):
+    """Imports a subcommand only when it is used, so that `confide node status` does not import torch."""
+
+    def summaries(self) -> Mapping[str, str]:
+        return {name: _summary(entry) for name, entry in _entries().items()}
+
+    def load(self, name: str) -> click.Command:
+        return command_of(_entries()[name].load(), name)
 
 
 app = typer.Typer(
@@ -62,7 +64,7 @@ def main() -> None:
     try:
         app()
     except ConfideError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {paragraph(error)}", fg=typer.colors.RED, err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("interrupted", err=True)

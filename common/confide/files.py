@@ -26,6 +26,11 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/confide, which may not exist: what can be made again, of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confide"
+
+
 def fsync_folder(path: Path) -> None:
     """Make a new or renamed entry of the folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -4,7 +4,7 @@ Everything that it says happened is durable: a round's checkpoint is on disk bef
 the round, its slot and its event.
 """
 
-import secrets
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +13,33 @@ from typing import Any
 
 from confide import __version__
 from confide.codec.tensors import TensorSchema, model_digest
-from confide.errors import StateError, UpdateError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
 from confide.identity.roster import RosterStore
-from confide.identity.submission import verify_submission
+from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
 from confide.models.learned import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
+from confide.sealing.factory import check_promise
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Answer, Checkpoint, Database, Event, Instruction, Round, Run, Slot, append_audit
+from confide_server.database import (
+    Answer,
+    Checkpoint,
+    Database,
+    Event,
+    Instruction,
+    Round,
+    Run,
+    Slot,
+    append_audit,
+    locked_head,
+)
 from confide_server.progress import ProgressBoard
 from confide_server.runbook import RunEvent, RunSummary, Submission
 
+log = logging.getLogger(__name__)
 OPEN = ("submitted", "offering", "running")
 ENDED = ("finished", "failed", "stopped")
 ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -41,8 +54,7 @@ class OpenRun:
     specification: Specification
     schema: TensorSchema
     """Of the trainable tensors; unnamed where nothing depends on names."""
-    submission: Submission
-    """Without the initial model's bytes."""
+    signed: SignedSubmission
     round: int
     cohort: tuple[str, ...]
     answers: Mapping[str, str]
@@ -99,26 +111,24 @@ class Book:
     # --- what the control service asks
 
     def submit(self, submission: Submission) -> str:
-        """Verify, store durably, and queue; returns the run id (32 hex characters)."""
-        specification = verify_submission(
-            self._roster.current,
-            submission.administrator,
-            submission.specification,
-            submission.initial_model_sha256,
-            submission.signature,
-        )
+        """Verify, store durably, and queue; returns the run id, which the administrator drew and signed."""
+        signed = submission.signed
+        specification = verify_submission(self._roster.current, signed)
+        self.check_new(signed)
         _check_first_model(submission, specification)
         model_file = self.checkpoints.put(submission.initial_model, "bin")
-        run_id = secrets.token_hex(16)
+        run_id = signed.run_id
         with self._database.transaction() as session:
+            locked_head(session)
+            _check_unused(session, signed)
             number = (session.scalar(select(func.max(Run.number))) or 0) + 1
-            session.add(_new_run(run_id, number, submission, specification))
+            session.add(_new_run(number, submission, specification))
             session.flush()
             session.add(
                 Checkpoint(
                     run_id=run_id,
                     round=0,
-                    model_sha256=submission.initial_model_sha256,
+                    model_sha256=signed.initial_model_sha256,
                     model_file=model_file,
                     outer_file="",
                 )
@@ -129,16 +139,23 @@ class Book:
                     "event": "run_submitted",
                     "run_id": run_id,
                     "specification_sha256": specification.digest,
-                    "initial_model_sha256": submission.initial_model_sha256.hex(),
-                    "administrator": submission.administrator,
+                    "initial_model_sha256": signed.initial_model_sha256.hex(),
+                    "administrator": signed.administrator,
+                    "nonce": signed.nonce.hex(),
                 },
             )
         self._notify()
         return run_id
 
+    def check_new(self, signed: SignedSubmission) -> None:
+        """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED for what need not be looked at any further."""
+        signed.check_in_time(time.time())
+        with self._database.transaction() as session:
+            _check_unused(session, signed)
+
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(select(Run).order_by(Run.number.desc())).all()
         return [
             RunSummary(
@@ -166,7 +183,7 @@ class Book:
                 self._changed.wait(left)
 
     def _events_now(self, run_id: str, after: int) -> list[RunEvent]:
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             self._row(session, run_id)
             query = select(Event).where(Event.run_id == run_id, Event.sequence > after).order_by(Event.sequence)
             return [RunEvent(row.sequence, row.time, row.kind, row.data) for row in session.scalars(query)]
@@ -175,13 +192,14 @@ class Book:
         """(newest change, what nodes said of their work after change `number`); nothing of it is kept."""
         return self.progress.since(run_id, number)
 
-    def stop(self, run_id: str, administrator: str) -> None:
-        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent."""
+    def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
+        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
+        verify_stop(self._roster.current, administrator, run_id, signature)
         with self._database.transaction() as session:
-            run = self._row(session, run_id)
+            run = self._locked(session, run_id)
             if run.status in ENDED or run.stop_requested_by:
                 return
-            run.stop_requested_by = administrator
+            run.stop_requested_by, run.stop_signature = administrator, signature
             append_audit(session, {"event": "stop_requested", "run_id": run_id, "administrator": administrator})
             if run.status == "submitted":
                 self._end(session, run, "stopped", {"round": run.round}, "stopped before it began")
@@ -189,7 +207,7 @@ class Book:
 
     def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) after a committed round; None is the newest."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             run = self._row(session, run_id)
             number = run.round if round is None else round
             files = session.get(Checkpoint, (run_id, number))
@@ -220,6 +238,7 @@ class Book:
             "chain": [one.hex() for one in chain],
             "rounds": [_round_entry(row, chain[row.round]) for row in rounds],
             "sealing": run.sealing,
+            "precision": _precisions(session, run.run_id),
             "receipts": [dict(one) for one in self._receipts(run.run_id)],
             "release": __version__,
         }
@@ -230,21 +249,40 @@ class Book:
             raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
         return run
 
+    def _locked(self, session: Session, run_id: str) -> Run:
+        """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
+        held: set[str] = session.info.setdefault("locked_runs", set())
+        if run_id not in held:
+            session.get(Run, run_id, with_for_update=True, populate_existing=True)
+            held.add(run_id)
+        return self._row(session, run_id)
+
     # --- what the driver records
 
     def next_run(self, timeout_s: float) -> OpenRun | None:
-        """The oldest run that has not ended, waiting up to timeout_s for one."""
+        """The oldest run that has not ended, waiting up to timeout_s for one. One that cannot be opened fails by name.
+
+        Raises StateError for what may pass.
+        """
         end = time.monotonic() + timeout_s
         while True:
             with self._changed:
-                with self._database.transaction() as session:
+                with self._database.reading() as session:
                     query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
                     run = session.scalars(query).first()
                     answers = {} if run is None else _answers(session, run)
-                left = end - time.monotonic()
-                if run is not None or left <= 0:
-                    return None if run is None else self._open_run(run, answers)
-                self._changed.wait(left)
+                if run is None:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        return None
+                    self._changed.wait(left)
+                    continue
+            try:
+                return self._open_run(run, answers)
+            except StateError:
+                raise  # a disk or database that fails may be mended
+            except Exception as error:
+                self.fail(run.run_id, error)
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
@@ -253,13 +291,7 @@ class Book:
             status=run.status,
             specification=specification,
             schema=update_schema_of(specification, run.schema, self.model(run.run_id, 0).data),
-            submission=Submission(
-                specification=run.specification,
-                initial_model=b"",
-                initial_model_sha256=run.initial_model_sha256,
-                signature=run.signature,
-                administrator=run.administrator,
-            ),
+            signed=_signed(run),
             round=run.round,
             cohort=tuple(run.cohort),
             answers=answers,
@@ -272,24 +304,30 @@ class Book:
 
     def stop_requested(self, run_id: str) -> bool:
         """Whether an administrator asked this run to stop."""
-        with self._database.transaction() as session:
-            return self._row(session, run_id).stop_requested_by is not None
+        return bool(self.stop_order(run_id)[0])
+
+    def stop_order(self, run_id: str) -> tuple[str, bytes]:
+        """(administrator, signature) of the order to stop; ("", b"") when there is none."""
+        with self._database.reading() as session:
+            run = self._row(session, run_id)
+            return run.stop_requested_by or "", run.stop_signature
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return self._row(session, run_id).round
 
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
         with self._database.transaction() as session:
-            run = self._row(session, run_id)
+            run = self._locked(session, run_id)
             for name, value in fields.items():
                 setattr(run, name, value)
 
     def answered(self, run_id: str, node: str, answer: str, data: Mapping[str, Any]) -> None:
         """Keep one node's answer to the offer, with its event, in one transaction. data: of "offer_answered"."""
         with self._database.transaction() as session:
+            self._locked(session, run_id)
             session.merge(Answer(run_id=run_id, node=node, answer=answer))
             self._add_event(session, run_id, "offer_answered", data)
         self._notify()
@@ -303,12 +341,14 @@ class Book:
         self._notify()
 
     def _add_event(self, session: Session, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        self._locked(session, run_id)
         last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
         session.add(Event(run_id=run_id, sequence=last + 1, time=time.time(), kind=kind, data=dict(data)))
 
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
         with self._database.transaction() as session:
+            self._locked(session, run_id)
             newest = session.scalar(select(func.max(Instruction.sequence)).where(Instruction.run_id == run_id)) or 0
             numbers: dict[bytes, int] = {}
             for digest in dict.fromkeys(digests):
@@ -322,7 +362,7 @@ class Book:
 
     def model(self, run_id: str, number: int) -> Model:
         """The model after this round (0: the first) with the outer optimizer's state."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             files = session.get(Checkpoint, (run_id, number))
             before = session.get(Checkpoint, (run_id, number - 1))
         if files is None:
@@ -341,6 +381,7 @@ class Book:
         One that was planned before a crash, and that the collector never opened, is used instead.
         """
         with self._database.transaction() as session:
+            self._locked(session, run_id)
             of_round = select(Slot).where(Slot.run_id == run_id, Slot.round == round)
             unopened = session.scalars(of_round.where(Slot.state == "planned")).first()
             if unopened is not None:
@@ -354,7 +395,7 @@ class Book:
 
     def attempts(self, run_id: str, round: int) -> int:
         """How many slots of this round were abandoned."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             query = select(func.count()).where(Slot.run_id == run_id, Slot.round == round, Slot.state == "abandoned")
             return session.scalar(query) or 0
 
@@ -384,7 +425,7 @@ class Book:
             "update_norm": done.update_norm,
         }
         with self._database.transaction() as session:
-            run = self._row(session, run_id)
+            run = self._locked(session, run_id)
             row = session.get(Slot, (run_id, plan.slot))
             if row is not None:
                 row.state = "committed"
@@ -420,9 +461,19 @@ class Book:
     def end(self, run_id: str, status: str, data: Mapping[str, Any], detail: str = "") -> None:
         """Close the run: finished, failed or stopped, with its event."""
         with self._database.transaction() as session:
-            self._end(session, self._row(session, run_id), status, data, detail)
+            self._end(session, self._locked(session, run_id), status, data, detail)
         self.progress.follow("", ())
         self._notify()
+
+    def fail(self, run_id: str, error: Exception) -> None:
+        """Close a run that cannot go on, by the error's name; one without a name is in the log as a whole."""
+        if isinstance(error, ConfideError):
+            code, reason = error.code, str(error)
+            log.warning("run %s failed: %s", run_id, error)
+        else:
+            code, reason = "Internal", f"the coordinator failed ({type(error).__name__}); its log says more"
+            log.error("run %s failed for a reason that has no name", run_id, exc_info=error)
+        self.end(run_id, "failed", {"code": code, "reason": reason}, f"{code}: {reason}")
 
     def _end(self, session: Session, run: Run, status: str, data: Mapping[str, Any], detail: str) -> None:
         run.status, run.detail = status, detail
@@ -447,27 +498,54 @@ def _round_entry(row: Round, model_sha256: bytes) -> dict[str, Any]:
 
 
 def _check_first_model(submission: Submission, specification: Specification) -> None:
-    data = submission.initial_model
-    if model_digest(data) != submission.initial_model_sha256:
+    data, stated = submission.initial_model, submission.signed.initial_model_sha256
+    if model_digest(data) != stated:
         raise UpdateError(
-            f"the first model hashes to {model_digest(data).hex()[:16]}; "
-            f"{submission.initial_model_sha256.hex()[:16]} was signed. Submit again."
+            f"the first model hashes to {model_digest(data).hex()[:16]}; {stated.hex()[:16]} was signed. Submit again."
         )
     schema = update_schema_of(specification, submission.schema, data)
     check_first_model(specification, data, schema)
+    check_promise(specification, schema)
 
 
-def _new_run(run_id: str, number: int, submission: Submission, specification: Specification) -> Run:
+def _check_unused(session: Session, signed: SignedSubmission) -> None:
+    same = select(Run.run_id).where((Run.run_id == signed.run_id) | (Run.nonce == signed.nonce))
+    known = session.scalars(same).first()
+    if known is not None:
+        raise ProtocolFailure(
+            FailureName.SUBMISSION_REPLAYED,
+            f"this submission, or its run id or nonce, came before: it is run {known[:8]}. Nothing was begun again; "
+            "submit anew for another run",
+        )
+
+
+def _signed(run: Run) -> SignedSubmission:
+    return SignedSubmission(
+        run_id=run.run_id,
+        nonce=run.nonce,
+        expires_at=run.expires_at,
+        specification=run.specification,
+        initial_model_sha256=run.initial_model_sha256,
+        administrator=run.administrator,
+        signature=run.signature,
+    )
+
+
+def _new_run(number: int, submission: Submission, specification: Specification) -> Run:
+    signed = submission.signed
     return Run(
-        run_id=run_id,
+        run_id=signed.run_id,
         number=number,
         name=specification.name,
         status="submitted",
         detail="",
-        specification=submission.specification,
-        initial_model_sha256=submission.initial_model_sha256,
-        signature=submission.signature,
-        administrator=submission.administrator,
+        specification=signed.specification,
+        initial_model_sha256=signed.initial_model_sha256,
+        signature=signed.signature,
+        administrator=signed.administrator,
+        nonce=signed.nonce,
+        expires_at=signed.expires_at,
+        stop_signature=b"",
         schema=submission.schema,
         submitted_at=time.time(),
         round=0,
@@ -475,6 +553,12 @@ def _new_run(run_id: str, number: int, submission: Submission, specification: Sp
         sealing=specification.sealing.kind,
         cohort=[],
     )
+
+
+def _precisions(session: Session, run_id: str) -> dict[str, str]:
+    """What each node said it computes in, by name; empty for one that said nothing known."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "offer_answered").order_by(Event.sequence)
+    return {data["node"]: data.get("precision", "") for data in session.scalars(query) if data["accepted"]}
 
 
 def _answers(session: Session, run: Run) -> dict[str, str]:

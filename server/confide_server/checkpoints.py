@@ -7,6 +7,7 @@ b'weights'
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import fsspec
@@ -20,6 +21,7 @@ class CheckpointStore:
     def __init__(self, url: str) -> None:
         """Create the folder where it is missing. Raises StateError when that is not possible."""
         self.url = url
+        self._one = threading.Lock()
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
             self._local = "file" in (self._files.protocol if isinstance(self._files.protocol, tuple) else ())
@@ -34,10 +36,16 @@ class CheckpointStore:
         """
         name = f"{hashlib.sha256(data).hexdigest()}.{kind}"
         path = f"{self._root}/{name}"
-        temporary = f"{self._root}/.{name}.part"
+        # Two processes may store the same bytes at once; a process's threads take turns.
+        temporary = f"{self._root}/.{name}.{os.getpid()}.part"
+        with self._one:
+            self._put(data, path, temporary)
+        return name
+
+    def _put(self, data: bytes | memoryview, path: str, temporary: str) -> None:
         try:
             if self._files.exists(path) and self._files.size(path) == len(data):
-                return name
+                return
             with self._files.open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -52,7 +60,6 @@ class CheckpointStore:
                 f"cannot write the checkpoint {path} of {len(data)} bytes: {error.strerror or error}. "
                 "Free space there; the round is not lost and goes on by itself."
             ) from error
-        return name
 
     def _discard(self, temporary: str) -> None:
         try:

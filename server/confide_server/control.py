@@ -26,7 +26,7 @@ from confide.files import private_folder
 from confide.identity.enrolment import read_admission
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Roster, open_roster
-from confide.identity.submission import verify_submission
+from confide.identity.submission import SignedSubmission, verify_submission
 from confide.proto import control_pb2 as pb
 from confide.transport.failures import CODE_KEY, message_of, own_metadata, status_of
 from google.protobuf.message import DecodeError, Message
@@ -34,6 +34,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from confide_server.control_access import RULES, Caller, Rule, check_listed, check_version, claim_of, identify
 from confide_server.enrolment_desk import EnrolmentDesk
+from confide_server.passage import Passage
+from confide_server.quota import HANDSHAKE_TIMEOUT_S, Quota, listening
 from confide_server.receipts import ReceiptBook
 from confide_server.runbook import RunBook, Submission
 
@@ -45,6 +47,10 @@ MAX_MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 MAX_MODEL_BYTES = 8 << 30
 MAX_CALLS = 48
 MAX_WATCHERS = 24
+MAX_CONNECTIONS = 128
+MAX_CONNECTIONS_OF_ADDRESS = 64
+PASSAGE_DESCRIPTORS = 3 * MAX_CONNECTIONS
+"""Each connection is there three times: from the caller, to gRPC, and in gRPC."""
 WATCH_POLL_S = 2.0
 ENDED = frozenset({"run_finished", "run_failed", "run_stopped"})
 ENDED_STATUS = frozenset({"finished", "failed", "stopped"})
@@ -138,24 +144,25 @@ class ControlService:
         if first is None or first.WhichOneof("part") != "header":
             raise TransportError("a submission must begin with its header")
         header = first.header
-        # Before the model is read: a forged signature costs the coordinator one small message.
-        verify_submission(
-            self._roster.current, caller.name, header.specification, header.initial_model_sha256, header.signature
+        # Before the model is read: a forged or repeated submission costs the coordinator one small message.
+        signed = SignedSubmission(
+            run_id=header.run_id,
+            nonce=header.nonce,
+            expires_at=header.expires_at,
+            specification=header.specification,
+            initial_model_sha256=header.initial_model_sha256,
+            administrator=caller.name,
+            signature=header.signature,
         )
+        verify_submission(self._roster.current, signed)
+        self._runbook.check_new(signed)
         model = self._read_model(header.initial_model_bytes, parts)
         if model_digest(model) != header.initial_model_sha256:
             raise SpecificationError(
                 f"the first model that came has the digest {model_digest(model).hex()[:16]}, and "
                 f"{header.initial_model_sha256.hex()[:16]} was signed; submit again"
             )
-        submission = Submission(
-            specification=header.specification,
-            initial_model=model,
-            initial_model_sha256=header.initial_model_sha256,
-            signature=header.signature,
-            administrator=caller.name,
-            schema=header.schema,
-        )
+        submission = Submission(signed=signed, initial_model=model, schema=header.schema)
         return pb.SubmitRunReply(run_id=self._runbook.submit(submission))
 
     def list_runs(self, caller: Caller, request: pb.ListRunsRequest) -> pb.ListRunsReply:
@@ -189,8 +196,8 @@ class ControlService:
             self._watchers.release()
 
     def stop_run(self, caller: Caller, request: pb.StopRunRequest) -> pb.StopRunReply:
-        """Ask the run to stop."""
-        self._runbook.stop(_run_id(request.run_id), caller.name)
+        """Ask the run to stop, by the administrator's signed order."""
+        self._runbook.stop(_run_id(request.run_id), caller.name, request.signature)
         return pb.StopRunReply()
 
     def export_run(
@@ -357,28 +364,32 @@ class ControlServer:
                 ("grpc.max_metadata_size", 16384),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 20000),
+                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
+                ("grpc.keepalive_time_ms", 60000),  # a caller that vanished is noticed, and its call ended
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message cannot become a big one
             ),
         )
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, _handlers(service, member)),)
         )
         self._credentials = _TlsFiles(member)
+        self._passage: Passage | None = None
 
     def start(self) -> int:
         """Listen; returns the port. Raises StateError when the port is in use."""
-        try:
-            port = self._server.add_secure_port(self._address, self._credentials.for_server())
-        except RuntimeError as error:
-            raise StateError(
-                f"cannot listen on {self._address}: the port is in use, or the address is not this machine's. "
-                "Stop the other process or choose another port."
-            ) from error
+        host, _, port = self._address.rpartition(":")
+        listener = listening(host.strip("[]"), int(port), "control", "choose another port")
+        inner = self._server.add_secure_port("127.0.0.1:0", self._credentials.for_server())
         self._server.start()
-        return port
+        quota = Quota(most=MAX_CONNECTIONS, of_one_address=MAX_CONNECTIONS_OF_ADDRESS)
+        self._passage = Passage(listener, ("127.0.0.1", inner), quota)
+        return self._passage.start()
 
     def stop(self, grace_s: float = 2.0) -> None:
         """End open calls and release the port. Idempotent."""
         self._server.stop(grace_s).wait()
+        if self._passage is not None:
+            self._passage.stop()
         self._pool.shutdown(wait=True)
         if self._owns_receipts:
             self.receipts.close()

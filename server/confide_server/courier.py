@@ -15,6 +15,7 @@ from confide.errors import ConfideError, IdentityError, StateError, TransportErr
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
+from confide.text import identifier, line
 from confide.transport.envelope import digest_of_entries, payload_digest
 from google.protobuf.message import DecodeError
 
@@ -232,9 +233,9 @@ def _parse(node: str, body: bytes) -> tuple[fleet_pb2.SignedReply, fleet_pb2.Rep
 
 
 def _code(text: str) -> str:
-    return "".join(char for char in text if char.isascii() and (char.isalnum() or char == "_"))[:64] or "Unnamed"
+    return identifier(text)
 
 
 def printable(text: str) -> str:
     """A node's words, fit for a terminal and a log: one line, no control characters, not long."""
-    return "".join(char if char.isprintable() else " " for char in text)[:REASON_CHARS]
+    return line(text, REASON_CHARS)

@@ -3,6 +3,10 @@
 SQLite by default (write-ahead log, every commit on disk before it returns), PostgreSQL by its URL. Payloads are never
 in it. Tables change through migrations/ only.
 
+Several threads and processes may write at once. On SQLite a writing transaction takes the database's one write lock
+when it begins (BEGIN IMMEDIATE) and waits for it; on PostgreSQL whoever numbers something locks a row first: the run's
+own for what is numbered within it, the audit log's head for the log and for runs.
+
 >>> import tempfile; database = Database(f"sqlite:///{tempfile.mkdtemp()}/coordinator.db")
 >>> with database.transaction() as session: append_audit(session, {"event": "example"})
 >>> database.verify_audit()
@@ -20,9 +24,11 @@ from alembic.config import Config
 from alembic.util import CommandError
 from confide import canonical
 from confide.errors import StateError
+from confide.secrecy import private_file
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Connection,
     Engine,
     Float,
     ForeignKey,
@@ -32,6 +38,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     make_url,
     select,
     text,
@@ -40,6 +47,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 GENESIS = "0" * 64
+BUSY_TIMEOUT_S = 60
+"""How long a writer of SQLite waits for the others."""
+_BEGIN = "confide_begin"
+_MIGRATION_LOCK = 0x436F6E66696465
+"""Of PostgreSQL's advisory locks: "Confide"."""
 Json = dict[str, Any]
 
 
@@ -72,6 +84,12 @@ class Run(Base):
     sealing: Mapped[str] = mapped_column(String(16))
     cohort: Mapped[list[str]] = mapped_column(default=list)
     stop_requested_by: Mapped[str | None] = mapped_column(String(64))
+    nonce: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """Of the submission; empty for runs of a release that had none."""
+    expires_at: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Unix seconds: nodes accept the run until then."""
+    stop_signature: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """The administrator's order to stop."""
     flower_run_id: Mapped[str | None] = mapped_column(String(20))
     """The Flower run in which this run goes on, decimal."""
 
@@ -161,17 +179,32 @@ class Audit(Base):
     hash: Mapped[str] = mapped_column(String(64))
 
 
+class Head(Base):
+    """Where an append-only table ends. The row is also the lock of whoever appends."""
+
+    __tablename__ = "heads"
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
 def _chain(previous: str, when: float, body: Json) -> str:
     fields = canonical.encode({"body": body, "time": when})
     return canonical.hash_fields("confide/v1/audit", bytes.fromhex(previous), fields).hex()
 
 
 def append_audit(session: Session, body: Json) -> None:
-    """Add an entry to the audit log, in the caller's transaction."""
-    last = session.scalars(select(Audit).order_by(Audit.number.desc()).limit(1)).first()
-    previous, number, when = (last.hash, last.number + 1, time.time()) if last else (GENESIS, 1, time.time())
-    session.add(Audit(number=number, time=when, body=body, previous=previous, hash=_chain(previous, when, body)))
+    """Add an entry to the audit log, in the caller's transaction, which holds the log's head until it ends."""
+    head, when = locked_head(session), time.time()
+    entry = Audit(number=head.number + 1, time=when, body=body, previous=head.hash, hash=_chain(head.hash, when, body))
+    head.number, head.hash = entry.number, entry.hash
+    session.add(entry)
     session.flush()
+
+
+def locked_head(session: Session) -> Head:
+    """The audit log's head, held against other writers until the transaction ends."""
+    return session.get_one(Head, "audit", with_for_update=True, populate_existing=True)
 
 
 class Database:
@@ -182,6 +215,7 @@ class Database:
         self.url = url
         try:
             self._engine = _engine(url)
+            self._reader = self._engine.execution_options(**_reading(self._engine))
             self._check()
             self._migrate()
             self.verify_audit()
@@ -191,6 +225,11 @@ class Database:
     def _explain(self, error: Exception) -> str:
         shown = make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else repr(self.url)
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        if "database is locked" in cause:
+            return (
+                f"the database {shown} is busy: another process has been writing to it for {BUSY_TIMEOUT_S} s. It is "
+                "not damaged; end that process, or try again."
+            )
         return (
             f"the database {shown} cannot be used: {cause}. If it is damaged, restore it from a backup (checkpoints "
             "are files beside it); if it is elsewhere, correct --database."
@@ -208,17 +247,28 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite's transaction holds the database already
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, "heads")
             except CommandError as error:
                 raise StateError(f"the database is of another release: {error}. Upgrade this coordinator.") from error
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """All or nothing. Raises StateError when the disk is full or the database is gone."""
+        """All or nothing, written. Raises StateError when the disk is full or the database is gone."""
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            raise StateError(self._explain(error)) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """One moment's state, while others write. Raises StateError when the database is gone."""
+        try:
+            with Session(self._reader, expire_on_commit=False) as session, session.begin():
                 yield session
         except DBAPIError as error:
             raise StateError(self._explain(error)) from error
@@ -226,7 +276,7 @@ class Database:
     def verify_audit(self) -> int:
         """Number of audit entries, after checking their chain. Raises StateError naming the first that breaks it."""
         head, count = GENESIS, 0
-        with Session(self._engine) as session:
+        with self.reading() as session:
             for entry in session.scalars(select(Audit).order_by(Audit.number)).yield_per(1000):
                 count += 1
                 sound = entry.number == count and entry.previous == head
@@ -236,6 +286,12 @@ class Database:
                         "Restore it from a backup, or ask your auditor."
                     )
                 head = entry.hash
+            end = session.get_one(Head, "audit")
+            if (end.number, end.hash) != (count, head):
+                raise StateError(
+                    f"the audit log ends with entry {count}, and {end.number} were written: the database was edited. "
+                    "Restore it from a backup, or ask your auditor."
+                )
         return count
 
     def close(self) -> None:
@@ -243,13 +299,36 @@ class Database:
         self._engine.dispose()
 
 
+def _make_private(path: Path) -> None:
+    # SQLite gives its log beside the database the database's own mode.
+    try:
+        private_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+
+
+def _reading(engine: Engine) -> dict[str, Any]:
+    if engine.dialect.name == "sqlite":
+        return {_BEGIN: "BEGIN"}
+    return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
+
 def _engine(url: str) -> Engine:
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
+        if engine.url.database and engine.url.database != ":memory:":
+            _make_private(Path(engine.url.database))
 
         @event.listens_for(engine, "connect")
         def _durable(connection: Any, _: Any) -> None:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            connection.isolation_level = None  # else the driver begins by itself, and later than at the beginning
+            for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "journal_mode=WAL", "synchronous=FULL"):
                 connection.execute(f"PRAGMA {pragma}")
+            connection.execute("PRAGMA foreign_keys=ON")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            # A lock that is taken only at the first write fails at once when somebody else wrote since the first read.
+            connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN IMMEDIATE"))
 
     return engine

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.errors import ConfideError, StateError
+from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore
+from confide.identity.submission import STOPPED, SignedEnd, sign_end
 from confide.sealing.factory import make_collector
 from confide.sealing.roles import Collector
 
@@ -28,6 +30,7 @@ from confide_server.roads import Link, Session
 from confide_server.rounds import Rounds
 
 RETRY_S = 5.0
+MOST_RETRY_S = 60.0
 SPARE_REPLY_BYTES = 64 << 20
 """A reply may hold this much more than four times the model (masks, shares, wide lanes)."""
 log = logging.getLogger(__name__)
@@ -48,8 +51,14 @@ class Parts:
     book: Book
     link: Link
     roster: RosterStore
+    name: str
+    """The coordinator's, in the roster."""
+    identity: SigningKey
+    """Signs the end of a run."""
     folder: Path
     """Where collectors keep what they must find again: one folder a run."""
+    on_trouble: Callable[[str], None] = lambda trouble: None
+    """Told why no run is driven, and "" when that has passed."""
     deadline_factor: float = 1.0
     """Deadlines of the specification times this. Above 1 where nodes take turns on one machine: a simulation."""
 
@@ -62,6 +71,8 @@ class RunDriver:
         self._retry_s = retry_s
         self._down = threading.Event()
         self._collectors: dict[str, Collector] = {}
+        self.trouble = ""
+        """Why no run is driven just now; "" when nothing is wrong."""
         self._thread = threading.Thread(target=self._loop, name="run-driver", daemon=True)
 
     def start(self) -> None:
@@ -79,16 +90,29 @@ class RunDriver:
         self._collectors.clear()
 
     def _loop(self) -> None:
+        """Never ends but by `stop`: whatever goes wrong is said, and tried again later and later."""
+        failures = 0
         while not self._down.is_set():
             try:
                 run = self._parts.book.next_run(timeout_s=1.0)
+                self._say("")
                 if run is not None:
                     self._drive(run)
+                failures = 0
             except GoingDown:
                 return
-            except StateError as error:
-                log.error("%s Trying again in %.0f s.", error, self._retry_s)
-                self._down.wait(self._retry_s)
+            except Exception as error:
+                failures += 1
+                named = isinstance(error, StateError)  # a full disk: it passes when somebody frees space
+                wait_s = self._retry_s if named else min(self._retry_s * 2 ** min(failures - 1, 8), MOST_RETRY_S)
+                log.error("%s: %s Trying again in %.0f s.", type(error).__name__, error, wait_s, exc_info=not named)
+                self._say(f"{type(error).__name__}: {error}")
+                self._down.wait(wait_s)
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._parts.on_trouble(trouble)
 
     def _drive(self, run: OpenRun) -> None:
         try:
@@ -99,9 +123,7 @@ class RunDriver:
             self._parts.book.update(run.run_id, detail=f"waiting: {error}")
             raise
         except Exception as error:
-            log.exception("run %s failed for a reason that has no name", run.run_id)
-            reason = f"the coordinator failed ({type(error).__name__}); its log says more"
-            self._parts.book.end(run.run_id, "failed", {"code": "Internal", "reason": reason}, reason)
+            self._parts.book.fail(run.run_id, error)
 
     def _run(self, run: OpenRun) -> None:
         parts = self._parts
@@ -121,6 +143,7 @@ class RunDriver:
                 cohort,
                 self._collector(run),
                 lambda s: self._pause(run.run_id, s),
+                lambda end: sign_end(parts.identity, parts.name, end),
             )
             self._to_the_end(run, cohort, rounds)
             session.end()
@@ -147,8 +170,8 @@ class RunDriver:
             cohort.gather()
             last = rounds.run_all()
         except Stopped:
-            rounds.abandon_open("STOPPED", "an administrator stopped the run")
-            rounds.farewell("STOPPED")
+            rounds.abandon_open(STOPPED, "an administrator stopped the run")
+            rounds.farewell(SignedEnd(run.run_id, STOPPED, *book.stop_order(run.run_id)))
             done = book.committed(run.run_id)
             book.end(run.run_id, "stopped", {"round": done}, f"stopped after round {done}")
         except StateError:
@@ -156,10 +179,10 @@ class RunDriver:
         except ConfideError as error:
             log.warning("run %s failed: %s", run.run_id, error)
             rounds.abandon_open(error.code, str(error))
-            rounds.farewell(error.code)
+            rounds.farewell(SignedEnd(run.run_id, error.code))
             book.end(run.run_id, "failed", {"code": error.code, "reason": str(error)}, f"{error.code}: {error}")
         else:
-            rounds.farewell("")
+            rounds.farewell(SignedEnd(run.run_id, ""))
             book.end(run.run_id, "finished", {"rounds": last.round, "model_sha256": last.sha256.hex()})
 
     def _collector(self, run: OpenRun) -> Collector:

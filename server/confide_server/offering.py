@@ -21,6 +21,7 @@ from confide_server.roads import Link
 
 OFFER_AGAIN_S = 1.0
 PAUSE_S = 0.2
+_PRECISIONS = ("float32", "bfloat16")
 RETURN_S = 10.0
 """Nodes look for a coordinator that went away every 5 s at least."""
 
@@ -145,6 +146,14 @@ class Cohort:
         presence = self._link.presence()
         return tuple(name for name in self.accepted() if name in presence and presence[name].online)
 
+    def refused(self) -> dict[str, str]:
+        """Who never takes part, and why."""
+        return {name: "it refused the run" for name in self.names if self._answers[name] == "refused"}
+
+    def connections(self) -> dict[str, int]:
+        """Of each member that is known to be there, how often it has connected."""
+        return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
+
     def wait_present(self) -> tuple[str, ...]:
         """As `present`, waiting for the smallest cohort as long as for who prepares. Raises CohortTooSmall."""
         end = time.monotonic() + self._unmeasured_s
@@ -200,13 +209,16 @@ class Cohort:
                 self._set(answer.node, "refused", f"{answer.code}: {answer.reason}")
 
     def _offer_body(self) -> bytes:
-        submission = self._run.submission
+        signed = self._run.signed
         offer = fleet_pb2.Offer(
-            specification=submission.specification,
-            initial_model_sha256=submission.initial_model_sha256,
-            signature=submission.signature,
-            administrator=submission.administrator,
+            specification=signed.specification,
+            initial_model_sha256=signed.initial_model_sha256,
+            signature=signed.signature,
+            administrator=signed.administrator,
             roster=self._roster.signed,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
         )
         return offer.SerializeToString(deterministic=True)
 
@@ -218,13 +230,13 @@ class Cohort:
             return
         if answer.accepted:
             self._round_s[node] = claimed_s(answer.round_s)
-            self._set(node, "accepted", "")
+            self._set(node, "accepted", "", answer.precision if answer.precision in _PRECISIONS else "")
         elif answer.waiting:
             self._set(node, "preparing" if answer.preparing else "waiting", printable(answer.reason))
         else:
             self._set(node, "refused", printable(answer.reason))
 
-    def _set(self, node: str, answer: str, reason: str) -> None:
+    def _set(self, node: str, answer: str, reason: str, precision: str = "") -> None:
         if self._answers[node] == answer:
             return
         self._answers[node] = answer
@@ -235,5 +247,6 @@ class Cohort:
             "preparing": answer == "preparing",
             "reason": reason,
             "round_s": round(self._round_s.get(node, 0.0), 3),
+            "precision": precision,
         }
         self._book.answered(self._run.run_id, node, answer, event)

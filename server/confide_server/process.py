@@ -4,7 +4,6 @@ Guarantee: two processes never serve one folder; SIGTERM and SIGINT leave every 
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -13,9 +12,10 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 from confide import canonical
@@ -28,15 +28,19 @@ from pydantic import Field
 
 from confide_server.book import Book
 from confide_server.checkpoints import CheckpointStore
-from confide_server.control import ControlServer
+from confide_server.control import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.database import Database, append_audit
 from confide_server.driver import Parts, RunDriver
 from confide_server.fleet import FleetLink
+from confide_server.fleet.serving import BoundedServer
 from confide_server.memory import map_big_buffers
+from confide_server.quota import Quota, listening, room_for
 from confide_server.receipts import ReceiptBook
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
+DRIVER_FILE = "driver.json"
+"""What keeps the run driver from driving, for `confide server status`."""
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +55,10 @@ class Settings(Document):
     """SQLAlchemy URL; "" is coordinator.db in the folder."""
     checkpoints: str = ""
     """Folder or fsspec URL; "" is checkpoints/ in the folder."""
+    connections: Annotated[int, Field(ge=16, le=65536)] = 1024
+    """Most open connections of the fleet port; fewer where the process may not open that many files."""
+    connections_per_address: Annotated[int, Field(ge=4, le=65536)] = 256
+    """Of these, from one IPv4 address or IPv6 /64. A node has up to four."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -70,6 +78,25 @@ def read_settings(folder: Path) -> Settings:
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write server.json."""
     write_atomic(folder / "server.json", canonical.encode(settings.model_dump(mode="json")))
+
+
+def standing(folder: Path) -> dict[str, Any]:
+    """Whether a coordinator runs on the folder, and what is wrong: {"running", "trouble", "since", ports and pid}.
+
+    Reads files only. Raises StateError when one is damaged.
+    """
+    found: dict[str, Any] = {"running": False, "trouble": "", "since": 0.0}
+    try:
+        if (folder / DRIVER_FILE).exists():
+            driver = json.loads((folder / DRIVER_FILE).read_bytes())
+            found |= {"trouble": str(driver["trouble"]), "since": float(driver["at"])}
+        if (folder / "addresses.json").exists():
+            addresses = json.loads((folder / "addresses.json").read_bytes())
+            found |= {"fleet_port": addresses["fleet_port"], "control_port": addresses["control_port"]}
+            found |= {"pid": int(addresses["pid"]), "running": Path(f"/proc/{int(addresses['pid'])}").exists()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{folder} holds a damaged file: {error}; restart the coordinator") from error
+    return found
 
 
 class Coordinator:
@@ -105,7 +132,16 @@ class Coordinator:
         checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
         self.book = Book(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
-        self._driver = RunDriver(Parts(self.book, self.link, self.member.roster, private_folder(folder / "runs")))
+        parts = Parts(
+            book=self.book,
+            link=self.link,
+            roster=self.member.roster,
+            name=self.member.name,
+            identity=self.member.identity,
+            folder=private_folder(folder / "runs"),
+            on_trouble=self._note_driver,
+        )
+        self._driver = RunDriver(parts)
         self._control = ControlServer(
             member=self.member,
             runbook=self.book,
@@ -114,7 +150,9 @@ class Coordinator:
             receipts=self._receipts,
             on_roster=self._take_roster,
         )
-        self._fleet = uvicorn.Server(
+        room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
+        quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
+        self._fleet = BoundedServer(
             uvicorn.Config(
                 self.link.app(),
                 log_config=None,
@@ -126,8 +164,13 @@ class Coordinator:
                 h11_max_incomplete_event_size=16384,
                 ws="none",
                 lifespan="on",
-            )
+            ),
+            quota,
         )
+
+    def _note_driver(self, trouble: str) -> None:
+        with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
+            write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
 
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
@@ -136,13 +179,19 @@ class Coordinator:
 
     def start(self) -> None:
         """Listen and drive. Raises StateError when a port is in use."""
-        self._socket = _listening(self.settings.bind, self.settings.fleet_port)
+        self._socket = listening(
+            self.settings.bind,
+            self.settings.fleet_port,
+            "the fleet",
+            "choose another port with `confide server start --fleet-port`",
+        )
         self.fleet_port = self._socket.getsockname()[1]
         self._take_roster(self.member.roster.current)
         self._fleet_thread.start()
         while not self._fleet.started and self._fleet_thread.is_alive():
             self._fleet_thread.join(0.02)
         self.control_port = self._control.start()
+        self._note_driver("")
         self._driver.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
@@ -208,20 +257,3 @@ def _load_chain(context: ssl.SSLContext, member: LocalMember) -> None:
             f"{member.tls_certificate_path} and {member.tls_key_path} do not serve TLS: {error}. Accept the newest "
             "admission again, or renew the certificate."
         ) from error
-
-
-def _listening(bind: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((bind, port))
-        listener.listen(256)
-    except OSError as error:
-        listener.close()
-        cause = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise StateError(
-            f"cannot listen on {bind}:{port} for the fleet: {cause}. Stop the other process, or choose another port "
-            "with `confide server start --fleet-port`."
-        ) from error
-    return listener

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, TrainingError
 from confide.identity.roster import Roster, RosterStore
+from confide.identity.submission import SignedEnd
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.sealing.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.book import Book, Committed, Model, OpenRun
@@ -48,12 +50,20 @@ class Rounds:
         cohort: Cohort,
         collector: Collector,
         pause: Callable[[float], None],
+        sign: Callable[[SignedEnd], SignedEnd],
     ) -> None:
-        """closing: a courier that still works when the run is to stop. pause: as for Cohort."""
+        """closing: a courier that still works when the run is to stop. pause: as for Cohort.
+
+        sign: as the coordinator.
+        """
         self._run = run
         self._specification = run.specification
         self._federation = run.specification.federation
         self._travel = Travel(run.specification, run.schema)
+        sealed = run.specification.sealing.kind == "sealed"
+        self._link = link_of(run.specification, self._travel) if sealed else None
+        self._abandoned = ""
+        """Why the last attempt opened nothing."""
         self._book = book
         self._roster = roster
         self._courier = courier
@@ -61,6 +71,7 @@ class Rounds:
         self._cohort = cohort
         self._collector = collector
         self._pause = pause
+        self._sign = sign
         self._roster_version = roster.current.version
         self._open: SlotPlan | None = None
         self._heard: set[str] = set()
@@ -68,6 +79,7 @@ class Rounds:
         self._missing: set[str] = set()
         """Who was dropped since the last epoch was begun."""
         self._untold: list[str] = []
+        self._connections: dict[str, int] = {}
 
     def run_all(self) -> Model:
         """All rounds that are left; returns the last model."""
@@ -94,8 +106,27 @@ class Rounds:
             plan = self._resumed(number) or self._planned(number, model)
             outcome = self._slot(plan, model)
             if isinstance(outcome, Opened):
-                return self._commit(plan, outcome, model, time.monotonic() - began)
+                try:
+                    data, outer_state = self._stepped(plan, outcome, model)
+                except (ProtocolFailure, TrainingError) as error:
+                    outcome = Abandoned(error.code, str(error), outcome.dropped)
+                else:
+                    return self._commit(plan, outcome, model, data, outer_state, time.monotonic() - began)
+            self._abandoned = f"{outcome.code}: {outcome.reason}"
             self._abandon(plan, outcome.code, outcome.reason, model.sha256, self._courier)
+
+    def _stepped(self, plan: SlotPlan, opened: Opened, model: Model) -> tuple[bytes, bytes]:
+        """(model, outer state) after the round. Raises MODEL_CHAIN_BROKEN for a model that the nodes would refuse.
+
+        One contributor can bend a sum so far, within what a sum may be: then it is not used, and the round tried again.
+        """
+        if plan.evaluate_only:
+            return model.data, model.outer_state
+        data, state = next_model(self._specification, self._travel, model.data, model.outer_state, opened, plan.round)
+        if self._link is not None:
+            self._link.check(data, plan.round + 1)
+            self._link.check_step(model.data, data, plan.round, 1)
+        return data, state
 
     def _refresh_roster(self) -> None:
         roster = self._fresh_roster()
@@ -127,7 +158,7 @@ class Rounds:
         if made >= most:
             raise AttemptsUsedUp(
                 f"round {number} was tried {made} times and opened no sum; sealing.max_attempts is {most}. "
-                "The run's events say who did not contribute and why."
+                f"The run's events say who did not contribute and why. {self._last_reason()}"
             )
         self._epoch(number)
         slot, attempt = self._book.plan_slot(self._run.run_id, number)
@@ -148,7 +179,8 @@ class Rounds:
     def _epoch(self, number: int) -> None:
         """Start an epoch where one is needed. Raises ProtocolFailure when none comes about."""
         for _ in range(EPOCH_TRIES):
-            present = self._cohort.wait_present()
+            present = self._whole_blocks(number)
+            self._note_connections()
             if not self._collector.epoch_needed(present):
                 return
             self._missing = set()
@@ -164,6 +196,36 @@ class Rounds:
             FailureName.COHORT_NOT_EPOCH,
             f"no epoch came about in {EPOCH_TRIES} tries; the run's events say who is missing",
         )
+
+    def _whole_blocks(self, number: int) -> tuple[str, ...]:
+        """Who is present, once that is enough to be summed; until then the run pauses, by name.
+
+        Raises CohortTooSmall, or BLOCK_SPLIT when the run cannot go on without somebody who never comes.
+        """
+        paused: tuple[str, ...] = ()
+        while True:
+            present = self._cohort.wait_present()
+            missing = self._collector.waits_for(present, self._cohort.refused())
+            if missing != paused:
+                self._say_paused(number, missing)
+                paused = missing
+            if not missing:
+                return present
+            self._pause(ROSTER_PAUSE_S)
+            self._refresh_roster()
+
+    def _say_paused(self, number: int, missing: tuple[str, ...]) -> None:
+        waits = f"paused before round {number}: waits for {', '.join(missing)}; a sum without it would show its update"
+        self._book.update(self._run.run_id, detail=waits if missing else "")
+        kind, data = ("paused", {"round": number, "missing": list(missing)}) if missing else ("resumed", {})
+        self._book.record(self._run.run_id, kind, data or {"round": number})
+
+    def _note_connections(self) -> None:
+        """Tell the collector who connected anew since it last asked: a node that restarted lost its secrets."""
+        now = self._cohort.connections()
+        if anew := {name for name, count in now.items() if self._connections.get(name, count) != count}:
+            self._collector.returned(anew)
+        self._connections |= now
 
     def _slot(self, plan: SlotPlan, model: Model) -> Opened | Abandoned:
         self._collector.open_slot(plan)
@@ -225,10 +287,14 @@ class Rounds:
 
     # --- ends
 
-    def _commit(self, plan: SlotPlan, opened: Opened, model: Model, seconds: float) -> Model:
-        store, data, outer_state, update_norm = self._book.checkpoints, model.data, model.outer_state, 0.0
+    def _last_reason(self) -> str:
+        return f"The last attempt: {self._abandoned}" if self._abandoned else ""
+
+    def _commit(
+        self, plan: SlotPlan, opened: Opened, model: Model, data: bytes, outer_state: bytes, seconds: float
+    ) -> Model:
+        store, update_norm = self._book.checkpoints, 0.0
         if not plan.evaluate_only:
-            data, outer_state = next_model(self._specification, self._travel, data, outer_state, opened, plan.round)
             update_norm = float(np.linalg.norm(opened.update_sum)) / opened.weight_sum
         done = Committed(
             plan=plan,
@@ -245,7 +311,10 @@ class Rounds:
 
     def _abandon(self, plan: SlotPlan, code: str, reason: str, model_sha256: bytes, courier: Courier) -> None:
         self._book.abandon_slot(self._run.run_id, plan, code, reason)
-        self._tell_end(plan, model_sha256, tuple(self._heard), courier)
+        self._open, end = None, self._collector.end_message(model_sha256)
+        if end.committed:  # its sum was opened, and no model was made of it: nobody's update is in one
+            end = fleet_pb2.End(slot=end.slot, committed=False, failure=code, next_model_sha256=model_sha256)
+        self._say(end, tuple(self._heard), courier)
 
     def abandon_open(self, code: str, reason: str) -> None:
         """Close the open slot, if there is one: the run ends without it."""
@@ -270,7 +339,17 @@ class Rounds:
             for _ in courier.ask(question):  # the answers are receipts; they also come by the control service
                 pass
 
-    def farewell(self, failure: str) -> None:
-        """Tell everyone who is connected that the run has ended."""
-        end = fleet_pb2.End(slot=0, committed=not failure, failure=failure, run_ended=True)
-        self._say(end, self._cohort.connected(), self._closing)
+    def farewell(self, end: SignedEnd) -> None:
+        """Tell everyone who is connected that the run has ended, over the coordinator's signature."""
+        signed = self._sign(end)
+        message = fleet_pb2.End(
+            slot=0,
+            committed=not signed.failure,
+            failure=signed.failure,
+            run_ended=True,
+            coordinator=signed.coordinator,
+            signature=signed.signature,
+            stopped_by=signed.stopped_by,
+            stop_signature=signed.stop_signature,
+        )
+        self._say(message, self._cohort.connected(), self._closing)

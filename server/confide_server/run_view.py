@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from confide.text import PARAGRAPH_CHARS, markup
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +24,7 @@ SEALING_NONE = "[bold red]none: the coordinator sees each update[/bold red]"
 
 def plain(text: str) -> str:
     """Text that came from elsewhere, made harmless for a terminal: no markup, no control characters."""
-    return escape("".join(character if character.isprintable() else "?" for character in text))
+    return markup(text, PARAGRAPH_CHARS)
 
 
 def sealing_markup(kind: str) -> str:
@@ -108,6 +108,15 @@ class RunView:
 
     def _on_epoch_started(self, data: Mapping[str, Any]) -> str:
         return f"epoch of {len(data['members'])} members, {data['slots']} slots"
+
+    def _on_paused(self, data: Mapping[str, Any]) -> str:
+        who = ", ".join(data["missing"])
+        self.detail = f"paused before round {data['round']}: waits for {who}; a sum without it would show its update"
+        return self.detail
+
+    def _on_resumed(self, data: Mapping[str, Any]) -> str:
+        self.detail = ""
+        return f"round {data['round']}: everybody who was waited for is there"
 
     def _on_round_started(self, data: Mapping[str, Any]) -> str:
         deadline = f", at most {duration(data['deadline_s'])} for each node" if "deadline_s" in data else ""

@@ -4,20 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from confide.identity.submission import SignedSubmission
+
 
 @dataclass(frozen=True)
 class Submission:
-    """A run as its administrator signed it.
+    """A run as its administrator signed it, with its first model.
 
-    signature: the administrator's, domain "submission", over SHA-256(specification) || initial_model_sha256.
     initial_model: raw trainable tensors (confide.codec.tensors), which hash to what was signed.
     """
 
-    specification: bytes
+    signed: SignedSubmission
     initial_model: bytes
-    initial_model_sha256: bytes
-    signature: bytes
-    administrator: str
     schema: bytes = b""
     """Names and shapes of the tensors (TensorSchema.to_bytes), where what travels depends on them (models.travel). Not
     signed: a node computes its own, and a coordinator with another one gets another context and no sum."""
@@ -69,7 +67,13 @@ class RunBook(Protocol):
     """Everything the control service needs. Every method raises ConfideError with a remedy."""
 
     def submit(self, submission: Submission) -> str:
-        """Verify, store durably, and queue; returns the run id (32 hex characters)."""
+        """Verify, store durably, and queue; returns the run id, which the administrator drew and signed.
+
+        Raises SUBMISSION_EXPIRED, and SUBMISSION_REPLAYED for a run id or nonce that came before.
+        """
+
+    def check_new(self, signed: SignedSubmission) -> None:
+        """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED, before the first model is read."""
 
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
@@ -80,13 +84,17 @@ class RunBook(Protocol):
     def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
         """(newest change, data of "progress" after change `number`); at first `number` is 0."""
 
-    def stop(self, run_id: str, administrator: str) -> None:
-        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent."""
+    def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
+        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent.
+
+        signature: of the administrator's order (confide.identity.submission.sign_stop); nodes check it too.
+        """
 
     def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) after a committed round; None is the newest.
 
         The manifest holds run_id, specification (document), specification_sha256, base_model_sha256, round,
         model_sha256, chain (hashes from the initial model on), rounds [{round, contributors, dropped, metrics,
-        promise, attempts, model_sha256}], sealing, receipts, and the confide release.
+        promise, attempts, model_sha256}], sealing, precision (what each node said it computes in), receipts, and the
+        confide release.
         """

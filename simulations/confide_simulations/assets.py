@@ -8,7 +8,6 @@ that pip itself runs the build script of the one source package (SENTIMENT), who
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from confide import files
 from confide.errors import DataError, ModelError
 from confide.files import sha256_file
 
@@ -93,8 +93,7 @@ SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/confide, made if missing."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "confide"
+    folder = files.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

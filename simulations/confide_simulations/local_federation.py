@@ -34,6 +34,7 @@ from confide.runs.specification import Specification
 from confide.transport.control import ControlClient
 from typer.main import get_command
 
+from confide_simulations.forks import ONE_THREAD
 from confide_simulations.processes import ProcessGroup
 
 _POLICY = """version = 1
@@ -191,9 +192,8 @@ class LocalFederation:
     def _start(
         self, processes: ProcessGroup, name: str, arguments: list[str], environment: dict[str, str] | None
     ) -> None:
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, *arguments]
-        processes.start(name, command, self.folder / f"{name}.log", {**threads, **(environment or {})})
+        processes.start(name, command, self.folder / f"{name}.log", {**ONE_THREAD, **(environment or {})})
 
     def wait_for_server(self, processes: ProcessGroup, timeout_s: float) -> None:
         """Until the control service answers. Raises TransportError when it does not in time."""

@@ -22,6 +22,10 @@ import psutil
 from confide.children import bound
 from confide.errors import StateError, TransportError
 
+from confide_simulations.forks import Fork, possible, shared
+
+Child = subprocess.Popen[bytes] | Fork
+
 
 class ProcessGroup:
     """Children by name, each with a log file; leaving the block ends all of them: SIGTERM, then SIGKILL.
@@ -30,30 +34,27 @@ class ProcessGroup:
     puts it off until `check_alive`.
     """
 
-    def __init__(self, *, grace_s: float = 8.0) -> None:
+    def __init__(self, *, grace_s: float = 8.0, forked: bool = True) -> None:
+        """forked: Python programs may share the libraries' pages (forks.py); False where their memory is measured."""
         self._grace_s = grace_s
+        self._forked = forked and possible()
+        if self._forked:
+            shared().begin()
         self._interrupted = False
         self._before: Any = None
-        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.children: dict[str, Child] = {}
         self.logs: dict[str, Path] = {}
 
-    def start(
-        self, name: str, command: Sequence[str], log: Path, environment: dict[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Start `command`; its output goes to `log` (mode 0600). Raises StateError when `name` runs already."""
+    def start(self, name: str, command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Child:
+        """Start `command`; its output goes to `log` (mode 0600). Raises StateError when `name` runs already.
+
+        A Python program is forked from a parent that has imported the libraries, where that comes to the same.
+        """
         if name in self.children and self.children[name].poll() is None:
             raise StateError(f"process {name} runs already; stop it first")
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.
-            child = subprocess.Popen(
-                bound(command),
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
+            child = _start(command, descriptor, {**os.environ, **(environment or {})}, forked=self._forked)
         finally:
             os.close(descriptor)
         self.children[name] = child
@@ -94,7 +95,21 @@ class ProcessGroup:
         _end(list(self.children.values()), self._grace_s)
 
 
-def _end(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
+def _start(command: Sequence[str], output: int, environment: dict[str, str], *, forked: bool) -> Child:
+    if forked and shared().serves(command, environment):
+        return shared().start(command[2], command[3:], output, environment=environment)
+    # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.
+    return subprocess.Popen(
+        bound(command),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _end(children: Sequence[Child], grace_s: float) -> None:
     for child in children:
         if child.poll() is None:
             _signal_session(child, signal.SIGTERM)
@@ -105,7 +120,7 @@ def _end(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
         child.wait()
 
 
-def _signal_session(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_session(child: Child, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
 
@@ -115,9 +130,17 @@ def tree_pss_mib(root: psutil.Process | None = None) -> float:
     root = root or psutil.Process()
     total = 0
     for process in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += _pss_bytes(process)
     return total / 2**20
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.AccessDenied:
+        # Of private processes (confide.secrecy) the kernel tells this to root only. Shared pages then count each time.
+        return int(process.memory_info().rss)
 
 
 def anonymous_mib() -> float:
@@ -129,7 +152,7 @@ def anonymous_mib() -> float:
 class PeakMemory:
     """Samples the memory of this process's tree in the background; `peak_mib` is the largest value seen."""
 
-    def __init__(self, interval_s: float = 1.0, measure: Callable[[], float] = tree_pss_mib) -> None:
+    def __init__(self, interval_s: float = 2.0, measure: Callable[[], float] = tree_pss_mib) -> None:
         self.peak_mib = 0.0
         self._interval_s = interval_s
         self._measure = measure

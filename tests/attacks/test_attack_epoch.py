@@ -304,14 +304,14 @@ def test_a_node_on_an_older_disk_stops_for_good(tmp_path: Path) -> None:
 def test_nobody_can_invent_a_longer_ledger_of_another(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 3)
     body = share_body(federation, B)
-    federation.members[B].log.heights[A] = (10**6, "ab" * 32, "cd" * 64)
+    federation.members[B].heights.hear({A: (10**6, "ab" * 32, "cd" * 64)})
     dealt, _ = federation.ask(fleet_pb2.SHARE, B, body)
     federation.collector.receive(B, dealt, None)
     federation.drive()
     federation.collector.open_slot(federation.plan())
     federation.drive()
     assert federation.failures[A, "TRAIN"].code == "BAD_DEALING"
-    assert federation.members[A].log.stopped is None
+    assert federation.members[A].heights.stopped is None
 
 
 def test_dealings_that_do_not_open_blame_neither(tmp_path: Path) -> None:

@@ -93,11 +93,9 @@ def forged(bench: Bench, sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def offered(bench: Bench, document: dict[str, Any]) -> fleet_pb2.OfferAnswer:
-    data, digest = canonical.encode(document), model_digest(MODEL)
-    offer = bench.world.offer(bench.spec, MODEL)
-    offer.specification = data
-    offer.signature = sign_submission(bench.world.members["admin"].identity, data, digest)
-    return bench.offer(offer)
+    key, data = bench.world.members["admin"].identity, canonical.encode(document)
+    signed = sign_submission(key, "admin", data, model_digest(MODEL), run_id=bench.run.run_id)
+    return bench.offer(bench.world.offered(signed))
 
 
 @pytest.mark.parametrize("lie", list(LIES))
@@ -206,9 +204,9 @@ def test_what_is_asked_is_what_was_signed(bench: Bench) -> None:
     ):
         document = forged(bench, {})
         change(document)
-        offer = bench.world.offer(bench.spec, MODEL)
+        offer = bench.signed()
         offer.specification = canonical.encode(document)
         answer = bench.offer(offer)
         assert not answer.accepted and answer.reason.startswith("IdentityError")
-    assert json.loads(bench.world.offer(bench.spec, MODEL).specification)["privacy"]["epsilon"] == 3.0
+    assert json.loads(bench.signed().specification)["privacy"]["epsilon"] == 3.0
     assert not (bench.node.state.root / LEDGER_NAME).exists()

@@ -105,14 +105,14 @@ def test_questions_for_a_slot_that_is_over(tmp_path: Path) -> None:
 
 def test_a_model_is_used_max_attempts_times_across_restarts(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 3)
-    for _ in range(2):
-        body = stop_before(federation, fleet_pb2.TRAIN, round=1).bodies[A]
+    for attempt in (1, 2):
+        body = stop_before(federation, fleet_pb2.TRAIN, round=1, attempt=attempt).bodies[A]
         train(federation, body)
         federation.collector.close_exchange()
         federation.end(federation.collector.outcome)  # type: ignore[arg-type]
         federation.restart_member(A)
         federation.collector._renew = True
-    body = stop_before(federation, fleet_pb2.TRAIN, round=1).bodies[A]
+    body = stop_before(federation, fleet_pb2.TRAIN, round=1, attempt=2).bodies[A]
     with refused(FailureName.MODEL_REPEATED):
         train(federation, body)
     with refused(FailureName.MODEL_REPEATED):

@@ -1,7 +1,6 @@
 """Real agents in processes of their own, over TLS, against the coordinator's real fleet port; training is real."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from confide.models.trainable import initial_state
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide_server.fleet import FleetLink, FleetReply, FleetSession
+from confide_simulations.forks import Fork, shared
 
 from tests.node_worlds import Instructions, World, faq, opened, wait_for
 from tests.tiny_models import tiny_llama
@@ -28,11 +28,10 @@ LIMIT_BYTES = 2**26
 
 
 @contextmanager
-def agent(world: World, node: str) -> Iterator[subprocess.Popen[bytes]]:
+def agent(world: World, node: str) -> Iterator[Fork]:
     """A running agent; killed when the block ends if it still runs."""
     log = (world.root / f"{node}.log").open("ab")
-    command = [sys.executable, "-c", "from confide.cli import main; main()", "node", "start", str(world.root / node)]
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = shared().start("confide", ["node", "start", str(world.root / node)], log.fileno())
     try:
         yield process
     finally:
@@ -98,7 +97,7 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
     with world.fleet() as link, agent(world, "node-a") as first, agent(world, "node-b"):
         connected(link, *NODES)
         session, run = link.open_session(None, LIMIT_BYTES), Instructions()
-        offer = run.make(fleet_pb2.OFFER, world.offer(spec, model).SerializeToString())
+        offer = run.make(fleet_pb2.OFFER, world.offer(spec, model, run.run_id).SerializeToString())
         for node in NODES:
             answer = accepts(session, world, node, offer)
             assert answer.accepted, answer.reason
@@ -118,7 +117,7 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
             assert again.payload["upload"].path.read_bytes() == updates[node]
         assert updates["node-a"] != updates["node-b"]
         _crash_and_come_back(world, link, session, first, train, payload, updates["node-a"])
-        ended = run.make(fleet_pb2.END, fleet_pb2.End(slot=1, committed=True, run_ended=True).SerializeToString())
+        ended = run.make(fleet_pb2.END, world.end(run.run_id).SerializeToString())
         reply = ask(session, "node-b", ended, {})
         assert opened(reply.body, world.members["node-b"]).WhichOneof("outcome") == "body"
         session.end()
@@ -131,7 +130,7 @@ def _crash_and_come_back(
     world: World,
     link: FleetLink,
     session: FleetSession,
-    process: "subprocess.Popen[bytes]",
+    process: Fork,
     train: bytes,
     payload: dict[str, bytes],
     update: bytes,

@@ -24,6 +24,7 @@ from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup
 from numpy.typing import NDArray
 
+from tests.open_files import open_to_others
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification as make_specification
 
@@ -52,9 +53,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator
     folder = tmp_path_factory.mktemp("federation")
     made = LocalFederation(folder, nodes=write_shards(folder), base=base)
     made.set_up()
+    before = os.umask(0o022)  # of most systems; the commands of set_up have made this process's stricter
     with ProcessGroup() as processes:
         made.start(processes)
         yield made, processes
+    os.umask(before)
 
 
 def specification_for(made: LocalFederation, /, **sections: object) -> Specification:
@@ -212,6 +215,15 @@ def test_a_private_run_is_charged_noised_and_refused_at_the_limit(
     assert ended[-1][0] == "run_failed"
     refused = [data for kind, data in ended if kind == "offer_answered"]
     assert all(not data["accepted"] and "BUDGET_EXHAUSTED" in data["reason"] for data in refused), refused
+
+
+def test_no_file_of_a_state_folder_is_readable_by_others(federation: tuple[LocalFederation, ProcessGroup]) -> None:
+    made, processes = federation
+    folders = [made.server_folder, made.admin_folder, made.folder / "consortium", *map(made.node_folder, NODES)]
+    assert [found for folder in folders for found in open_to_others(folder)] == []
+    for child in processes.children.values():
+        if child.poll() is None:
+            assert psutil.Process(child.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
 
 
 def _demo(folder: Path, base: Path, *extra: str) -> list[str]:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from confide.errors import IdentityError, StateError
 from confide.identity.member import load_member
 from confide.transport.control import ControlClient
 from confide_server.process import Coordinator, Settings, write_settings
+from confide_simulations.forks import shared
 from typer.testing import CliRunner
 
-from tests.coordinator_world import ROOT, World, specification
+from tests.coordinator_world import World, specification
 from tests.fleet_node import invented_update
 
 SIZE = 500
@@ -83,11 +85,11 @@ def test_a_killed_coordinator_goes_on_with_the_open_slot(world: World) -> None:
 
 def start_and_fail(world: World) -> str:
     """What `confide server start` says on stderr; it must end with status 1 and one line."""
-    command = [sys.executable, "-m", "tests.run_confide", "server", "start", str(world.server)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    with tempfile.TemporaryFile() as said:
+        assert shared().start("confide", ["server", "start", str(world.server)], said.fileno()).wait(120) == 1
+        said.seek(0)
+        lines = [line for line in said.read().decode().splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 

@@ -3,16 +3,18 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from confide.errors import TrainingError
+from confide.errors import FailureName, ProtocolFailure, TrainingError
 from confide.proto import fleet_pb2
 from confide.runs.specification import Outer
+from confide_server import driver, rounds
 from confide_server.outer import OuterStep
-from confide_server.process import Coordinator
+from confide_server.process import Coordinator, standing
 from confide_server.runbook import RunEvent
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
@@ -58,6 +60,7 @@ def wait_end(coordinator: Coordinator, run_id: str, limit_s: float = 60.0) -> li
 
 def test_federated_average_agrees_with_float64(world: World, coordinator: Coordinator, nodes: list[FleetNode]) -> None:
     model = np.random.default_rng(0).normal(size=SIZE).astype("<f4")
+    nodes[0].precision, nodes[1].precision = "bfloat16", "\x1b[31mfast"
     run_id = coordinator.book.submit(world.submission(specification(rounds=3), model))
     events = wait_end(coordinator, run_id)
     assert events[-1].kind == "run_finished", events
@@ -69,6 +72,12 @@ def test_federated_average_agrees_with_float64(world: World, coordinator: Coordi
     got = np.frombuffer(data, dtype="<f4").astype(np.float64)
     assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-5
     assert [entry["contributors"] for entry in manifest["rounds"]] == [list(world.node_names)] * 3
+    # In the nodes' own words, and in no others than two.
+    assert [manifest["precision"][name] for name in world.node_names] == [
+        "bfloat16",
+        "",
+        *["float32"] * (len(nodes) - 2),
+    ]
     assert len(manifest["chain"]) == 4 and manifest["chain"][-1] == manifest["model_sha256"]
 
 
@@ -94,6 +103,68 @@ def test_a_sealed_run_gives_the_same_model_within_rounding(world: World, coordin
     assert steps == ["OFFER", "ADVERTISE", "SHARE", *["TRAIN", "CONFIRM", "REVEAL", "END"] * 2, "END"]
     epoch = next(event for event in events if event.kind == "epoch_started")
     assert epoch.data["members"] == list(world.node_names)
+
+
+def test_a_model_that_the_nodes_would_refuse_is_not_committed(
+    world: World, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [FleetNode(world.of(name), coordinator.fleet_port, size=SIZE).start() for name in world.node_names]
+    honest, bent = rounds.next_model, [True]
+
+    def bending(*given: object) -> tuple[bytes, bytes]:
+        data, state = honest(*given)  # type: ignore[arg-type]
+        return ((np.frombuffer(data, "<f4") + np.float32(50)).tobytes(), state) if bent.pop() else (data, state)
+
+    monkeypatch.setattr(rounds, "next_model", lambda *given: bending(*given) if bent else honest(*given))
+    sealed = specification(sealing="sealed", rounds=2, min_cohort=3, clip_norm=100.0)
+    run_id = coordinator.book.submit(world.submission(sealed, np.zeros(SIZE, dtype="<f4")))
+    events = wait_end(coordinator, run_id)
+    for node in nodes:
+        node.stop()
+    assert events[-1].kind == "run_finished", events
+    abandoned = [(event.data["round"], event.data["code"]) for event in events if event.kind == "slot_abandoned"]
+    assert abandoned == [(1, "MODEL_CHAIN_BROKEN")]
+    assert [end.committed for end in nodes[0].ends if end.slot] == [False, True, True]
+
+
+def test_what_goes_wrong_with_one_run_or_with_the_driver_leaves_the_others_to_be_driven(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception outside the named ones ended the driver's thread, and the process went on serving."""
+    faults = [RuntimeError("a driver is broken"), OverflowError("again")]
+    next_run, seen = coordinator.book.next_run, []
+
+    def failing(timeout_s: float) -> object:
+        if faults:
+            raise faults.pop()
+        return next_run(timeout_s)
+
+    coordinator._driver._retry_s = 0.1
+    monkeypatch.setattr(coordinator.book, "next_run", failing)
+    note = coordinator._driver._parts.on_trouble
+    monkeypatch.setattr(
+        coordinator._driver,
+        "_parts",
+        replace(coordinator._driver._parts, on_trouble=lambda t: (seen.append(t), note(t))),
+    )
+    impossible = coordinator.book.submit(world.submission(specification(rounds=1), np.zeros(SIZE, dtype="<f4")))
+    monkeypatch.setattr(driver, "make_collector", _impossible_for(impossible, driver.make_collector))
+    fine = submit(world, coordinator, rounds=1)
+    assert wait_end(coordinator, fine)[-1].kind == "run_finished"
+    failed = wait_end(coordinator, impossible)[-1]
+    assert (failed.kind, failed.data["code"]) == ("run_failed", "PARAMETERS_IMPOSSIBLE")
+    assert "no noise keeps it" in failed.data["reason"]
+    assert seen[:3] == ["OverflowError: again", "RuntimeError: a driver is broken", ""]
+    assert standing(world.server)["trouble"] == ""
+
+
+def _impossible_for(run_id: str, make: Callable[..., object]) -> Callable[..., object]:
+    def made(specification: object, roster: object, folder: object, run: str, schema: object) -> object:
+        if run == run_id:
+            raise ProtocolFailure(FailureName.PARAMETERS_IMPOSSIBLE, "no noise keeps it")
+        return make(specification, roster, folder, run, schema)
+
+    return made
 
 
 def test_a_group_that_comes_late_is_summed_too(tmp_path: Path) -> None:
@@ -366,8 +437,8 @@ def test_stop_abandons_the_open_slot_and_tells_the_nodes(
         node.trainer = slow
     run_id = submit(world, coordinator, rounds=5)
     assert waiting.wait(30)
-    coordinator.book.stop(run_id, "administrator")
-    coordinator.book.stop(run_id, "administrator")
+    coordinator.book.stop(run_id, *world.stop_order(run_id))
+    coordinator.book.stop(run_id, *world.stop_order(run_id))
     events = wait_end(coordinator, run_id)
     go.set()
     assert events[-1].kind == "run_stopped" and events[-1].data == {"round": 1}

@@ -91,7 +91,7 @@ def make_site(world: tuple[World, Path, str], clip_norm: float | None = None, **
     run_id = secrets.token_hex(16)
     initial = schema_of(spec, base).encode(initial_state(spec, base))
     member = consortium.members["hospital-a"]
-    offer = verify_offer(consortium.offer(spec, initial), member, member.roster.current)
+    offer = verify_offer(consortium.offer(spec, initial, run_id), run_id, member, member.roster.current)
     offer.save(state.run(run_id))
     record = Record(
         status="waiting", name=spec.name, administrator="admin", offer_sha256=offer.sha256, rounds=1, sealing="none",

@@ -20,6 +20,7 @@ from confide.models.trainable import build
 from confide.privacy.audit.canaries import CanarySet, make_canaries
 from confide.privacy.audit.scoring import AuditResult, audit, canary_losses, extract
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, clipped_sum, private_gradients
+from confide.privacy.lattice import Lattice
 from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.randomness import SecureRandom
 from confide.runs.specification import Specification
@@ -41,14 +42,20 @@ def honest(per_sample: PerSampleGradients, units: Sequence[Sequence[Any]], loss:
     private_gradients(per_sample, units, loss=loss, mechanism=mechanism, micro_batch_size=64, random=SecureRandom())
 
 
+def clipped(per_sample: PerSampleGradients, units: Any, loss: RecordLoss, clip: float) -> list[torch.Tensor]:
+    lattice = Lattice(clip=clip, noise_multiplier=1.0)
+    sums = clipped_sum(per_sample, units, loss=loss, lattice=lattice, micro_batch_size=64)
+    return [(total.double() * lattice.granularity).float() for total in sums]
+
+
 def without_clipping(per_sample: PerSampleGradients, units: Sequence[Sequence[Any]], loss: RecordLoss) -> None:
-    sums = clipped_sum(per_sample, units, loss=loss, clip=1e9, micro_batch_size=64)
+    sums = clipped(per_sample, units, loss, 1e3)
     for parameter, total in zip(per_sample.parameters, sums, strict=True):
         parameter.grad = (total + torch.randn_like(total) * NOISE_MULTIPLIER * CLIP) / CANARIES
 
 
 def without_noise(per_sample: PerSampleGradients, units: Sequence[Sequence[Any]], loss: RecordLoss) -> None:
-    sums = clipped_sum(per_sample, units, loss=loss, clip=CLIP, micro_batch_size=64)
+    sums = clipped(per_sample, units, loss, CLIP)
     for parameter, total in zip(per_sample.parameters, sums, strict=True):
         parameter.grad = total / CANARIES
 

@@ -168,10 +168,8 @@ def test_a_changed_file_is_refused_until_it_is_registered_again(tmp_path: Path) 
         registry.load("set")
     assert str(tmp_path) not in str(error.value)
     jsonl(path, 11)
-    old = list((tmp_path / "state" / "cache" / "datasets").iterdir())
     registry.add("set", path)
     assert registry.check("set").records == 11
-    assert not any(folder.exists() for folder in old), "the copy of what was registered before must go"
 
 
 def test_unknown_names_and_a_damaged_register(tmp_path: Path) -> None:
@@ -185,15 +183,19 @@ def test_unknown_names_and_a_damaged_register(tmp_path: Path) -> None:
         registry.all()
 
 
-def test_removal_forgets_the_copy_and_keeps_the_file(tmp_path: Path) -> None:
+def test_no_copy_is_made_and_those_of_earlier_releases_go(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", 4)
     registry = DataSets(tmp_path / "state")
+    copy = tmp_path / "state" / "cache" / "datasets" / "ab"
+    copy.mkdir(parents=True, mode=0o700)
+    (copy / "data.arrow").write_text("text")
     registry.add("set", path)
-    registry.load("set")
+    list(registry.load("set").train)
     registry.remove("set")
     assert path.exists()
     assert registry.all() == {}
-    assert not list((tmp_path / "state" / "cache" / "datasets").iterdir())
+    assert {item.name for item in (tmp_path / "state").rglob("*") if item.is_file()} == {"datasets.json"}
+    copy.parent.parent.rmdir()
     modes = {item.stat().st_mode & 0o077 for item in (tmp_path / "state").rglob("*")}
     assert (tmp_path / "state" / "datasets.json").stat().st_mode & 0o777 == 0o600
     assert modes <= {0}

@@ -148,6 +148,8 @@ def test_the_template_denies_everything(tmp_path: Path) -> None:
         ("version = 1\ntraining_hours = ['9-5']", "window"),
         ("version = 1\ntraining_hours = ['00:00-25:00']", "24:00"),
         ("version = 1\ntraining_hours = ['funday 00:00-24:00']", "days"),
+        ("version = 1\n[budgets.faq]\nepsilon = 5000.0\ndelta = 1e-6", r"budgets\.faq\.epsilon: .*1000"),
+        ("version = 1\n[budgets.faq]\nepsilon = 1.0\ndelta = 0.5", r"budgets\.faq\.delta: .*0\.01"),
         ("version = ", "not valid"),
         ("version = 1\nat = 2026-01-01", "not valid"),
     ],
@@ -155,6 +157,17 @@ def test_the_template_denies_everything(tmp_path: Path) -> None:
 def test_an_unclear_policy_allows_nothing(text: str, said: str) -> None:
     with pytest.raises(PolicyRefusal, match=f"(?s)nothing is allowed.*{said}|{said}.*nothing is allowed"):
         parse_policy(text)
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(1000.0, 0.0099), (1e-9, 1e-30)])
+def test_whatever_budget_a_policy_may_hold_the_ledger_and_a_specification_take(epsilon: float, delta: float) -> None:
+    """A policy with epsilon 5000 passed, and broke the first private run."""
+    from confide.privacy.filter import Budget
+
+    found = parse_policy(f"version = 1\n[budgets.faq]\nepsilon = {epsilon!r}\ndelta = {delta!r}").budgets["faq"]
+    assert Budget(epsilon=found.epsilon, delta=found.delta).epsilon == epsilon
+    asked = {"unit": "record", "epsilon": epsilon, "delta": delta, "clip": 1.0}
+    assert specification(privacy=asked).privacy.delta == delta
 
 
 def test_a_missing_policy_allows_nothing(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
 
 
 def test_an_allowed_offer_is_accepted_and_trained_on(bench: Bench) -> None:
-    assert bench.offer().accepted
+    answer = bench.offer()
+    assert answer.accepted
+    assert answer.precision == "float32"
     reply, files = bench.train()
     upload = sealing_pb2.PlainUpload.FromString(reply.body)
     assert np.frombuffer(files["upload"], "<f4").tolist() == [6.0] * SIZE  # 8 records, a quarter for evaluation
@@ -128,7 +130,7 @@ def test_a_first_model_comes_alone_and_to_sealed_runs_only(bench: Bench) -> None
 
 
 def _changed(bench: Bench, **changes: Any) -> fleet_pb2.Offer:
-    offer = bench.world.offer(bench.spec, MODEL)
+    offer = bench.signed()
     for name, value in changes.items():
         setattr(offer, name, value)
     return offer
@@ -148,14 +150,17 @@ def _old_roster(bench: Bench) -> fleet_pb2.Offer:
 
 def _revoked_administrator(bench: Bench) -> fleet_pb2.Offer:
     bench.world.consortium.revoke("admin")
-    return bench.world.offer(bench.spec, MODEL)
+    return bench.signed()
+
+
+def _signed_by(bench: Bench, key: SigningKey, document: bytes) -> fleet_pb2.Offer:
+    return bench.world.offered(
+        sign_submission(key, "admin", document, bench.signed().initial_model_sha256, run_id=bench.run.run_id)
+    )
 
 
 def _not_canonical(bench: Bench) -> fleet_pb2.Offer:
-    document = bench.spec.canonical_bytes() + b" "
-    digest = bench.world.offer(bench.spec, MODEL).initial_model_sha256
-    signature = sign_submission(bench.world.members["admin"].identity, document, digest)
-    return _changed(bench, specification=document, signature=signature)
+    return _signed_by(bench, bench.world.members["admin"].identity, bench.spec.canonical_bytes() + b" ")
 
 
 OFFERS: dict[str, tuple[Callable[[Bench], fleet_pb2.Offer], str]] = {
@@ -166,23 +171,22 @@ OFFERS: dict[str, tuple[Callable[[Bench], fleet_pb2.Offer], str]] = {
     "another first model": (lambda b: _changed(b, initial_model_sha256=bytes(32)), "does not verify"),
     "short first model": (lambda b: _changed(b, initial_model_sha256=b"x"), "SHA-256 has 32"),
     "signed by nobody known": (
-        lambda b: _changed(b, signature=sign_submission(SigningKey.generate(), b.spec.canonical_bytes(), bytes(32))),
+        lambda b: _signed_by(b, SigningKey.generate(), b.spec.canonical_bytes()),
         "does not verify",
     ),
     "unknown administrator": (lambda b: _changed(b, administrator="mallory"), "is not in version"),
-    "a node signs": (lambda b: b.world.offer(b.spec, MODEL, administrator="node-b"), "only an administrator"),
+    "a node signs": (lambda b: b.signed(administrator="node-b"), "only an administrator"),
     "revoked administrator": (_revoked_administrator, "REVOKED"),
     "foreign root": (_foreign_roster, "does not verify"),
     "older roster": (_old_roster, "ROSTER_STALE"),
     "garbage roster": (lambda b: _changed(b, roster=b"x"), "IdentityError"),
     "not canonical": (_not_canonical, "canonical"),
     "another cohort": (
-        lambda b: b.world.offer(
+        lambda b: b.signed(
             specification(
                 model={"sha256": b.spec.model.sha256},
                 federation={"data": "faq", "min_cohort": 2, "nodes": ["node-b", "node-c"]},
-            ),
-            MODEL,
+            )
         ),
         "not among the nodes",
     ),
@@ -228,7 +232,7 @@ def test_missing_model_and_data_are_refused_without_paths(bench: Bench, tmp_path
     bench.policy(f'models = ["{bench.spec.model.sha256}"]', f'models = ["{"f" * 64}"]')
     accepted = bench.run
     bench.run = Instructions()
-    reason = bench.offer(bench.world.offer(other, MODEL)).reason
+    reason = bench.offer(bench.signed(other)).reason
     assert reason.startswith("ModelError: base model ffffffffffff is not on this machine; add it with")
     assert str(tmp_path) not in reason and "tiny" not in reason, "which models are here is the node's own"
     bench.policy(f'models = ["{"f" * 64}"]', f'models = ["{bench.spec.model.sha256}"]')
@@ -239,7 +243,7 @@ def test_missing_model_and_data_are_refused_without_paths(bench: Bench, tmp_path
 def test_a_run_never_changes_its_specification(bench: Bench) -> None:
     assert bench.offer().accepted
     other = bench.spec.model_copy(update={"seed": 6})
-    assert "SPEC_CHANGED" in bench.offer(bench.world.offer(other, MODEL)).reason
+    assert "SPEC_CHANGED" in bench.offer(bench.signed(other)).reason
     assert bench.train()[1], "the run that was accepted goes on"
 
 
@@ -319,7 +323,7 @@ def test_a_slot_outside_the_specification_is_refused(bench: Bench, changes: dict
     ],
 )
 def test_a_first_model_of_wrong_size_or_value_is_refused(bench: Bench, model: bytes, code: str) -> None:
-    assert bench.offer(bench.world.offer(bench.spec, model)).accepted
+    assert bench.offer(bench.signed(model=model)).accepted
     assert bench.failure(*bench.run.slot(model)).code == code
     assert not bench.trainer.trained
 
@@ -455,13 +459,12 @@ def test_the_end_of_a_slot_erases_its_replies_and_no_later_ones(bench: Bench) ->
     end = fleet_pb2.End(slot=1, committed=False, failure="LIST_TOO_SMALL")
     assert bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))[0].WhichOneof("outcome") == "body"
     assert len(list(replies.iterdir())) == 2
-    ended = bench.run.make(fleet_pb2.END, fleet_pb2.End(run_ended=True).SerializeToString())
-    bench.ask(ended)
+    bench.end()
     assert not list(replies.iterdir())
-    bench.ask(ended)
+    bench.end()
     assert bench.runtime.open_runs == 0
     assert bench.failure(*bench.run.slot(MODEL, slot=3)).code == "StateError"
-    assert "has ended" in bench.offer().reason
+    assert "SUBMISSION_REPLAYED" in bench.offer().reason
 
 
 def test_the_run_record_tells_the_operator_where_it_stands(bench: Bench) -> None:
@@ -512,7 +515,7 @@ def _message(content: RecordDict, kind: str) -> Message:
 def test_the_client_app_answers_its_two_message_types_and_no_others(bench: Bench) -> None:
     app = make_app(lambda _: bench.runtime)
     context = Context(1, 2, {}, RecordDict(), {})
-    offer = bench.run.make(fleet_pb2.OFFER, bench.world.offer(bench.spec, MODEL).SerializeToString())
+    offer = bench.run.make(fleet_pb2.OFFER, bench.signed().SerializeToString())
     reply = app(_message(pack(offer), QUERY), context)
     assert fleet_pb2.OfferAnswer.FromString(opened(unpack(reply.content)[0], bench.node.member).body).accepted
     instruction, payload = bench.run.slot(MODEL)
@@ -520,3 +523,28 @@ def test_the_client_app_answers_its_two_message_types_and_no_others(bench: Bench
     assert unpack(trained.content)[1]["upload"]
     with pytest.raises(ValueError, match="No train function"):
         app(_message(pack(offer), "train"), context)
+
+
+def test_the_end_of_a_run_that_was_never_offered_leaves_nothing(bench: Bench) -> None:
+    before = bench.events()
+    end = fleet_pb2.End(run_ended=True, failure="\x1b[2J[red]nonsense")
+    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    assert [entry for entry in bench.events()[len(before) :] if entry["event"] == "run ended"] == []
+    assert bench.node.state.run_ids() == []
+
+
+def test_the_words_of_an_end_are_kept_clean_and_short(bench: Bench) -> None:
+    bench.offer()
+    end = fleet_pb2.End(run_ended=True, failure="\x1b[2J" + "x" * 40_000)
+    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    record = Record.load(bench.node.state.run(bench.run.run_id))
+    assert record is not None and record.reason.isprintable() and len(record.reason) == 500
+    reasons = [entry["reason"] for entry in bench.events() if entry["event"] == "run ended"]
+    assert len(reasons) == 1 and reasons[0].isprintable() and len(reasons[0]) == 500
+
+
+def test_an_end_of_fifty_megabytes_is_refused(bench: Bench) -> None:
+    bench.offer()
+    end = fleet_pb2.End(run_ended=True, failure="x" * (50 << 20))
+    reply, _ = bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    assert "at most 65536 are read" in reply.failure.message

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confide.proto import fleet_pb2
 from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
 from confide_client.records import Record
@@ -101,8 +100,7 @@ def test_a_run_that_ends_while_it_is_measured_is_let_go(bench: Bench) -> None:
     bench.trainer.may.clear()
     asked(bench, exchange_deadline_s=0.3)
     assert bench.offer().preparing
-    end = fleet_pb2.End(run_ended=True, failure="STOPPED")
-    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    bench.end()
     assert status(bench) == "ended" and bench.runtime.open_runs == 0
     bench.trainer.may.set()
 

@@ -47,7 +47,7 @@ def test_cost_is_set_aside_drawn_spent_and_released(bench: Bench) -> None:
     bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
     receipt = bench.node.state.run(bench.run.run_id) / "receipts" / "1.json"
     assert parse_receipt(receipt.read_bytes()).spent_slots == 1
-    bench.ask(bench.run.make(fleet_pb2.END, fleet_pb2.End(run_ended=True).SerializeToString()))
+    bench.end()
     assert kinds(bench)[-1] == "released"
 
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from tests.control_federation import RUN_ID, running_federation
 from tests.tiny_models import tiny_llama
 
+UNLOCKED = "--no-passphrase"
 TOML = """
 version = 1
 name = "test"
@@ -68,7 +69,7 @@ def run(*arguments, fails=None, code=None):
 
 @pytest.fixture
 def root(tmp_path):
-    run("consortium", "init", tmp_path / "root", "--name", "hospitals", "--admin", tmp_path / "admin")
+    run("consortium", "init", tmp_path / "root", "--name", "hospitals", "--admin", tmp_path / "admin", UNLOCKED)
     return tmp_path / "root"
 
 
@@ -76,8 +77,9 @@ def test_init_makes_a_root_and_an_administrator(root, tmp_path):
     assert "hospitals" in run("consortium", "roster", "show", "--folder", root)
     assert load_member(tmp_path / "admin").membership.role == "administrator"
     assert not Consortium.open(root).settings.demo
-    assert "holds a consortium's root" in run("consortium", "init", root, "--name", "x", fails=IdentityError)
-    assert "not valid" in run("consortium", "init", tmp_path / "odd", "--name", "Not A Name", fails=IdentityError)
+    assert "holds a consortium's root" in run("consortium", "init", root, "--name", "x", UNLOCKED, fails=IdentityError)
+    odd = ("consortium", "init", tmp_path / "odd", "--name", "Not A Name", UNLOCKED)
+    assert "not valid" in run(*odd, fails=IdentityError)
     assert not (tmp_path / "odd").exists()
 
 
@@ -140,7 +142,7 @@ def test_an_odd_request_file_is_an_error_that_names_it(root, tmp_path, content):
     (tmp_path / "request.json").write_bytes(content)
     run("consortium", "admit", tmp_path / "request.json", "--folder", root, fails=IdentityError)
     assert "cannot read" in run("consortium", "admit", tmp_path / "none", "--folder", root, fails=IdentityError)
-    assert "root.key" in run("consortium", "roster", "export", "x", "--folder", tmp_path, fails=IdentityError)
+    assert "root.pub" in run("consortium", "roster", "export", "x", "--folder", tmp_path, fails=IdentityError)
 
 
 # --- against the coordinator -----------------------------------------------------------------------------------------

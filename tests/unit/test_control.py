@@ -125,7 +125,7 @@ def test_each_role_may_call_what_is_its_own(federation, node, administrator):
         for refused in (
             client.runs,
             client.pending_requests,
-            lambda: client.stop(RUN_ID),
+            lambda: client.stop(RUN_ID, node.identity),
             lambda: list(client.watch(RUN_ID)),
             lambda: client.export(RUN_ID),
             lambda: client.submit(SPECIFICATION, MODEL, node.identity),
@@ -283,7 +283,7 @@ def test_an_outsider_with_a_certificate_cannot_bring_a_roster_without_standing_i
 
 
 def test_an_invited_organization_enrols_by_grpc(federation, administrator):
-    invitation = read_invitation(federation.consortium.invite("hospital-b"))
+    invitation = read_invitation(federation.consortium.invite("hospital-b").to_bytes())
     folder = federation.folder / "hospital-b"
     request = make_request(folder, "hospital-b", "node")
     with ControlClient.of_invitation(invitation, federation.address) as invited:
@@ -304,7 +304,7 @@ def test_an_invited_organization_enrols_by_grpc(federation, administrator):
 
 
 def test_an_invitation_serves_one_request_for_its_own_name(federation):
-    invitation = read_invitation(federation.consortium.invite("hospital-b"))
+    invitation = read_invitation(federation.consortium.invite("hospital-b").to_bytes())
     with ControlClient.of_invitation(invitation, federation.address) as client:
         with pytest.raises(IdentityError, match=r"for 'hospital-c'.*that of 'hospital-b'"):
             client.enrol(make_request(federation.folder / "c", "hospital-c", "node"))

@@ -15,12 +15,11 @@ from confide.errors import (
     StateError,
     TransportError,
 )
-from confide.identity.submission import sign_submission
+from confide.identity.submission import MAX_VALID_S, sign_stop, sign_submission, verify_submission
 from confide.proto import control_pb2 as pb
 from confide.runs.specification import EXAMPLE, parse_toml
 from confide_server.control import CHUNK_BYTES, ControlServer
 from confide_server.receipts import MAX_RECEIPT_BYTES
-from confide_server.runbook import Submission
 
 from tests.control_federation import MODEL, RUN_ID, running_federation
 
@@ -49,26 +48,22 @@ def node(federation):
 
 def test_a_submission_crosses_unharmed(federation, administrator):
     with federation.client(administrator) as client:
-        assert client.submit(SPECIFICATION, MODEL, administrator.identity) == RUN_ID
+        run_id = client.submit(SPECIFICATION, MODEL, administrator.identity)
     (submission,) = federation.book.submitted
-    assert submission == Submission(
-        specification=SPECIFICATION.canonical_bytes(),
-        initial_model=MODEL,
-        initial_model_sha256=model_digest(MODEL),
-        signature=sign_submission(administrator.identity, SPECIFICATION.canonical_bytes(), model_digest(MODEL)),
-        administrator="admin",
+    signed = submission.signed
+    assert verify_submission(federation.coordinator.roster.current, signed) == SPECIFICATION
+    assert (signed.run_id, signed.initial_model_sha256, submission.initial_model) == (
+        run_id,
+        model_digest(MODEL),
+        MODEL,
     )
 
 
-def header(member, specification=None, **changes):
+def header(member, specification=None, terms=None, **changes):
     document = SPECIFICATION.canonical_bytes() if specification is None else specification
-    fields = {
-        "specification": document,
-        "initial_model_sha256": model_digest(MODEL),
-        "signature": sign_submission(member.identity, document, model_digest(MODEL)),
-        "initial_model_bytes": len(MODEL),
-    }
-    return pb.SubmitRunHeader(**(fields | changes))
+    signed = sign_submission(member.identity, "admin", document, model_digest(MODEL), **(terms or {}))
+    fields = {key: value for key, value in vars(signed).items() if key != "administrator"}
+    return pb.SubmitRunHeader(**(fields | {"initial_model_bytes": len(MODEL)} | changes))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +71,14 @@ def header(member, specification=None, **changes):
     [
         ({"signature": bytes(64)}, MODEL, IdentityError, "'submission' does not verify"),
         ({"initial_model_sha256": bytes(32)}, MODEL, IdentityError, "'submission' does not verify"),
+        ({"run_id": "0" * 32}, MODEL, IdentityError, "'submission' does not verify"),
+        ({"nonce": bytes(32)}, MODEL, IdentityError, "'submission' does not verify"),
+        ({"expires_at": 1 << 39}, MODEL, IdentityError, "'submission' does not verify"),
+        ({"run_id": "../etc"}, MODEL, SpecificationError, "32 characters of hex"),
+        ({"nonce": b"x"}, MODEL, SpecificationError, "nonce of 1 bytes"),
+        ({"nonce": b"", "expires_at": 0}, MODEL, SpecificationError, "submit it anew"),
+        ({"terms": {"valid_s": -301}}, MODEL, ProtocolFailure, "SUBMISSION_EXPIRED"),
+        ({"terms": {"valid_s": MAX_VALID_S + 400}}, MODEL, SpecificationError, "at most 90 days"),
         ({"initial_model_sha256": b"short"}, MODEL, SpecificationError, "SHA-256"),
         ({"specification": b"{}"}, MODEL, SpecificationError, "version"),
         ({}, MODEL[:-1] + b"!", SpecificationError, "was signed"),
@@ -117,15 +120,15 @@ def test_runs_are_listed_stopped_and_exported(federation, administrator):
     with federation.client(administrator) as client:
         (run,) = client.runs()
         assert (run.run_id, run.status, run.rounds, run.detail) == (RUN_ID, "running", 3, "über alles")
-        client.stop(RUN_ID)
-        assert federation.book.stopped == [(RUN_ID, "admin")]
+        client.stop(RUN_ID, administrator.identity)
+        assert federation.book.stopped == [(RUN_ID, "admin", sign_stop(administrator.identity, RUN_ID))]
         assert client.export(RUN_ID, 2) == ({"run_id": RUN_ID, "round": 2}, MODEL)
         assert client.export(RUN_ID)[0]["round"] == 3
         for unknown, kind in (("ab" * 16, StateError), ("../etc", TransportError)):
             with pytest.raises(kind, match="run list"):
                 client.export(unknown)
             with pytest.raises(kind, match="run list"):
-                client.stop(unknown)
+                client.stop(unknown, administrator.identity)
             with pytest.raises(kind, match="run list"):
                 list(client.watch(unknown))
 
@@ -216,9 +219,9 @@ def test_receipts_are_kept_once_and_survive_a_restart(federation, node, tmp_path
 
 
 def test_a_fault_of_the_coordinator_tells_the_caller_nothing_of_its_inside(federation, administrator, caplog):
-    federation.book.stop = lambda run_id, name: 1 / 0
+    federation.book.stop = lambda run_id, name, signature: 1 / 0
     with federation.client(administrator) as client, pytest.raises(StateError) as failure:
-        client.stop(RUN_ID)
+        client.stop(RUN_ID, administrator.identity)
     assert "division" not in str(failure.value) and "its log says why" in str(failure.value)
     assert "division" in caplog.text
 

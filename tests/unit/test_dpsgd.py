@@ -18,9 +18,10 @@ from confide.privacy.dpsgd import (
     RecordLoss,
     RowLosses,
     clip_factors,
-    clipped_sum,
     private_gradients,
 )
+from confide.privacy.dpsgd import clipped_sum as integer_sum
+from confide.privacy.lattice import Lattice
 from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.randomness import SecureRandom
 from hypothesis import given
@@ -69,6 +70,18 @@ def one_by_one(model: Any, method: Method, units: Sequence[Sequence[Any]], clip:
     return sums
 
 
+OTHERS = 1 - 2.0**-7
+"""Of the clip, what is left to a unit that shares its micro-batch."""
+
+
+def clipped_sum(per_sample: Any, units: Any, *, loss: Any, clip: float, micro_batch_size: int) -> list[torch.Tensor]:
+    """The sum of integers in the gradients' own units, float64."""
+    lattice = Lattice(clip=clip, noise_multiplier=1.0)
+    sums = integer_sum(per_sample, units, loss=loss, lattice=lattice, micro_batch_size=micro_batch_size)
+    assert {total.dtype for total in sums} <= {torch.int64}
+    return [total.double() * lattice.granularity for total in sums]
+
+
 def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
     error = math.sqrt(
         sum(float((f.double() - e.double()).square().sum()) for f, e in zip(found, expected, strict=True))
@@ -77,7 +90,7 @@ def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) 
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
-@pytest.mark.parametrize("clip", [CLIP, 1e3], ids=["all clipped", "none clipped"])
+@pytest.mark.parametrize("clip", [CLIP, 10.0], ids=["all clipped", "none clipped"])
 def test_record_level_equals_one_record_at_a_time(task: Any, micro_batch_size: int, clip: float) -> None:
     model, method, examples = task
     units = [[example] for example in examples]
@@ -85,7 +98,8 @@ def test_record_level_equals_one_record_at_a_time(task: Any, micro_batch_size: i
         found = clipped_sum(
             per_sample, units, loss=RecordLoss(model, method), clip=clip, micro_batch_size=micro_batch_size
         )
-    assert difference(found, one_by_one(model, method, units, clip)) < 1e-5
+    kept = clip if micro_batch_size == 1 else clip * OTHERS
+    assert difference(found, one_by_one(model, method, units, kept)) < 1e-4
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
@@ -96,7 +110,8 @@ def test_a_user_is_summed_before_clipping(task: Any, micro_batch_size: int) -> N
         found = clipped_sum(
             per_sample, units, loss=RecordLoss(model, method), clip=CLIP, micro_batch_size=micro_batch_size
         )
-    assert difference(found, one_by_one(model, method, units, CLIP)) < 1e-5
+    kept = CLIP if micro_batch_size == 1 else CLIP * OTHERS
+    assert difference(found, one_by_one(model, method, units, kept)) < 1e-4
     alone = one_by_one(model, method, [[e] for e in examples], CLIP)
     assert difference(found, alone) > 0.1
 
@@ -108,7 +123,25 @@ def test_one_record_moves_the_sum_by_at_most_the_clip(task: Any) -> None:
         whole = clipped_sum(per_sample, [[e] for e in examples], loss=loss, clip=CLIP, micro_batch_size=2)
         less = clipped_sum(per_sample, [[e] for e in examples[1:]], loss=loss, clip=CLIP, micro_batch_size=3)
     moved = math.sqrt(sum(float((w - x).double().square().sum()) for w, x in zip(whole, less, strict=True)))
-    assert CLIP * 0.99 < moved <= CLIP * (1 + 1e-6)
+    assert CLIP * 0.99 < moved <= CLIP
+
+
+def test_one_by_one_a_unit_adds_the_same_integers_in_any_company(task: Any) -> None:
+    """micro_batch_size 1: what the sum changes by is the unit's own vector, to the last bit, whoever else is there."""
+    model, method, examples = task
+    lattice = Lattice(clip=CLIP, noise_multiplier=1.0)
+    with PerSampleGradients(model) as per_sample:
+        loss = RecordLoss(model, method)
+
+        def total(units: Any) -> torch.Tensor:
+            sums = integer_sum(per_sample, units, loss=loss, lattice=lattice, micro_batch_size=1)
+            return torch.cat([part.flatten() for part in sums])
+
+        company = [[examples[0], examples[3]], [examples[1]], []]
+        alone = total([[examples[2]]])
+        assert (total([*company, [examples[2]]]) - total(company) == alone).all()
+        assert (total([[examples[2]], *company[1:]]) - total(company[1:]) == alone).all()
+        assert 0 < sum(int(value) ** 2 for value in alone) <= lattice.bound**2
 
 
 def test_long_and_short_records_weigh_alike(task: Any) -> None:
@@ -119,7 +152,7 @@ def test_long_and_short_records_weigh_alike(task: Any) -> None:
         loss = RecordLoss(model, method)
         norms = []
         for example in (once, often):
-            total = clipped_sum(per_sample, [[example]], loss=loss, clip=1e6, micro_batch_size=1)
+            total = clipped_sum(per_sample, [[example]], loss=loss, clip=10.0, micro_batch_size=1)
             norms.append(math.sqrt(sum(float(t.square().sum()) for t in total)))
     assert norms[1] < 2 * norms[0]
 
@@ -168,7 +201,7 @@ def test_division_is_by_the_expected_batch_and_not_by_the_batch_at_hand(task: An
     model, method, examples = task
     units = [[e] for e in examples[:2]]
     found = _step(model, method, units, noise_multiplier=1e-6, expected_batch=100.0)
-    assert difference([f * 100.0 for f in found], one_by_one(model, method, units, CLIP)) < 1e-4
+    assert difference([f * 100.0 for f in found], one_by_one(model, method, units, CLIP * OTHERS)) < 1e-4
 
 
 def test_a_record_without_a_finite_gradient_contributes_nothing(task: Any) -> None:
@@ -188,8 +221,8 @@ def test_a_record_without_a_finite_gradient_contributes_nothing(task: Any) -> No
             per_sample, [examples[:2], examples[2:]], loss=Poisoned(model, method), clip=CLIP, micro_batch_size=4
         )
     others = [[e] for e in examples if e is not examples[1]]
-    assert difference(found, one_by_one(model, method, others, CLIP)) < 1e-5
-    assert difference(users, one_by_one(model, method, [examples[2:]], CLIP)) < 1e-5
+    assert difference(found, one_by_one(model, method, others, CLIP * OTHERS)) < 1e-4
+    assert difference(users, one_by_one(model, method, [examples[2:]], CLIP * OTHERS)) < 1e-4
 
 
 @given(
@@ -203,11 +236,11 @@ def test_clipped_norms_never_exceed_the_clip(norms: list[float], scale: float, c
     clipped = (gradients[0].double() * factors.double()[:, None]).norm(dim=1)
     assert bool((clipped <= clip).all())
     small = torch.tensor(norms) * scale < 0.99 * clip
-    assert torch.allclose(factors[small], torch.full_like(factors[small], scale), rtol=1e-5)
+    assert torch.allclose(factors[small], torch.full_like(factors[small], scale), rtol=1e-4)
 
 
 def test_infinite_gradients_get_no_weight() -> None:
-    gradients = [torch.tensor([[1.0], [float("inf")], [float("nan")], [1e30]])]
+    gradients = [torch.tensor([[1.0], [float("inf")], [float("nan")], [1e30]]).expand(4, 300)]
     assert clip_factors(gradients, 1.0)[1:].tolist() == [0.0, 0.0, 0.0]
 
 
@@ -246,7 +279,7 @@ def test_classification_equals_one_record_at_a_time(make: Any, kind: str, tmp_pa
         found = clipped_sum(per_sample, units, loss=RecordLoss(model, method), clip=CLIP, micro_batch_size=2)
     expected = {id(p) for p in per_sample.parameters}
     assert expected == {id(p) for p in model.parameters() if p.requires_grad}
-    assert difference(found, one_by_one(model, method, units, CLIP)) < 1e-5
+    assert difference(found, one_by_one(model, method, units, CLIP * OTHERS)) < 1e-4
 
 
 def test_masked_language_model_draws_masks_from_secret_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

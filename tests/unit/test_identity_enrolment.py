@@ -319,7 +319,7 @@ def test_versions_of_the_consortium_form_a_chain(consortium, tmp_path):
 
 
 def test_an_invitation_is_for_a_new_name_and_a_short_time(consortium, tmp_path):
-    invitation = read_invitation(consortium.invite("hospital-b", now=NOW, hours=2))
+    invitation = read_invitation(consortium.invite("hospital-b", now=NOW, hours=2).to_bytes())
     claim = check_certificate(invitation.certificate, consortium.roster.current.ca_certificate, NOW)
     assert (claim.name, claim.role) == ("hospital-b", "bootstrap")
     assert invitation.root_public == consortium.root.public.hex()
@@ -405,7 +405,7 @@ def test_signed_nonsense_in_any_field_is_an_error_by_name(genuine, value, pick):
 
 @given(value=JSON, field=st.sampled_from(["name", "certificate", "private_key", "expires_at", "root_public", "kind"]))
 def test_an_odd_invitation_is_an_error_by_name(genuine, value, field):
-    document = json.loads(genuine[0].invite("hospital-z", now=NOW))
+    document = json.loads(genuine[0].invite("hospital-z", now=NOW).to_bytes())
     with contextlib.suppress(IdentityError):
         read_invitation(canonical.encode(document | {field: value}))
 

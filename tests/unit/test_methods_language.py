@@ -203,11 +203,15 @@ def test_malformed_records_are_named_without_quoting_them(folders: dict[str, Pat
 def test_a_template_that_rewrites_earlier_turns_is_refused(folders: dict[str, Path]) -> None:
     method, tokenizer = method_of(folders["llama"])
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(DataError, match="split conversations"):
+    with pytest.raises(DataError, match="differently once it is answered"):
         method.prepare([{"prompt": "a", "completion": "b"}])
-    tokenizer.chat_template = "{{ raise_exception('order') }}"
-    with pytest.raises(DataError, match="alternate"):
+    tokenizer.chat_template = "{{ raise_exception('wrong order') }}"
+    with pytest.raises(DataError, match="refuses a record: wrong order"):
         method.prepare([{"prompt": "secret", "completion": "b"}])
+    tokenizer.chat_template = "{{ raise_exception('no ' + messages[0]['content']) }}"
+    with pytest.raises(DataError, match="alternate") as caught:
+        method.prepare([{"prompt": "secret", "completion": "b"}])
+    assert "secret" not in str(caught.value)
 
 
 @given(st.lists(st.text(max_size=40), max_size=8), st.integers(8, 40))

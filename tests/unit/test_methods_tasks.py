@@ -19,7 +19,7 @@ from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 from confide_client.training import LocalTrainer
 
-from tests.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
+from tests.tiny_models import make_tokenizer, tiny_bert, tiny_gpt2, tiny_llama
 from tests.training_specs import specification
 
 
@@ -367,3 +367,22 @@ def test_in_context_refuses_to_train_and_unknown_outputs(folders: dict[str, Path
     assert "secret" not in str(caught.value)
     with pytest.raises(ModelError, match="trains nothing"):
         method.collate([], 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        (("0", "1"), (1.0, 0, "1.0", "0", 1)),
+        (("true", "false"), (True, False, "true", "false", True)),
+        (("True", "False"), (True, False, "True", "False", True)),
+        (("1.0", "0.5"), (1.0, 0.5, "1.0", "0.5", 1.0)),
+    ],
+)
+def test_a_label_is_known_however_a_table_wrote_it(
+    tmp_path: Path, labels: tuple[str, ...], values: tuple[object, ...]
+) -> None:
+    tokenizer = make_tokenizer(tmp_path, chat=False)
+    spec = specification(method={"name": "classification", "labels": labels})
+    made = create(spec, tokenizer).prepare([{"text": "a", "label": value} for value in values])
+    expected = [labels.index(name) for name in ((labels[1], labels[0]) if labels[0] == "0" else labels)]
+    assert [example.label for example in made] == [*expected, *expected, expected[0]]

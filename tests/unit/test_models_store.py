@@ -1,11 +1,18 @@
 """Base models are pinned by a hash over what matters, and nothing that can carry code comes in."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from confide.errors import ModelError
 from confide.models.store import ModelStore, folder_digest
+from safetensors.torch import save
 from typer.testing import CliRunner
+
+
+def _weights(**values: float) -> bytes:
+    return save({name: torch.tensor([value]) for name, value in values.items()})
 
 
 @pytest.fixture
@@ -13,7 +20,7 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(_weights(a=1.0))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
@@ -51,7 +58,7 @@ def test_add_copies_only_what_counts_and_is_idempotent(source: Path, tmp_path: P
 def test_altered_files_are_found(source: Path, tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "models")
     digest = store.add(str(source), "tiny")
-    (store.path(digest) / "model.safetensors").write_bytes(b"Weights")
+    (store.path(digest) / "model.safetensors").write_bytes(_weights(a=2.0))
     store.path(digest)
     with pytest.raises(ModelError, match="were altered"):
         store.path(digest, verify=True)
@@ -95,3 +102,83 @@ def test_command_adds_lists_verifies_and_removes(source: Path, tmp_path: Path) -
     assert "unaltered" in run("verify", digest[:8])
     assert digest in run("remove", "tiny")
     assert digest not in run("list")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_pointer_of_git_lfs_is_named(source: Path, tmp_path: Path, name: str) -> None:
+    (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer, .*git lfs pull"):
+        ModelStore(tmp_path / "models").add(str(source), "tiny")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 20, -1])
+def test_torn_weights_are_named(source: Path, tmp_path: Path, keep: int) -> None:
+    whole = (source / "model.safetensors").read_bytes()
+    for torn in (whole[:keep], whole + b"x", b"\xff" * 8 + whole[8:], whole[:8] + b"[" + whole[9:]):
+        (source / "model.safetensors").write_bytes(torn)
+        with pytest.raises(ModelError, match=r"model\.safetensors is no whole safetensors file"):
+            ModelStore(tmp_path / "models").add(str(source), "tiny")
+    assert not list((tmp_path / "models").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("mapped", "said"),
+    [
+        ({"a": "one.safetensors", "b": "two.safetensors"}, None),
+        ({"a": "one.safetensors", "c": "three.safetensors"}, "'three.safetensors', which is not in the folder"),
+        ({"a": "one.safetensors", "b": "one.safetensors"}, "'b' into 'one.safetensors', which has no such tensor"),
+        ({"a": "../source/one.safetensors"}, "which is not in the folder"),
+        ({}, "maps no tensors"),
+    ],
+)
+def test_an_index_names_what_is_there(source: Path, tmp_path: Path, mapped: dict[str, str], said: str | None) -> None:
+    (source / "model.safetensors").unlink()
+    (source / "one.safetensors").write_bytes(_weights(a=1.0))
+    (source / "two.safetensors").write_bytes(_weights(b=1.0))
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+    store = ModelStore(tmp_path / "models")
+    if said is None:
+        assert store.add(str(source), "tiny") == folder_digest(source)
+        return
+    with pytest.raises(ModelError, match=said):
+        store.add(str(source), "tiny")
+
+
+def test_an_adapter_beside_the_model_is_refused(source: Path, tmp_path: Path) -> None:
+    """transformers would load it on top; the hash does not name it."""
+    (source / "adapter_config.json").write_text("{}")
+    for look in (folder_digest, lambda folder: ModelStore(tmp_path / "models").add(str(folder), "tiny")):
+        with pytest.raises(ModelError, match="PEFT adapter"):
+            look(source)
+
+
+def test_a_link_to_nothing_is_named_and_one_to_a_file_is_followed(source: Path, tmp_path: Path) -> None:
+    whole = folder_digest(source)
+    (source / "model.safetensors").rename(tmp_path / "blob")
+    (source / "model.safetensors").symlink_to(tmp_path / "blob")
+    assert folder_digest(source) == whole
+    (tmp_path / "blob").unlink()
+    with pytest.raises(ModelError, match="link to nothing"):
+        folder_digest(source)
+
+
+def test_equal_hashes_load_equal_models(tmp_path: Path) -> None:
+    """Whatever else lies beside the hashed files is not read: code, other templates, vocabularies by other names."""
+    from confide.models.architecture import load_config, load_tokenizer
+
+    from tests.tiny_models import tiny_llama
+
+    plain = tiny_llama(tmp_path / "plain")
+    full = tiny_llama(tmp_path / "full")
+    (full / "additional_chat_templates").mkdir()
+    (full / "additional_chat_templates" / "rag.jinja").write_text("other")
+    (full / "tokenizer.5.0.json").write_text("{}")
+    (full / "configuration_llama.py").write_text("raise SystemExit")
+    (full / "pytorch_model.bin").write_bytes(b"pickle")
+    assert folder_digest(plain) == folder_digest(full)
+    one, other = load_tokenizer(plain), load_tokenizer(full)
+    assert one.chat_template == other.chat_template
+    assert one("The wall")["input_ids"] == other("The wall")["input_ids"]
+    configurations = [load_config(folder).to_dict() for folder in (plain, full)]
+    assert [one.pop("_name_or_path") for one in configurations] == [str(plain), str(full)]
+    assert configurations[0] == configurations[1]

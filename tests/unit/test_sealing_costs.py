@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from confide.errors import FailureName, ProtocolFailure
 from confide.journal import Journal
 from confide.proto import fleet_pb2
@@ -19,7 +18,6 @@ class Ledger(NoCosts):
 
     def __init__(self, path: Path, limit: int = 100) -> None:
         self.journal = Journal(path)
-        super().__init__(self.journal)
         self.limit = limit
 
     def kinds(self) -> list[str]:
@@ -87,17 +85,19 @@ def test_the_end_of_a_slot_is_noted_after_a_restart(tmp_path: Path) -> None:
     assert federation.ledger.kinds().count("ended") == 1
 
 
-def test_peers_remember_the_ledger_that_is_charged(tmp_path: Path) -> None:
+def test_peers_remember_the_epochs_and_the_node_its_other_ledgers(tmp_path: Path) -> None:
     federation = charged(tmp_path)
+    ledger = federation.ledger.journal
+    federation.members[NODE].heights._ledgers = lambda: {"ledger": ledger}
     federation.slot()
     federation.collector._renew = True
     federation.slot()
-    length, head, _ = federation.members["hospital-01"].log.heights[NODE]
-    assert (length, head) == (4, federation.ledger.head_at(4))
-    shorter = Ledger(tmp_path / "older")
-    federation.members[NODE].costs = shorter
+    length, head, _ = federation.members["hospital-01"].heights.of(NODE)
+    assert (length, head) == federation.members[NODE].heights.position() and length == 2
+    assert list(federation.members[NODE].heights._journal)[-1]["ledgers"] == {"ledger": [4, ledger.head_at(4)]}
+    older = Journal(tmp_path / "older")
+    federation.members[NODE].heights._ledgers = lambda: {"ledger": older}
     federation.collector._renew = True
     federation.slot()
-    assert federation.failures[NODE, "TRAIN"].code == "ROLLBACK_DETECTED"
-    with pytest.raises(ProtocolFailure, match="at length 4; here it has 0"):
-        federation.ask(fleet_pb2.ADVERTISE, NODE, b"")
+    failure = federation.failures[NODE, "ADVERTISE"]
+    assert failure.code == "ROLLBACK_DETECTED" and "had 4 entries when its last epoch began, and has 0" in str(failure)

@@ -24,7 +24,7 @@ NODES = ("hospital-a", "hospital-b", "hospital-c")
 
 def specification(**federation: object) -> Specification:
     text = EXAMPLE + "\n[sealing]\nkind = 'none'\n"
-    for name, value in federation.items():
+    for name, value in ({"weights": '"examples"'} | federation).items():
         text = text.replace("rounds = 3", f"rounds = 3\n{name} = {value}")
     return parse_toml(text)
 

@@ -62,7 +62,7 @@ def test_the_opened_sum_is_exact(count, colluding, bits, feedback, size, gone, s
     digests: dict[Path, bytes] = {}
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(member_slot, "encode_upload", beside)
-        federation = Random(Path(folder), count, specify(settings_, "min_cohort = 2"), size=size)
+        federation = Random(Path(folder), count, specify(settings_, 'min_cohort = 2\nweights = "examples"'), size=size)
         federation.seed = seed
         for slot in range(1, slots + 1):
             silent = {step: [names(7)[member] for member, at in gone if at == step] for step in LATER}

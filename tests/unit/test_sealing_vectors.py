@@ -78,7 +78,6 @@ def test_bundles(case: dict[str, Any]) -> None:
         ]
         ledger = hash_fields(
             "confide/v1/sealing/ledger",
-            DOCUMENT["run_id"].encode(),
             node.encode(),
             number(integer(bundle, 10)),
             bytes_of(bundle, 11),

@@ -18,7 +18,7 @@ from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import IdentityError, ProtocolFailure, SpecificationError, StateError, UpdateError
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
-from confide.identity.submission import DOMAIN, submission_body
+from confide.identity.submission import sign_stop, sign_submission
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric, Opened, SlotPlan
 from confide_server.book import Book, Committed, _answers
@@ -101,6 +101,7 @@ def test_answers_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
         run = session.get(Run, "ab")
         assert run is not None
         assert _answers(session, run) == {"a": "accepted", "b": "", "c": "refused"}
+        assert (run.nonce, run.expires_at, run.stop_signature) == (b"", 0, b"")
     database.close()
 
 
@@ -155,6 +156,7 @@ def test_a_database_of_a_newer_release(tmp_path: Path) -> None:
         "UPDATE audit SET time = time + 1 WHERE number = 2",
         "DELETE FROM audit WHERE number = 2",
         "DELETE FROM audit WHERE number = 1",
+        "DELETE FROM audit WHERE number = 3",
     ],
 )
 def test_an_edited_audit_log_is_found(tmp_path: Path, edit: str) -> None:
@@ -168,7 +170,7 @@ def test_an_edited_audit_log_is_found(tmp_path: Path, edit: str) -> None:
     with sqlite3.connect(tmp_path / "c.db") as connection:
         connection.execute(edit)
     connection.close()
-    with pytest.raises(StateError, match="audit entry"):
+    with pytest.raises(StateError, match=r"audit (entry|log ends)"):
         Database(url)
 
 
@@ -209,7 +211,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     import hashlib
 
     store = CheckpointStore(str(tmp_path))
-    part = tmp_path / f".{hashlib.sha256(b'weights').hexdigest()}.bin.part"
+    part = tmp_path / f".{hashlib.sha256(b'weights').hexdigest()}.bin.{os.getpid()}.part"
     part.symlink_to("/dev/full")
     with pytest.raises(StateError, match="No space left"):
         store.put(b"weights", "bin")
@@ -258,9 +260,8 @@ def test_a_round_is_committed_once(world: World, book: Book) -> None:
 
 
 def signed(world: World, name: str, body: bytes, model: bytes, digest: bytes | None = None) -> Submission:
-    digest = digest or model_digest(model)
     key = SigningKey.load(world.of(name) / "identity.key")
-    return Submission(body, model, digest, key.sign(DOMAIN, submission_body(body, digest)), name)
+    return Submission(sign_submission(key, name, body, digest or model_digest(model)), model)
 
 
 def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
@@ -291,12 +292,44 @@ def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
     ]
     fine = signed(world, "administrator", body, good)
     tampered = specification(rounds=9).canonical_bytes()
-    forged = Submission(tampered, good, fine.initial_model_sha256, fine.signature, "administrator")
+    forged = replace(fine, signed=replace(fine.signed, specification=tampered))
     cases.append((forged, IdentityError, "does not verify"))
     for submission, kind, words in cases:
         with pytest.raises(kind, match=words):
             book.submit(submission)
     assert book.runs() == []
+
+
+def test_a_submission_begins_one_run(world: World, book: Book) -> None:
+    first = world.submission(specification(), MODEL)
+    run_id = book.submit(first)
+    assert run_id == first.signed.run_id
+    key = SigningKey.load(world.of("administrator") / "identity.key")
+    document, digest = first.signed.specification, first.signed.initial_model_sha256
+    same_id = sign_submission(key, "administrator", document, digest, run_id=run_id)
+    unsigned = replace(same_id, run_id="f" * 32, nonce=first.signed.nonce)
+    same_nonce = replace(unsigned, signature=key.sign("submission", unsigned.statement))
+    book.stop(run_id, *world.stop_order(run_id))
+    for again in (first.signed, same_id, same_nonce):
+        with pytest.raises(ProtocolFailure, match="SUBMISSION_REPLAYED"):
+            book.submit(replace(first, signed=again))
+    late = sign_submission(key, "administrator", document, digest, valid_s=-400)
+    with pytest.raises(ProtocolFailure, match="SUBMISSION_EXPIRED"):
+        book.submit(replace(first, signed=late))
+    assert len(book.runs()) == 1
+
+
+def test_a_run_stops_by_an_administrators_order_alone(world: World, book: Book) -> None:
+    run_id = book.submit(world.submission(specification(), MODEL))
+    name, order = world.stop_order(run_id)
+    node = SigningKey.load(world.of("hospital-a") / "identity.key")
+    for who, signature in ((name, b""), (name, world.stop_order("0" * 32)[1]), ("hospital-a", sign_stop(node, run_id))):
+        with pytest.raises(IdentityError):
+            book.stop(run_id, who, signature)
+    assert not book.stop_requested(run_id) and book.stop_order(run_id) == ("", b"")
+    book.update(run_id, status="running")
+    book.stop(run_id, name, order)
+    assert book.stop_requested(run_id) and book.stop_order(run_id) == (name, order)
 
 
 def test_events_are_waited_for(world: World, book: Book) -> None:
@@ -311,8 +344,8 @@ def test_events_are_waited_for(world: World, book: Book) -> None:
 
 def test_a_queued_run_stops_at_once_and_stays_stopped(world: World, book: Book) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
-    book.stop(run_id, "administrator")
-    book.stop(run_id, "administrator")
+    book.stop(run_id, *world.stop_order(run_id))
+    book.stop(run_id, *world.stop_order(run_id))
     assert [event.kind for event in book.events(run_id, 0, 0)] == ["run_stopped"]
     assert book.runs()[0].status == "stopped" and book.next_run(0) is None
 

@@ -31,6 +31,7 @@ def test_canonical_bytes_round_trip_and_defaults_are_hashed() -> None:
         (("[training]", '[method]\nname = "mind_reading"\n[training]'), "method.name"),
         (("[training]", '[method]\nname = "classification"\n[training]'), "labels"),
         (("[training]", '[privacy]\nunit = "record"\nepsilon = 0.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "epsilon"),
+        (("[training]", '[privacy]\nunit = "record"\nepsilon = 5000.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "1000"),
         (("[training]", '[privacy]\nunit = "user"\nepsilon = 1.0\ndelta = 1e-5\nclip = 1.0\n[training]'), "user_key"),
         (("[training]", "[privacy]\nepsilon = 1.0\n[training]"), "unit"),
         (

@@ -365,7 +365,7 @@ def test_the_end_of_a_run_erases_its_token_files(run_folder: tuple[Any, Path], e
     slot_end = fleet_pb2.End(slot=1, committed=True)
     bench.ask(bench.run.make(fleet_pb2.END, slot_end.SerializeToString()))
     assert len(list(training.iterdir())) == 2
-    bench.ask(bench.run.make(fleet_pb2.END, fleet_pb2.End(run_ended=True).SerializeToString()))
+    bench.end()
     assert not list(training.iterdir())
 
 

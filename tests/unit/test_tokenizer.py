@@ -72,24 +72,25 @@ def test_counts_are_those_of_a_brute_force_count_in_every_round() -> None:
 )
 def test_without_one_unit_the_sum_moves_by_at_most_the_clip(units: list[list[str]], clip: float, round_: int) -> None:
     state = states(SPEC, TEXTS)[round_]
-    whole = Corpus.of(units).clipped_counts(state, clip)
+    whole = Corpus.of(units).clipped_counts(state, clip, step=clip / 2**22)
     for left_out in range(len(units)):
-        without = Corpus.of([*units[:left_out], *units[left_out + 1 :]]).clipped_counts(state, clip)
-        assert np.linalg.norm(whole - without) <= clip * (1 + 1e-9)
+        without = Corpus.of([*units[:left_out], *units[left_out + 1 :]]).clipped_counts(state, clip, step=clip / 2**22)
+        assert sum(int(x) ** 2 for x in whole - without) <= 2**44
 
 
 def test_a_clip_that_binds_nobody_gives_the_plain_counts_and_one_that_binds_scales() -> None:
     state = states(SPEC, TEXTS)[1]
     plain = corpus(TEXTS[:1]).counts(state)
-    assert corpus(TEXTS).clipped_counts(state, 1e9) == pytest.approx(corpus(TEXTS).counts(state))
-    assert corpus(TEXTS[:1]).clipped_counts(state, 2.0) == pytest.approx(plain * 2.0 / np.linalg.norm(plain))
+    assert corpus(TEXTS).clipped_counts(state, 1e9, step=1.0) == pytest.approx(corpus(TEXTS).counts(state))
+    clipped = corpus(TEXTS[:1]).clipped_counts(state, 2.0, step=2.0**-21)
+    assert clipped * 2.0**-21 == pytest.approx(plain * 2.0 / np.linalg.norm(plain), abs=2.0**-21)
 
 
 def test_units_are_counted_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     state = states(SPEC, TEXTS)[1]
-    whole = corpus(TEXTS * 5).clipped_counts(state, 3.0)
+    whole = corpus(TEXTS * 5).clipped_counts(state, 3.0, step=3 / 2**22)
     monkeypatch.setattr("confide.tokenizer.counting._BLOCK", 40)
-    assert corpus(TEXTS * 5).clipped_counts(state, 3.0) == pytest.approx(whole)
+    assert (corpus(TEXTS * 5).clipped_counts(state, 3.0, step=3 / 2**22) == whole).all()
 
 
 def test_texts_of_every_alternative_of_fields() -> None:
@@ -309,10 +310,13 @@ def test_the_noise_is_calibrated_for_all_slots_and_charged_as_gaussian_releases(
 def test_private_counts_carry_the_noise_that_the_plan_says() -> None:
     spec = tokenizer_spec(rounds=10, privacy=RECORD)
     plan, texts = counting_plan(spec, units=len(TEXTS)), corpus(TEXTS)
-    noise = private_counts(texts, first_state(), plan, SecureRandom()) - texts.clipped_counts(first_state(), plan.clip)
+    step = plan.lattice.granularity
+    clean = texts.clipped_counts(first_state(), plan.clip, step=step) * step
+    noise = private_counts(texts, first_state(), plan, SecureRandom()) - clean
+    assert (noise / step == np.rint(noise / step)).all()
     assert abs(float(noise.std()) / (4.0 * plan.noise_multiplier) - 1) < 0.02  # the clip of RECORD is 4
     assert abs(float(noise.mean())) < 5 * plan.noise_stddev / 256
-    again = private_counts(texts, first_state(), plan, SecureRandom()) - texts.clipped_counts(first_state(), plan.clip)
+    again = private_counts(texts, first_state(), plan, SecureRandom()) - clean
     assert abs(float(np.corrcoef(noise, again)[0, 1])) < 0.03
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 import torch
 from confide.errors import ConfideError, DataError, SpecificationError, TrainingError, UpdateError
 from confide.methods.base import Record
+from confide.models import precision
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from confide_client.training import LocalTrainer
+from confide_client.training.draws import Draws
 from confide_client.training.loop import batch_indices
 from safetensors.torch import load_file
 
@@ -213,7 +216,7 @@ def test_a_warm_start_takes_fewer_steps_and_the_schedule_counts_them() -> None:
         training={"local_steps": 5, "schedule": "cosine", "learning_rate": 1.0, "batch_size": 2},
         federation={"rounds": 3, "warm_start_rounds": 2, "warm_start_steps": 1},
     )
-    steps = [list(batch_indices(spec, 14, "hospital-a", slot(number))) for number in (1, 2, 3)]
+    steps = [list(batch_indices(spec, 14, Draws(spec, "hospital-a"), slot(number))) for number in (1, 2, 3)]
     assert list(map(len, steps)) == [1, 1, 5]
     assert sorted(index for part in steps for step in part for index in step) == list(range(14))
     assert learning_rate(spec, 6) > 0 and learning_rate(spec, 7) == 0.0
@@ -221,10 +224,12 @@ def test_a_warm_start_takes_fewer_steps_and_the_schedule_counts_them() -> None:
 
 def test_batches_cover_the_shard_evenly_across_rounds() -> None:
     spec = specification(training={"local_steps": 3, "batch_size": 4})
-    seen = [i for r in range(1, 6) for step in batch_indices(spec, 10, "hospital-a", slot(r)) for i in step]
+    seen = [
+        i for r in range(1, 6) for step in batch_indices(spec, 10, Draws(spec, "hospital-a"), slot(r)) for i in step
+    ]
     counts = np.bincount(seen, minlength=10)
     assert counts.min() >= 5 and counts.max() <= 6
-    for step in batch_indices(spec, 3, "hospital-a", slot()):
+    for step in batch_indices(spec, 3, Draws(spec, "hospital-a"), slot()):
         assert sorted(step) == [0, 1, 2]
 
 
@@ -233,7 +238,7 @@ def test_a_round_over_a_large_shard_holds_one_shuffle_of_it() -> None:
     spec = specification(training={"local_steps": 3 * count // 4096, "batch_size": 4096})
     tracemalloc.start()
     try:
-        steps = sum(1 for _ in batch_indices(spec, count, "hospital-a", slot(2)))
+        steps = sum(1 for _ in batch_indices(spec, count, Draws(spec, "hospital-a"), slot(2)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -285,7 +290,16 @@ def test_the_resting_half_keeps_its_optimizer_state(llama: Path, tmp_path: Path)
     assert steps == {"lora_B": 6.0, "lora_A": 3.0}
 
 
+@pytest.fixture
+def bfloat16() -> Iterator[None]:
+    """Computed in bfloat16 on every machine, as slow as that may be."""
+    precision.prefer("bfloat16")
+    yield
+    precision.prefer("auto")
+
+
 @pytest.mark.full
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("method", ["sft", "causal_lm"])
 def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path, method: str) -> None:
     """Batches of several shapes, with padding or several documents in a sequence."""
@@ -303,6 +317,7 @@ def test_compiled_bfloat16_trains_close_to_float32(llama: Path, tmp_path: Path, 
     assert 0 < np.linalg.norm(fast - plain) < 0.1 * np.linalg.norm(plain)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_autocast_trains_close_to_float32(llama: Path, tmp_path: Path) -> None:
     plain = one_round(specification(training={"optimizer": "sgd", "learning_rate": 1.0}), llama, tmp_path).update
     cast = specification(training={"optimizer": "sgd", "learning_rate": 1.0, "autocast": True})

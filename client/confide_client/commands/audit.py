@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from confide.errors import PolicyRefusal, SpecificationError, StateError
 from confide.models.store import ModelStore
+from confide.secrecy import private_files
 
 from confide_client.canaries import plant as keep_canaries
 from confide_client.canaries import planted
@@ -18,7 +19,11 @@ from confide_client.state import StateFolder
 if TYPE_CHECKING:
     from confide.privacy.audit.scoring import AuditResult
 
-app = typer.Typer(no_args_is_help=True, help="Audit what training remembers, with made-up records (canaries).")
+app = typer.Typer(
+    callback=private_files,
+    no_args_is_help=True,
+    help="Audit what training remembers, with made-up records (canaries).",
+)
 
 State = Annotated[Path, typer.Option("--state", envvar="CONFIDE_STATE", help="The node's state folder.")]
 Run = Annotated[str, typer.Argument(help="The run's id, or its first characters.")]

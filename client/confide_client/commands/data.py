@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from confide.secrecy import private_files
 
 from confide_client.datasets import DataSets, describe
 from confide_client.readers import Format
 from confide_client.state import StateFolder
 
 app = typer.Typer(
+    callback=private_files,
     no_args_is_help=True,
     add_completion=False,
     help="Register and check data sets.",

@@ -8,9 +8,13 @@ import typer
 
 
 def evaluate(
-    base: Annotated[Path, typer.Option(help="Folder of the base model, or of a whole exported model.")],
+    base: Annotated[
+        Path, typer.Option(help="Folder of the base model, or of a whole exported model.", exists=True, file_okay=False)
+    ],
     tasks: Annotated[list[str], typer.Option(help="A task of the harness, or your own task file (.yaml); repeatable.")],
-    adapter: Annotated[Path | None, typer.Option(help="Folder of an exported adapter.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of an exported adapter.", exists=True, file_okay=False)
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task at most.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.", dir_okay=False)] = None,
@@ -19,6 +23,7 @@ def evaluate(
     from confide_client import harness
 
     harness.require()
+    harness.check_files(tasks)
     from confide.files import write_atomic
     from confide.models.answering import load_answering
     from confide.models.store import folder_digest

@@ -16,6 +16,7 @@ from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.ledger_entries import events_digest
 from confide.privacy.ledger_state import LedgerState, RunState
 from confide.privacy.receipts import DOMAIN, check_receipt, read_receipts
+from confide.secrecy import private_files
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -24,7 +25,9 @@ from rich.table import Column, Table
 from confide_client.policy import load_policy
 from confide_client.state import StateFolder
 
-app = typer.Typer(no_args_is_help=True, help="The privacy ledger: what was set aside, spent and released.")
+app = typer.Typer(
+    callback=private_files, no_args_is_help=True, help="The privacy ledger: what was set aside, spent and released."
+)
 
 State = Annotated[Path, typer.Option("--state", envvar="CONFIDE_STATE", help="The node's state folder.")]
 _STATE = Path("~/.confide/node")

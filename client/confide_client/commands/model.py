@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from confide.models.store import ModelStore
+from confide.text import markup
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -67,7 +68,7 @@ def list_models(
         return
     table = Table("name", Column("sha256", no_wrap=True, min_width=64), "size", "from")
     for model in _store(state, models).list():
-        table.add_row(model.name, model.sha256, f"{model.bytes / 1e6:.1f} MB", model.source)
+        table.add_row(markup(model.name), model.sha256, f"{model.bytes / 1e6:.1f} MB", markup(model.source))
     Console().print(table)
 
 

@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from confide.errors import IdentityError, TransportError
+from confide.errors import IdentityError, StateError, TransportError
 from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
 from confide.identity.member import LocalMember, load_member, read_membership
+from confide.secrecy import private_files, private_process
+from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client import approvals
 from confide_client.policy import TEMPLATE
 from confide_client.state import Settings, StateFolder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run this organization's node beside its data.")
+app = typer.Typer(
+    callback=private_files,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Run this organization's node beside its data.",
+)
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
-Run = Annotated[str, typer.Argument(help="the run's id, or its first characters")]
+Run = Annotated[str, typer.Argument(help="the run's id, or its first characters; none: the only one that waits")]
 
 
 @app.command()
@@ -41,6 +48,9 @@ def init(
     proxy: Annotated[str | None, typer.Option(help="outbound proxy, http://host:port")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
     max_rank: Annotated[int | None, typer.Option(help="largest LoRA rank that this machine trains", min=1)] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16: what to compute in; auto measures which is faster")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
     ] = None,
@@ -56,6 +66,7 @@ def init(
         proxy=proxy,
         threads=threads,
         max_rank=max_rank,
+        precision=precision,
         processes=processes,
     )
     if not state.policy.exists():
@@ -115,6 +126,57 @@ def _read(path: Path) -> bytes:
 
 
 @app.command()
+def join(
+    kit: Annotated[Path, typer.Argument(help="NAME.kit.json, as the consortium handed it over", dir_okay=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="the node's state folder; default: the kit's name", file_okay=False)
+    ] = None,
+    root: Annotated[str, typer.Option(help="the consortium root's key, as it was read to you by telephone")] = "",
+    data: Annotated[list[str] | None, typer.Option(help="a data file, NAME=FILE or FILE; may be repeated")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="a base model's folder; may be repeated")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
+    start: Annotated[bool, typer.Option("--start", help="run the agent when everything is ready")] = False,
+    wait: Annotated[float, typer.Option(help="seconds to wait for the admission", min=0)] = 86400.0,
+) -> None:
+    """Join a consortium with its start kit: keys, admission, model, data, policy. Run again to go on."""
+    from confide.identity.kit import read_kit
+
+    from confide_client import joining
+
+    parsed = read_kit(_read(kit))
+    if root and root.strip().lower() != parsed.invitation.root_public:
+        raise IdentityError(
+            f"the kit is of the root {parsed.invitation.root_public}, and {root} was expected; compare the root's key "
+            "with the consortium's administrator, and ask for the kit again"
+        )
+    files = tuple(_named_file(text, parsed.policy.data_sets) for text in data or ())
+    for _, path in files:
+        _check_there(path)
+    for source in model or ():
+        if os.sep in source or "." in source:
+            _check_there(Path(source))
+    state = StateFolder.create(folder if folder is not None else Path(parsed.invitation.name))
+    _change_settings(state, models=None, threads=threads)
+    wish = joining.Wish(data=files, models=tuple(model or ()), wait_s=wait)
+    joining.join(state, parsed, wish, typer.echo)
+    if start:
+        _run_agent(state, quiet=False)
+    else:
+        typer.echo(f"next: confide node start {state.root}")
+
+
+def _named_file(text: str, proposed: tuple[str, ...]) -> tuple[str, Path]:
+    """NAME=FILE; a FILE alone takes the name that the consortium proposes."""
+    name, separator, path = text.partition("=")
+    return (name, Path(path)) if separator else (proposed[0] if proposed else Path(text).stem, Path(text))
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise IdentityError(f"{path} is not there; give the path as this machine sees it")
+
+
+@app.command()
 def renew(
     folder: Folder,
     admission: Annotated[Path | None, typer.Option(help="the answer, when it came as a file", dir_okay=False)] = None,
@@ -131,7 +193,7 @@ def renew(
         answer = _ask_renewal(state, state.member()) if membership.control_address else None
     except (IdentityError, TransportError) as error:
         # With an expired certificate nobody answers: the request then goes by file.
-        typer.echo(f"the coordinator could not be asked: {error}", err=True)
+        typer.echo(f"the coordinator could not be asked: {paragraph(error)}", err=True)
         membership = membership.model_copy(update={"control_address": ""})
         answer = None
     if not membership.control_address:
@@ -154,13 +216,18 @@ def _ask_renewal(state: StateFolder, member: LocalMember) -> bytes | None:
 @app.command()
 def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="write warnings only")] = False) -> None:
     """Run the agent until Ctrl-C or SIGTERM. It waits by itself for a coordinator that is away."""
+    _run_agent(StateFolder.at(folder), quiet=quiet)
+
+
+def _run_agent(state: StateFolder, *, quiet: bool) -> None:
     from confide_client.agent import Agent
     from confide_client.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    private_process()
+    log_to_stderr(logging.WARNING)
     logging.getLogger("confide_client").setLevel(level)
-    Agent(StateFolder.at(folder)).run()
+    Agent(state).run()
     if any(thread.name == LOADER for thread in threading.enumerate()):
         # A model is still being loaded in a thread that cannot be interrupted; everything else was closed.
         logging.shutdown()
@@ -183,7 +250,7 @@ def status(
             if run.get("status") == "waiting":
                 typer.echo(run["run"])
     elif as_json:
-        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(cleaned(document), indent=1, ensure_ascii=False))
     else:
         show(document, Console())
 
@@ -201,13 +268,22 @@ def plan(
 
 
 @app.command()
-def approve(folder: Folder, run: Run) -> None:
+def approve(
+    folder: Folder,
+    run: Run = "",
+    wait: Annotated[float, typer.Option(help="seconds to wait for a run to be offered", min=0)] = 0.0,
+) -> None:
     """Approve a run that waits, exactly as it was offered."""
+    deadline = time.monotonic() + wait
+    while not run and not _waiting(StateFolder.at(folder)) and time.monotonic() < deadline:
+        time.sleep(0.5)
     _decide(folder, run, "approved", "")
 
 
 @app.command()
-def refuse(folder: Folder, run: Run, reason: Annotated[str, typer.Option(help="for your own records")] = "") -> None:
+def refuse(
+    folder: Folder, run: Run = "", reason: Annotated[str, typer.Option(help="for your own records")] = ""
+) -> None:
     """Refuse a run that waits."""
     _decide(folder, run, "refused", reason)
 
@@ -216,11 +292,32 @@ def _decide(folder: Path, run: str, answer: approvals.Decision, reason: str) -> 
     from confide_client.offers import load_offer
 
     state = StateFolder.at(folder)
-    run_id = state.find_run(run)
+    run_id = state.find_run(run) if run else _only_waiting(state)
     offer = load_offer(state.run(run_id), load_member(state.root))
+    if answer == "approved":
+        from confide_client.fitness import check_worth_approving
+
+        for warning in check_worth_approving(state, offer.specification):
+            typer.echo(f"! {warning}", err=True)
     approvals.decide(state.run(run_id), offer.sha256, answer, reason)
     name, digest = offer.specification.name, offer.specification.digest
     typer.echo(f"{answer} run {run_id[:8]} ({name}, specification {digest[:16]}…) of {offer.administrator}")
+
+
+def _waiting(state: StateFolder) -> list[str]:
+    from confide_client.status import gather
+
+    return [str(run["run"]) for run in gather(state, entries=0)["runs"] if run.get("status") == "waiting"]
+
+
+def _only_waiting(state: StateFolder) -> str:
+    waiting = _waiting(state)
+    if len(waiting) != 1:
+        shown = ", ".join(run_id[:8] for run_id in waiting) or "none"
+        raise StateError(
+            f"{len(waiting)} runs wait for a person ({shown}); name one, as `confide node status` shows it"
+        )
+    return waiting[0]
 
 
 @app.command("seal-log")

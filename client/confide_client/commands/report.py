@@ -16,7 +16,9 @@ from confide.privacy.accounting import epsilon
 from confide.privacy.events import Event, SkellamRelease
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.report import Facts, Spend, build_report, open_report, render_page, sign_report
+from confide.runs.plan import two_sums
 from confide.runs.specification import Specification
+from confide.text import line
 
 from confide_client.offers import load_offer
 from confide_client.policy import load_policy
@@ -49,7 +51,7 @@ def report(
         document = _make(node, run, manifest, to)
     else:
         raise typer.BadParameter("name a run, or a file with --verify")
-    typer.echo(f"{document['run']['name']} on {document['node']}: the claim is {document['verdict']}")
+    typer.echo(line(f"{document['run']['name']} on {document['node']}: the claim is {document['verdict']}"))
     if document["verdict"] == "contradicted":
         raise typer.Exit(_CONTRADICTED)
 
@@ -98,11 +100,13 @@ def _promise(specification: Specification, has_rounds: bool) -> str:
             "Nothing was sealed: the coordinator saw this node's update by itself. Differential privacy, where it was "
             "claimed, is the only protection."
         )
-    colluding = specification.sealing.colluding
+    given = specification.sealing.colluding
+    colluding = "third, at least 1," if given is None else given
     held = " What held in each round stands in the signed JSON." if has_rounds else ""
     return (
         f"Sealed: the coordinator, also together with any {colluding} of the nodes, learns nothing of this node's "
-        f"update but a sum over at least {specification.federation.min_cohort} organizations.{held}"
+        f"update but a sum over at least {specification.federation.min_cohort} organizations.{held} "
+        f"{two_sums(specification).capitalize()}."
     )
 
 

@@ -12,6 +12,7 @@ Guarantee: workers end when this process does, however it ends (Linux), and a wo
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from confide.children import bound
 from confide.errors import SpecificationError, TrainingError
 from confide.files import private_folder
 from confide.methods.base import Batch, Record
+from confide.models import precision
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from numpy.typing import NDArray
@@ -127,7 +129,7 @@ class ShardedSteps:
             write_job(folder, job, self._specification, received, start if start is not received else None, evaluation)
             for step, parts in enumerate(batches or ()):
                 write_batches(folder, step, parts)
-            status = _launch(folder, self._processes)
+            status = _launch(folder, self._processes, precision.choice(self._device).arithmetic)
             failure = read_failure(folder)
             if failure is not None:
                 raise failure
@@ -144,11 +146,15 @@ class ShardedSteps:
         private_folder(folder)
 
 
-def _launch(folder: Path, processes: int) -> int:
-    """Run the launcher to its end; nothing of it is left when this returns or raises."""
+def _launch(folder: Path, processes: int, arithmetic: precision.Arithmetic) -> int:
+    """Run the launcher to its end; nothing of it is left when this returns or raises.
+
+    arithmetic: of all workers, which must not measure and differ.
+    """
     command = bound([sys.executable, "-m", "confide_client.sharding.launch", str(folder), str(processes)])
     # A session of its own: Ctrl-C reaches this process alone, which then ends the workers.
-    launcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    environment = {**os.environ, precision.VARIABLE: arithmetic}
+    launcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
     try:
         while True:
             try:

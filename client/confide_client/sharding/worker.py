@@ -26,6 +26,8 @@ from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
+from confide.secrecy import private_process
+from confide.text import log_to_stderr
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -140,10 +142,10 @@ class Worker:
             # Gathering a layer takes every process: one that has run out repeats a batch, which then counts nothing.
             mine.append((parts[0], math.inf))
         total = accumulate(
+            self._specification,
             mine,
             lambda part: self._root(lambda model: self._method.loss(model, part)),
             self._device,
-            autocast=self._specification.training.autocast,
         )
         dist.all_reduce(total)
         return total / self._world
@@ -182,5 +184,6 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    private_process()
+    log_to_stderr(logging.WARNING)
     sys.exit(main(Path(sys.argv[1])))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from confide.errors import TrainingError
 from confide.methods.base import Example, Method
+from confide.models import precision
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
@@ -26,7 +27,7 @@ def evaluate(
     training = specification.training
     device = next(model.parameters()).device
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=training.autocast):
+    with torch.no_grad(), precision.autocast(specification, device):
         metrics = method.evaluate(model, examples, support, training.micro_batch_size)
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:

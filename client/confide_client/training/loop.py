@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from confide.errors import TrainingError
 from confide.methods.base import Batch, Example, Method, micro_batches
-from confide.models import seeds
+from confide.models import precision, seeds
 from confide.models.travel import is_active
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from confide_client.progress import Phase, tell
 from confide_client.training.checkpoint import SlotCheckpoint
+from confide_client.training.draws import Draws
 from confide_client.training.optimizers import OptimizerStates, make_optimizer
 from confide_client.training.shards import whole
 
 
-def batch_indices(specification: Specification, count: int, node: str, slot: fleet_pb2.SlotOpen) -> Iterator[list[int]]:
+def batch_indices(
+    specification: Specification, count: int, draws: Draws, slot: fleet_pb2.SlotOpen
+) -> Iterator[list[int]]:
     """For each step of a round, which of `count` examples it takes.
 
     The shard is shuffled anew for every pass, and rounds go on where the last one ended, so that all examples are seen
@@ -34,9 +37,8 @@ def batch_indices(specification: Specification, count: int, node: str, slot: fle
     def example_at(position: int) -> int:
         number, offset = divmod(position, count)
         if number not in passes:
-            draw = seeds.derive(specification.seed, "shuffle", node, number, slot.attempt)
             passes.pop(number - 2, None)  # a batch reaches into two passes at most
-            passes[number] = np.random.Generator(np.random.PCG64(draw)).permutation(count)
+            passes[number] = np.random.Generator(np.random.PCG64(draws.order(number, slot))).permutation(count)
         return int(passes[number][offset])
 
     start = specification.steps_before(slot.round) * size
@@ -132,12 +134,12 @@ def step_batches(
     specification: Specification,
     method: Method,
     examples: Sequence[Example],
-    node: str,
+    draws: Draws,
     slot: fleet_pb2.SlotOpen,
     seed: int,
 ) -> Iterator[list[Batch]]:
     """The micro-batches of each step of a round, one step after another."""
-    for step, chosen in enumerate(batch_indices(specification, len(examples), node, slot)):
+    for step, chosen in enumerate(batch_indices(specification, len(examples), draws, slot)):
         draw = seeds.derive(seed, "step", step)
         batch = [examples[index] for index in chosen]
         size = len(batch) if method.whole_batch else specification.training.micro_batch_size
@@ -148,12 +150,15 @@ def step_batches(
 
 
 def accumulate(
-    parts: Sequence[tuple[Batch, float]], loss: Callable[[Batch], torch.Tensor], device: torch.device, *, autocast: bool
+    specification: Specification,
+    parts: Sequence[tuple[Batch, float]],
+    loss: Callable[[Batch], torch.Tensor],
+    device: torch.device,
 ) -> torch.Tensor:
     """Add up the gradients of each summed loss over its divisor; returns the sum of the divided losses."""
     total = torch.zeros((), device=device)
     for part, divisor in parts:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with precision.autocast(specification, device):
             divided = loss(part.to(device)) / divisor
         divided.backward()  # type: ignore[no-untyped-call]
         total += divided.detach()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from confide.errors import DataError, TrainingError
 from confide.methods.base import Method, Record
+from confide.models import precision
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, private_gradients
 from confide.privacy.families import check_trainable
 from confide.privacy.per_sample import PerSampleGradients
@@ -81,10 +82,19 @@ class PrivateSteps:
         """Raises ModelError for what cannot be trained privately."""
         check_trainable(model)
         self._specification, self._model, self._method = specification, model, method
-        self._loss = RecordLoss(model, method, autocast=specification.training.autocast)
+        self._device = next(model.parameters()).device
+        self._loss = RecordLoss(model, method, context=lambda: precision.autocast(specification, self._device))
+        self._micro_batch_size = specification.training.micro_batch_size if self._in_float32() else 1
         self._random = SecureRandom()
         self._prepared: tuple[Sequence[Record | None], list[Unit]] | None = None
         self._plans: dict[int, UnitPlan] = {}
+
+    def _in_float32(self) -> bool:
+        """Else a unit would change others' gradients by half a percent, by sharing a micro-batch with them: more than
+        the clip leaves room for (confide.privacy.dpsgd), so units go one by one.
+        """
+        stored = {p.dtype for p in self._model.parameters() if p.is_floating_point()}
+        return not precision.autocasts(self._specification, self._device) and stored <= {torch.float32, torch.float64}
 
     def units(self, records: Sequence[Record | None]) -> list[Unit]:
         """Encoded once for as long as the node hands out the same records."""
@@ -128,7 +138,7 @@ class PrivateSteps:
                     _by_length(self._method, batch),
                     loss=self._loss,
                     mechanism=mechanism,
-                    micro_batch_size=training.micro_batch_size,
+                    micro_batch_size=self._micro_batch_size,
                     random=self._random,
                 )
                 optimizer.step()

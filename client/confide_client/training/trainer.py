@@ -17,10 +17,12 @@ import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.methods.timing import time_model
-from confide.models import aggregation, seeds
+from confide.methods.token_loss import TokenLoss
+from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
+from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.linear import use_tiles
-from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors
+from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.deadline import Speed
@@ -33,6 +35,7 @@ from confide_client.sharding.job import Outcome
 from confide_client.sharding.steps import ShardedSteps
 from confide_client.token_files import tokens_of
 from confide_client.training.checkpoint import SlotCheckpoint
+from confide_client.training.draws import Draws
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
 from confide_client.training.fragments import Flat, LocalValues
@@ -90,8 +93,9 @@ class LocalTrainer:
         if threads is not None:
             torch.set_num_threads(threads)
         self._specification = specification
-        self._node, self._folder = node, folder
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._folder = folder
+        self._draws = Draws.of(specification, node, folder)
+        self._device = torch.device(device or precision.default_device())
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
         self._tokenizer = load_tokenizer(base)
@@ -108,6 +112,7 @@ class LocalTrainer:
                 self._model = build(specification, base, self._device)
             self._parameters = trainable_tensors(self._model)
             set_up(self._model, specification)
+            keep_frozen(self._method, self._model, specification)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
         self._travel = Travel(specification, self.schema)
@@ -117,12 +122,18 @@ class LocalTrainer:
         )
         self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
 
+    @property
+    def model(self) -> Any:
+        """The loaded model, as the last contribution left it. None where worker processes load it."""
+        return self._model
+
     def for_node(self, node: str, folder: Path) -> "LocalTrainer":
         """Another node's trainer of the same run over the same loaded model. They take turns; what stays between
         rounds does not mix. For a simulation, where one process stands for many nodes.
         """
         other = copy.copy(self)
-        other._node, other._folder = node, folder
+        other._folder = folder
+        other._draws = Draws.of(self._specification, node, folder)
         other._states = OptimizerStates(folder, self.schema)
         other._values = LocalValues(self._travel, folder)
         other._prepared = {}
@@ -169,7 +180,7 @@ class LocalTrainer:
     ) -> Outcome:
         """Evaluate the received model, and train from `start` when there is one."""
         measures = self._specification.privacy.unit == "none" and len(data.evaluation) > 0
-        seed = seeds.derive(self._specification.seed, "local", self._node, slot.round, slot.attempt)
+        seed = self._draws.local(slot)
         if self._sharded is not None:
             batches = self._batches(self._shard(data), slot, seed) if start is not None else None
             return self._sharded.run(received, start, data.evaluation if measures else [], batches, slot, seed)
@@ -214,7 +225,7 @@ class LocalTrainer:
     def _batches(
         self, examples: Sequence[methods.Example], slot: fleet_pb2.SlotOpen, seed: int
     ) -> Iterator[list[methods.Batch]]:
-        return step_batches(self._specification, self._method, examples, self._node, slot, seed)
+        return step_batches(self._specification, self._method, examples, self._draws, slot, seed)
 
     def _shard(self, data: LocalData) -> Sequence[methods.Example]:
         training = self._specification.training
@@ -247,10 +258,10 @@ class LocalTrainer:
             parts = next(parts for number, parts in batches if number == step)
             count = terms(parts)
             return accumulate(
+                specification,
                 [(part, count) for part in parts],
                 lambda part: self._method.loss(self._model, part),
                 self._device,
-                autocast=specification.training.autocast,
             )
 
         def steps(optimizer: torch.optim.Optimizer) -> float | None:
@@ -299,9 +310,17 @@ def _rank_masks(
     }
 
 
+def keep_frozen(method: methods.Method, model: Any, specification: Specification) -> None:
+    """Have a method keep what frozen lower layers make of each record, where that is the same at every step."""
+    loss = method.loss
+    if isinstance(loss, TokenLoss) and uses_lora(specification) and specification.privacy.unit not in PROTECTED:
+        loss.prefix = FrozenPrefix.of(model, trainable_tensors(model).values())
+
+
 def set_up(model: Any, specification: Specification) -> None:
     """What a run may ask of a freshly built model: less memory, faster and compiled kernels."""
-    if specification.training.autocast and specification.privacy.unit not in PROTECTED:
+    fast = specification.training.autocast and precision.used(specification) == "bfloat16"
+    if fast and specification.privacy.unit not in PROTECTED:
         use_tiles(model)
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,26 +1,31 @@
 """The consortium's root, on an offline machine: it makes rosters and certificates, and signs nothing else.
 
-    root.key  ca.key        private keys, 0600: they never leave this folder, and never reach the coordinator
+    root.key  ca.key        private keys, 0600, under a passphrase: they never leave this folder, and never reach
+                            the coordinator
     ca.crt  root.pub        the authority's certificate, the root's public key (hex)
     roster.json             the newest signed roster
     consortium.json         name, addresses
+    invitations/            public halves of invitations that were handed out
 
 Guarantee: without root.key nobody adds, changes or brings back a member; without ca.key nobody makes a certificate.
 """
 
+import functools
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from confide import canonical
 from confide.errors import IdentityError
 from confide.files import private_folder, write_atomic
 from confide.identity.certificates import MEMBER_DAYS, issue_certificate, make_authority
 from confide.identity.enrolment import Admission, EnrolmentRequest, read_request, sign_admission
-from confide.identity.invitation import make_invitation
-from confide.identity.keys import SigningKey, generate_p256, load_p256
+from confide.identity.invitation import Invitation, check_proof, make_invitation
+from confide.identity.keys import Passphrase, SigningKey, generate_p256, load_p256
 from confide.identity.member import Address, Membership, read_text
 from confide.identity.roster import Member, Roster, RosterStore, sign_roster
 from confide.identity.signed import Document, validated
@@ -47,6 +52,7 @@ class Consortium:
     settings: Settings
     root: SigningKey
     roster: RosterStore
+    authority: ec.EllipticCurvePrivateKey
 
     @classmethod
     def create(
@@ -59,15 +65,19 @@ class Consortium:
         fleet_address: str = "",
         roster_days: int = ROSTER_DAYS,
         now: float | None = None,
+        passphrase: bytes | None = None,
     ) -> "Consortium":
-        """Make root and authority and the first, empty roster. Raises IdentityError when the folder has a root."""
+        """Make root and authority and the first, empty roster. Raises IdentityError when the folder has a root.
+
+        passphrase: both private keys are locked with it; None leaves them as plain files.
+        """
         if (folder / "root.key").exists():
             raise IdentityError(f"{folder} holds a consortium's root already; choose another folder")
         moment = _now(now)
         document = {"name": name, "demo": demo, "control_address": control_address, "fleet_address": fleet_address}
         settings = validated(Settings, document, "the consortium")
         private_folder(folder)
-        authority = make_authority(name, generate_p256(folder / "ca.key"), moment)
+        authority = make_authority(name, generate_p256(folder / "ca.key", passphrase), moment)
         root = SigningKey.generate()
         write_atomic(folder / "ca.crt", authority.encode())
         write_atomic(folder / "root.pub", root.public.hex().encode())
@@ -84,19 +94,24 @@ class Consortium:
         )
         (folder / "roster.json").unlink(missing_ok=True)
         RosterStore(folder / "roster.json", root.public).accept(sign_roster(first, root), now=moment)
-        root.save(folder / "root.key")
-        return cls.open(folder)
+        root.save(folder / "root.key", passphrase)
+        return cls.open(folder, None if passphrase is None else lambda: passphrase)
 
     @classmethod
-    def open(cls, folder: Path) -> "Consortium":
-        """Open what `create` made. Raises IdentityError naming what is missing or damaged."""
-        root = SigningKey.load(folder / "root.key")
+    def open(cls, folder: Path, passphrase: Passphrase | None = None) -> "Consortium":
+        """Open what `create` made. Raises IdentityError naming what is missing or damaged.
+
+        passphrase: asked, once, when the keys are locked.
+        """
+        ask = None if passphrase is None else functools.cache(passphrase)
+        root = SigningKey.load(folder / "root.key", ask)
         try:
             document = json.loads(read_text(folder / "consortium.json"))
         except (ValueError, RecursionError) as error:
             raise IdentityError(f"{folder / 'consortium.json'} is damaged; restore it from a backup") from error
         settings = validated(Settings, document if isinstance(document, dict) else {}, "consortium.json")
-        return cls(folder, settings, root, RosterStore(folder / "roster.json", root.public))
+        authority = load_p256(folder / "ca.key", ask)
+        return cls(folder, settings, root, RosterStore(folder / "roster.json", root.public), authority)
 
     def admit(
         self,
@@ -106,23 +121,26 @@ class Consortium:
         days: int = MEMBER_DAYS,
         roster_days: int = ROSTER_DAYS,
         group: str = "",
+        block: str = "",
     ) -> bytes:
         """Take a new member in; returns its admission. The same request again gets a new certificate.
 
-        group: of a node, with whose other nodes it is summed; fixed for good.
-        Raises IdentityError when the name or a key is taken, or the group is another than it has.
+        group: of a node, with whose other nodes it is summed; block: within it, without whom it is never summed; both
+        are fixed for good.
+        Raises IdentityError when the name or a key is taken, or the group or block is another than it has.
         """
         moment, asked = _now(now), read_request(request)
         known = {member.name: member for member in self.roster.current.members}.get(asked.name)
         if known is None:
-            self._next([*self.roster.current.members, asked.member(moment, group)], moment, roster_days)
+            self._next([*self.roster.current.members, asked.member(moment, group, block)], moment, roster_days)
         elif known.revoked_at is not None:
             raise IdentityError(f"{asked.name} was revoked; a revoked name never returns. Enrol under another name.")
-        elif group and group != known.group:
+        elif (group and group != known.group) or (block and block != known.block):
             raise IdentityError(
-                f"{asked.name} is in group {known.group!r}; groups are fixed, so it cannot join {group!r}"
+                f"{asked.name} is in group {known.group!r}, block {known.block!r}; both are fixed, so it cannot join "
+                f"group {group!r}, block {block!r}"
             )
-        elif known != asked.member(known.admitted_at, known.group):
+        elif known != asked.member(known.admitted_at, known.group, known.block):
             raise IdentityError(
                 f"{asked.name} is a member with other keys already; for a new certificate use `renew`, for another "
                 "organization another name"
@@ -135,7 +153,7 @@ class Consortium:
         """Certify a member's fresh TLS key; its identity, fleet key and role must be those of the roster."""
         moment, asked = _now(now), read_request(request)
         known = self.roster.current.member(asked.name)
-        renewed = asked.member(known.admitted_at, known.group)
+        renewed = asked.member(known.admitted_at, known.group, known.block)
         if renewed.model_copy(update={"tls_key": known.tls_key}) != known:
             raise IdentityError(
                 f"the renewal of {asked.name} has the identity key {asked.identity_key[:16]} and the role "
@@ -158,21 +176,51 @@ class Consortium:
         """The same members in a new version that expires later."""
         return self._next(list(self.roster.current.members), _now(now), roster_days)
 
-    def invite(self, name: str, *, now: float | None = None, hours: float = 48.0) -> bytes:
-        """A bootstrap file for `name`: a short-lived certificate with its key, good for one enrolment by gRPC only."""
+    def invite(self, name: str, *, now: float | None = None, hours: float = 48.0) -> Invitation:
+        """A bootstrap for `name`: a short-lived certificate with its key, good for one enrolment by gRPC only.
+
+        The root keeps the public half, against which `check_invited` holds the request that comes.
+        """
         moment = _now(now)
         if any(member.name == name for member in self.roster.current.members):
             raise IdentityError(f"{name} is or was a member already; invite another name, or renew its certificate")
-        return make_invitation(
+        invitation = make_invitation(
             self.roster.current.ca_certificate,
-            load_p256(self.folder / "ca.key"),
+            self.authority,
             consortium=self.settings.name,
             name=name,
             root_public=self.root.public,
             control_address=self.settings.control_address,
             now=moment,
             hours=hours,
-        ).to_bytes()
+        )
+        private_folder(self._invitations)
+        write_atomic(self._invitations / f"{name}.pub", invitation.public_key.encode())
+        return invitation
+
+    def check_invited(self, request: bytes) -> EnrolmentRequest:
+        """The request, if whoever was invited under its name made it. Raises IdentityError.
+
+        Guarantee: its keys are those of the invitation's holder, even if the coordinator that kept it lies.
+        """
+        asked = read_request(request)
+        path = self._invitations / f"{asked.name}.pub"
+        if not asked.invitation_proof or not path.exists():
+            raise IdentityError(
+                f"the request of {asked.name} was not made from an invitation of this root; compare its identity key "
+                f"{asked.identity_key} with them by telephone, and admit its file with --key"
+            )
+        check_proof(read_text(path), asked.name, asked.identity_key, asked.invitation_proof)
+        return asked
+
+    def invited(self) -> list[str]:
+        """Names that were invited and are no members yet."""
+        members = {member.name for member in self.roster.current.members}
+        return sorted({path.stem for path in self._invitations.glob("*.pub")} - members)
+
+    @property
+    def _invitations(self) -> Path:
+        return self.folder / "invitations"
 
     def _next(self, members: list[Member], now: int, roster_days: int) -> Roster:
         current = self.roster.current
@@ -192,7 +240,7 @@ class Consortium:
             roster = self.refresh(now=now)
         certificate = issue_certificate(
             roster.ca_certificate,
-            load_p256(self.folder / "ca.key"),
+            self.authority,
             asked.tls_key,
             name=asked.name,
             role=asked.role.value,

@@ -22,6 +22,7 @@ from confide import canonical
 from confide.errors import IdentityError
 from confide.files import private_folder, write_atomic
 from confide.identity.certificates import check_certificate, general_names, load_csr, make_csr
+from confide.identity.invitation import Invitation
 from confide.identity.keys import (
     SigningKey,
     check_p256_proof,
@@ -53,14 +54,16 @@ class EnrolmentRequest(Document):
     csr: Annotated[str, Field(max_length=8192)]
     addresses: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=16)] = ()
     created_at: Seconds
+    invitation_proof: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){0,80}$")] = ""
+    """The invitation's key over name and identity key; "" where the request was not made from an invitation."""
 
     @property
     def tls_key(self) -> ec.EllipticCurvePublicKey:
         """The TLS key that is to be certified."""
         return load_csr(self.csr, self.name)
 
-    def member(self, admitted_at: int, group: str = "") -> Member:
-        """The roster's entry for it; the group is the root's choice."""
+    def member(self, admitted_at: int, group: str = "", block: str = "") -> Member:
+        """The roster's entry for it; group and block are the root's choice."""
         return Member(
             name=self.name,
             role=self.role,
@@ -69,6 +72,7 @@ class EnrolmentRequest(Document):
             tls_key=spki_sha256(self.tls_key),
             admitted_at=admitted_at,
             group=group,
+            block=block,
         )
 
 
@@ -83,12 +87,19 @@ class Admission(Document):
 
 
 def make_request(
-    folder: Path, name: str, role: Role | str, addresses: Sequence[str] = (), *, now: float | None = None
+    folder: Path,
+    name: str,
+    role: Role | str,
+    addresses: Sequence[str] = (),
+    *,
+    now: float | None = None,
+    invitation: Invitation | None = None,
 ) -> bytes:
     """Make a new member's keys in `folder` (0700, files 0600), write request.json there, and return its bytes.
 
-    addresses: of a coordinator: host names and IP addresses without ports. Raises IdentityError when the folder
-    has keys already, or the name, role or addresses are not possible.
+    addresses: of a coordinator: host names and IP addresses without ports. invitation: of this very name; the request
+    then proves to the root that its holder made it. Raises IdentityError when the folder has keys already, or the name,
+    role or addresses are not possible.
     """
     if (folder / "identity.key").exists():
         raise IdentityError(f"{folder} has keys already; use another folder, or renew the certificate")
@@ -98,7 +109,7 @@ def make_request(
     if role == Role.NODE:
         generate_p256(folder / "fleet.key")
     SigningKey.generate().save(folder / "identity.key")
-    return _write_request(folder, name, Role(role), addresses, folder / "tls.key", now)
+    return _write_request(folder, name, Role(role), addresses, folder / "tls.key", now, invitation)
 
 
 def make_renewal(folder: Path, addresses: Sequence[str] | None = None, *, now: float | None = None) -> bytes:
@@ -246,7 +257,13 @@ def _fleet_proof_body(name: str, identity_key: str) -> bytes:
 
 
 def _write_request(
-    folder: Path, name: str, role: Role, addresses: Sequence[str], tls_key_path: Path, now: float | None
+    folder: Path,
+    name: str,
+    role: Role,
+    addresses: Sequence[str],
+    tls_key_path: Path,
+    now: float | None,
+    invitation: Invitation | None = None,
 ) -> bytes:
     identity = SigningKey.load(folder / "identity.key")
     fleet_key, proof = "", b""
@@ -263,6 +280,7 @@ def _write_request(
         csr=make_csr(name, role.value, load_p256(tls_key_path), addresses),
         addresses=tuple(addresses),
         created_at=int(time.time() if now is None else now),
+        invitation_proof="" if invitation is None else invitation.prove(identity.public.hex()),
     )
     data = sign_document(request.model_dump(mode="json"), REQUEST, identity)
     write_atomic(folder / "request.json", data)

@@ -2,6 +2,10 @@
 
 It holds a short-lived client certificate for one name with its private key. The control service lets its holder
 enrol and fetch the admission, and nothing else. It is a secret until it was used: hand it over as such.
+
+The holder also proves to the root, past the coordinator, that the request is its own: it carries a signature of the
+invitation's key over the new identity key. The coordinator never has that key, so it cannot put keys of its own into an
+invited organization's place.
 """
 
 import json
@@ -13,11 +17,13 @@ from pydantic import Field
 from confide import canonical
 from confide.errors import IdentityError
 from confide.identity.certificates import BOOTSTRAP, issue_certificate
-from confide.identity.keys import new_p256, p256_pem
+from confide.identity.keys import check_p256_proof, load_p256_pem, load_spki, new_p256, p256_pem, prove_p256, spki
 from confide.identity.member import Address
 from confide.identity.roster import Seconds
 from confide.identity.signed import MAX_BYTES, Document, validated
 from confide.runs.specification import Name
+
+PROOF = "invitation-proof"
 
 
 class Invitation(Document):
@@ -37,6 +43,29 @@ class Invitation(Document):
     def to_bytes(self) -> bytes:
         """The file's content."""
         return canonical.encode(self.model_dump(mode="json"))
+
+    @property
+    def public_key(self) -> str:
+        """DER SubjectPublicKeyInfo of its key, hex: what the root keeps to check a proof."""
+        return spki(load_p256_pem(self.private_key.encode(), "the invitation's key")).hex()
+
+    def prove(self, identity_key: str) -> str:
+        """Signature over this member's name and new identity key (hex), hex."""
+        key = load_p256_pem(self.private_key.encode(), "the invitation's key")
+        return prove_p256(key, PROOF, _proof_body(self.name, identity_key)).hex()
+
+
+def check_proof(public_key: str, name: str, identity_key: str, proof: str) -> None:
+    """Raise IdentityError unless the holder of the invitation made `proof` for this name and identity key.
+
+    Guarantee: the request was made by whoever was handed the invitation, whatever carried it.
+    """
+    key = load_spki(bytes.fromhex(public_key), "the invitation's key")
+    check_p256_proof(key, PROOF, _proof_body(name, identity_key), bytes.fromhex(proof))
+
+
+def _proof_body(name: str, identity_key: str) -> bytes:
+    return canonical.encode([name, identity_key])
 
 
 def make_invitation(

@@ -8,6 +8,7 @@ confide.errors.IdentityError: signature over 'roster' does not verify under the 
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -27,6 +28,10 @@ from cryptography.hazmat.primitives.serialization import (
 from confide import canonical
 from confide.errors import IdentityError
 from confide.files import write_atomic
+from confide.identity.passphrase import is_locked, lock, unlock
+
+Passphrase = Callable[[], bytes]
+"""Asks for the passphrase of a locked key; called once a file that needs it."""
 
 
 class SigningKey:
@@ -49,16 +54,19 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
-    def load(cls, path: Path) -> "SigningKey":
-        """Read a PEM PKCS8 file of mode 0600. Raises IdentityError when it is missing, readable by others, or odd."""
-        key = _load_private(path)
+    def load(cls, path: Path, passphrase: Passphrase | None = None) -> "SigningKey":
+        """Read a PEM PKCS8 file of mode 0600. Raises IdentityError when it is missing, readable by others, or odd.
+
+        passphrase: asked only when the file is locked with one.
+        """
+        key = _load_private(path, passphrase)
         if not isinstance(key, Ed25519PrivateKey):
             raise IdentityError(f"{path} holds a {type(key).__name__}; an Ed25519 private key is needed")
         return cls(key)
 
-    def save(self, path: Path) -> None:
-        """Write PEM PKCS8 with mode 0600, durably."""
-        _save_private(self._key, path)
+    def save(self, path: Path, passphrase: bytes | None = None) -> None:
+        """Write PEM PKCS8 with mode 0600, durably; locked, where a passphrase is given (`passphrase.py`)."""
+        _save_private(self._key, path, passphrase)
 
     def sign(self, domain: str, body: bytes) -> bytes:
         """64 bytes over hash_fields("confide/v1/" + domain, body)."""
@@ -80,10 +88,10 @@ def verify(public: bytes, domain: str, body: bytes, signature: bytes) -> None:
         ) from error
 
 
-def generate_p256(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key, written as PEM PKCS8 with mode 0600."""
+def generate_p256(path: Path, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
+    """A fresh P-256 key, written as PEM PKCS8 with mode 0600; locked, where a passphrase is given."""
     key = new_p256()
-    _save_private(key, path)
+    _save_private(key, path, passphrase)
     return key
 
 
@@ -97,11 +105,22 @@ def p256_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def load_p256(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_p256(path: Path, passphrase: Passphrase | None = None) -> ec.EllipticCurvePrivateKey:
     """Read what `generate_p256` wrote. Raises IdentityError as SigningKey.load does."""
-    key = _load_private(path)
+    key = _load_private(path, passphrase)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise IdentityError(f"{path} holds a {type(key).__name__} that is not P-256; a P-256 private key is needed")
+    return key
+
+
+def load_p256_pem(data: bytes, what: str) -> ec.EllipticCurvePrivateKey:
+    """Read what `p256_pem` wrote. Raises IdentityError."""
+    try:
+        key = load_pem_private_key(data, password=None)
+    except Exception as error:  # the parser raises several kinds for damaged input
+        raise IdentityError(f"{what} is not an unencrypted PEM private key") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise IdentityError(f"{what} is a {type(key).__name__} that is not P-256; a P-256 private key is needed")
     return key
 
 
@@ -140,7 +159,7 @@ def check_p256_proof(key: ec.EllipticCurvePublicKey, domain: str, body: bytes, p
         raise IdentityError(f"the {domain} does not verify: its sender does not hold that private key") from error
 
 
-def _load_private(path: Path) -> PrivateKeyTypes:
+def _load_private(path: Path, passphrase: Passphrase | None = None) -> PrivateKeyTypes:
     try:
         mode = path.stat().st_mode & 0o777
         data = path.read_bytes()
@@ -148,11 +167,18 @@ def _load_private(path: Path) -> PrivateKeyTypes:
         raise IdentityError(f"cannot read the key {path}: {error.strerror}. Was it made on this machine?") from error
     if mode & 0o077:
         raise IdentityError(f"{path} has mode {mode:04o}: others can read this private key. Run `chmod 600 {path}`.")
+    if is_locked(data):
+        if passphrase is None:
+            raise IdentityError(f"{path} is locked with a passphrase, and none was given")
+        data = unlock(data, passphrase(), str(path))
     try:
         return load_pem_private_key(data, password=None)
     except Exception as error:  # the parser raises several kinds for damaged files
         raise IdentityError(f"{path} is not an unencrypted PEM private key; restore it from a backup") from error
 
 
-def _save_private(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, path: Path) -> None:
-    write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+def _save_private(
+    key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, path: Path, passphrase: bytes | None = None
+) -> None:
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_atomic(path, pem if passphrase is None else lock(pem, passphrase), mode=0o600)

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from confide import canonical
 from confide.errors import FailureName, IdentityError, ProtocolFailure
@@ -61,19 +61,13 @@ class Member(Document):
 
     A larger consortium than one sum can hold has several; each opens its own sum. Fixed when the root admits a node.
     """
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Rosters without groups keep the bytes, and the digests that their successors name, of before there were any.
-        document: dict[str, Any] = handler(self)
-        if not self.group:
-            del document["group"]
-        return document
+    block: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""
+    """Within the group: without whom a node's updates are never summed. Fixed when the root admits a node."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.group and self.role is not Role.NODE:
-            raise ValueError(f"{self.name} is a {self.role.value}; only nodes are in a group")
+        if (self.group or self.block) and self.role is not Role.NODE:
+            raise ValueError(f"{self.name} is a {self.role.value}; only nodes are in a group or block")
         if (self.role is Role.NODE) != bool(self.fleet_key):
             raise ValueError(f"{self.name} is a {self.role.value}; a fleet_key goes with role node, and only with it")
         if self.fleet_key:
@@ -142,6 +136,14 @@ class Roster(Document):
         for member in self.active(Role.NODE):
             found.setdefault(member.group, []).append(member.name)
         return {group: tuple(names) for group, names in sorted(found.items())}
+
+    def blocks(self, group: str) -> dict[str, tuple[str, ...]]:
+        """Names of a group's active nodes by block; both sorted. {"": all of them} where there are no blocks."""
+        found: dict[str, list[str]] = {}
+        for member in self.active(Role.NODE):
+            if member.group == group:
+                found.setdefault(member.block, []).append(member.name)
+        return {block: tuple(names) for block, names in sorted(found.items())}
 
     def by_fleet_key(self, fleet_key: str) -> Member:
         """The node with this fleet key (hex). Raises as `member` does."""
@@ -284,12 +286,16 @@ def _check_succession(current: Roster, new: Roster) -> None:
         raise stale(f"version {new.version} of the roster came; version {current.version} is held already")
     if new.version == current.version and new.digest != current.digest:
         raise stale(f"two different rosters carry version {new.version}; tell the consortium's administrator")
-    groups = {member.name: member.group for member in current.members}
-    moved = [member for member in new.members if groups.get(member.name, member.group) != member.group]
-    if moved:
-        raise IdentityError(
-            f"version {new.version} of the roster moves {moved[0].name} from group {groups[moved[0].name]!r} to "
-            f"{moved[0].group!r}; groups are fixed, since whoever moves members between sums can take sums apart"
-        )
+    for kind in ("group", "block"):
+        held = {member.name: getattr(member, kind) for member in current.members}
+        moved = [
+            member for member in new.members if held.get(member.name, getattr(member, kind)) != getattr(member, kind)
+        ]
+        if moved:
+            raise IdentityError(
+                f"version {new.version} of the roster moves {moved[0].name} from {kind} {held[moved[0].name]!r} to "
+                f"{getattr(moved[0], kind)!r}; {kind}s are fixed, since whoever moves members between sums can take "
+                "sums apart"
+            )
     if new.version == current.version + 1 and new.previous != current.digest:
         raise stale(f"version {new.version} does not follow from the version {current.version} that is held here")

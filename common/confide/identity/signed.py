@@ -10,9 +10,10 @@ import json
 import re
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import IdentityError
 from confide.identity.keys import SigningKey, verify
 
@@ -20,10 +21,8 @@ MAX_BYTES = 1 << 20
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
-class Document(BaseModel):
-    """Base of the identity documents: frozen, strict, unknown fields refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class Document(StoredDocument):
+    """Base of the identity documents."""
 
 
 def sign_document(document: dict[str, Any], domain: str, key: SigningKey) -> bytes:

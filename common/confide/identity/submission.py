@@ -1,48 +1,206 @@
-"""What an administrator signs when a run is submitted, and how everybody checks it.
+"""What an administrator signs when a run is submitted, stopped, or ended, and how everybody checks it.
 
-The signature covers SHA-256(specification) and the digest of the first model, so that a coordinator can change
-neither: every node checks it again when the run is offered to it.
+The signature of a submission covers the run's id, a nonce, an expiry, the specification and the first model's digest: a
+coordinator can change none of them, and can offer one submission as one run only (docs/sealing.md, "Submissions").
 
 >>> key = SigningKey.generate()
->>> len(sign_submission(key, b"specification", bytes(32)))
-64
+>>> signed = sign_submission(key, "administrator", b"specification", bytes(32), now=0.0)
+>>> len(signed.run_id), len(signed.nonce), len(signed.signature), signed.expires_at
+(32, 32, 64, 604800)
 """
 
 import hashlib
+import re
+import secrets
+import time
+from dataclasses import dataclass
 
-from confide.errors import IdentityError, SpecificationError
+from confide import canonical
+from confide.errors import FailureName, IdentityError, ProtocolFailure, SpecificationError
 from confide.identity.keys import SigningKey, verify
-from confide.identity.roster import Role, Roster
+from confide.identity.roster import MAX_CLOCK_SKEW_S, Role, Roster
 from confide.runs.specification import Specification, parse_canonical
 
 DOMAIN = "submission"
+STOP_DOMAIN = "stop"
+END_DOMAIN = "run-end"
+STOPPED = "STOPPED"
+"""Why a run ended that an administrator stopped: the one reason that needs an administrator's signature."""
+NONCE_BYTES = 32
+VALID_S = 7 * 86400
+"""How long nodes may accept a submission, unless its administrator says otherwise."""
+MAX_VALID_S = 90 * 86400
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_LAST_SECOND = 1 << 40
 
 
-def submission_body(specification: bytes, initial_model_sha256: bytes) -> bytes:
-    """SHA-256(specification's canonical bytes) || initial_model_sha256: 64 bytes."""
-    if len(initial_model_sha256) != 32:
-        raise SpecificationError(f"the first model's digest has {len(initial_model_sha256)} bytes; SHA-256 has 32")
-    return hashlib.sha256(specification).digest() + initial_model_sha256
+@dataclass(frozen=True, kw_only=True)
+class SignedSubmission:
+    """A run as its administrator signed it."""
+
+    run_id: str
+    """32 characters of lower-case hex, drawn by the administrator."""
+    nonce: bytes
+    """32 random bytes: a node accepts them once."""
+    expires_at: int
+    """Unix seconds. Who has not accepted the run until then does not accept it any more; who has goes on."""
+    specification: bytes
+    initial_model_sha256: bytes
+    administrator: str
+    signature: bytes
+
+    @property
+    def earlier(self) -> bool:
+        """Signed by a release that knew neither run id, nonce nor expiry: may be read where it is stored, no more."""
+        return not self.nonce and not self.expires_at
+
+    @property
+    def statement(self) -> bytes:
+        """What is signed. Raises SpecificationError for a submission that is out of range."""
+        if len(self.initial_model_sha256) != 32:
+            raise SpecificationError(
+                f"the first model's digest has {len(self.initial_model_sha256)} bytes; SHA-256 has 32"
+            )
+        if self.earlier:
+            return hashlib.sha256(self.specification).digest() + self.initial_model_sha256
+        if len(self.nonce) != NONCE_BYTES or not _RUN_ID.fullmatch(self.run_id):
+            raise SpecificationError(
+                f"the submission has the run id {self.run_id[:40]!r} and a nonce of {len(self.nonce)} bytes; needed "
+                f"are 32 characters of hex and {NONCE_BYTES} bytes. Submit it anew, with this release"
+            )
+        if not 0 < self.expires_at < _LAST_SECOND:
+            raise SpecificationError(f"the submission expires at {self.expires_at}, which is no time; submit it anew")
+        return canonical.hash_fields(
+            "confide/v1/submission",
+            self.run_id.encode(),
+            self.nonce,
+            self.expires_at.to_bytes(8, "big"),
+            hashlib.sha256(self.specification).digest(),
+            self.initial_model_sha256,
+        )
+
+    def check_in_time(self, now: float) -> None:
+        """Raise SUBMISSION_EXPIRED, or SpecificationError when it is valid for longer than 90 days from now.
+
+        Clocks may differ by `MAX_CLOCK_SKEW_S`, either way.
+        """
+        if now > self.expires_at + MAX_CLOCK_SKEW_S:
+            raise ProtocolFailure(
+                FailureName.SUBMISSION_EXPIRED,
+                f"run {self.run_id[:8]} could be accepted until {_utc(self.expires_at)}, and it is {_utc(now)} here; "
+                "submit it anew, or set this machine's clock",
+            )
+        if self.expires_at > now + MAX_VALID_S + MAX_CLOCK_SKEW_S:
+            raise SpecificationError(
+                f"run {self.run_id[:8]} may be accepted until {_utc(self.expires_at)}, and it is {_utc(now)} here; at "
+                f"most {MAX_VALID_S // 86400} days are allowed. Submit it with a shorter --valid-days"
+            )
 
 
-def sign_submission(key: SigningKey, specification: bytes, initial_model_sha256: bytes) -> bytes:
-    """The administrator's signature."""
-    return key.sign(DOMAIN, submission_body(specification, initial_model_sha256))
+def sign_submission(
+    key: SigningKey,
+    administrator: str,
+    specification: bytes,
+    initial_model_sha256: bytes,
+    *,
+    run_id: str = "",
+    valid_s: int = VALID_S,
+    now: float | None = None,
+) -> SignedSubmission:
+    """A new submission with a fresh nonce, and a fresh run id unless one is given. now: Unix seconds."""
+    unsigned = SignedSubmission(
+        run_id=run_id or secrets.token_hex(16),
+        nonce=secrets.token_bytes(NONCE_BYTES),
+        expires_at=int(time.time() if now is None else now) + valid_s,
+        specification=specification,
+        initial_model_sha256=initial_model_sha256,
+        administrator=administrator,
+        signature=b"",
+    )
+    return SignedSubmission(**(vars(unsigned) | {"signature": key.sign(DOMAIN, unsigned.statement)}))
 
 
-def verify_submission(
-    roster: Roster, administrator: str, specification: bytes, initial_model_sha256: bytes, signature: bytes
-) -> Specification:
-    """The parsed specification, if an active administrator of the roster signed it together with the first model.
+def verify_submission(roster: Roster, signed: SignedSubmission, *, stored: bool = False) -> Specification:
+    """The parsed specification, if an active administrator of the roster signed the whole submission.
 
+    Whether it is in time, and whether it came before, is asked apart: both depend on who has accepted it already.
+    stored: of a run that was accepted here; one of an earlier release, without a nonce, is then good enough to read.
     Raises IdentityError (unknown, not an administrator, signature), ProtocolFailure REVOKED, SpecificationError.
 
-    Guarantee: the specification and first model are those that the administrator signed, against anyone without
-    its identity key.
+    Guarantee: run id, nonce, expiry, specification and first model are those that the administrator signed, against
+    anyone without its identity key.
     """
-    member = roster.member(administrator)
+    public = _administrator(roster, signed.administrator, "submits")
+    if signed.earlier and not stored:
+        raise SpecificationError(
+            "the submission has no nonce and no expiry, as in earlier releases, so that it could be used again for "
+            "ever; submit it anew, with this release"
+        )
+    verify(public, DOMAIN, signed.statement, signed.signature)
+    return parse_canonical(signed.specification)
+
+
+def sign_stop(key: SigningKey, run_id: str) -> bytes:
+    """An administrator's order to stop a run. It names the run: shown again, it can stop that run only."""
+    return key.sign(STOP_DOMAIN, run_id.encode())
+
+
+def verify_stop(roster: Roster, administrator: str, run_id: str, signature: bytes) -> None:
+    """Raise unless an active administrator ordered this run to stop. Raises as `verify_submission`."""
+    verify(_administrator(roster, administrator, "stops"), STOP_DOMAIN, run_id.encode(), signature)
+
+
+@dataclass(frozen=True)
+class SignedEnd:
+    """A coordinator's word that a run has ended, and an administrator's order where one was given."""
+
+    run_id: str
+    failure: str
+    """"" when it finished; STOPPED when an administrator stopped it; else why it failed."""
+    stopped_by: str = ""
+    stop_signature: bytes = b""
+    coordinator: str = ""
+    signature: bytes = b""
+
+    @property
+    def statement(self) -> bytes:
+        """What the coordinator signs."""
+        return canonical.hash_fields(
+            "confide/v1/run-end",
+            self.run_id.encode(),
+            self.failure.encode(),
+            self.stopped_by.encode(),
+            self.stop_signature,
+        )
+
+
+def sign_end(key: SigningKey, coordinator: str, end: SignedEnd) -> SignedEnd:
+    """The same end, signed."""
+    return SignedEnd(**(vars(end) | {"coordinator": coordinator, "signature": key.sign(END_DOMAIN, end.statement)}))
+
+
+def verify_end(roster: Roster, end: SignedEnd) -> None:
+    """Raise IdentityError or REVOKED unless a coordinator of the roster says so, and for STOPPED an administrator too.
+
+    Guarantee: nobody but a coordinator that the root admitted ends a run at a node, and not even it can say that an
+    administrator stopped a run that none did. That a run finished or failed is its own word.
+    """
+    member = roster.member(end.coordinator)
+    if member.role is not Role.COORDINATOR:
+        raise IdentityError(f"{end.coordinator} is a {member.role.value}; only the coordinator says that a run ended")
+    verify(bytes.fromhex(member.identity_key), END_DOMAIN, end.statement, end.signature)
+    if (end.failure == STOPPED) != bool(end.stopped_by):
+        raise IdentityError(f"run {end.run_id[:8]} is said to have ended as {end.failure[:40]!r}, stopped by nobody")
+    if end.stopped_by:
+        verify_stop(roster, end.stopped_by, end.run_id, end.stop_signature)
+
+
+def _administrator(roster: Roster, name: str, does: str) -> bytes:
+    member = roster.member(name)
     if member.role is not Role.ADMINISTRATOR:
-        raise IdentityError(f"{administrator} is a {member.role.value}; only an administrator submits runs")
-    body = submission_body(specification, initial_model_sha256)
-    verify(bytes.fromhex(member.identity_key), DOMAIN, body, signature)
-    return parse_canonical(specification)
+        raise IdentityError(f"{name} is a {member.role.value}; only an administrator {does} runs")
+    return bytes.fromhex(member.identity_key)
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

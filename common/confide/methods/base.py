@@ -10,10 +10,12 @@ by the count over the whole optimizer step, so that micro batches change nothing
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a position at which no loss is taken."""
+
+UNFIT = (DataError, TypeError, ValueError)
+"""What encoding a record that does not fit raises: tokenizers have errors of their own for text that is not Unicode."""
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_WHOLE = re.compile(r"(-?\d+)\.0+")
 
 Record = Mapping[str, Any]
 Example = Any
@@ -134,6 +144,50 @@ def text_of(record: Record, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"field {name!r} of a record is {type(value).__name__}; it must be text")
     return value
+
+
+def label_of(value: Any, labels: Collection[str] = ()) -> str:
+    """A label's name, however the owner's tools wrote it: a table that once had a gap has 1.0 where its owner sees 1.
+
+    labels: those that exist, if they are listed; a text among them is taken as it stands.
+
+    >>> label_of(1.0), label_of(True), label_of("1.0", ["0", "1"]), label_of("1.0", ["1.0"]), label_of(0.5)
+    ('1', 'true', '1', '1.0', '0.5')
+    """
+    if isinstance(value, bool):
+        plain, written = str(value).lower(), str(value)
+        return written if written in labels else plain
+    if isinstance(value, float) and value.is_integer():
+        written = str(value)
+        return written if written in labels else str(int(value))
+    written = str(value)
+    whole = _WHOLE.fullmatch(written)
+    if labels and written not in labels and whole is not None and whole[1] in labels:
+        return str(whole[1])
+    return written
+
+
+def fitting(encode: Callable[[Record], T], records: Sequence[Record]) -> list[T]:
+    """Each record encoded; those that do not fit are left out, counted, and named in this machine's log.
+
+    Raises DataError when none fits: for the first one's reason, which quotes nothing.
+    """
+    made: list[T] = []
+    unfit: list[tuple[int, Exception]] = []
+    for index in range(len(records)):
+        record = records[index]  # outside: a file that cannot be read is no unfit record
+        try:
+            made.append(encode(record))
+        except UNFIT as error:
+            unfit.append((index, error))
+    if unfit:
+        index, first = unfit[0]
+        if not made:
+            raise first if isinstance(first, DataError) else DataError("no record can be encoded") from None
+        place = getattr(records, "place", lambda number: f"record {number + 1}")(index)
+        said = str(first) if isinstance(first, DataError) else type(first).__name__
+        log.warning("%d of %d records do not fit and are left out; %s: %s", len(unfit), len(records), place, said)
+    return made
 
 
 def micro_batches(method: Method, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:

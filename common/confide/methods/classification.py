@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from confide.errors import DataError, SpecificationError
-from confide.methods.base import Batch, Record, fields_of, micro_batches, pad_right, text_of
+from confide.methods.base import Batch, Record, fields_of, fitting, label_of, micro_batches, pad_right, text_of
 from confide.methods.token_loss import body_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
@@ -49,24 +49,24 @@ class Classification:
         self._balanced = specification.method.class_weights == "balanced"
 
     def prepare(self, records: Sequence[Record]) -> list[Labelled]:
-        """Tokens and label of each record. Raises DataError for a label outside method.labels, without quoting it."""
-        labels = [self._label(record) for record in records]
-        counts = np.bincount(labels, minlength=len(self._labels)) if labels else np.ones(len(self._labels))
+        """Tokens and label of each record. Raises DataError when no record has a label of method.labels."""
+        known = fitting(self._encode, records)
+        counts = np.bincount([label for _, label in known], minlength=len(self._labels))
         weights = np.ones(len(self._labels))
         if self._balanced:
             present = counts > 0
-            even = len(records) / (present.sum() * np.maximum(counts, 1))
+            even = len(known) / (max(1, present.sum()) * np.maximum(counts, 1))
             weights = np.where(present, np.minimum(even, _MOST_WEIGHT), 0.0)
-        examples = []
-        for record, label in zip(records, labels, strict=True):
-            ids = self._tokenizer(text_of(record, "text"), truncation=True, max_length=self._max_length)["input_ids"]
-            kept = np.asarray(ids or [self._tokenizer.pad_token_id], dtype=np.int32)
-            examples.append(Labelled(kept, label, float(weights[label])))
-        return examples
+        return [Labelled(ids, label, float(weights[label])) for ids, label in known]
+
+    def _encode(self, record: Record) -> tuple[NDArray[np.int32], int]:
+        label = self._label(record)
+        ids = self._tokenizer(text_of(record, "text"), truncation=True, max_length=self._max_length)["input_ids"]
+        return np.asarray(ids or [self._tokenizer.pad_token_id], dtype=np.int32), label
 
     def _label(self, record: Record) -> int:
         fields_of(self.name, record)
-        index = self._labels.get(str(record["label"]))
+        index = self._labels.get(label_of(record["label"], self._labels))
         if index is None:
             raise DataError(
                 f"a record's label is not in method.labels ({', '.join(self._labels)}); map the data set's labels on "

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from confide.errors import DataError
-from confide.methods.base import Batch, Record, fields_of, pad_right, text_of
+from confide.methods.base import Batch, Record, fields_of, fitting, label_of, pad_right, text_of
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
@@ -49,8 +49,8 @@ class Contrastive:
         self._at_once = specification.training.micro_batch_size
 
     def prepare(self, records: Sequence[Record]) -> list[Texts]:
-        """Raises DataError for a malformed record, or when pairs and labelled texts are mixed."""
-        examples = [self._encode(record) for record in records]
+        """Raises DataError when no record fits, or when pairs and labelled texts are mixed."""
+        examples = fitting(self._encode, records)
         if len({example.roles[0] for example in examples}) > 1:
             raise DataError("the data set mixes pairs and labelled texts; register them as two data sets")
         return examples
@@ -59,7 +59,7 @@ class Contrastive:
         names = fields_of(self.name, record)
         first, second = (text_of(record, names[0]), record[names[1]])
         if names == ("text", "label"):
-            return self._texts([(first, _LABELLED, f"label {second}")])
+            return self._texts([(first, _LABELLED, f"label {label_of(second)}")])
         positive = text_of(record, names[1])
         entries = [(first, _ANCHOR, first), (positive, _POSITIVE, positive)]
         hard = record.get("negative")

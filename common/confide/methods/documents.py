@@ -1,6 +1,7 @@
 """Records into documents of tokens, in a stream: what pre-training on the next and on masked tokens share."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,8 @@ from confide import canonical
 from confide.errors import DataError
 from confide.methods.base import Record, fields_of, text_of
 from confide.methods.packing import Document, Tokens
+
+log = logging.getLogger(__name__)
 
 _BATCH, _BATCH_CHARACTERS = 512, 1 << 20
 """Texts that a tokenizer, which works on several at once, is given; it needs many times their size."""
@@ -45,12 +48,28 @@ class DocumentEncoder:
         )
 
     def texts(self, records: Sequence[Record]) -> Iterator[str]:
-        """The text of each record. Raises DataError for a record without one; the message quotes nothing."""
-        # One by one: a slice of a memory-mapped data set is columns, not records.
+        """The text of each record that has one. Raises DataError when none has; the message quotes nothing."""
+        # One by one: records may be read from a file as they are asked for.
+        unfit, first = 0, ""
         for index in range(len(records)):
             record = records[index]
-            fields_of(self._method, record)
-            yield text_of(record, "text")
+            try:
+                text = self._text(record)
+            except DataError as error:
+                unfit += 1
+                first = first or str(error)
+                continue
+            yield text
+        if unfit and unfit == len(records):
+            raise DataError(first)
+        if unfit:
+            log.warning("%d of %d records do not fit and are left out; of the first: %s", unfit, len(records), first)
+
+    def _text(self, record: Record) -> str:
+        fields_of(self._method, record)
+        text = text_of(record, "text")
+        _utf8(text)
+        return text
 
     def documents(self, texts: Iterator[str]) -> Iterator[Document]:
         """Each text that has any tokens, encoded by itself."""

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from confide.errors import DataError, ModelError, SpecificationError
-from confide.methods.base import Batch, Record, fields_of
+from confide.methods.base import Batch, Record, fields_of, fitting, label_of
 from confide.methods.classification import macro_f1
 from confide.models import seeds
 from confide.runs.specification import Specification
@@ -55,15 +55,15 @@ class InContext:
         self._labels = specification.method.labels
 
     def prepare(self, records: Sequence[Record]) -> list[Shot]:
-        """Raises DataError for a malformed record or an output outside method.labels, without quoting it."""
-        shots = []
-        for record in records:
-            first, second = fields_of(self.name, record)
-            shot = Shot(str(record[first]), str(record[second]))
-            if self._labels and shot.output not in self._labels:
-                raise DataError(f"a record's {second!r} is not in method.labels ({', '.join(self._labels)})")
-            shots.append(shot)
-        return shots
+        """Raises DataError when no record fits: has the fields, and an output in method.labels."""
+        return fitting(self._shot, records)
+
+    def _shot(self, record: Record) -> Shot:
+        first, second = fields_of(self.name, record)
+        shot = Shot(str(record[first]), label_of(record[second], self._labels))
+        if self._labels and shot.output not in self._labels:
+            raise DataError(f"a record's {second!r} is not in method.labels ({', '.join(self._labels)})")
+        return shot
 
     def length(self, example: Shot) -> int:
         """Characters."""

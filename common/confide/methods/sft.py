@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from confide.errors import DataError
-from confide.methods.base import IGNORED, Batch, Record, fields_of, micro_batches, pad_right, text_of
+from confide.methods.base import IGNORED, Batch, Record, fields_of, fitting, micro_batches, pad_right, text_of
 from confide.methods.token_loss import TokenLoss
+from confide.models.rendering import Learnable, Rendering
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
@@ -43,67 +44,38 @@ class SupervisedFineTuning:
 
     def __init__(self, specification: Specification, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._rendering = Rendering(tokenizer)
         self._max_length = specification.method.max_length
         self.loss = TokenLoss()
 
     def prepare(self, records: Sequence[Record]) -> list[Conversation]:
         """Conversations with at least one token to learn, cut to max_length. Raises DataError when none is left."""
-        encoded = [self.encode(record) for record in records]
+        encoded = [example for made in fitting(self.examples, records) for example in made]
         usable = [example for example in encoded if example.learned[1:].any()]
-        if encoded and not usable:
+        if len(records) and not usable:
             raise DataError(
                 f"in no record a completion begins within method.max_length = {self._max_length} tokens; raise it"
             )
         return usable
 
     def encode(self, record: Record) -> Conversation:
-        """One record's tokens. Raises DataError for a malformed one."""
-        ids: list[int] = []
-        learned: list[bool] = []
-        messages = _messages(record)
-        for text, is_learned in self._pieces(messages):
-            piece = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            learned += [is_learned] * len(piece)
-        if self._tokenizer.chat_template is None:
-            ids.append(self._tokenizer.eos_token_id)
-            learned.append(True)
-            if self._tokenizer.bos_token_id not in (None, self._tokenizer.eos_token_id):
-                ids, learned = [self._tokenizer.bos_token_id, *ids], [False, *learned]
-        kept = np.asarray(learned[: self._max_length], dtype=np.bool_)
-        size = sum(len(message["content"].encode()) for message in messages if message["role"] == "assistant")
-        share = float(kept.sum()) / max(1, sum(learned))
-        return Conversation(np.asarray(ids[: self._max_length], dtype=np.int32), kept, size * share)
+        """The example that ends with the record's last answer. Raises DataError for a malformed record."""
+        return self.examples(record)[-1]
 
-    def _pieces(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
-        """Texts in order with whether they are learned. Pieces are cut where generation starts, as when answering."""
-        if self._tokenizer.chat_template is None:
-            return [(message["content"], message["role"] == "assistant") for message in messages]
-        pieces: list[tuple[str, bool]] = []
-        done = ""
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._render(messages[:index], generate=True)
-            through = self._render(messages[: index + 1], generate=False)
-            if not (before.startswith(done) and through.startswith(before)):
-                raise DataError(
-                    "this model's chat template rewrites earlier turns when a turn is added, so that the assistant's "
-                    "turns cannot be told apart; split conversations into single turns"
-                )
-            pieces += [(before[len(done) :], False), (through[len(before) :], True)]
-            done = through
-        return pieces
+    def examples(self, record: Record) -> list[Conversation]:
+        """One example, or one of each answer where the template writes earlier turns differently (rendering.py)."""
+        made = self._rendering.examples(_messages(record))
+        if not made:
+            raise DataError("in a record the assistant answers nothing, so that there is nothing to learn")
+        return [self._conversation(one) for one in made]
 
-    def _render(self, messages: list[dict[str, str]], *, generate: bool) -> str:
-        try:
-            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        except Exception as error:  # templates raise what they like, mostly about the order of roles
-            raise DataError(
-                f"this model's chat template refuses the order of turns in a record ({type(error).__name__}); "
-                "turns should alternate between user and assistant, after at most one system turn"
-            ) from error
-        return text
+    def _conversation(self, made: Learnable) -> Conversation:
+        learned = np.zeros(len(made.ids), dtype=np.bool_)
+        for start, stop in made.spans:
+            learned[start:stop] = True
+        kept = learned[: self._max_length]
+        share = float(kept.sum()) / max(1, int(learned.sum()))
+        return Conversation(np.asarray(made.ids[: self._max_length], dtype=np.int32), kept, made.bytes * share)
 
     def length(self, example: Conversation) -> int:
         """Tokens."""
@@ -123,7 +95,7 @@ class SupervisedFineTuning:
     ) -> dict[Metric, float]:
         """EVAL_LOSS: nats per completion token; EVAL_BITS_PER_BYTE: the same per byte of the assistant's text.
 
-        EVAL_EXACT_MATCH: share of records whose completions greedy decoding writes exactly, up to max_length.
+        EVAL_EXACT_MATCH: share of examples whose completions greedy decoding writes exactly, up to max_length.
         """
         device = next(model.parameters()).device
         total, exact = 0.0, 0

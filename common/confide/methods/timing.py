@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from confide.methods.base import Example, Method, Record, create
+from confide.models import precision
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
 from confide.runs.deadline import Speed
@@ -88,7 +89,7 @@ def _work(specification: Specification, model: Any, method: Method) -> Callable[
         return _private_work(specification, model, method)
 
     def work(examples: Sequence[Example]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=specification.training.autocast):
+        with precision.autocast(specification, device):
             batch = method.collate(examples, 0).to(device)
             loss = method.loss(model, batch) / max(1, batch.count)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -102,7 +103,8 @@ def _private_work(specification: Specification, model: Any, method: Method) -> C
     from confide.privacy.per_sample import PerSampleGradients
     from confide.privacy.randomness import SecureRandom
 
-    loss = RecordLoss(model, method, autocast=specification.training.autocast)
+    device = next(model.parameters()).device
+    loss = RecordLoss(model, method, context=lambda: precision.autocast(specification, device))
     mechanism = ClippedGaussian(clip=1.0, noise_multiplier=1.0, expected_batch=1.0)
 
     def work(examples: Sequence[Example]) -> None:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from confide.methods.base import IGNORED, Batch
+from confide.models import unpadded
+from confide.models.frozen_prefix import FrozenPrefix
 
 _CHUNK_ON_CPU, _CHUNK_ON_GPU = 256, 4096
 """Positions: what fits a processor's cache, and few large kernels."""
@@ -22,6 +24,9 @@ class TokenLoss:
 
     def __init__(self) -> None:
         self._checked: tuple[int, nn.Module | None] | None = None
+        self._in_rows: tuple[int, bool] | None = None
+        self.prefix: FrozenPrefix | None = None
+        """Of the model that is trained, where its lower layers are frozen."""
 
     def __call__(self, model: Any, batch: Batch) -> torch.Tensor:
         """float32 scalar. Model: any transformers model with a language head, causal or masked."""
@@ -30,7 +35,7 @@ class TokenLoss:
         head = self._head(model, batch)
         if head is None or _wants_rows(head):
             return F.cross_entropy(model(**batch.inputs).logits[wanted].float(), labels, reduction="sum")
-        hidden = body_of(model)(**batch.inputs).last_hidden_state[wanted]
+        hidden = self._states(model, batch, wanted)
         if isinstance(head, nn.Linear) and not any(p.requires_grad or p.ndim != 2 for p in head.parameters()):
             loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, labels)  # type: ignore[no-untyped-call]
             return loss
@@ -47,7 +52,7 @@ class TokenLoss:
         if head is None:
             states, head = model(**batch.inputs).logits[wanted], nn.Identity()
         else:
-            states = body_of(model)(**batch.inputs).last_hidden_state[wanted]
+            states = self._states(model, batch, wanted)
         total, right = 0.0, torch.empty_like(labels, dtype=torch.bool)
         chunk = _chunk_on(states.device)
         for start in range(0, len(labels), chunk):
@@ -57,6 +62,23 @@ class TokenLoss:
             right[part] = logits.argmax(dim=-1) == labels[part]
         wrong = torch.bincount(wanted.nonzero()[:, 0][~right], minlength=len(wanted))
         return total, wrong == 0
+
+    def _states(self, model: Any, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+        """(labelled positions, D): hidden states, by way of one unpadded sequence where the model allows it."""
+        drops = unpadded.drops(model)
+        found = None if unpadded.watched(model) else unpadded.rows_of(batch.inputs, shared=not drops)
+        if found is None or not self._runs_in_rows(model):
+            padded: torch.Tensor = body_of(model)(**batch.inputs).last_hidden_state
+            return padded[wanted]
+        rows, mask = found
+        kept = self.prefix is not None and not drops and not torch.is_inference_mode_enabled()
+        states = self.prefix.states(rows, mask) if self.prefix and kept else rows.states(body_of(model))
+        return states.index_select(0, rows.places[wanted])
+
+    def _runs_in_rows(self, model: Any) -> bool:
+        if self._in_rows is None or self._in_rows[0] != id(model):
+            self._in_rows = (id(model), unpadded.runs_in_rows(model, body_of(model)))
+        return self._in_rows[1]
 
     def _head(self, model: Any, batch: Batch) -> nn.Module | None:
         """The module that turns hidden states into logits, or None when the model does more than that (found out)."""

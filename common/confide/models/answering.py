@@ -14,27 +14,38 @@ import transformers
 from peft import PeftModel
 
 from confide.errors import ModelError
+from confide.models import precision
 from confide.models.architecture import load_tokenizer
-from confide.models.store import folder_digest, model_files
+from confide.models.rendering import Rendering
+from confide.models.store import folder_digest, model_files, only_hashed
+from confide.models.weights import check_whole
+from confide.models.widened import widened
 
 _PINNED = "@sha256:"
 
 
 def load_answering(base_folder: Path, adapter: Path | None = None, device: str | None = None) -> tuple[Any, Any]:
     """(model, tokenizer), ready to generate. Raises ModelError when the adapter was trained on another base."""
-    model_files(base_folder)
+    check_whole(model_files(base_folder))
     if adapter is not None:
         _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
+    device = device or precision.default_device()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base_folder, dtype="auto", local_files_only=True, use_safetensors=True
-        )
+        narrow = precision.choice(device).arithmetic == "bfloat16"
+        with only_hashed(base_folder if narrow else widened(base_folder)) as folder:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto" if narrow else torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     return model.eval(), tokenizer
 
 
@@ -52,13 +63,8 @@ def _check_adapter(adapter: Path, base_folder: Path) -> None:
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> torch.Tensor:
-    """int64, shape (1, T): the conversation up to where the assistant begins to write."""
-    if tokenizer.chat_template is None:
-        text = "".join(message["content"] for message in messages)
-    else:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
-    return torch.tensor([ids], dtype=torch.int64)
+    """int64, shape (1, T): the conversation up to where the assistant begins to write, as training has it."""
+    return torch.tensor([Rendering(tokenizer).prompt_ids(messages)], dtype=torch.int64)
 
 
 def answer(

@@ -12,6 +12,9 @@ from torch import nn
 
 from confide.errors import ModelError
 from confide.models.attention import IMPLEMENTATION
+from confide.models.store import model_files, only_hashed
+from confide.models.weights import check_whole
+from confide.models.widened import widened
 from confide.runs.specification import Specification
 
 transformers.utils.logging.disable_progress_bar()
@@ -24,7 +27,6 @@ _TASKS: dict[str, Any] = {
     "classification": transformers.AutoModelForSequenceClassification,
     "contrastive": transformers.AutoModel,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @contextlib.contextmanager
@@ -41,11 +43,12 @@ def _quiet() -> Iterator[None]:
 def load_config(base_folder: Path, specification: Specification | None = None) -> Any:
     """The model's configuration; with a specification, its head is set up for the method's labels."""
     try:
-        with _quiet():
-            config = transformers.AutoConfig.from_pretrained(base_folder, local_files_only=True)
+        with _quiet(), only_hashed(base_folder) as folder:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{base_folder / 'config.json'} describes no model that is known here: {reason}") from error
+    config.name_or_path = str(base_folder)
     if specification is not None and specification.method.name == "classification":
         labels = specification.method.labels
         config.num_labels = len(labels)
@@ -58,11 +61,14 @@ def load_config(base_folder: Path, specification: Specification | None = None) -
 def load_tokenizer(base_folder: Path) -> Any:
     """The fast tokenizer in the model's folder, padding on the right. Raises ModelError when it does not fit."""
     try:
-        with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(base_folder, local_files_only=True)
+        with _quiet(), only_hashed(base_folder) as folder:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{base_folder} holds no tokenizer that is known here: {reason}") from error
+    tokenizer.name_or_path = str(base_folder)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {base_folder} has neither a padding nor an end token; add one to it")
@@ -95,26 +101,38 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
         return task.from_config(config, attn_implementation=IMPLEMENTATION)
 
 
-def load_base(specification: Specification, base_folder: Path, dtype: torch.dtype, *, quantized: bool = False) -> Any:
+def load_base(
+    specification: Specification,
+    base_folder: Path,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = False,
+    frozen: bool = False,
+) -> Any:
     """The base model with the folder's weights in `dtype`, or freshly drawn from the run's seed (initial = "random").
 
     quantized: linear layers in 4 bits on the GPU (QLoRA, Dettmers et al. 2023: NF4, double quantization).
+    frozen: nothing writes to the weights, which may then be pages of a file that processes share (widened.py).
 
     A head that the folder lacks is drawn from the run's seed where the method brings its own (classification);
     for any other method a missing tensor raises ModelError.
     """
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    shared = frozen and not quantized and dtype == torch.float32
+    source = widened(base_folder) if shared and specification.model.initial == "pretrained" else base_folder
+    with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(source) as folder:
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
             return task.from_config(config, attn_implementation=IMPLEMENTATION, dtype=dtype)
+        check_whole(model_files(base_folder))
         try:
             model, report = task.from_pretrained(
-                base_folder,
+                folder,
                 config=config,
                 dtype=dtype,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 attn_implementation=IMPLEMENTATION,
                 output_loading_info=True,

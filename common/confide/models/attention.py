@@ -11,7 +11,10 @@ and its bits, as do GPUs and all evaluation.
 Masks are those of "sdpa". When a model is compiled, transformers builds a causal mask that no kernel needs: not here.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +35,31 @@ LONGEST_IN_BLOCKS = 2048
 """Tokens for the kernels, which were not measured beyond."""
 
 
+_ROWS: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("rows", default=None)
+"""places (B, T) and back (N,), as `in_rows` has them."""
+
+
+class NotInRows(Exception):
+    """A layer attends in another way than plainly and causally over its row."""
+
+
+@contextlib.contextmanager
+def in_rows(places: torch.Tensor, count: int) -> Iterator[None]:
+    """Within, one sequence of `count` tokens stands for rows that each attend to themselves (unpadded.py).
+
+    places: (B, T) int64, where in the sequence token t of row b lies; padding is on the right, and never looked at.
+    """
+    back = torch.zeros(count, dtype=torch.int64)
+    # Padding points anywhere: written last to first, what stands in the first row that has a token remains.
+    flat = places.flatten()
+    back[flat.flip(0)] = torch.arange(flat.numel()).flip(0)
+    token = _ROWS.set((places, back))
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -45,6 +73,10 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (B, H, T, D), key and value (B, H or fewer, T, D) -> (B, T, H, D)."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if (rows := _ROWS.get()) is not None:
+        if attention_mask is not None or not causal or any(others.get(name) is not None for name in _UNLIKE_ROWS):
+            raise NotInRows
+        return _by_rows(rows, module, (query, key, value), dropout=dropout, scaling=scaling, **others), None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     special = dropout > 0 or any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     if special or not _faster(query, key, value, dtype, attention_mask):
@@ -60,6 +92,23 @@ def attend(
     if not _fits(query, attention_mask):
         cast = [part.contiguous() for part in cast]
     return _attention(*cast, attention_mask, causal), None
+
+
+_UNLIKE_ROWS = ("position_bias", "sliding_window", "cache")
+
+
+def _by_rows(
+    rows: tuple[torch.Tensor, torch.Tensor], module: torch.nn.Module, parts: tuple[torch.Tensor, ...], **others: Any
+) -> torch.Tensor:
+    """Three times (1, H, N, D) -> (1, N, H, D): each row attends by itself, what rows share in each of them."""
+    places, back = rows
+    spread = [p[0].index_select(1, places.flatten()).view(-1, *places.shape, p.shape[3]).transpose(0, 1) for p in parts]
+    token = _ROWS.set(None)
+    try:
+        output, _ = attend(module, spread[0], spread[1], spread[2], None, is_causal=True, **others)
+    finally:
+        _ROWS.reset(token)
+    return output.flatten(0, 1).index_select(0, back)[None]
 
 
 def _faster(
@@ -98,6 +147,10 @@ def mask(
     **others: Any,
 ) -> torch.Tensor | None:
     """transformers' mask interface: bool (B, 1, T, T), True where a query sees a key; None where none is needed."""
+    if _ROWS.get() is not None:
+        if local_size is not None:
+            raise NotInRows
+        return None
     skips = allow_is_causal_skip or allow_is_bidirectional_skip
     if skips and attention_mask is None and local_size is None and q_length == kv_length:
         return None

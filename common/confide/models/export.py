@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
 from confide.files import private_folder, sha256_file, write_atomic
-from confide.models.architecture import DTYPES, empty_model, head_names, load_base, load_tokenizer
+from confide.models import precision
+from confide.models.architecture import empty_model, head_names, load_base, load_tokenizer
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
 from confide.runs.specification import Specification
 from confide.tokenizer.export import write_tokenizer
@@ -90,7 +91,7 @@ def write_merged(
                 layer = model.get_submodule(target)
                 change = scale * (b.float() @ a.float())
                 layer.weight += change.T if isinstance(layer, Conv1D) else change
-    model.to(DTYPES[specification.model.dtype])
+    model.to(precision.DTYPES[specification.model.dtype])
     private_folder(folder)
     model.save_pretrained(folder)
     load_tokenizer(base_folder).save_pretrained(folder)

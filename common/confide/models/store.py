@@ -1,26 +1,31 @@
 """Base models on this machine, each pinned by one hash over its files.
 
 A run names its base model by that hash. Only what a model needs is hashed and kept: configuration, tokenizer and
-safetensors weights. Python code and pickled weights are never taken in.
+safetensors weights. Python code and pickled weights are never taken in, nor is anything read at loading that the hash
+does not cover (`only_hashed`).
 
 >>> import tempfile; root = Path(tempfile.mkdtemp())
 >>> source = root / "tiny"; source.mkdir()
->>> _ = (source / "config.json").write_text("{}"); _ = (source / "model.safetensors").write_bytes(b"\\0")
+>>> _ = (source / "config.json").write_text("{}")
+>>> _ = (source / "model.safetensors").write_bytes(bytes([2] + [0] * 7) + b"{}")
 >>> store = ModelStore(root / "models")
 >>> store.path(store.add(str(source), "tiny")).joinpath("config.json").read_text()
 '{}'
 """
 
+import contextlib
 import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from confide import canonical
 from confide.errors import ModelError
-from confide.files import private_folder, sha256_file, write_atomic
+from confide.files import cache_folder, private_folder, sha256_file, write_atomic
+from confide.models.weights import check_whole
 from confide.runs.specification import Specification
 
 _KEPT = frozenset(
@@ -63,12 +68,16 @@ def model_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; name one that holds config.json and safetensors weights")
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    kept = {name: path for name, path in files.items() if name in _KEPT or name.endswith(".safetensors")}
+    kept = hashed_files(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds a PEFT adapter (adapter_config.json) beside the model, which its hash would not name and "
+            "transformers would load on top. Move adapter_* files away, or merge the adapter into the model"
+        )
     if "config.json" not in kept:
         raise ModelError(f"{folder} has no config.json; it is not a model in the transformers format")
     if not any(name.endswith(".safetensors") for name in kept):
-        pickled = sorted(name for name in files if name.endswith(_PICKLED))
+        pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PICKLED))
         if pickled:
             raise ModelError(
                 f"{folder} has its weights only as {pickled[0]}, a format that can run code when it is opened. "
@@ -76,6 +85,34 @@ def model_files(folder: Path) -> dict[str, Path]:
             )
         raise ModelError(f"{folder} has no .safetensors weights; add them, or name another folder")
     return kept
+
+
+def hashed_files(folder: Path) -> dict[str, Path]:
+    """Of whatever is in a folder, the files that a model's hash covers. Raises ModelError for a link to nothing."""
+    kept = {}
+    for path in sorted(folder.iterdir()):
+        if path.name in _KEPT or path.name.endswith(".safetensors"):
+            if not path.is_file():
+                raise ModelError(f"{path} is no file, or a link to nothing; copy the file itself to this place")
+            kept[path.name] = path
+    return kept
+
+
+@contextlib.contextmanager
+def only_hashed(folder: Path) -> Iterator[Path]:
+    """A folder to load from that shows the hashed files of `folder` and nothing else.
+
+    Guarantee: what is loaded follows from the model's hash. Libraries read more than is hashed where they find it
+    (adapters, code, templates of older forms, vocabularies by class); here they find nothing of it.
+    """
+    kept = hashed_files(folder) if folder.is_dir() else {}
+    if not folder.is_dir() or len(kept) == sum(1 for _ in folder.iterdir()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="confide-model-") as name:
+        for file_name, path in kept.items():
+            (Path(name) / file_name).symlink_to(path.resolve())
+        yield Path(name)
 
 
 def folder_digest(path: Path) -> str:
@@ -94,6 +131,11 @@ def require_base(specification: Specification, folder: Path | None) -> Path:
     return folder
 
 
+def float32_copy(sha256: str) -> Path:
+    """Where this user's float32 copy of a model lies, if it was needed (widened.py)."""
+    return cache_folder() / "float32" / sha256
+
+
 class ModelStore:
     """A folder of base models: `<sha256>/` with the files, `<sha256>.json` with name, source and size."""
 
@@ -106,6 +148,8 @@ class ModelStore:
         if not folder.is_dir():
             folder = _download(source)
         files = model_files(folder)
+        check_whole(files)
+        _check_templates(folder, files)
         private_folder(self.folder)
         staging = Path(tempfile.mkdtemp(dir=self.folder, prefix=".adding-"))
         try:
@@ -166,9 +210,23 @@ class ModelStore:
         return found[0]
 
     def remove(self, sha256: str) -> None:
-        """Delete a model's files and its entry."""
+        """Delete a model's files and its entry, and this user's float32 copy of it."""
         shutil.rmtree(self.path(sha256))
         (self.folder / f"{sha256}.json").unlink(missing_ok=True)
+        copy = float32_copy(sha256)
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _check_templates(folder: Path, files: dict[str, Path]) -> None:
+    """Raise ModelError where chat templates have names only: nobody says by which one a run is to train."""
+    named = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
+    settings = json.loads(files["tokenizer_config.json"].read_bytes()) if "tokenizer_config.json" in files else {}
+    if named and "chat_template.jinja" not in files and not settings.get("chat_template"):
+        raise ModelError(
+            f"{folder} has chat templates called {', '.join(named)}, and none by default; copy the one to use to "
+            "chat_template.jinja in that folder"
+        )
 
 
 def _download(source: str) -> Path:

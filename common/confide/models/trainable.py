@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError, SpecificationError
-from confide.models import aggregation, seeds
-from confide.models.architecture import DTYPES, empty_model, head_names, load_base, unused_names
+from confide.models import aggregation, precision, seeds
+from confide.models.architecture import empty_model, head_names, load_base, unused_names
 from confide.runs.specification import Specification
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -31,13 +31,17 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 def build(specification: Specification, base_folder: Path, device: torch.device | str = "cpu") -> nn.Module:
     """The model that one node trains. Its adapters start at zero effect; `load_trainable` sets their values.
 
-    With LoRA the base is frozen in `model.dtype` and the adapters are float32; in full fine-tuning all is float32.
+    With LoRA the base is frozen in what this machine computes in (precision.py) and the adapters are float32; in full
+    fine-tuning all is float32.
     """
     check(specification)
     lora = uses_lora(specification)
-    dtype = torch.float32 if trains_all(specification) else DTYPES[specification.model.dtype]
     quantized = lora and specification.adapter.quantize_base == "4bit"
-    model = load_base(specification, base_folder, dtype, quantized=quantized)
+    if trains_all(specification):
+        model = load_base(specification, base_folder, torch.float32)
+    else:
+        dtype = precision.base_dtype(specification, device)
+        model = load_base(specification, base_folder, dtype, quantized=quantized, frozen=True)
     if not trains_all(specification):
         model.requires_grad_(False)
     if lora:

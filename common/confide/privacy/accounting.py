@@ -15,14 +15,16 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting import dp_event
-from dp_accounting.pld import pld_privacy_accountant
-from dp_accounting.rdp import rdp_privacy_accountant
 
 from confide.errors import LedgerError
 from confide.privacy.events import Event, GaussianRelease, SampledGaussian, SkellamRelease
+
+if TYPE_CHECKING:
+    # Loaded where a cost is computed: it brings all of scipy, which takes seconds, and most commands compute none.
+    from dp_accounting import dp_event
 
 RDP_ORDERS: tuple[float, ...] = (
     *(x / 10 for x in range(17, 71)),
@@ -44,7 +46,9 @@ class _QuietOrders(logging.Filter):
 logging.getLogger("absl").addFilter(_QuietOrders())
 
 
-def _dp_event(event: GaussianRelease | SampledGaussian) -> dp_event.DpEvent:
+def _dp_event(event: GaussianRelease | SampledGaussian) -> "dp_event.DpEvent":
+    from dp_accounting import dp_event
+
     gaussian = dp_event.GaussianDpEvent(event.noise_multiplier)
     if isinstance(event, GaussianRelease):
         return dp_event.SelfComposedDpEvent(gaussian, event.count)
@@ -81,6 +85,8 @@ def epsilon(events: Sequence[Event], *, delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _pld(events: tuple[Event, ...], delta: float, interval: float) -> float:
+    from dp_accounting.pld import pld_privacy_accountant
+
     accountant = pld_privacy_accountant.PLDAccountant(value_discretization_interval=interval)
     for event in events:
         if isinstance(event, SkellamRelease):
@@ -109,6 +115,8 @@ def epsilon_by_pld(events: Iterable[Event], *, delta: float, coarseness: float =
 def _renyi_of_one(event: Event, orders: tuple[float, ...]) -> tuple[float, ...]:
     if isinstance(event, SkellamRelease):
         return tuple(skellam_renyi(order, variance=event.variance, l1=event.l1, l2=event.l2) for order in orders)
+    from dp_accounting.rdp import rdp_privacy_accountant
+
     accountant = rdp_privacy_accountant.RdpAccountant(list(orders))
     return tuple(float(value) for value in accountant.compose(_dp_event(event)).rdp)
 

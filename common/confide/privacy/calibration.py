@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scipy import optimize
-
 from confide.codec.layout import MAX_GRANULARITY
 from confide.errors import FailureName, ProtocolFailure
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
@@ -42,6 +40,8 @@ def check_target(epsilon: float, delta: float) -> None:
 
 def _smallest(cost: Callable[[float], float], target: float, start: float) -> float:
     """The smallest noise, to TOLERANCE, at which the falling function `cost` is at most `target`."""
+    from scipy import optimize  # where a search is made: loading it takes longer than most commands run
+
     high = start
     while cost(high) > target:
         high *= 1.25

@@ -1,7 +1,7 @@
 """The privacy ledger as sealing sees it: confide.sealing.seal_log.Costs, kept in the node's ledger.
 
-Sealing calls `reserve` before training, `spend` before the first byte leaves, `ended` when a slot is over; its peers
-remember `position`. A run without privacy is charged nowhere and keeps sealing's own NoCosts.
+Sealing calls `reserve` before training, `spend` before the first byte leaves, `ended` when a slot is over. A run
+without privacy is charged nowhere and keeps sealing's own NoCosts.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,6 @@ class LedgerCosts:
     def __init__(self, ledger: Ledger, budgets: Budgets) -> None:
         self._ledger, self._budgets = ledger, budgets
         self._evaluations: set[tuple[str, int]] = set()
-
-    def position(self) -> tuple[int, str]:
-        """(length, head) of the ledger."""
-        return len(self._ledger), self._ledger.head
-
-    def head_at(self, length: int) -> str:
-        """The ledger's head when it had `length` lines."""
-        return self._ledger.head_at(length)
 
     def reserve(self, *, run_id: str, slot: int, round: int, model_sha256: str, evaluate_only: bool) -> None:
         """Draw the slot's cost. Raises BUDGET_EXHAUSTED, SLOT_REUSED, LedgerError or PolicyRefusal before any work.

@@ -1,8 +1,8 @@
 """Counts under record- or user-level privacy: a tokenizer run's mechanism, its noise, and what it costs.
 
 Every unit's counts of the candidate pairs are clipped together to L2 norm `privacy.clip`, summed over the node's units,
-and released once a slot with Gaussian noise. All units are in every sum: nothing is sampled. So the noise depends on
-no data: it is public, and the coordinator can tell what stands out of it.
+and released once a slot with Gaussian noise, as integers on a lattice (lattice.py). All units are in every sum: nothing
+is sampled. So the noise depends on no data: it is public, and the coordinator can tell what stands out of it.
 
 Guarantee: everything that leaves the node in all planned slots is (epsilon, delta)-differentially private for removing
 one unit, against whoever sees it unsealed; what is done with it afterwards costs nothing.
@@ -30,6 +30,7 @@ from confide.privacy.accounting import epsilon_by_pld
 from confide.privacy.calibration import noise_multiplier
 from confide.privacy.events import GaussianRelease
 from confide.privacy.filter import filter_epsilon
+from confide.privacy.lattice import Lattice
 from confide.privacy.ledger_entries import RunCost
 from confide.privacy.plan import planned_slots, target, unit_plan
 from confide.privacy.randomness import SecureRandom
@@ -60,6 +61,11 @@ class CountingPlan:
     epsilon_beside_others: float
     """Budget that the run takes once it shares a group with other runs."""
     cost: RunCost
+
+    @property
+    def lattice(self) -> Lattice:
+        """On which counts and their noise are integers."""
+        return Lattice(clip=self.clip, noise_multiplier=self.noise_multiplier)
 
     @property
     def noise_stddev(self) -> float:
@@ -110,9 +116,11 @@ def run_cost(specification: Specification, units: int) -> RunCost:
 def private_counts(
     corpus: Corpus, state: TokenizerState, plan: CountingPlan, random: SecureRandom
 ) -> NDArray[np.float64]:
-    """float64, shape (k,): one slot's release, a GaussianRelease of the plan's noise multiplier."""
-    noise = random.gaussian(len(state.candidates), stddev=plan.noise_stddev)
-    return corpus.clipped_counts(state, plan.clip) + noise
+    """float64, shape (k,): one slot's release, a GaussianRelease of the plan's noise multiplier on its lattice."""
+    lattice = plan.lattice
+    counts = corpus.clipped_counts(state, plan.clip, step=lattice.granularity)
+    noised: NDArray[np.int64] = counts + lattice.noise(len(counts), random)
+    return noised.astype(np.float64) * lattice.granularity
 
 
 def floors(specification: Specification, *, contributors: int) -> Floors:

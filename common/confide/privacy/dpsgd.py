@@ -7,11 +7,12 @@
 
 A unit is what privacy protects: one record, or all records of one user. It is a sequence of examples (rows), one for
 most records. The loss of an example is the mean over its counted tokens, so that one clipping norm fits short and
-long ones; a unit's gradient is the sum over its examples, clipped as a whole.
+long ones; a unit's gradient is the sum over its examples, clipped as a whole. Sums and noise are integers (lattice.py).
 """
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,23 @@ import torch
 
 from confide.errors import ModelError, SpecificationError
 from confide.methods.base import IGNORED, Method
+from confide.privacy.lattice import Lattice
 from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.randomness import SecureRandom
 
 Unit = Sequence[Any]
 """The examples of one record or user; may be empty, when nothing can be learned from it."""
 
-# Scaling in float32 may round a norm up; this keeps the clipped norm at or below the bound.
-_ROUNDING = 1 - 1e-6
+# Relative. Squares are added by 256 in float32, in whatever order: at most 130 * 2^-24 of the norm is lost. Scaling
+# rounds three times more, by 2^-24 each. What is kept is then certainly within the clip.
+_ARITHMETIC = 1 - 2.0**-15
+_PIECE = 256
+
+_OTHERS = 1 - 2.0**-7
+"""What is left of the clip for the unit itself: the rest is for the last bits that its presence changes in others'
+gradients, by sharing a micro-batch with them (docs/privacy.md, "What one unit changes in the others")."""
+
+_MOST_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +54,16 @@ class ClippedGaussian:
     expected_batch: float
 
     def __post_init__(self) -> None:
-        for name in ("clip", "noise_multiplier", "expected_batch"):
-            value = getattr(self, name)
-            if not (value > 0 and value < float("inf")):
-                raise SpecificationError(f"{name} of a private step is {value}; it must be positive and finite")
+        if not 0 < self.expected_batch < float("inf"):
+            raise SpecificationError(
+                f"expected_batch of a private step is {self.expected_batch}; it must be positive and finite"
+            )
+        _ = self.lattice
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where the sum of clipped gradients and its noise are integers. Raises SpecificationError."""
+        return Lattice(clip=self.clip, noise_multiplier=self.noise_multiplier)
 
     @property
     def noise_stddev(self) -> float:
@@ -70,19 +86,22 @@ Loss = Callable[[Sequence[Any]], RowLosses]
 class RecordLoss:
     """The loss of a training method, one mean a row. Raises ModelError for a method that relates records."""
 
-    def __init__(self, model: Any, method: Method, *, autocast: bool = False) -> None:
+    def __init__(
+        self, model: Any, method: Method, *, context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        """context: in which each forward pass runs, such as autocast's."""
         if method.whole_batch:
             raise ModelError(
                 f"method {method.name!r} compares the records of a batch with each other, so that no record has a "
                 'gradient of its own; use privacy.unit = "organization", or another method'
             )
-        self._model, self._method, self._autocast = model, method, autocast
+        self._model, self._method, self._context = model, method, context
 
     def __call__(self, examples: Sequence[Any]) -> RowLosses:
         """Row i belongs to examples[i]; whatever the method draws (masked tokens) comes from a fresh secret seed."""
         device = next(self._model.parameters()).device
         batch = self._method.collate(examples, secrets.randbits(62)).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+        with self._context():
             total = self._method.loss(self._model, batch)
         if batch.labels.dim() < 2:
             return RowLosses(total, torch.ones(len(examples), device=device))
@@ -91,35 +110,60 @@ class RecordLoss:
 
 
 def clip_factors(gradients: Sequence[torch.Tensor], clip: float, scale_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Shape (B,), float32: what multiplies each row's whole gradient so that, times `scale_B`, its norm is <= `clip`.
+    """Shape (B,), float64: what multiplies each row's whole gradient so that, times `scale_B`, its norm is <= `clip`.
 
-    gradients: tensors (B, ...). A row whose gradient is not finite gets 0: it must neither spoil the sum nor raise
-    an error, which would tell that it is there.
+    gradients: tensors (B, ...), at most 2^34 scalars a row. A row whose gradient is not finite gets 0: it must neither
+    spoil the sum nor raise an error, which would tell that it is there.
     """
-    squares = torch.stack([g.float().flatten(1).square().sum(1) for g in gradients])
-    norms_B = squares.sum(0).sqrt()
-    scale_B = torch.ones_like(norms_B) if scale_B is None else scale_B.float()
-    factors_B = scale_B * (clip / (norms_B * scale_B).clamp(min=1e-30)).clamp(max=1.0) * _ROUNDING
-    return torch.where(torch.isfinite(norms_B), factors_B, torch.zeros_like(factors_B))
+    norms_B = torch.stack([_squared_norms(g.float().flatten(1)) for g in gradients]).sum(0).sqrt()
+    scale_B = torch.ones_like(norms_B) if scale_B is None else scale_B.double()
+    scaled_B = norms_B * scale_B
+    factors_B = scale_B * (clip / scaled_B.clamp(min=1e-30)).clamp(max=1.0) * _ARITHMETIC
+    return torch.where(torch.isfinite(scaled_B), factors_B, torch.zeros_like(factors_B))
+
+
+def _squared_norms(rows_BD: torch.Tensor) -> torch.Tensor:
+    """Shape (B,), float64. Relative error below 2^-15 in any order of summation, but for squares that underflow."""
+    rows, size = rows_BD.shape
+    even = size // _PIECE * _PIECE
+    pieces_BP = torch.linalg.vector_norm(rows_BD[:, :even].view(rows, even // _PIECE, _PIECE), dim=2)
+    total_B: torch.Tensor = pieces_BP.double().square().sum(1)
+    if even < size:
+        total_B += torch.linalg.vector_norm(rows_BD[:, even:], dim=1).double().square()
+    return total_B
 
 
 def _add_clipped(
-    sums: list[torch.Tensor], gradients: Sequence[torch.Tensor], clip: float, scale_B: torch.Tensor | None = None
+    sums: list[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    lattice: Lattice,
+    scale_B: torch.Tensor | None = None,
+    *,
+    shared: bool,
 ) -> None:
-    factors_B = clip_factors(gradients, clip, scale_B)
+    """Add each row's integers to `sums`, int64. Overwrites `gradients`.
+
+    shared: whether rows of other units were in the same forward pass.
+    Guarantee: a row adds a vector of L2 norm at most lattice.bound, nothing where it is not finite.
+    """
+    factors_B = clip_factors(gradients, lattice.clip * (_OTHERS if shared else 1.0), scale_B)
     kept = factors_B > 0
     if not bool(kept.all()):
         # 0 * NaN is NaN: such rows are left out, not multiplied.
         factors_B, gradients = factors_B[kept], [g[kept] for g in gradients]
+    steps_B = (factors_B / lattice.granularity).float()
     for total, gradient in zip(sums, gradients, strict=True):
-        total.add_(torch.tensordot(factors_B, gradient.float(), dims=1))
+        scaled = gradient.float().mul_(steps_B.view(-1, *[1] * (gradient.dim() - 1)))
+        for rows in torch.split(scaled, _MOST_ROWS):
+            # To an integer type means towards zero. 256 rows of at most 2^22 fit int32.
+            total.add_(rows.to(torch.int32).sum(0, dtype=torch.int32))
 
 
 class _OpenUnit:
     """Sums the gradients of a unit whose rows may spread over several micro-batches, and clips it when it ends."""
 
-    def __init__(self, sums: list[torch.Tensor], clip: float) -> None:
-        self._sums, self._clip = sums, clip
+    def __init__(self, sums: list[torch.Tensor], lattice: Lattice, *, shared: bool) -> None:
+        self._sums, self._lattice, self._shared = sums, lattice, shared
         self._number = -1
         self._gradients: list[torch.Tensor] = []
 
@@ -133,7 +177,7 @@ class _OpenUnit:
 
     def close(self) -> None:
         if self._gradients:
-            _add_clipped(self._sums, self._gradients, self._clip)
+            _add_clipped(self._sums, self._gradients, self._lattice, shared=self._shared)
         self._gradients = []
 
 
@@ -142,27 +186,35 @@ def clipped_sum(
     batch: Sequence[Unit],
     *,
     loss: Loss,
-    clip: float,
+    lattice: Lattice,
     micro_batch_size: int,
 ) -> list[torch.Tensor]:
-    """Sum over units of their clipped gradients, float32, one tensor for each trainable parameter; no noise yet.
+    """Sum over units of their clipped gradients in lattice steps, int64, one tensor for each trainable parameter; no
+    noise yet. An empty batch gives zeros.
 
-    Guarantee: adding or removing one unit changes the returned tensors, taken together, by L2 norm at most `clip`, up
-    to float32 summation. micro_batch_size bounds memory and changes nothing else. An empty batch gives zeros.
+    Guarantee: adding or removing one unit changes the returned tensors, taken together, by L2 norm at most
+    lattice.bound: the sum is exact in any order, and what a unit adds is bounded by _add_clipped. With
+    micro_batch_size 1 that is all; above, a unit may also change the last bits of the gradients of those that it shares
+    a micro-batch with, for which a part of the bound is set aside.
     """
-    sums = [torch.zeros_like(p, dtype=torch.float32) for p in per_sample.parameters]
+    sums = [torch.zeros_like(p, dtype=torch.int64) for p in per_sample.parameters]
     rows = [(number, example) for number, unit in enumerate(batch) for example in unit]
-    single = all(len(unit) <= 1 for unit in batch)
-    open_unit = _OpenUnit(sums, clip)
+    shared = micro_batch_size > 1
+    open_unit = _OpenUnit(sums, lattice, shared=shared)
     for start in range(0, len(rows), micro_batch_size):
         part = rows[start : start + micro_batch_size]
         losses = loss([example for _, example in part])
         gradients = per_sample.of(losses.total, rows=len(part))
-        if single:
-            _add_clipped(sums, gradients, clip, losses.scale_B)
-            continue
+        # By the unit's own size, not by the others': both roads round differently.
+        whole = [len(batch[number]) == 1 for number, _ in part]
         for row, (number, _) in enumerate(part):
-            open_unit.add(number, gradients, row, losses.scale_B[row])
+            if not whole[row]:
+                open_unit.add(number, gradients, row, losses.scale_B[row])
+        scale_B = losses.scale_B
+        if not all(whole):
+            gradients, scale_B = [g[whole] for g in gradients], scale_B[whole]
+        if any(whole):
+            _add_clipped(sums, gradients, lattice, scale_B, shared=shared)
     open_unit.close()
     return sums
 
@@ -176,19 +228,21 @@ def private_gradients(
     micro_batch_size: int,
     random: SecureRandom,
 ) -> None:
-    """Set `grad` of every trainable parameter to (sum of clipped gradients + Gaussian noise) / expected batch.
+    """Set `grad` of every trainable parameter to (sum of clipped gradients + noise) * granularity / expected batch.
 
     batch: a Poisson sample of the units, of any size; an empty one still gives pure noise, or its emptiness would show.
 
     Guarantee: with batches drawn by Poisson sampling at rate q, one call is the Poisson-subsampled Gaussian mechanism
-    of noise multiplier `mechanism.noise_multiplier` under zero-out adjacency of one unit (its examples are replaced by
-    none), against anyone who sees all gradients, as far as `random` is unpredictable and its values are Gaussian (its
-    docstring states the limits).
+    of noise multiplier `mechanism.noise_multiplier`, rounded to the lattice, under zero-out adjacency of one unit (its
+    examples are replaced by none), against anyone who sees all gradients, as far as `random` is unpredictable and
+    clipped_sum's guarantee holds. What is done to the integers after the noise depends on no data.
     """
-    sums = clipped_sum(per_sample, batch, loss=loss, clip=mechanism.clip, micro_batch_size=micro_batch_size)
+    lattice = mechanism.lattice
+    sums = clipped_sum(per_sample, batch, loss=loss, lattice=lattice, micro_batch_size=micro_batch_size)
     for parameter, total, mask in zip(per_sample.parameters, sums, per_sample.masks, strict=True):
-        noise = random.gaussian(total.numel(), stddev=mechanism.noise_stddev)
-        total += torch.from_numpy(noise).reshape(total.shape).to(total)
+        noise = lattice.noise(total.numel(), random)
+        total += torch.from_numpy(noise).reshape(total.shape).to(total.device)
         if mask is not None:
             total *= mask  # What no record can move needs no noise.
-        parameter.grad = (total / mechanism.expected_batch).to(parameter.dtype)
+        mean = total.double() * (lattice.granularity / mechanism.expected_batch)
+        parameter.grad = mean.to(parameter.dtype)

@@ -13,9 +13,10 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import LedgerError
 
 MAX_COUNT = 10**9
@@ -25,11 +26,7 @@ Multiplier = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class GaussianRelease(_Event):
+class GaussianRelease(StoredDocument):
     """`count` vectors, each released once with Gaussian noise (Dwork and Roth 2014, appendix A)."""
 
     kind: Literal["gaussian"] = "gaussian"
@@ -42,7 +39,7 @@ class GaussianRelease(_Event):
         return self.model_copy(update={"count": _bounded(self.count * repetitions)})
 
 
-class SampledGaussian(_Event):
+class SampledGaussian(StoredDocument):
     """`steps` steps of DP-SGD (Abadi et al. 2016): each unit is in a batch independently with `sampling_rate`."""
 
     kind: Literal["sampled_gaussian"] = "sampled_gaussian"
@@ -57,7 +54,7 @@ class SampledGaussian(_Event):
         return self.model_copy(update={"steps": _bounded(self.steps * repetitions)})
 
 
-class SkellamRelease(_Event):
+class SkellamRelease(StoredDocument):
     """`count` integer vectors, each released once with Skellam noise (Agarwal, Kairouz and Liu 2021)."""
 
     kind: Literal["skellam"] = "skellam"
@@ -87,7 +84,7 @@ def _bounded(count: int) -> int:
 
 
 def to_documents(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The events as JSON objects, every field present."""
+    """The events as JSON objects."""
     return [event.model_dump(mode="json") for event in events]
 
 

@@ -19,22 +19,12 @@ an adversary who picks every next mechanism after seeing all results so far. Pro
 import math
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from confide.privacy.accounting import conversion, renyi
 from confide.privacy.events import Event
+from confide.runs.budget import Budget as Budget
 
 FILTER_ORDERS: tuple[float, ...] = (2, 3, 4, 5, 7, 10, 16, 28, 64, 160)
 """Fixed for all ledgers. Every further order would make the limit of each a little lower."""
-
-
-class Budget(BaseModel):
-    """What a group of data sets may lose over all runs together, per protected unit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    epsilon: float = Field(gt=0, le=1000)
-    delta: float = Field(gt=0, lt=0.01)
 
 
 def order_limits(budget: Budget) -> tuple[float, ...]:

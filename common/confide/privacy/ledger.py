@@ -27,6 +27,7 @@ from pathlib import Path
 
 from confide import journal
 from confide.errors import FailureName, LedgerError, ProtocolFailure, StateError
+from confide.privacy import LEDGER_NAME as LEDGER_NAME
 from confide.privacy.filter import Budget, filter_epsilon
 from confide.privacy.ledger_entries import (
     Approved,
@@ -41,9 +42,6 @@ from confide.privacy.ledger_entries import (
     to_body,
 )
 from confide.privacy.ledger_state import LedgerState, RunState
-
-LEDGER_NAME = "privacy-ledger.jsonl"
-"""Within the node's state folder."""
 
 CLOCK_TOLERANCE_S = 5.0
 """Small steps back are what time synchronisation does; lines then carry the time of the line before."""

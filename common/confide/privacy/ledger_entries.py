@@ -8,11 +8,13 @@ Every line is one of five kinds; an unknown kind, field or value stops the reade
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import LedgerError
 from confide.privacy.events import AnyEvent, Event, to_documents
+from confide.runs.budget import Delta, Epsilon
 from confide.runs.specification import Name, Sha256
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -21,11 +23,7 @@ Unit = Literal["record", "user", "organization"]
 Basis = Literal["filter", "alone"]
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RunCost(_Line):
+class RunCost(StoredDocument):
     """What a run may cost at most: `slot` is charged for every slot that the node takes part in, `slots` times."""
 
     slot: tuple[AnyEvent, ...] = Field(min_length=1, max_length=16)
@@ -41,7 +39,7 @@ class RunCost(_Line):
         return self.of_slots(self.slots)
 
 
-class Approved(_Line):
+class Approved(StoredDocument):
     """The run's whole cost is set aside, its parameters frozen."""
 
     kind: Literal["approved"] = "approved"
@@ -54,9 +52,9 @@ class Approved(_Line):
     cost: RunCost
     basis: Basis
     """Why it fitted: "filter" beside other runs, "alone" because it is the group's only one (tighter accounting)."""
-    budget_epsilon: float = Field(gt=0)
+    budget_epsilon: Epsilon
     """The policy's budget at that moment."""
-    budget_delta: float = Field(gt=0, lt=1)
+    budget_delta: Delta
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     """Random. Hashes of ledger lines leave the node; without it the number of records could be guessed from them."""
     user_key: str | None = Field(default=None, min_length=1)
@@ -74,7 +72,7 @@ class Approved(_Line):
         return self.unit if self.unit != "user" else f"user (by {self.user_key or 'a field that was not kept'})"
 
 
-class Reserved(_Line):
+class Reserved(StoredDocument):
     """One slot's cost is drawn, before any work on private data."""
 
     kind: Literal["reserved"] = "reserved"
@@ -83,7 +81,7 @@ class Reserved(_Line):
     slot: Slot
 
 
-class Moved(_Line):
+class Moved(StoredDocument):
     """The draw of a slot whose work never left the node goes to a later slot; the earlier one can never be spent."""
 
     kind: Literal["moved"] = "moved"
@@ -93,7 +91,7 @@ class Moved(_Line):
     slot: Slot
 
 
-class Spent(_Line):
+class Spent(StoredDocument):
     """The draw is used up: written before the first byte leaves."""
 
     kind: Literal["spent"] = "spent"
@@ -102,7 +100,7 @@ class Spent(_Line):
     slot: Slot
 
 
-class Released(_Line):
+class Released(StoredDocument):
     """The run is over on this node; what it did not spend is free again."""
 
     kind: Literal["released"] = "released"
@@ -133,10 +131,7 @@ def parse_entry(body: Any) -> Entry:
 
 def to_body(entry: Entry) -> dict[str, Any]:
     """The JSON object that is appended to the journal."""
-    body: dict[str, Any] = entry.model_dump(mode="json")
-    if body.get("user_key", "") is None:
-        del body["user_key"]  # lines are as they were before the field was kept
-    return body
+    return entry.model_dump(mode="json")
 
 
 def events_digest(approved: Approved) -> str:

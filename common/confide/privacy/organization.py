@@ -29,6 +29,7 @@ from confide.privacy.randomness import SecureRandom
 from confide.privacy.rounding import conditionally_round
 from confide.runs.specification import Specification
 from confide.sealing.parameters import Parameters, for_epoch, planned
+from confide.sealing.parameters import colluding as counted_colluding
 
 SCALAR_BITS = 8
 """VectorLayout.bits of a slot with noise: digits of its exact scalars, which are constants. No choice of the run."""
@@ -170,7 +171,7 @@ def largest_mean(specification: Specification, trained: int) -> float:
 
     The noise of a mean is longest in the smallest sum that any epoch allows: q > (n + c) / 2 with n >= c + 2 members.
     """
-    run, colluding = organization_noise(specification, trained), specification.sealing.colluding
+    run, colluding = organization_noise(specification, trained), counted_colluding(specification, 0)
     fewest = max(specification.federation.min_cohort, colluding + 2)
     variance = run.noise.per_node(least_survivors=fewest, colluding=colluding)
     least = SlotNoise(run=run, members=fewest, least_survivors=fewest, variance=variance, lane_bits=0)

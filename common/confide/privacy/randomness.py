@@ -1,4 +1,4 @@
-"""Random numbers that privacy may rest on: AES-256-CTR keyed by the operating system, and exact-as-possible samplers.
+"""Random numbers that privacy may rest on: AES-256-CTR keyed by the operating system, and samplers of integers.
 
 numpy's and torch's generators are predictable from their output; noise that can be predicted can be subtracted.
 Everything here is drawn from one byte source, which tests replace by a fixed one.
@@ -6,14 +6,13 @@ Everything here is drawn from one byte source, which tests replace by a fixed on
 Guarantee: against an adversary who sees any part of the output, the rest is as unpredictable as AES-256-CTR under a
 key from os.urandom. A forked child never repeats its parent's noise.
 
-Limits, stated because they are real: samples are float64 or int64, computed from 52 or 53 random bits each. A single
-Box-Muller value never exceeds 8.6 standard deviations and lies on a grid that depends on its size (Mironov 2012), so
-`gaussian` adds four of them, which makes searching for the noise behind an observed value infeasible (Holohan and
-Braghin 2021). That is a defence, not a proof; the integer noise of `skellam` has no such question.
+All noise is integers: floating-point numbers lie on a grid that depends on their size, which betrays what they were
+added to (Mironov 2012). `rounded_gaussian` follows its distribution exactly; `poisson` and `skellam` up to the limits
+that their docstrings state.
 
 >>> random = SecureRandom()
->>> random.gaussian(4, stddev=2.0).shape, random.skellam(3, variance=50.0).dtype
-((4,), dtype('int64'))
+>>> random.rounded_gaussian(4, stddev=2.0).dtype, random.skellam(3, variance=50.0).dtype
+(dtype('int64'), dtype('int64'))
 """
 
 import math
@@ -23,6 +22,8 @@ from collections.abc import Callable
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
+
+from confide.privacy.rounded_gaussian import rounded_gaussian
 
 ByteSource = Callable[[int], bytes]
 """Returns exactly that many random bytes."""
@@ -86,19 +87,12 @@ class SecureRandom:
         ]
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
 
-    def gaussian(self, size: int, *, stddev: float) -> NDArray[np.float64]:
-        """float64, shape (size,): normal with mean 0 and `stddev` > 0, each half the sum of four Box-Muller values."""
-        if not (stddev > 0 and math.isfinite(stddev)):
-            raise ValueError(f"stddev is {stddev}; noise needs a positive, finite one")
-        result = np.empty(size)
-        for start in range(0, size, _CHUNK):
-            part = result[start : start + _CHUNK]
-            part[:] = 0.0
-            for _ in range(4):
-                radius = np.sqrt(-2.0 * np.log(self.uniform(part.size)))
-                part += radius * np.cos(2.0 * np.pi * self.uniform(part.size))
-            part *= stddev / 2.0
-        return result
+    def rounded_gaussian(self, size: int, *, stddev: float) -> NDArray[np.int64]:
+        """int64, shape (size,): floor(stddev * Z + 1/2), Z standard normal, exactly (rounded_gaussian.py).
+
+        Raises ValueError unless 0 < stddev <= 2^40.
+        """
+        return rounded_gaussian(self._words, size, stddev=stddev)
 
     def poisson(self, size: int, *, mean: float) -> NDArray[np.int64]:
         """int64, shape (size,): Poisson with 0 <= mean <= 1e15.

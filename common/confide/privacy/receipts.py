@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import LedgerError
 from confide.identity.keys import SigningKey, verify
 from confide.privacy.ledger import Ledger
@@ -20,10 +21,8 @@ from confide.runs.specification import Name, Sha256
 DOMAIN = "receipt"
 
 
-class Receipt(BaseModel):
+class Receipt(StoredDocument):
     """What is signed, as canonical JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     version: int = Field(default=1, ge=1, le=1)
     run_id: RunId

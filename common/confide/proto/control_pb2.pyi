@@ -111,18 +111,24 @@ class SubmitRunRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[SubmitRunHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class SubmitRunHeader(_message.Message):
-    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes", "schema")
+    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes", "schema", "run_id", "nonce", "expires_at")
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     specification: bytes
     initial_model_sha256: bytes
     signature: bytes
     initial_model_bytes: int
     schema: bytes
-    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ..., schema: _Optional[bytes] = ...) -> None: ...
+    run_id: str
+    nonce: bytes
+    expires_at: int
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ..., schema: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ...) -> None: ...
 
 class SubmitRunReply(_message.Message):
     __slots__ = ("run_id",)
@@ -181,10 +187,12 @@ class RunEvent(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StopRunRequest(_message.Message):
-    __slots__ = ("run_id",)
+    __slots__ = ("run_id", "signature")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, run_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class StopRunReply(_message.Message):
     __slots__ = ()

@@ -104,32 +104,40 @@ class SignedReply(_message.Message):
     def __init__(self, reply: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster")
+    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster", "run_id", "nonce", "expires_at")
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     specification: bytes
     initial_model_sha256: bytes
     signature: bytes
     administrator: str
     roster: bytes
-    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ...) -> None: ...
+    run_id: str
+    nonce: bytes
+    expires_at: int
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
-    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s")
+    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREPARING_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     waiting: bool
     reason: str
     preparing: bool
     round_s: float
-    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ...) -> None: ...
+    precision: str
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class SlotOpen(_message.Message):
     __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")
@@ -148,20 +156,28 @@ class SlotOpen(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended")
+    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended", "coordinator", "signature", "stopped_by", "stop_signature")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     NEXT_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
     RUN_ENDED_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_BY_FIELD_NUMBER: _ClassVar[int]
+    STOP_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     slot: int
     committed: bool
     failure: str
     next_model_sha256: bytes
     contributors: _containers.RepeatedScalarFieldContainer[str]
     run_ended: bool
-    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ...) -> None: ...
+    coordinator: str
+    signature: bytes
+    stopped_by: str
+    stop_signature: bytes
+    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ..., stopped_by: _Optional[str] = ..., stop_signature: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("version", "run_id", "node", "phase", "step", "steps", "seconds_left", "number")

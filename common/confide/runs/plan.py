@@ -207,6 +207,23 @@ def _in_turn(size: Size) -> str:
     return f"; of them {between} are sent in a round{turns}"
 
 
+def two_sums(specification: Specification) -> str:
+    """What two sums of one run or of several tell, as a sentence."""
+    if specification.sealing.kind == "none":
+        return "every update is seen by itself"
+    if specification.privacy.unit == "organization":
+        return "two sums: their difference is noised as each sum is; a missing organization costs only itself"
+    if specification.sealing.differences == "accepted":
+        return (
+            "DIFFERENCES OF SUMS ARE ACCEPTED: an organization that is missing from one of two sums, in this run or "
+            "another, can be told from their difference (its metrics almost exactly, its update roughly)"
+        )
+    return (
+        "two sums, of this run or others: they differ by whole blocks of the roster, never by one organization; where "
+        "a member of the only block is missing, the run pauses"
+    )
+
+
 def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[str]:
     sealing, privacy = specification.sealing, specification.privacy
     lines = ["what is protected:"]
@@ -216,7 +233,9 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
                 f"  {len(sizes)} sums are seen in every round, one of each group of the roster, which the root fixes: "
                 f"{sizes[-1]} to {sizes[0]} organizations each; of each sum:"
             )
-        lines.append("  " + parameters.words(parameters.planned(specification, sizes[-1])))
+        lines.append("  one sum: " + parameters.words(parameters.planned(specification, sizes[-1])))
+        if specification.refuses_differences or privacy.unit == "organization":
+            lines.append("  " + two_sums(specification))
         if privacy.unit == "none":
             lines.append(
                 f"  updates, weights and metrics travel as {sealing.bits}-bit integers under masks; losses are sums too"
@@ -229,6 +248,10 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
     lines.append("what is not protected:")
     if sealing.kind == "none":
         lines.append("  SEALING IS OFF: the coordinator sees every single organization's update. For research only.")
+    elif not specification.refuses_differences and privacy.unit != "organization":
+        lines.append("  " + two_sums(specification))
+    if specification.reproducible:
+        lines.append("  REPRODUCIBLE: the order of records follows from a public seed. For simulations only.")
     if privacy.unit == "none" and specification.trains_model:
         lines.append("  no differential privacy: the model may remember and repeat training text")
     elif privacy.unit == "none":

@@ -11,26 +11,23 @@ True
 """
 
 import hashlib
-import math
 import re
 import tomllib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import SpecificationError
+from confide.runs.budget import LARGEST_DELTA, LARGEST_EPSILON
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Model(_Frozen):
+class Model(StoredDocument):
     """The base model, which every node holds already. It never travels."""
 
     sha256: Sha256
@@ -43,7 +40,7 @@ class Model(_Frozen):
     """`random` trains from scratch: only the folder's configuration and tokenizer are used."""
 
 
-class Adapter(_Frozen):
+class Adapter(StoredDocument):
     """Which parameters are trained: LoRA matrices (Hu et al. 2021), or with kind = "full" all of them."""
 
     kind: Literal["lora", "full"] = "lora"
@@ -59,7 +56,7 @@ class Adapter(_Frozen):
     """QLoRA: a 4-bit base, on nodes with a GPU only."""
 
 
-class Method(_Frozen):
+class Method(StoredDocument):
     """What is learned from a record."""
 
     name: Literal["sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context", "tokenizer"] = "sft"
@@ -81,7 +78,7 @@ class Method(_Frozen):
     """in_context: template with {input} and {output}; empty is the built-in one."""
 
 
-class TokenRoles(_Frozen):
+class TokenRoles(StoredDocument):
     """Which special token has which part in the finished tokenizer; empty: none has it."""
 
     pad_token: str = "<pad>"
@@ -92,7 +89,7 @@ class TokenRoles(_Frozen):
     mask_token: str = ""
 
 
-class TokenizerSection(_Frozen):
+class TokenizerSection(StoredDocument):
     """method "tokenizer": byte-level BPE learned from counts of pairs, docs/tokenizer.md."""
 
     vocabulary: int = Field(default=4096, ge=257, le=262144)
@@ -123,7 +120,7 @@ class TokenizerSection(_Frozen):
         return self
 
 
-class Training(_Frozen):
+class Training(StoredDocument):
     """The local step on every node."""
 
     local_steps: int = Field(ge=0, le=1_000_000)
@@ -150,7 +147,7 @@ class Training(_Frozen):
     """bfloat16 autocast of the forward pass."""
 
 
-class Outer(_Frozen):
+class Outer(StoredDocument):
     """The coordinator's optimizer over the mean update: SGD with lr 1 is FedAvg (McMahan et al. 2017)."""
 
     name: Literal["sgd", "adam"] = "sgd"
@@ -164,7 +161,7 @@ class Outer(_Frozen):
     """FedAdam's adaptivity (Reddi et al. 2021)."""
 
 
-class Federation(_Frozen):
+class Federation(StoredDocument):
     """Who takes part, how often, on which data."""
 
     rounds: int = Field(ge=1, le=100_000)
@@ -202,7 +199,7 @@ class Federation(_Frozen):
         return self.longest_deadline_s if self.step_deadline_s is None else self.step_deadline_s
 
 
-class Sealing(_Frozen):
+class Sealing(StoredDocument):
     """Secure aggregation, docs/sealing.md. Off only for research, and only where every node's policy allows it."""
 
     kind: Literal["sealed", "none"] = "sealed"
@@ -210,16 +207,21 @@ class Sealing(_Frozen):
     """Of each sealed coordinate."""
     error_feedback: bool = False
     """Keep what rounding lost and add it to the next update."""
-    colluding: int = Field(default=1, ge=0)
-    """c: nodes that may collude with the coordinator."""
+    colluding: int | None = Field(default=None, ge=0)
+    """c: nodes that may collude with the coordinator; default a third of the others, at least 1."""
     max_missing: int | None = Field(default=None, ge=0)
     """d: members that may be missing when shares are revealed; default the largest possible."""
     slots_per_epoch: int = Field(default=16, ge=1, le=256)
     max_attempts: int = Field(default=2, ge=1, le=8)
     """Slots that may train on the same model."""
+    differences: Literal["refused", "accepted"] = "refused"
+    """accepted: a sum may lack any member, whose update the difference to another sum then shows. Each node's policy
+    has to accept it too. Refused: every sum is over whole blocks of the roster."""
+    block_colluding: int = Field(default=1, ge=1)
+    """c_d: members of one block that may collude; a block has at least two more."""
 
 
-class Privacy(_Frozen):
+class Privacy(StoredDocument):
     """Differential privacy, docs/privacy.md. The noise multiplier is calculated, never typed."""
 
     unit: Literal["none", "record", "user", "organization"] = "none"
@@ -241,9 +243,11 @@ class Privacy(_Frozen):
         for name, value in given.items():
             if value is None:
                 raise ValueError(f'unit is "{self.unit}", which needs {name}')
-        if not (self.epsilon is not None and self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(f"epsilon is {self.epsilon}; it must be above 0 (1 is strong, 8 is weak)")
-        if not (self.delta is not None and 0 < self.delta < 0.01):
+        if not (self.epsilon is not None and 0 < self.epsilon <= LARGEST_EPSILON):
+            raise ValueError(
+                f"epsilon is {self.epsilon}; it must be above 0 and at most {LARGEST_EPSILON:g} (1 is strong, 8 weak)"
+            )
+        if not (self.delta is not None and 0 < self.delta < LARGEST_DELTA):
             raise ValueError(f"delta is {self.delta}; it must be above 0 and well below 1/records, for example 1e-5")
         if (self.unit == "user") != (self.user_key is not None):
             raise ValueError('user_key goes with unit = "user", and only with it')
@@ -255,12 +259,15 @@ NO_MODEL = Model(sha256=hashlib.sha256(b"").hexdigest(), name="none")
 _COUNT_ONCE = Training(local_steps=1, batch_size=1, learning_rate=1.0)
 
 
-class Specification(_Frozen):
+class Specification(StoredDocument):
     """A whole run. Two runs with equal `digest` ask every node for the same work."""
 
     version: Literal[1]
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
+    reproducible: bool = False
+    """Order, dropout and masked positions follow from `seed`, which everybody knows, instead of from a secret of each
+    node. For simulations: two sums over nearly the same members then differ by almost exactly one update."""
     model: Model
     """Left out by method "tokenizer", as is `training`."""
     adapter: Adapter = Adapter()
@@ -298,6 +305,13 @@ class Specification(_Frozen):
         if self.privacy.unit == "organization":
             raise ValueError('privacy.unit is "organization", which method "tokenizer" does not do; use "record"')
         return self
+
+    @property
+    def refuses_differences(self) -> bool:
+        """Whether sums have to be over whole blocks of members: sealed, and nothing else bounds what two sums tell."""
+        sealing = self.sealing
+        bounded = self.privacy.unit == "organization" or sealing.differences == "accepted"
+        return sealing.kind == "sealed" and not bounded
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -418,7 +432,7 @@ class Specification(_Frozen):
         return warm * self.steps_in(1) + (round - 1 - warm) * self.training.local_steps
 
     def canonical_bytes(self) -> bytes:
-        """What is hashed, signed and sent: every field, defaults included."""
+        """What is hashed, signed and sent (confide.documents says which fields have their defaults in it)."""
         return canonical.encode(self.model_dump(mode="json"))
 
     @property
@@ -432,9 +446,15 @@ def _named(error: ValidationError, source: str) -> SpecificationError:
     for item in error.errors()[:8]:
         place = ".".join(str(part) for part in item["loc"]) or "specification"
         got = "" if item["type"] in {"missing", "value_error"} else f" (got {item.get('input')!r})"
-        what = "unknown field; remove it or correct its name" if item["type"] == "extra_forbidden" else item["msg"]
+        what = _unknown(item["loc"]) if item["type"] == "extra_forbidden" else item["msg"]
         lines.append(f"{place}: {what.removeprefix('Value error, ')}{got}")
     return SpecificationError(f"{source} is not a valid run specification: " + "; ".join(lines))
+
+
+def _unknown(place: tuple[int | str, ...]) -> str:
+    from confide.runs.reference import nearest
+
+    return f"unknown field; {nearest(tuple(str(part) for part in place)) or 'remove it or correct its name'}"
 
 
 def _filled(document: Any) -> Any:

@@ -12,6 +12,7 @@ The names, in the order of the protocol:
     member.upload_written     the masked upload is durable, SPENT is not
     member.spent              SPENT is durable, no byte was sent
     member.list_written       the signed list is durable, the signature was not sent
+    member.memory_written     the node-wide memory of the reveal is durable, the reveal is not noted
     member.reveal_written     the reveal is noted, was not sent
     member.ended              the slot's end is durable
     collector.epoch_written   the epoch's number and members are durable, nobody was asked

@@ -117,16 +117,16 @@ def make_bundle(
         specification_sha256=terms.specification_sha256,
         roster_version=terms.roster_version,
         roster_sha256=terms.roster_sha256,
-        ledger_signature=identity.sign(LEDGER_DOMAIN, ledger_statement(terms.run_id, node, *ledger)),
+        ledger_signature=identity.sign(LEDGER_DOMAIN, ledger_statement(node, *ledger)),
     )
     data = wire.encode(bundle)
     return wire.encode(sealing_pb2.SignedBundle(bundle=data, signature=identity.sign(DOMAIN, data)))
 
 
-def ledger_statement(run_id: str, node: str, length: int, head: str) -> bytes:
-    """What a node signs about its ledger, so that a peer can show it to the node again."""
+def ledger_statement(node: str, length: int, head: str) -> bytes:
+    """What a node signs about its ledger, so that a peer can show it to the node again, in any run."""
     return canonical.hash_fields(
-        "confide/v1/sealing/ledger", run_id.encode(), node.encode(), length.to_bytes(8, "big"), bytes.fromhex(head)
+        "confide/v1/sealing/ledger", node.encode(), length.to_bytes(8, "big"), bytes.fromhex(head)
     )
 
 
@@ -142,7 +142,7 @@ def open_bundle(signed: sealing_pb2.SignedBundle, terms: EpochTerms, roster: Ros
     verify(bytes.fromhex(member.identity_key), DOMAIN, signed.bundle, signed.signature)
     _check_terms(bundle, terms)
     _check_keys(bundle, terms)
-    ledger = ledger_statement(terms.run_id, bundle.node, bundle.ledger_length, bundle.ledger_head.hex())
+    ledger = ledger_statement(bundle.node, bundle.ledger_length, bundle.ledger_head.hex())
     verify(bytes.fromhex(member.identity_key), LEDGER_DOMAIN, ledger, bundle.ledger_signature)
     return bundle
 

@@ -136,6 +136,11 @@ class TensorLink:
             )
 
 
+def link_of(specification: Specification, travel: Travel) -> Link:
+    """What may follow what in a run: the nodes' check, and the coordinator's before it commits."""
+    return TensorLink(specification, travel) if specification.trains_model else TokenizerLink(specification)
+
+
 class ModelChain:
     """A node's memory of the last model: its hash, round and values, across restarts.
 
@@ -150,9 +155,7 @@ class ModelChain:
     ) -> None:
         """initial_sha256: of the first model, as the administrator signed it. The last model lies in `folder`."""
         self._initial = initial_sha256
-        self.link: Link = (
-            TensorLink(specification, travel) if specification.trains_model else TokenizerLink(specification)
-        )
+        self.link = link_of(specification, travel)
         self._max_attempts = specification.sealing.max_attempts
         self._log = log
         self._folder = folder
@@ -164,17 +167,24 @@ class ModelChain:
         return self._log.model is not None and self._log.model[2]
 
     def admit(self, plan: SlotPlan, model: bytes | memoryview) -> None:
-        """Check a slot's model and remember it durably. Raises MODEL_REPEATED or MODEL_CHAIN_BROKEN."""
+        """Check a slot's model and remember it durably. Raises MODEL_REPEATED, ATTEMPT_WRONG or MODEL_CHAIN_BROKEN."""
         name = plan.model_sha256.hex()
-        if plan.attempt > self._max_attempts or self._log.attempts[name, plan.evaluate_only] >= self._max_attempts:
+        if plan.attempt > self._max_attempts or self._log.attempts[name] >= self._max_attempts:
             raise ProtocolFailure(
                 FailureName.MODEL_REPEATED,
                 f"attempt {plan.attempt} on the model {name[:16]}, which was used "
-                f"{self._log.attempts[name, plan.evaluate_only]} times here; at most {self._max_attempts} are allowed",
+                f"{self._log.attempts[name]} times here; at most {self._max_attempts} are allowed",
             )
         if model_digest(model) != plan.model_sha256:
             raise broken(f"{len(model)} bytes came that are not the model {name[:16]}")
         anchored = self._follows(plan, model)
+        taken = self._log.last_attempt.get(plan.round, 0)
+        if plan.attempt <= taken:
+            raise ProtocolFailure(
+                FailureName.ATTEMPT_WRONG,
+                f"attempt {plan.attempt} of round {plan.round} came, and attempt {taken} was taken here before; each "
+                "is taken once, in order",
+            )
         if self._log.model is None or self._log.model[0] != name:
             self._keep(name, plan.round, model, anchored=anchored)
 
@@ -221,6 +231,8 @@ class ModelChain:
                 raise broken(f"round 1 begins with {name[:16]}, not with the signed first model")
             return False
         last_name, last_round, anchored, values = last
+        if plan.round < last_round:
+            raise broken(f"round {plan.round} came after round {last_round}")
         if name == last_name:
             return anchored
         if plan.round <= last_round:

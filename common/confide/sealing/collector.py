@@ -4,7 +4,7 @@ collector_state.py holds what is known; this module decides what is asked next. 
 bytes that it had before. It cannot learn more than a sum, whatever it does: that is the members' doing (member.py).
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from confide.runs.specification import Specification
 from confide.sealing import bundles, opening, wire
 from confide.sealing.boundaries import reached
 from confide.sealing.collector_state import Books, EpochBook, SlotBook
+from confide.sealing.differences import Blocks, differences_kind, split, still_away
 from confide.sealing.member_slot import check_confirmation
-from confide.sealing.parameters import Parameters, for_epoch, too_few, words
+from confide.sealing.parameters import Parameters, eligible, for_epoch, too_few, words
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 from confide.sealing.uploads import UploadStore
 
@@ -45,6 +46,8 @@ _EXCLUDES = {
     FailureName.SPEC_CHANGED,
     FailureName.LOW_ORDER_KEY,
     FailureName.BUDGET_EXHAUSTED,
+    FailureName.BLOCK_SPLIT,
+    FailureName.MODEL_REVEALED,
 }
 # A later, durable entry says that they are complete; what a power cut takes of them before that is asked for again.
 _GATHERED = {"bundle", "dealings", "upload", "confirmation", "reveal"}
@@ -55,9 +58,17 @@ class SealedCollector:
     """One run at the coordinator; goes on with what an earlier process left in its folder."""
 
     def __init__(
-        self, *, specification: Specification, roster: Roster, folder: Path, run_id: str, schema: TensorSchema
+        self,
+        *,
+        specification: Specification,
+        roster: Roster,
+        folder: Path,
+        run_id: str,
+        schema: TensorSchema,
+        group: str = "",
     ) -> None:
-        """folder: this run's own; journal, dealings and uploads lie in it. schema: of the flat update."""
+        """folder: this run's own; journal, dealings and uploads lie in it. schema: of the flat update. group: whose."""
+        self._group = group
         self.outcome: Opened | Abandoned | None = None
         self._specification = specification
         self._federation = specification.federation
@@ -68,7 +79,8 @@ class SealedCollector:
         self._journal = Journal(folder / "collector.jsonl")
         self._reasons: dict[str, str] = {}
         self._silent: set[str] = set()
-        self._excluded: set[str] = set()
+        self._excluded: dict[str, str] = {}
+        """Who takes no part in this run any more, and why."""
         self._renew = False
         self._books = Books(specification, run_id, Travel(specification, schema))
         for event in self._journal:
@@ -138,9 +150,44 @@ class SealedCollector:
     # ------------------------------------------------------------------ epoch
 
     def _eligible(self, present: tuple[str, ...]) -> tuple[str, ...]:
+        """Who of those present makes an epoch; where differences are refused, whole blocks of them."""
         named = set(self._federation.nodes) or set(present)
-        left_out = self._excluded | self._books.convicted
-        return tuple(sorted((set(present) & named & self._standing()) - left_out))
+        left_out = set(self._excluded) | self._books.convicted
+        return self._summable((set(present) & named & self._standing()) - left_out)
+
+    def _summable(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those of `names` that may be summed: all, or whole blocks, or after a failed opening the very same list."""
+        if not self._guarded:
+            return tuple(sorted(names))
+        whole, bound = self._blocks.whole(names), self._books.bound
+        return whole if not bound else bound if set(bound) <= set(whole) else ()
+
+    @property
+    def _guarded(self) -> bool:
+        return self._specification.refuses_differences
+
+    @property
+    def _blocks(self) -> Blocks:
+        return Blocks.of(self._specification, self._roster, self._group)
+
+    def waits_for(self, present: tuple[str, ...], gone: Mapping[str, str]) -> tuple[str, ...]:
+        """Without whom no sum can be made that takes no block apart; empty when there can be one.
+
+        gone: who never comes, and why. Raises BLOCK_SPLIT when those who are needed are among them.
+        """
+        if not self._guarded or len(self._eligible(present)) >= self._federation.min_cohort:
+            return ()
+        out = dict(gone) | self._excluded | dict.fromkeys(self._books.convicted, "it was convicted")
+        if named := set(self._federation.nodes):
+            strangers = {name for them in self._blocks.members.values() for name in them} - named
+            out |= dict.fromkeys(strangers, "the specification does not name it")
+        return still_away(self._blocks, self._books.bound, present, out, self._federation.min_cohort)
+
+    def returned(self, names: Collection[str]) -> None:
+        """They connected anew. Who restarted holds no secrets, and where nobody may be missing, nobody goes without."""
+        epoch = self._books.epoch
+        if self._guarded and epoch is not None and set(names) & set(epoch.members) and self.resumable is None:
+            self._renew = True
 
     def epoch_needed(self, present: tuple[str, ...]) -> bool:
         """Whether there is no epoch, it is used up, its members or roster changed, or one lost its secrets."""
@@ -153,6 +200,9 @@ class SealedCollector:
             return True
         if epoch.terms.roster_sha256.hex() != self._roster.digest:
             return True
+        slot = self._books.slot
+        if self._guarded and slot is not None and slot.plan.slot >= epoch.terms.first_slot and not slot.committed:
+            return True  # somebody was missing, and may have lost its secrets
         # Who failed to enter this epoch is asked again after a slot of it, not at once and for ever.
         eligible = self._eligible(present)
         tried = eligible == epoch.wanted and self._books.last_slot < epoch.terms.first_slot
@@ -173,6 +223,7 @@ class SealedCollector:
             wanted=list(wanted),
             roster_version=self._roster.version,
             roster_sha256=self._roster.digest,
+            eligible=eligible(self._specification, self._roster.groups.get(self._group, ())),
         )
         for path in self._dealings.iterdir():
             path.unlink()
@@ -180,19 +231,30 @@ class SealedCollector:
 
     def _close_epoch(self, epoch: EpochBook) -> None:
         self._silent = set()
-        if epoch.phase == "advertise":
-            try:
-                for_epoch(self._specification, len(epoch.signed), waive_colluding=True)
-            except ProtocolFailure as error:
-                self._record("epoch_failed", code=error.code, reason=error.detail)
-                return
-            self._record("sharing")
-        elif epoch.dealt == set(epoch.members):
+        answered = set(epoch.signed) if epoch.phase == "advertise" else epoch.dealt
+        summable = self._summable(answered)
+        if self._guarded and len(summable) < self._federation.min_cohort:
+            missing = ", ".join(sorted(set(epoch.asked) - answered)) or "nobody"
+            self._fail_epoch(split(f"no whole block made an epoch; missing: {missing}"))
+        elif epoch.phase == "advertise" and summable == epoch.members:
+            self._share_epoch(epoch)
+        elif epoch.phase == "share" and summable == epoch.members:
             self._record("stands")
             reached("collector.epoch_stands")
         else:
             # Nobody holds shares of a member that did not deal: begin again without it, with fresh keys.
-            self._start_epoch(tuple(sorted(epoch.dealt)), epoch.wanted)
+            self._start_epoch(summable, epoch.wanted)
+
+    def _share_epoch(self, epoch: EpochBook) -> None:
+        try:
+            for_epoch(self._specification, len(epoch.signed), eligible=epoch.eligible, waive_colluding=True)
+        except ProtocolFailure as error:
+            self._fail_epoch(error)
+        else:
+            self._record("sharing")
+
+    def _fail_epoch(self, error: ProtocolFailure) -> None:
+        self._record("epoch_failed", code=error.code, reason=error.detail)
 
     def _epoch_exchange(self, epoch: EpochBook) -> Exchange:
         deadline_s = self._federation.exchange_deadline_s
@@ -318,7 +380,7 @@ class SealedCollector:
         if code in _RENEWS and self.resumable is not None:
             self._renew = True
         if code in _EXCLUDES or (code == FailureName.MODEL_CHAIN_BROKEN and slot is not None and slot.phase == "train"):
-            self._excluded.add(node)
+            self._excluded.setdefault(node, f"{code}: {detail}")
 
     def close_exchange(self) -> None:
         """All answered or the deadline passed: the next phase, or an outcome."""
@@ -432,16 +494,7 @@ class SealedCollector:
         assert parameters is not None  # noqa: S101 - the epoch stands
         self._silent = set()
         if slot.phase == "train":
-            names = sorted(slot.uploads)
-            if len(names) < parameters.smallest_list:
-                self._abandon(
-                    too_few(self._specification, slot.plan.evaluate_only).value,
-                    f"{len(names)} of {parameters.members} uploaded; at least {parameters.smallest_list} are needed",
-                )
-                return
-            self._uploads.settle(slot.plan.slot)
-            self._record("list", nodes=names)
-            reached("collector.list_written")
+            self._close_train(epoch, slot, parameters)
         elif slot.phase == "confirm":
             names = sorted(slot.confirmations)
             if len(names) < parameters.quorum:
@@ -454,6 +507,21 @@ class SealedCollector:
             reached("collector.quorum_written")
         else:
             self._close_reveal(epoch, slot, parameters)
+
+    def _close_train(self, epoch: EpochBook, slot: SlotBook, parameters: Parameters) -> None:
+        names, missing = self._summable(slot.uploads), sorted(set(epoch.members) - set(slot.uploads))
+        for name in set(slot.uploads) - set(names):
+            self._reasons.setdefault(name, f"{FailureName.BLOCK_SPLIT}: {missing[0]} is missing, and blocks stay whole")
+        if len(names) < parameters.smallest_list:
+            code = too_few(self._specification, slot.plan.evaluate_only)
+            count = f"{len(slot.uploads)} of {parameters.members} uploaded"
+            if self._guarded and missing:
+                code, count = FailureName.BLOCK_SPLIT, f"{count}, {', '.join(missing)} did not, and blocks stay whole"
+            self._abandon(code.value, f"{count}; at least {parameters.smallest_list} are needed")
+            return
+        self._uploads.settle(slot.plan.slot)
+        self._record("list", nodes=names)
+        reached("collector.list_written")
 
     def _close_reveal(self, epoch: EpochBook, slot: SlotBook, parameters: Parameters) -> None:
         reveals = None
@@ -512,6 +580,7 @@ class SealedCollector:
                 "t": parameters.threshold,
                 "d": parameters.missing,
                 "list_size": len(slot.survivors),
+                "differences": differences_kind(self._specification),
                 "words": words(parameters),
             },
         )

@@ -4,7 +4,7 @@ Every change is an event: written to the journal first, then applied by `Books.a
 applies the same events again and stands where it stood. Answers (bundle, dealings, upload, confirmation, reveal) are
 fsynced with the event that closes their exchange.
 
-    epoch         {epoch, first_slot, members, wanted, roster_version, roster_sha256}
+    epoch         {epoch, first_slot, members, wanted, roster_version, roster_sha256, eligible}
     bundle        {node, body}
     sharing       {}                     the bundles are complete: who sent none is not in the epoch
     dealings      {node}                 the ciphertexts lie in a file
@@ -49,6 +49,8 @@ class EpochBook:
     asked: tuple[str, ...]
     wanted: tuple[str, ...]
     """Who was to be in it: more than were asked when some advertised before and did not deal."""
+    eligible: int = 0
+    """Nodes of the roster that the run may sum: c follows from them."""
     phase: str = "advertise"
     failure: tuple[str, str] = ("", "")
     signed: dict[str, sealing_pb2.SignedBundle] = field(default_factory=dict)
@@ -104,6 +106,9 @@ class Books:
     epoch: EpochBook | None = None
     slot: SlotBook | None = None
     convicted: set[str] = field(default_factory=set)
+    bound: tuple[str, ...] = ()
+    """The list that members were asked to reveal for, while its round is not committed: they may have revealed, and
+    sign for this model no other one. Empty where differences are accepted."""
 
     def apply(self, event: dict[str, Any], parsed: Message | None = None) -> None:
         """Change the books as one event says. parsed: the message in its `body`, when that was decoded before."""
@@ -130,7 +135,8 @@ class Books:
             roster_version=event["roster_version"],
             roster_sha256=bytes.fromhex(event["roster_sha256"]),
         )
-        self.epoch = EpochBook(terms=terms, asked=tuple(event["members"]), wanted=tuple(event["wanted"]))
+        members, wanted = tuple(event["members"]), tuple(event["wanted"])
+        self.epoch = EpochBook(terms=terms, asked=members, wanted=wanted, eligible=event.get("eligible", 0))
 
     def _within_epoch(self, kind: str, event: dict[str, Any], parsed: Message | None) -> None:
         epoch = self.epoch
@@ -142,7 +148,9 @@ class Books:
                 epoch.opened[event["node"]] = wire.decode(sealing_pb2.Bundle, signed.bundle)
             case "sharing":
                 # A node's own policy decides about c = 0; the coordinator asks for what is specified.
-                epoch.parameters = for_epoch(self.specification, len(epoch.signed), waive_colluding=True)
+                epoch.parameters = for_epoch(
+                    self.specification, len(epoch.signed), eligible=epoch.eligible, waive_colluding=True
+                )
                 epoch.key = EpochKey(
                     terms=epoch.terms,
                     members=epoch.members,
@@ -195,6 +203,7 @@ class Books:
                 slot.confirmations[event["node"]] = _message(sealing_pb2.Confirmation, event, parsed)
             case "quorum":
                 slot.quorum, slot.phase = tuple(event["nodes"]), "reveal"
+                self.bound = slot.survivors if self.specification.refuses_differences else ()
             case "reveal":
                 slot.reveals[event["node"]] = _message(sealing_pb2.Reveal, event, parsed)
             case "bad_share":
@@ -203,6 +212,8 @@ class Books:
             case "decided":
                 slot.phase, slot.committed, slot.failure = "decided", event["committed"], event["failure"]
                 slot.contributors = tuple(event["contributors"])
+                if slot.committed:
+                    self.bound = ()
             case "ended":
                 slot.ended = True
 

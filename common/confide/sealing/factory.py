@@ -16,8 +16,10 @@ from confide.models.travel import Travel
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
 from confide.sealing.grouped import GroupedCollector
+from confide.sealing.heights import Heights
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.plain import PlainCollector, PlainMember
+from confide.sealing.revealed import Memory
 from confide.sealing.roles import Collector, Member
 from confide.sealing.seal_log import Costs
 
@@ -30,7 +32,7 @@ def make_collector(
     schema: of the flat update, with names where confide.models.travel.needs_names says so.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _check_noise(specification, schema)
+    check_promise(specification, schema)
     if specification.sealing.kind == "none":
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
     kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
@@ -49,14 +51,18 @@ def make_member(
     initial_model_sha256: bytes,
     rules: NodeRules | None = None,
     costs: Costs | None = None,
+    memory: Memory | None = None,
+    heights: Heights | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Member:
     """The node half for one run; `folder` is the run's own at this node and has to survive restarts.
 
     initial_model_sha256: as the administrator signed it. rules: the node's policy. costs: the privacy ledger.
+    memory: what the node has revealed for on this data, over all its runs.
+    heights: the node's, over all its runs.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
-    _check_noise(specification, schema)
+    check_promise(specification, schema)
     if specification.sealing.kind == "none":
         return PlainMember(specification=specification, folder=folder, schema=schema)
     return SealedMember(
@@ -70,11 +76,14 @@ def make_member(
         initial_model_sha256=initial_model_sha256,
         rules=rules or NodeRules(),
         costs=costs,
+        memory=memory,
+        heights=heights,
         clock=clock,
     )
 
 
-def _check_noise(specification: Specification, schema: TensorSchema) -> None:
+def check_promise(specification: Specification, schema: TensorSchema) -> None:
+    """Raise PARAMETERS_IMPOSSIBLE for a promise that cannot be kept, whoever comes: asked when a run is submitted."""
     if specification.privacy.unit == "organization":
         from confide.privacy.organization import organization_noise
 

@@ -9,7 +9,7 @@ Guarantee: none of its own. What holds of one sum (member.py) holds of each grou
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
+from confide.sealing.parameters import colluding, eligible
 from confide.sealing.roles import Abandoned, Exchange, Metric, Opened, SlotPlan
 
 _ORDER = (fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL)
@@ -103,6 +104,7 @@ class GroupedCollector:
             folder=self._folder / (f"group-{group}" if group else _UNGROUPED),
             run_id=run_id,
             schema=schema,
+            group=group,
         )
         self._groups: dict[str, SealedCollector] = {}
         self._group_of: dict[str, str] = {}
@@ -111,7 +113,9 @@ class GroupedCollector:
         """What each group wants asked; those of the step that is out are taken off at its end."""
         self._tries: Counter[str] = Counter()
         """Epochs of each group that were begun since the last slot."""
-        self._colluding = specification.sealing.colluding
+        self._colluding: Callable[[str], int] = lambda group: colluding(
+            specification, eligible(specification, self._roster.groups.get(group, ()))
+        )
         anchored = self._folder / _ANCHORED
         self._anchored = set(anchored.read_text().split() if anchored.exists() else ())
         """Nodes that were in a sum of this run: what they have of its models goes back to the signed first one."""
@@ -160,6 +164,31 @@ class GroupedCollector:
         needing = self._needing(present)
         standing = [group for group in self._groups if group not in needing and self._of(present, group)]
         return any(self._tries[group] < _TRIES for group in needing) or (bool(needing) and not standing)
+
+    def waits_for(self, present: tuple[str, ...], gone: Mapping[str, str]) -> tuple[str, ...]:
+        """Nobody while one group can be summed; else all for whom a group waits.
+
+        Raises BLOCK_SPLIT when no group can be summed any more.
+        """
+        waiting: set[str] = set()
+        hopeless: ProtocolFailure | None = None
+        for group, collector in self._groups.items():
+            try:
+                missing = collector.waits_for(self._of(present, group), gone)
+            except ProtocolFailure as error:
+                hopeless = error
+                continue
+            if not missing:
+                return ()
+            waiting |= set(missing)
+        if not waiting and hopeless is not None:
+            raise hopeless
+        return tuple(sorted(waiting))
+
+    def returned(self, names: Collection[str]) -> None:
+        """Tell each group."""
+        for collector in self._groups.values():
+            collector.returned(names)
 
     def begin_epoch(self, present: tuple[str, ...]) -> None:
         """Start an epoch in every group that needs one; the others keep theirs."""
@@ -214,7 +243,7 @@ class GroupedCollector:
             for group, wanted in self._asked.items()
             if wanted.step == fleet_pb2.TRAIN
             and group not in self._shown
-            and len(self._anchored & set(wanted.bodies)) <= self._colluding
+            and len(self._anchored & set(wanted.bodies)) <= self._colluding(group)
         }
         if self._round <= 1 or not late:
             return None

@@ -8,7 +8,7 @@ has none, refuses the rest of the epoch by name, and takes part again in the nex
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,11 @@ from confide.sealing.boundaries import reached
 from confide.sealing.bundles import EpochTerms, OwnSecrets
 from confide.sealing.chain import ModelChain
 from confide.sealing.dealing import EpochKey
+from confide.sealing.differences import Blocks
+from confide.sealing.heights import Heights
 from confide.sealing.member_slot import MemberSlot
-from confide.sealing.parameters import Parameters, for_epoch
+from confide.sealing.parameters import Parameters, eligible, for_epoch
+from confide.sealing.revealed import NAME, Memory, Revealed
 from confide.sealing.roles import Answer, Train
 from confide.sealing.seal_log import Costs, NoCosts, SealLog
 
@@ -39,6 +42,8 @@ class NodeRules:
     """Fewest organizations in a sum, when above the specification's."""
     waive_colluding: bool = False
     """Accept c = 0: sealing holds against the coordinator alone."""
+    accept_differences: bool = False
+    """Accept runs that say sealing.differences = "accepted"."""
 
 
 @dataclass(repr=False)
@@ -81,9 +86,16 @@ class SealedMember:
         initial_model_sha256: bytes,
         rules: NodeRules,
         costs: Costs | None = None,
+        memory: Memory | None = None,
+        heights: Heights | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """folder: the run's own at this node; the seal log in it survives restarts. clock: Unix seconds."""
+        """folder: the run's own at this node; the seal log in it survives restarts. clock: Unix seconds.
+
+        memory: what the node has revealed for on this run's data, over all its runs. Without one it begins with the
+        run, in `folder`, which is for a node that never takes part in another.
+        heights: the node's, over all its runs. Without them they begin with the run, in `folder`.
+        """
         self.specification = specification
         self.node = node
         self.identity = identity_key
@@ -92,7 +104,11 @@ class SealedMember:
         self.rules = rules
         self.folder = private_folder(folder)
         self.log = SealLog(folder / "seal-log.jsonl")
-        self.costs: Costs = costs or NoCosts(self.log.journal)
+        self.costs: Costs = costs or NoCosts()
+        self._owns_heights = heights is None
+        self.heights = Heights(folder) if heights is None else heights
+        self._own_memory = Revealed(folder / NAME) if memory is None else None
+        self.memory = memory or self._own_memory.on(specification.federation.data)  # type: ignore[union-attr]
         self.clock = clock
         self.chain = ModelChain(
             specification,
@@ -110,6 +126,7 @@ class SealedMember:
     def handle(self, step: fleet_pb2.Step, body: bytes, train: Train, model: bytes | memoryview = b"") -> Answer:
         """Answer one instruction; docs/sealing.md lists the checks of each step in order."""
         self.log.require_running()
+        self.heights.require_running()
         match step:
             case fleet_pb2.ADVERTISE:
                 return Answer(self._advertise(body))
@@ -145,6 +162,10 @@ class SealedMember:
         self.slots.forget()
         self.epoch = None
         self.log.journal.close()
+        if self._own_memory is not None:
+            self._own_memory.close()
+        if self._owns_heights:
+            self.heights.close()
 
     def update_roster(self, roster: Roster) -> None:
         """Use a newer roster; its version is remembered durably. One that revokes a member ends the epoch."""
@@ -179,7 +200,7 @@ class SealedMember:
         )  # fmt: skip
         reached("member.epoch_written")
         own = OwnSecrets.fresh(terms.slots)
-        ledger = self.costs.position()
+        ledger = self.heights.begin(self.run_id, terms.epoch)
         signed = bundles.make_bundle(
             terms, self.node, own, self.identity, incarnation=self._incarnation, ledger=ledger
         )  # fmt: skip
@@ -232,13 +253,17 @@ class SealedMember:
         parameters = for_epoch(
             self.specification,
             len(opened),
+            eligible=eligible(self.specification, self.roster.groups[self.group]),
             min_cohort=self.rules.min_cohort,
             waive_colluding=self.rules.waive_colluding,
         )
-        for name, bundle in opened.items():
-            if name != self.node:
-                head, signature = bundle.ledger_head.hex(), bundle.ledger_signature.hex()
-                self.log.hear(name, bundle.ledger_length, head, signature)
+        self.heights.hear(
+            {
+                name: (bundle.ledger_length, bundle.ledger_head.hex(), bundle.ledger_signature.hex())
+                for name, bundle in opened.items()
+                if name != self.node
+            }
+        )
         epoch.opened, epoch.parameters = opened, parameters
         epoch.key = EpochKey(
             terms=epoch.terms,
@@ -275,7 +300,7 @@ class SealedMember:
             raise ProtocolFailure(
                 FailureName.COHORT_NOT_EPOCH, f"{strangers[0]} is not among the nodes that the specification names"
             )
-        group = self.roster.member(self.node).group
+        group = self.group
         others = [name for name in opened if self.roster.member(name).group != group]
         if others:
             raise ProtocolFailure(
@@ -283,6 +308,37 @@ class SealedMember:
                 f"{others[0]} is of group {self.roster.member(others[0]).group!r} in the roster that the root signed, "
                 f"this node of {group!r}; it is summed with its own group only",
             )
+        self.check_blocks(opened)
+
+    @property
+    def group(self) -> str:
+        """This node's, in the roster that it holds."""
+        return self.roster.member(self.node).group
+
+    def check_blocks(self, names: Collection[str]) -> None:
+        """Raise BLOCK_SPLIT unless these members may be summed together, by the roster's blocks and what was revealed.
+
+        Nothing is refused where something else bounds what two sums tell, or this node accepts it.
+        """
+        if self.guards_differences:
+            blocks = Blocks.of(self.specification, self.roster, self.group)
+            blocks.check(names)
+            self.memory.check_split(names, blocks.fewest)
+
+    @property
+    def guards_differences(self) -> bool:
+        """Whether two sums must not take a block apart, by the specification, unless this node accepts it too."""
+        asked = self.specification.sealing.differences == "accepted"
+        return self.specification.refuses_differences or (asked and self._must_refuse)
+
+    @property
+    def _must_refuse(self) -> bool:
+        return self.specification.privacy.unit != "organization" and not self.rules.accept_differences
+
+    @property
+    def fewest_together(self) -> int | None:
+        """Fewest members that sums may set apart; None where any may be."""
+        return self.specification.sealing.block_colluding + 2 if self.guards_differences else None
 
     def _deal(self, epoch: MemberEpoch, key: EpochKey) -> bytes:
         """Ciphertexts for all others; the polynomials live in this call only."""
@@ -292,7 +348,7 @@ class SealedMember:
         epoch.kept = dealt.pop(self.node)
         reply = sealing_pb2.ShareReply(version=wire.VERSION, epoch=epoch.terms.epoch)
         for receiver, shares in dealt.items():
-            length, head, signature = self.log.heights[receiver]
+            length, head, signature = self.heights.of(receiver)
             shares.ledger_length, shares.ledger_head = length, bytes.fromhex(head)
             shares.ledger_signature = bytes.fromhex(signature)
             public = epoch.opened[receiver].share_key
@@ -338,12 +394,12 @@ class SealedMember:
         public = epoch.opened[item.dealer].share_key
         dealt = dealing.decrypt(key, item.dealer, self.node, secret, public, item.ciphertext, identity)
         head = dealt.ledger_head.hex()
-        claim = bundles.ledger_statement(self.run_id, self.node, dealt.ledger_length, head)
+        claim = bundles.ledger_statement(self.node, dealt.ledger_length, head)
         try:
             verify(self.identity.public, bundles.LEDGER_DOMAIN, claim, dealt.ledger_signature)
         except IdentityError as error:
             raise ProtocolFailure(
                 FailureName.BAD_DEALING, f"{item.dealer} claims to have seen a ledger that this node never signed"
             ) from error
-        self.log.check_height(self.costs, item.dealer, dealt.ledger_length, head)
+        self.heights.check(item.dealer, dealt.ledger_length, head)
         return dealt

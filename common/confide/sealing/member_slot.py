@@ -94,6 +94,7 @@ class MemberSlot:
         self._check_slot(epoch, plan, list(message.cohort))
         self._check_roster(epoch)
         member.open_dealings(epoch, list(message.dealings))
+        member.memory.check_cohort(model=plan.model_sha256.hex(), members=message.cohort, fewest=member.fewest_together)
         member.chain.admit(plan, model)
         state = self._reserve(epoch, plan, body)
         try:
@@ -332,6 +333,14 @@ class MemberSlot:
                 f"{len(names)} of {epoch.parameters.members} are listed; at least {epoch.parameters.smallest_list} are "
                 "needed",
             )
+        self._check_differences(state, names)
+
+    def _check_differences(self, state: SlotState, names: list[str]) -> None:
+        """What this list and those revealed before would tell together."""
+        member, fewest = self._member, self._member.fewest_together
+        if fewest is not None:
+            member.check_blocks(names)
+            member.memory.check(model=state.plan.model_sha256.hex(), names=names, fewest=fewest)
 
     # ------------------------------------------------------------------ REVEAL
 
@@ -348,6 +357,15 @@ class MemberSlot:
         if state.reveal:
             return state.reveal
         self._check_quorum(epoch, listed, request)
+        # Again, and remembered in the same step: another run may have revealed since this list was signed.
+        member.memory.reveal(
+            run=member.run_id,
+            slot=state.plan.slot,
+            model=state.plan.model_sha256.hex(),
+            names=[item.node for item in survivors],
+            fewest=member.fewest_together,
+        )
+        reached("member.memory_written")
         member.log.write(
             "revealed",
             run=member.run_id,

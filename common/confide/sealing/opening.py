@@ -128,7 +128,8 @@ def open_sum(
             f"the opened sum has norm {norm:.6g}; {len(slot.survivors)} updates of norm {layout.clip:g} make at most "
             f"{largest:.6g}{', noise included' if layout.granularity else ''}. Nothing of it is used",
         )
-    weight, metrics = scalars.decode(integers, len(slot.survivors))
+    uniform = books.specification.federation.weights == "uniform"
+    weight, metrics = scalars.decode(integers, len(slot.survivors), uniform=uniform)
     return update, weight, metrics
 
 

@@ -7,6 +7,7 @@
 with 5 organizations, the coordinator and any 1 of them together learn nothing about another beyond the sum of ...
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from confide.errors import FailureName, ProtocolFailure
@@ -69,39 +70,64 @@ class Parameters:
         return max(self.min_cohort, self.members - self.missing)
 
 
+def colluding(specification: Specification, eligible: int) -> int:
+    """c: as specified, else max(1, floor((n - 1) / 3)) with n = `eligible`.
+
+    eligible: nodes of the roster that may be in one sum of this run. It is not the size of an epoch, since whoever
+    leaves members out of one would lower c by it. Under organization-level privacy the noise is split for the smallest
+    cohort, before anybody knows how many come: n is min_cohort there.
+    """
+    given = specification.sealing.colluding
+    if given is not None:
+        return given
+    shared = specification.privacy.unit == "organization"
+    return max(1, ((specification.federation.min_cohort if shared else eligible) - 1) // 3)
+
+
+def eligible(specification: Specification, members: Collection[str]) -> int:
+    """How many of `members` (the active nodes of one group) the run may sum."""
+    named = specification.federation.nodes
+    return sum(name in named for name in members) if named else len(members)
+
+
 def planned(specification: Specification, members: int) -> Parameters:
     """For `confide run plan`: refuses what the specification asks for when it is impossible with `members` nodes."""
     sealing, federation = specification.sealing, specification.federation
     return Parameters.of(
         members=members,
-        colluding=sealing.colluding,
+        colluding=colluding(specification, members),
         min_cohort=federation.min_cohort,
         max_missing=sealing.max_missing,
     )
 
 
 def for_epoch(
-    specification: Specification, members: int, *, min_cohort: int = 0, waive_colluding: bool = False
+    specification: Specification,
+    members: int,
+    *,
+    eligible: int = 0,
+    min_cohort: int = 0,
+    waive_colluding: bool = False,
 ) -> Parameters:
     """For an epoch of `members`: as planned, with d lowered where fewer take part than were planned.
 
+    eligible: as for `colluding`; default `members`.
     min_cohort: the node's own policy, where that is higher than the specification's.
     waive_colluding: the node's policy accepts c = 0. Raises PARAMETERS_IMPOSSIBLE.
     """
     sealing, federation = specification.sealing, specification.federation
+    c = colluding(specification, max(eligible, members))
     _require(
-        sealing.colluding >= 1 or waive_colluding,
+        c >= 1 or waive_colluding,
         "colluding is 0, and this node's policy asks for at least 1: the coordinator and one other node must not "
         "learn anything together. Raise sealing.colluding, or waive it in the policy",
     )
-    largest = Parameters.of(
-        members=members, colluding=sealing.colluding, min_cohort=max(min_cohort, federation.min_cohort)
-    )
+    largest = Parameters.of(members=members, colluding=c, min_cohort=max(min_cohort, federation.min_cohort))
     if sealing.max_missing is None or sealing.max_missing >= largest.missing:
         return largest
     return Parameters.of(
         members=members,
-        colluding=sealing.colluding,
+        colluding=c,
         min_cohort=largest.min_cohort,
         max_missing=sealing.max_missing,
     )

@@ -7,7 +7,7 @@ of nodes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,13 @@ class PlainCollector:
         """Use a newer roster from the next slot on."""
         self._roster = roster
 
+    def waits_for(self, present: tuple[str, ...], gone: Mapping[str, str]) -> tuple[str, ...]:
+        """Nobody: each update is seen by itself anyway."""
+        return ()
+
+    def returned(self, names: Collection[str]) -> None:
+        """There are no secrets to lose."""
+
     def begin_epoch(self, present: tuple[str, ...]) -> None:
         """Only names the cohort: there is no key material without sealing."""
         for name in present:
@@ -186,7 +193,7 @@ class PlainCollector:
             return
         try:
             upload = wire.decode(sealing_pb2.PlainUpload, body)
-            _check_upload(node, upload, self._plan.slot)
+            _check_upload(node, upload, self._plan.slot, uniform=self._federation.weights == "uniform")
             if payload is None:
                 raise UpdateError(f"the reply of {node} has no payload 'upload'")
             path = self._uploads.keep(self._plan.slot, node, payload, upload.upload_digest, 4 * self._parameters)
@@ -326,11 +333,15 @@ def weighted_sum(paths: Mapping[str, Path], weights: Mapping[str, float], parame
     return total
 
 
-def _check_upload(node: str, upload: sealing_pb2.PlainUpload, slot: int) -> None:
+def _check_upload(node: str, upload: sealing_pb2.PlainUpload, slot: int, *, uniform: bool) -> None:
     if upload.slot != slot:
         raise ProtocolFailure(FailureName.LATE_UPLOAD, f"{node} answered slot {upload.slot}; slot {slot} is open")
     wire.require_length("upload_digest", upload.upload_digest, wire.DIGEST_BYTES)
     scalars.check_weight(upload.weight)
+    if uniform and upload.weight != 1.0:
+        raise ProtocolFailure(
+            FailureName.SUM_OUT_OF_RANGE, f"{node} weighs its update {upload.weight}; in this run every weight is 1"
+        )
     names = [item.name for item in upload.metrics]
     unknown = [name for name in names if name not in set(Metric)]
     if unknown:

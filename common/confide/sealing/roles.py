@@ -13,7 +13,7 @@ The driver's loop over one slot, whatever the kind:
     outcome = collector.outcome          # Opened | Abandoned
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -154,6 +154,15 @@ class Collector(Protocol):
 
     def epoch_needed(self, present: tuple[str, ...]) -> bool:
         """Whether slots are used up, a member was lost or came back, or there is no epoch yet."""
+
+    def waits_for(self, present: tuple[str, ...], gone: Mapping[str, str]) -> tuple[str, ...]:
+        """Without whom nothing may be summed now; empty when the run can go on. gone: who never comes, and why.
+
+        Raises BLOCK_SPLIT when the run cannot go on without somebody who never comes.
+        """
+
+    def returned(self, names: Collection[str]) -> None:
+        """These nodes connected anew: whoever restarted has lost its secrets of the epoch."""
 
     def open_slot(self, plan: SlotPlan) -> None:
         """Begin a slot; `outcome` becomes None."""

@@ -48,15 +48,25 @@ def encode(contribution: Contribution) -> list[int]:
     return integers
 
 
-def decode(sums: Sequence[int], contributors: int) -> tuple[float, dict[Metric, tuple[float, int]]]:
+def decode(
+    sums: Sequence[int], contributors: int, *, uniform: bool = False
+) -> tuple[float, dict[Metric, tuple[float, int]]]:
     """Weight sum and (sum of values, number that reported) per metric, from the opened integer sums.
 
+    uniform: every weight is 1 by the specification, so that their sum is known exactly.
     Raises SUM_OUT_OF_RANGE for sums that `contributors` honest nodes cannot make.
     """
     if len(sums) != COUNT:
         raise ProtocolFailure(FailureName.SUM_OUT_OF_RANGE, f"{len(sums)} scalars were opened, not {COUNT}")
     if not 1 <= sums[0] <= contributors * FULL:
         raise _out_of_range("the weight", sums[0], contributors)
+    if uniform and sums[0] != contributors * FULL:
+        raise ProtocolFailure(
+            FailureName.SUM_OUT_OF_RANGE,
+            f"the opened sum of the weights is {sums[0]}; {contributors} contributors of weight 1 make exactly "
+            f"{contributors * FULL}. Somebody in the sum sent another weight, and who cannot be seen; nothing of it is "
+            "used",
+        )
     metrics: dict[Metric, tuple[float, int]] = {}
     for name, total, count in zip(Metric, sums[1::2], sums[2::2], strict=True):
         if count > contributors or total > count * FULL:

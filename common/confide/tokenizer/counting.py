@@ -2,7 +2,7 @@
 
 corpus = Corpus.of([["To be, or not to be"], ["that is the question"]])     # two units of one text each
 counts = corpus.counts(state)                                               # of all units together
-bounded = corpus.clipped_counts(state, clip=8.0)                            # each unit at most 8 long
+bounded = corpus.clipped_counts(state, clip=8.0, step=8.0 / 2**22)          # each unit at most 8 long, in steps
 """
 
 from collections import Counter
@@ -20,6 +20,9 @@ from confide.tokenizer.state import TokenizerState, key_of
 Counts = NDArray[np.float64]
 _BLOCK = 1 << 21
 """Pieces of units that are expanded into pairs at once: bounds memory."""
+
+_ARITHMETIC = 1 - 2.0**-30
+"""Of the clip: float64 may lose 2^-53 of a norm for each of up to 2^20 candidates and operations."""
 
 
 def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
@@ -79,15 +82,17 @@ class Corpus:
         weights = np.repeat(times, np.diff(starts))
         return np.bincount(found, weights=weights, minlength=len(state.candidates)).astype(np.float64)
 
-    def clipped_counts(self, state: TokenizerState, clip: float) -> Counts:
-        """The sum over units of each one's counts, scaled down to L2 norm `clip` where they are longer; shape (k,).
+    def clipped_counts(self, state: TokenizerState, clip: float, *, step: float) -> NDArray[np.int64]:
+        """The sum over units of each one's counts, scaled down to L2 norm `clip` where they are longer; int64, (k,).
 
-        Guarantee: without any one unit the result differs by at most `clip` in L2 norm, rounding of float64 aside.
+        In units of `step`, of which each unit's share is rounded towards zero; clip / step is at most 2^22.
+        Guarantee: without any one unit the result differs by at most clip / step in L2 norm, exactly: integers below
+        2^53 add up in float64 without rounding.
         """
         starts, found = self._pairs(state)
-        total = np.zeros(len(state.candidates))
+        total = np.zeros(len(state.candidates), dtype=np.int64)
         for first, last in self._blocks(np.diff(starts)):
-            total += self._block(first, last, starts, found, len(total), clip)
+            total += self._block(first, last, starts, found, len(total), clip, step).astype(np.int64)
         return total
 
     def _blocks(self, pairs_of_piece: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -101,7 +106,14 @@ class Corpus:
             first = last
 
     def _block(
-        self, first: int, last: int, starts: NDArray[np.int64], found: NDArray[np.int64], size: int, clip: float
+        self,
+        first: int,
+        last: int,
+        starts: NDArray[np.int64],
+        found: NDArray[np.int64],
+        size: int,
+        clip: float,
+        step: float,
     ) -> Counts:
         begin, end = self.unit_offsets[first], self.unit_offsets[last]
         pieces, times = self.unit_pieces[begin:end], self.unit_times[begin:end]
@@ -113,8 +125,11 @@ class Corpus:
         count = np.bincount(place, weights=np.repeat(times, lengths), minlength=len(cell))
         owner = cell // max(size, 1)
         norms = np.sqrt(np.bincount(owner, weights=count**2, minlength=last - first))
-        scale = np.minimum(1.0, clip / np.maximum(norms, clip))
-        return np.bincount(cell % max(size, 1), weights=count * scale[owner], minlength=size).astype(np.float64)
+        longest = clip * _ARITHMETIC
+        scale = np.minimum(1.0, longest / np.maximum(norms, longest)) / step
+        return np.bincount(cell % max(size, 1), weights=np.floor(count * scale[owner]), minlength=size).astype(
+            np.float64
+        )
 
     def _pairs(self, state: TokenizerState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(starts, found): piece p has the candidates numbered found[starts[p] : starts[p + 1]]."""

@@ -27,11 +27,12 @@ from confide.identity.invitation import Invitation
 from confide.identity.keys import SigningKey, verify
 from confide.identity.member import LocalMember
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
-from confide.identity.submission import sign_submission
+from confide.identity.submission import VALID_S, sign_stop, sign_submission
 from confide.models.travel import needs_names
 from confide.proto import control_pb2 as pb
 from confide.proto.control_pb2_grpc import ControlStub
 from confide.runs.specification import Specification
+from confide.text import cleaned, identifier, line, paragraph
 from confide.transport.failures import CODE_KEY, own_metadata, revive
 
 CHUNK_BYTES = 1 << 20
@@ -67,6 +68,7 @@ class ControlClient:
         options: list[tuple[str, str | int]] = [
             ("grpc.max_receive_message_length", 4 * CHUNK_BYTES),
             ("grpc.keepalive_time_ms", 60000),
+            ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small answer cannot become a big one
         ]
         if proxy:
             options.append(("grpc.http_proxy", proxy))
@@ -191,32 +193,43 @@ class ControlClient:
         initial_model: bytes,
         identity: SigningKey,
         schema: TensorSchema | None = None,
+        *,
+        valid_s: int = VALID_S,
     ) -> str:
-        """Sign and submit a run with its first model (raw trainable tensors); returns the run id.
+        """Sign and submit a run with its first model (raw trainable tensors); returns the run id, drawn here.
 
         schema: the first model's; needed where what travels depends on the tensors' names.
+        valid_s: nodes accept the run for so long.
         """
         self._greet()
         document, digest = specification.canonical_bytes(), model_digest(initial_model)
+        signed = sign_submission(identity, self._claim.name, document, digest, valid_s=valid_s)
         header = pb.SubmitRunHeader(
             specification=document,
             initial_model_sha256=digest,
-            signature=sign_submission(identity, document, digest),
+            signature=signed.signature,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
             initial_model_bytes=len(initial_model),
             schema=schema.to_bytes() if schema is not None and needs_names(specification) else b"",
         )
         return self.submit_signed(header, initial_model)
 
     def submit_signed(self, header: pb.SubmitRunHeader, initial_model: bytes) -> str:
-        """Submit what was signed already, perhaps elsewhere."""
+        """Submit what was signed already, perhaps elsewhere; returns the run id, which is the signed one."""
         self._greet()
         reply = self._call(self._stub.SubmitRun, _parts(header, initial_model), timeout_s=BULK_TIMEOUT_S)
-        return str(reply.run_id)
+        if reply.run_id != header.run_id:
+            raise TransportError(
+                f"run {header.run_id} was submitted, and the coordinator calls it {line(reply.run_id, 40)!r}"
+            )
+        return header.run_id
 
     def runs(self) -> list[pb.RunSummary]:
         """Newest first."""
         self._greet()
-        return list(self._call(self._stub.ListRuns, pb.ListRunsRequest()).runs)
+        return [_cleaned_summary(run) for run in self._call(self._stub.ListRuns, pb.ListRunsRequest()).runs]
 
     def watch(self, run_id: str, after: int = 0) -> Iterator[pb.RunEvent]:
         """Events from the one after `after` on, until the run has ended. Close the iterator to leave early."""
@@ -224,14 +237,14 @@ class ControlClient:
         with self._failures():
             call = self._stub.WatchRun(pb.WatchRunRequest(run_id=run_id, after=after), metadata=own_metadata())
             try:
-                yield from call
+                yield from map(_cleaned_event, call)
             finally:
                 call.cancel()
 
-    def stop(self, run_id: str) -> None:
-        """Ask the coordinator to stop a run."""
+    def stop(self, run_id: str, identity: SigningKey) -> None:
+        """Order the coordinator, and through it every node, to stop a run."""
         self._greet()
-        self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id))
+        self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id, signature=sign_stop(identity, run_id)))
 
     def export(self, run_id: str, round: int | None = None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) of a committed round; None is the newest."""
@@ -271,11 +284,31 @@ class ControlClient:
             raise self._named(error) from error
 
     def _named(self, error: grpc.RpcError) -> ConfideError:
-        code, details = error.code(), error.details() or ""
+        code, details = error.code(), paragraph(error.details() or "")
         said = dict(cast(Any, error.trailing_metadata() or ()))
         if CODE_KEY in said:
             return revive(said[CODE_KEY], details)
         return _unreached(self.address, self._claim.name, code, details)
+
+
+def _cleaned_summary(run: pb.RunSummary) -> pb.RunSummary:
+    """A run as the coordinator tells of it, fit to be shown."""
+    for field in ("run_id", "name", "status", "sealing", "detail"):
+        setattr(run, field, line(getattr(run, field)))
+    return run
+
+
+def _cleaned_event(event: pb.RunEvent) -> pb.RunEvent:
+    """An event, fit to be shown. Raises TransportError for data that is not a JSON object."""
+    try:
+        data = json.loads(event.data)
+    except (ValueError, RecursionError) as error:
+        raise TransportError(f"event {event.sequence} is not JSON; is the coordinator's release ours?") from error
+    if not isinstance(data, dict):
+        raise TransportError(f"event {event.sequence} is not a JSON object; is the coordinator's release ours?")
+    return pb.RunEvent(
+        sequence=event.sequence, time=event.time, kind=identifier(event.kind), data=canonical.encode(cleaned(data))
+    )
 
 
 def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> ConfideError:

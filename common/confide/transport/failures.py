@@ -10,6 +10,7 @@ import grpc
 
 from confide import __version__, errors
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
+from confide.text import line, paragraph
 
 PROTOCOL = 1
 PROTOCOL_KEY, RELEASE_KEY, CODE_KEY = "confide-protocol", "confide-release", "confide-code"
@@ -44,9 +45,9 @@ def message_of(error: ConfideError) -> str:
 def revive(code: str, message: str) -> ConfideError:
     """The error that the other side raised. An unknown code becomes a TransportError that says it.
 
-    Control characters are dropped: the text ends up on a terminal.
+    Both are bounded and cleaned: the text ends up on a terminal.
     """
-    code, message = ("".join(one for one in text if one.isprintable() or one == "\n") for text in (code, message))
+    code, message = line(code, 64), paragraph(message, MAX_MESSAGE_CHARS)
     if code in FailureName.__members__:
         return ProtocolFailure(FailureName(code), message)
     kind = _KINDS.get(code)

@@ -15,6 +15,7 @@ from confide.errors import ConfideError, IdentityError, ModelError, Specificatio
 from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role
+from confide.identity.submission import MAX_VALID_S, VALID_S
 from confide.runs.specification import Specification, parse_toml
 from confide.transport.control import ControlClient
 from rich.console import Console
@@ -92,6 +93,50 @@ def renew(
 
 
 @app.command()
+def new(
+    out: Annotated[Path, typer.Argument(help="The TOML file to write.", dir_okay=False)],
+    recipe: Annotated[str, typer.Option(help="What the run is to do; `--recipe help` lists them.")] = "fine-tune",
+    model_folder: Annotated[
+        Path | None, typer.Option("--model-folder", help="The base model: its hash and layers go into the file.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="The data set's name on the nodes.")] = "records",
+    rounds: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
+) -> None:
+    """Write a commented specification to start from."""
+    from confide.runs.starting_points import STARTING_POINTS, write
+
+    if recipe == "help":
+        for name, (about, _) in STARTING_POINTS.items():
+            typer.echo(f"{name:20} {about}")
+        return
+    if out.exists():
+        raise SpecificationError(f"{out} is there already; choose another name, or remove it")
+    changes: dict[str, dict[str, Any]] = {"federation": {} if rounds is None else {"rounds": rounds}}
+    sha256 = "0" * 64
+    if model_folder is not None:
+        sha256 = _describe_base(model_folder, recipe, changes)
+    out.write_text(write(recipe, sha256=sha256, data=data, changes=changes), encoding="utf-8")
+    missing = "" if model_folder is not None else " (put the base model's hash into model.sha256)"
+    typer.echo(f"wrote {out}{missing}; next: confide run plan {out}")
+
+
+def _describe_base(folder: Path, recipe: str, changes: dict[str, dict[str, Any]]) -> str:
+    """The base's hash; what its configuration says goes into `changes`."""
+    from confide.models.architecture import load_config
+    from confide.models.store import folder_digest
+
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no folder; give a model in transformers' format")
+    config = load_config(folder)
+    changes["model"] = {"dtype": "bfloat16" if "bfloat16" in str(config.dtype) else "float32"}
+    layers = int(getattr(config, "num_hidden_layers", 0))
+    if recipe.startswith("fine-tune") and layers > 8:
+        # The last 40 % of the layers: nearly as good as all of them, and what an ordinary processor trains in minutes.
+        changes["adapter"] = {"first_layer": layers - round(0.4 * layers)}
+    return folder_digest(folder)
+
+
+@app.command()
 def plan(
     specification: Path,
     nodes: Annotated[int, typer.Option(min=1, max=10_000, help="How many organizations are expected.")] = 4,
@@ -140,12 +185,16 @@ def submit(
     model_folder: ModelFolder = None,
     coordinator: Coordinator = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on watching it.")] = False,
+    valid_days: Annotated[
+        float,
+        typer.Option(min=0.01, max=MAX_VALID_S / 86400, help="Organizations may accept the run for so long."),
+    ] = VALID_S / 86400,
 ) -> None:
-    """Sign a specification with its first model, and submit it."""
+    """Sign a specification with its first model, a run id and an expiry, and submit it."""
     member, parsed = load_member(admin), _specification(specification)
     initial, schema = _initial_model(parsed, model_folder)
     with ControlClient.of_member(member, coordinator) as client:
-        run_id = client.submit(parsed, initial, member.identity, schema)
+        run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
         console.print(f"sealing {sealing_markup(parsed.sealing.kind)}")
         if watch:
@@ -165,7 +214,14 @@ def list_runs(admin: Admin, coordinator: Coordinator = "", as_json: AsJson = Fal
     table = Table("run", "name", "status", "round", "sealing", "detail")
     for run in runs:
         progress = f"{run.round}/{run.rounds}"
-        cells = (run.run_id, plain(run.name), run.status, progress, sealing_markup(run.sealing), plain(run.detail))
+        cells = (
+            plain(run.run_id),
+            plain(run.name),
+            plain(run.status),
+            progress,
+            sealing_markup(run.sealing),
+            plain(run.detail),
+        )
         table.add_row(*cells)
     console.print(table)
 
@@ -182,9 +238,10 @@ def stop(
     run: Annotated[str, typer.Argument(help="Run id or its beginning.")], admin: Admin, coordinator: Coordinator = ""
 ) -> None:
     """Stop a run after the open slot's bookkeeping."""
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
+    member = load_member(admin)
+    with ControlClient.of_member(member, coordinator) as client:
         run_id = _resolve(client, run)
-        client.stop(run_id)
+        client.stop(run_id, member.identity)
     console.print(f"run {run_id} is told to stop")
 
 
@@ -204,7 +261,7 @@ def export(
     with ControlClient.of_member(load_member(admin), coordinator) as client:
         manifest, model = client.export(_resolve(client, run), round or None)
     write_export(out, manifest, model, model_folder, merged=merged)
-    console.print(f"round {manifest['round']} of run {manifest['run_id']} written to {out}", soft_wrap=True)
+    console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
 
 
 def write_export(out: Path, manifest: dict[str, Any], model: bytes, model_folder: Path | None, *, merged: bool) -> None:

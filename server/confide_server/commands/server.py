@@ -14,8 +14,16 @@ import typer
 from confide.errors import IdentityError, StateError
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
+from confide.secrecy import private_files, private_process
+from confide.text import log_to_stderr
 
-app = typer.Typer(no_args_is_help=True, help="The coordinator: directs runs over organizations it cannot see into.")
+from confide_server.run_view import plain as printable
+
+app = typer.Typer(
+    callback=private_files,
+    no_args_is_help=True,
+    help="The coordinator: directs runs over organizations it cannot see into.",
+)
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder.")]
 BIND = "0.0.0.0"  # noqa: S104 - nodes connect from elsewhere
@@ -77,6 +85,25 @@ def renew(
 
 
 @app.command()
+def status(folder: Folder) -> None:
+    """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not."""
+    from confide_server.process import standing
+
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    found = standing(folder)
+    if not found["running"]:
+        typer.echo(f"not running; start it with `confide server start {folder}`")
+        raise typer.Exit(1)
+    typer.echo(f"running: process {found['pid']}, fleet port {found['fleet_port']}, control {found['control_port']}")
+    if found["trouble"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
+        typer.echo(f"no run is driven since {since}, and it is tried again: {printable(found['trouble'])}")
+        raise typer.Exit(1)
+    typer.echo("runs are driven")
+
+
+@app.command()
 def start(
     folder: Folder,
     fleet_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
@@ -84,12 +111,13 @@ def start(
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
-    from confide_server.process import Coordinator, read_settings, write_settings
-
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    from confide_server.process import Coordinator, read_settings, write_settings
+
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    private_process()
+    log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     ports = {"fleet_port": fleet_port, "control_port": control_port}
     chosen = {key: value for key, value in ports.items() if value is not None}
     if chosen:

@@ -18,6 +18,7 @@ from confide.errors import StateError
 from confide.files import private_folder
 from confide.identity.roster import Role, Roster
 from confide.proto.fleet_pb2 import ProgressReport
+from confide.secrecy import private_file
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from fastapi import FastAPI
@@ -69,6 +70,7 @@ class FleetLink:
         self._spool = private_folder(folder / "replies")
         for left_over in self._spool.iterdir():
             left_over.unlink()
+        private_file(self._database)
         objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
         objects.store_instance = FileObjectStore(folder / "objects")
         self._factory = LinkStateFactory(str(self._database), get_federation_manager(is_simulation=False), objects)
@@ -81,7 +83,6 @@ class FleetLink:
                 f"{self._database} is damaged ({error.orig}). It holds only connections and nothing of a run: move it "
                 "away and start again; nodes reconnect by themselves."
             ) from error
-        self._database.chmod(0o600)
 
     def admit(self, roster: Roster) -> None:
         """Let exactly the roster's active nodes connect; a revoked one is cut off at once."""

@@ -96,7 +96,7 @@ def round_seconds(federation: LocalFederation, spec: Specification, parameters: 
 
 def measure(nodes: int, parameters: int, *, rounds: int, sealing: str) -> dict[str, float]:
     """One federation, one run: median and worst round, and the coordinator's peak memory (VmHWM, MiB)."""
-    with tempfile.TemporaryDirectory(prefix="confide-bench-") as name, ProcessGroup() as processes:
+    with tempfile.TemporaryDirectory(prefix="confide-bench-") as name, ProcessGroup(forked=False) as processes:
         federation = make_federation(Path(name), nodes)
         federation.start_server(processes)
         federation.wait_for_server(processes, 120)

@@ -27,6 +27,7 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide_client.datasets import LocalData
 from confide_client.training import LocalTrainer
+from confide_client.training.draws import Draws
 from confide_client.training.loop import step_batches, terms
 from confide_client.training.optimizers import make_optimizer
 
@@ -82,7 +83,7 @@ class _Bare:
         self._model.set_attn_implementation("sdpa")
         self._left_out = set() if apart else {"position_ids"}
         method = methods.create(spec, load_tokenizer(base))
-        self._batches = list(step_batches(spec, method, method.prepare(records), "bench", _slot(), 0))
+        self._batches = list(step_batches(spec, method, method.prepare(records), Draws(spec, "bench"), _slot(), 0))
         self.tokens = sum(part.inputs["input_ids"].numel() for parts in self._batches for part in parts)
         self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._optimizer = make_optimizer(spec.training, dict(enumerate(self._trained)))  # type: ignore[arg-type]
@@ -197,7 +198,7 @@ def peak_fraction(
     ours()
     warm_up = time.process_time() - began
     method = methods.create(spec, load_tokenizer(base))
-    batches = step_batches(spec, method, method.prepare(records), "bench", _slot(), 0)
+    batches = step_batches(spec, method, method.prepare(records), Draws(spec, "bench"), _slot(), 0)
     tokens = sum(part.inputs["input_ids"].numel() for parts in batches for part in parts)
     alone: list[float] = []
     fractions, speeds, peaks = [], [], []

@@ -25,7 +25,9 @@ from confide_simulations.commands.simulate import (
 
 
 def compare(
-    specifications: Annotated[list[Path], typer.Argument(help="run specifications (TOML)", dir_okay=False)],
+    specifications: Annotated[
+        list[Path], typer.Argument(help="run specifications (TOML)", exists=True, dir_okay=False)
+    ],
     data: Data,
     nodes: Nodes,
     model_folder: ModelFolder = None,

@@ -49,9 +49,26 @@ def show(name: Name) -> None:
 
 
 @app.command()
+def files(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(help="new folder: base-model, and a file for each organization")],
+    organization: Annotated[list[str] | None, typer.Option(help="an organization's name; once for each")] = None,
+) -> None:
+    """Write a recipe's packaged model and its records, dealt to organizations: what a federation by hand needs."""
+    from confide_simulations.recipes.catalogue import find
+    from confide_simulations.recipes.files import write
+
+    names = organization or ["hospital-a", "bank-b", "law-firm-c"]
+    for path in write(find(name), folder, names, Console().print):
+        typer.echo(path)
+
+
+@app.command()
 def run(
     name: Name,
-    data: Annotated[Path | None, typer.Option(help="your own file in the recipe's format", dir_okay=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="your own file in the recipe's format", exists=True, dir_okay=False)
+    ] = None,
     nodes: Annotated[int, typer.Option(help="virtual nodes", min=1, max=1000)] = 4,
     stage: Annotated[str, typer.Option(help="only this one")] = "",
     model: Annotated[
@@ -66,10 +83,11 @@ def run(
     workers: Annotated[int | None, typer.Option(help="most worker processes", min=1)] = None,
 ) -> None:
     """Deal the records to virtual nodes, run every stage sealed, and score it before and after."""
-    from confide_simulations.recipes import outcome, running
     from confide_simulations.recipes.catalogue import find
 
     recipe = find(name)
+    from confide_simulations.recipes import outcome, running
+
     options = running.Options(
         recipe=recipe,
         output=output or Path(f"{name}-output"),

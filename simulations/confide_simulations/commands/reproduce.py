@@ -17,8 +17,7 @@ def reproduce(
     workers: Annotated[int | None, typer.Option(help="most worker processes; default as many as fit", min=1)] = None,
 ) -> None:
     """Run a published result again as a simulation; it can be cut off and goes on where it was."""
-    from confide_simulations.results import outcome, recipe, running
-    from confide_simulations.simulate.engine import Engine, Resources
+    from confide_simulations.results import recipe
 
     console = Console()
     if not name:
@@ -26,6 +25,9 @@ def reproduce(
             console.print(f"{known}: {recipe.load(known).title}", highlight=False)
         return
     asked = recipe.load(name)
+    from confide_simulations.results import outcome, running
+    from confide_simulations.simulate.engine import Engine, Resources
+
     folder = output or Path("reproduced") / name
     folder.mkdir(parents=True, exist_ok=True)
     with Engine(Resources(workers=workers), nodes=max(run.nodes for run in asked.run)) as engine:

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-SpecificationFile = Annotated[Path, typer.Argument(help="run specification (TOML)", dir_okay=False)]
+SpecificationFile = Annotated[Path, typer.Argument(help="run specification (TOML)", exists=True, dir_okay=False)]
 ModelFolder = Annotated[
     Path | None, typer.Option(help="the base model; none for a tokenizer", exists=True, file_okay=False)
 ]
-Data = Annotated[Path, typer.Option(help="jsonl, csv, parquet or txt; dealt to the nodes", dir_okay=False)]
+Data = Annotated[Path, typer.Option(help="jsonl, csv, parquet or txt; dealt to the nodes", exists=True, dir_okay=False)]
 Nodes = Annotated[int, typer.Option(help="virtual nodes", min=1, max=10_000)]
 Partition = Annotated[str, typer.Option(help="iid, by-key or dirichlet:ALPHA")]
 Key = Annotated[str | None, typer.Option(help="the field by which by-key and dirichlet deal")]

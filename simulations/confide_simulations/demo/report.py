@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from confide.files import write_atomic
+from confide.text import line
 from rich.console import Console
 from rich.table import Table
 
@@ -81,9 +82,9 @@ def print_report(console: Console, result: DemoResult) -> None:
     """Table, answers and notes."""
     console.print(score_table(result))
     console.print(f"[bold]Question:[/bold] {result.question}", highlight=False)
-    console.print(f"  the shards' owner wrote: {result.expected}", highlight=False, markup=False)
-    console.print(f"  before: {result.answer_before}", highlight=False, markup=False)
-    console.print(f"  after:  {result.answer_after}", highlight=False, markup=False)
+    console.print(f"  the shards' owner wrote: {line(result.expected)}", highlight=False, markup=False)
+    console.print(f"  before: {line(result.answer_before)}", highlight=False, markup=False)
+    console.print(f"  after:  {line(result.answer_after)}", highlight=False, markup=False)
     for note in result.notes:
         console.print(note)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from confide_simulations.demo.worker import Job, Work
+from confide_simulations.forks import ONE_THREAD
 from confide_simulations.processes import ProcessGroup
 
 Found = dict[tuple[str, str], float | str]
@@ -47,7 +48,7 @@ def run_jobs(
             work = Work(str(specification), str(base), str(held_out), 1, tuple(part))
             path = work.write(folder / f"worker-{index}.json")
             command = [sys.executable, "-m", "confide_simulations.demo.worker", str(path), str(results[index])]
-            processes.start(f"worker-{index}", command, folder / f"worker-{index}.log", {"OMP_NUM_THREADS": "1"})
+            processes.start(f"worker-{index}", command, folder / f"worker-{index}.log", ONE_THREAD)
         found: Found = {}
         while len(found) < len(jobs):
             time.sleep(0.2)

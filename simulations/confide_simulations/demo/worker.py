@@ -67,16 +67,10 @@ class _Bench:
 
         self.specification = parse_canonical(Path(work.specification).read_bytes())
         self.read_records = read_records
-        self._load_tokenizer = load_tokenizer
-        self._base = Path(work.base)
-        self._folder = Path(work.specification).parent
-        self._trainer_type = LocalTrainer
-        self._threads = work.threads
+        base, self._folder = Path(work.base), Path(work.specification).parent
+        self._tokenizer = load_tokenizer(base)
         self.held_out = read_records(Path(work.held_out))
-        self._trainer = self.trainer("worker")
-
-    def trainer(self, node: str) -> Any:
-        return self._trainer_type(self.specification, self._base, node=node, folder=self._folder, threads=self._threads)
+        self._trainer = LocalTrainer(self.specification, base, node="worker", folder=self._folder, threads=work.threads)
 
     def score(self, model: NDArray[np.float32]) -> float:
         from confide.proto import fleet_pb2
@@ -92,7 +86,7 @@ class _Bench:
         from confide.proto import fleet_pb2
         from confide_client.datasets import LocalData
 
-        trainer, model = self.trainer(job.label), initial
+        trainer, model = self._trainer.for_node(job.label, self._folder), initial
         data = LocalData(self.read_records(Path(job.shard)), ())
         for round_number in range(1, self.specification.federation.rounds + 1):
             slot = fleet_pb2.SlotOpen(slot=round_number, round=round_number, attempt=1)
@@ -101,22 +95,23 @@ class _Bench:
 
     def answer(self, model: NDArray[np.float32], question: str, max_new_tokens: int = 48) -> str:
         import torch
-        from confide.models.trainable import build, load_trainable
+        from confide.models.answering import prompt_ids
+        from confide.models.trainable import load_trainable
 
-        tokenizer = self._load_tokenizer(self._base)
-        network: Any = build(self.specification, self._base, "cpu")
+        tokenizer, network = self._tokenizer, self._trainer.model
         load_trainable(network, self._trainer.schema.unflatten(model))
         network.eval()
         turns = [{"role": "user", "content": question}]
-        prompt = (
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            if tokenizer.chat_template
-            else question
-        )
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        asked = prompt_ids(tokenizer, turns)
         with torch.no_grad():
-            tokens = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True)
-        text: str = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            tokens = network.generate(
+                input_ids=asked,
+                attention_mask=torch.ones_like(asked),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+            )
+        text: str = tokenizer.decode(tokens[0, asked.shape[1] :], skip_special_tokens=True)
         return text.strip()
 
 

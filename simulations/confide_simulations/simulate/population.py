@@ -1,6 +1,6 @@
 """The virtual nodes' side of a consortium: real keys and a real signed roster, and a state folder for each node.
 
-    roster.json  root.pub  administrator.key
+    roster.json  root.pub  administrator.key  coordinator.key
     nodes/<name>/   identity.key  node.json  policy.toml  datasets.json  and what the node's runtime keeps
 
 Nothing listens on a network here, so that nodes have no TLS or fleet keys: the roster names keys whose private halves
@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from confide_simulations.local_federation import policy_text
 
-CONSORTIUM, ADMINISTRATOR = "simulation", "researcher"
+CONSORTIUM, ADMINISTRATOR, COORDINATOR = "simulation", "researcher", "coordinator"
 _LIFETIME_S = 10 * 365 * 86400
 """A simulation can be resumed for as long."""
 
@@ -44,17 +44,22 @@ class Population:
     folder: Path
     root_public: bytes
     administrator: SigningKey
+    coordinator: SigningKey
     roster: RosterStore
 
     @classmethod
     def create(cls, folder: Path, names: Sequence[str], groups: int = 1) -> "Population":
-        """Make keys for the administrator and every node, and the roster that names them.
+        """Make keys for the administrator, the coordinator and every node, and the roster that names them.
 
         groups: above 1 the nodes stand in so many groups of equal size, in order of their names.
         """
         group_of = grouped(names, groups)
-        root, administrator, now = SigningKey.generate(), SigningKey.generate(), int(time.time())
-        members = [_member(ADMINISTRATOR, Role.ADMINISTRATOR, administrator, now)]
+        root, administrator, coordinator = (SigningKey.generate() for _ in range(3))
+        now = int(time.time())
+        members = [
+            _member(ADMINISTRATOR, Role.ADMINISTRATOR, administrator, now),
+            _member(COORDINATOR, Role.COORDINATOR, coordinator, now),
+        ]
         for name in names:
             key = SigningKey.generate()
             private_folder(folder / "nodes" / name)
@@ -71,6 +76,7 @@ class Population:
             members=tuple(sorted(members, key=lambda member: member.name)),
         )
         administrator.save(folder / "administrator.key")
+        coordinator.save(folder / "coordinator.key")
         write_atomic(folder / "root.pub", root.public.hex().encode())
         RosterStore(folder / "roster.json", root.public).accept(sign_roster(roster, root))
         return cls.open(folder)
@@ -83,7 +89,8 @@ class Population:
         except (OSError, ValueError) as error:
             raise StateError(f"{folder} holds no keys of a simulation: {error}. Choose another --output.") from error
         administrator = SigningKey.load(folder / "administrator.key")
-        return cls(folder, root_public, administrator, RosterStore(folder / "roster.json", root_public))
+        coordinator = SigningKey.load(folder / "coordinator.key")
+        return cls(folder, root_public, administrator, coordinator, RosterStore(folder / "roster.json", root_public))
 
     def node_folder(self, name: str) -> Path:
         """A node's state folder."""

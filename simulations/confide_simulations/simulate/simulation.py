@@ -32,7 +32,7 @@ from confide_server.runbook import RunEvent, Submission
 
 from confide_simulations.simulate.engine import Engine
 from confide_simulations.simulate.link import SimulatedLink
-from confide_simulations.simulate.population import ADMINISTRATOR, Population
+from confide_simulations.simulate.population import ADMINISTRATOR, COORDINATOR, Population
 
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Takes (kind, data) of every event of the run, as confide_server.runbook.RunEvent lists them."""
@@ -111,7 +111,15 @@ class Simulation:
             book = Book(database, checkpoints, population.roster)
             run_id = self._submitted(book, population)
             link = SimulatedLink(engine, folder=self.folder, names=list(self.job.shards), spool=self.folder / "spool")
-            parts = Parts(book, link, population.roster, private_folder(self.folder / "runs"), _PATIENCE)
+            parts = Parts(
+                book=book,
+                link=link,
+                roster=population.roster,
+                name=COORDINATOR,
+                identity=population.coordinator,
+                folder=private_folder(self.folder / "runs"),
+                deadline_factor=_PATIENCE,
+            )
             self._drive(RunDriver(parts), book, run_id, watch or (lambda kind, data: None))
             return self._finished(book, run_id)
         finally:
@@ -149,11 +157,8 @@ class Simulation:
         document = specification.canonical_bytes()
         return book.submit(
             Submission(
-                specification=document,
+                signed=sign_submission(population.administrator, ADMINISTRATOR, document, model_digest(model)),
                 initial_model=model,
-                initial_model_sha256=model_digest(model),
-                signature=sign_submission(population.administrator, document, model_digest(model)),
-                administrator=ADMINISTRATOR,
                 schema=schema.to_bytes() if needs_names(specification) else b"",
             )
         )

@@ -9,9 +9,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from confide import canonical
+from confide.documents import StoredDocument
 from confide.errors import DataError, SpecificationError, StateError
 from confide.runs.specification import Specification
 
@@ -20,18 +21,14 @@ PREFIX_TOKENS = 8
 """Extraction asks for the rest of a canary after so many of its tokens."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Canary(_Frozen):
+class Canary(StoredDocument):
     """One made-up record. `fields` is what training sees, when `included`."""
 
     fields: dict[str, str]
     included: bool
 
 
-class CanarySet(_Frozen):
+class CanarySet(StoredDocument):
     """What a node planted in one data set for one method."""
 
     version: Literal[1] = 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from confide.errors import DataError
 from confide.methods.base import Method, mean_loss
+from confide.models.chat_template import render
 from confide.privacy.audit.canaries import PREFIX_TOKENS, CanarySet
 from confide.privacy.audit.membership import MembershipAttack, attack_of
 from confide.privacy.audit.one_run import OneRunBound, audit_scores, detectable_epsilon
@@ -118,7 +119,7 @@ def _context(tokenizer: Any, fields: dict[str, str]) -> list[int]:
         ids: list[int] = tokenizer(fields["prompt"], add_special_tokens=False)["input_ids"]
         return ids
     turns = [{"role": "user", "content": fields["prompt"]}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, turns, generate=True)
     rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return rendered
 
