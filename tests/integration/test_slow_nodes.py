@@ -34,7 +34,7 @@ def test_a_node_that_cannot_meet_the_deadline_refuses_by_name_and_says_which_wou
     made, _ = federation
     # Also the time that they have to load and to measure, on a busy machine.
     deadline = {"rounds": 1, "data": made.data, "step_deadline_s": 100.0}
-    asked = specification_for(made, training={**STEPS, "local_steps": 40}, federation=deadline)
+    asked = specification_for(made, reproducible=False, training={**STEPS, "local_steps": 40}, federation=deadline)
     made.allow(asked)
     events = list(made.watch(made.submit(asked)))
     assert events[-1][0] == "run_failed" and events[-1][1]["code"] == "COHORT_TOO_SMALL"
@@ -55,7 +55,7 @@ def test_run_watch_shows_the_steps_of_nodes_and_a_killed_one_goes_on_where_it_wa
     made, processes = federation
     # The killed node has time to start again on a busy machine.
     patient = {"rounds": 1, "data": made.data, "exchange_deadline_s": 120.0, "deadline_factor": 50.0}
-    asked = specification_for(made, training=STEPS, federation=patient)
+    asked = specification_for(made, reproducible=False, training=STEPS, federation=patient)
     made.allow(asked)
     run_id = made.submit(asked)
     killed, seen = False, []
