@@ -27,6 +27,7 @@ class MemoryRunBook:
     submitted: list[Submission] = field(default_factory=list)
     happened: list[RunEvent] = field(default_factory=list)
     stopped: list[tuple[str, str, bytes]] = field(default_factory=list)
+    said: list[dict] = field(default_factory=list)
     status: str = "running"
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -50,6 +51,9 @@ class MemoryRunBook:
         with self.changed:
             self.changed.wait_for(lambda: len(self.happened) > after, timeout_s)
             return self.happened[after:]
+
+    def progress_since(self, run_id, number):
+        return len(self.said), self.said[number:]
 
     def stop(self, run_id, administrator, signature):
         self._known(run_id)

@@ -112,11 +112,11 @@ class World:
 
 
 def specification(nodes: Sequence[str] = (), sealing: str = "none", **federation: object) -> Specification:
-    """A small run; keywords change [federation]."""
+    """A small run; keywords change [federation], None leaves out."""
     from confide.runs.specification import parse_toml
 
     options = {"rounds": 2, "data": "notes", "min_cohort": 2, "step_deadline_s": 30.0, "exchange_deadline_s": 10.0}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in (options | federation).items()]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in (options | federation).items() if value is not None]
     text = f"""
 version = 1
 name = "small"

@@ -64,6 +64,8 @@ class FleetNode:
         """Scalars of the model; sealed members need it before the model comes."""
         self.offers: list[str] = []
         self.answer_offers = "accept"
+        self.claims_s = 0.0
+        """How long it says that a round takes it."""
         self.precision = "float32"
         self.steps: list[tuple[str, int]] = []
         self.ends: list[fleet_pb2.End] = []
@@ -266,7 +268,8 @@ class FleetNode:
             return answer.SerializeToString()
         self.local.roster.accept(offer.roster)
         self._offer_of[instruction.run_id] = offer
-        return fleet_pb2.OfferAnswer(accepted=True, precision=self.precision).SerializeToString()
+        answer = fleet_pb2.OfferAnswer(accepted=True, precision=self.precision, round_s=self.claims_s)
+        return answer.SerializeToString()
 
 
 class Lasting(FleetNode):

@@ -54,7 +54,12 @@ TABLE: dict[str, Why] = {
         failure=H,
     ),
     **_fields("confide.v1.Failure", code=W, message=W),
-    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, precision=M),
+    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M),
+    # beside the answers, while the node works
+    **_fields("confide.v1.ProgressReport", node_id=P, progress=H, signature=F),
+    **_fields(
+        "confide.v1.Progress", version=C, run_id=P, node=P, phase=T, step=C, steps=C, seconds_left=T, number=T
+    ),
     # sealing: epoch
     **_fields("confide.v1.SignedBundle", bundle=H, signature=F),
     **_fields(
@@ -128,6 +133,7 @@ _REQUESTS: dict[str, type[Protobuf]] = {
     "/v1/fleet/push-object": flower_message.PushObjectRequest,
     "/v1/fleet/confirm-message-received": flower_message.ConfirmMessageReceivedRequest,
     "/v1/fleet/send-node-heartbeat": flower_heartbeat.SendNodeHeartbeatRequest,
+    "/v1/fleet/report-progress": fleet_pb2.ProgressReport,
     "/confide.v1.Control/Hello": control_pb2.HelloRequest,
     "/confide.v1.Control/GetRoster": control_pb2.GetRosterRequest,
     "/confide.v1.Control/PublishRoster": control_pb2.PublishRosterRequest,
@@ -143,6 +149,7 @@ _ANSWERS: dict[int, type[Protobuf] | None] = {
     fleet_pb2.ANCHOR: None,
     fleet_pb2.END: None,
 }
+_PHASES = (fleet_pb2.PHASE_LOADING, fleet_pb2.PHASE_MEASURING, fleet_pb2.PHASE_WORKING)
 Found = tuple[str, Any]
 
 
@@ -185,6 +192,11 @@ def within(name: str, value: Any) -> Iterator[Found]:
     """What stands in a bytes field that holds another message."""
     if name == "confide.v1.SignedBundle.bundle":
         yield from opened(parse(sealing_pb2.Bundle, value))
+    elif name == "confide.v1.ProgressReport.progress":
+        said = parse(fleet_pb2.Progress, value)
+        assert isinstance(said, fleet_pb2.Progress)
+        assert said.phase in _PHASES and (said.step, said.steps) == (0, 0), f"a private run tells its pace: {said}"
+        yield from walk(said)
     elif name == "confide.v1.Dealing.ciphertext":
         # Encrypted to another member, who may be curious: its type is declared like any other.
         for kind in (sealing_pb2.DealtShares, sealing_pb2.DealtShare):

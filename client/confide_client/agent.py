@@ -27,6 +27,7 @@ from confide_client.loading import trainers_of
 from confide_client.runs import Node
 from confide_client.runtime import NodeRuntime
 from confide_client.state import StateFolder
+from confide_client.telling import Teller
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Agent:
         self._audit = node.audit if node else Audit(_exclusive_journal(state))
         parts = node or Node(state=state, member=self._member, audit=self._audit, make_trainer=trainers_of(state))
         self._runtime = NodeRuntime(parts)
+        self._teller = Teller(parts.progress, self._member, state.progress)
         self._app = make_app(lambda _: self._runtime)
         self._complaint = ""
 
@@ -117,10 +119,12 @@ class Agent:
         try:
             with stoppable():
                 errands.start()
+                self._teller.start()
                 self._serve_forever(settings)
         except Stopped as stopped:
             reason = str(stopped)
         finally:
+            self._teller.stop()
             errands.stop()
             self._audit.note("agent stopped", reason=reason)
             self._note(connected=False, running=False)
@@ -134,8 +138,10 @@ class Agent:
                 with FleetLink(settings) as link:
                     self._connected(settings.coordinator)
                     retry_s = FIRST_RETRY_S
+                    self._teller.send = link.report
                     self._serve(link)
             except (TransportError, IdentityError) as error:
+                self._teller.send = None
                 self._disconnected(error)
             time.sleep(retry_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the returns of many nodes
             retry_s = min(2 * retry_s, LAST_RETRY_S)

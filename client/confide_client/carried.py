@@ -9,6 +9,8 @@ and user-level privacy they may therefore go on only from work that the ledger w
 
 from pathlib import Path
 
+CHECKPOINT = "slot.safetensors"
+"""Where the open slot's training stands (training/checkpoint.py)."""
 OPTIMIZER, VALUES = "optimizer-{}.safetensors", "values-{}.f32"
 
 
@@ -20,6 +22,12 @@ def path_of(folder: Path, kind: str, round: int) -> Path:
 def rounds_of(folder: Path, kind: str) -> list[Path]:
     """All files of a kind, oldest first."""
     return sorted(folder.glob(kind.format("*")))
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Remove the open slot's checkpoint, whole or half written."""
+    for path in (folder / CHECKPOINT, (folder / CHECKPOINT).with_suffix(".new")):
+        path.unlink(missing_ok=True)
 
 
 def forget_from(folder: Path, round: int) -> None:

@@ -23,6 +23,7 @@ import httpx
 from confide import canonical
 from confide.errors import IdentityError, TransportError
 from confide.files import write_atomic
+from confide.proto import fleet_pb2
 from confide.text import line
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
@@ -61,6 +62,8 @@ from confide_client.state import read_json
 
 CALL_TIMEOUT_S = 30.0
 LEAVE_TIMEOUT_S = 2.0
+REPORT_TIMEOUT_S = 5.0
+REPORT_PATH = "/v1/fleet/report-progress"
 PULL_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 16 * 2**30
 """More than any trainable model that one message carries; a coordinator cannot fill the node's memory beyond it."""
@@ -310,6 +313,20 @@ class FleetLink:
             objects = get_all_nested_objects(reply)
             wanted = set(response.objects_to_push)
             _translated(self._where, lambda: push_objects(objects, push, object_ids_to_push=wanted))
+
+    def report(self, report: fleet_pb2.ProgressReport) -> None:
+        """Tell what the node is doing, from any thread. Raises as `receive` does; nothing depends on it."""
+        report.node_id = self.node_id
+        _translated(
+            self._where,
+            lambda: self._client._unary_unary(
+                path=REPORT_PATH,
+                rpc_method="/confide.v1.Fleet/ReportProgress",
+                request=report,
+                response_type=fleet_pb2.ProgressTaken,
+                timeout=REPORT_TIMEOUT_S,
+            ),
+        )
 
     def close(self) -> None:
         """Give the place back and end the heartbeat; a coordinator that is gone is no error here."""

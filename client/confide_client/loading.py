@@ -146,6 +146,11 @@ class Loading:
         """Whether it ended without a trainer."""
         return self._error is not None
 
+    def ended(self, timeout_s: float) -> bool:
+        """Wait for the trainer, not for ever; whether `trainer` would answer, or raise, at once."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
     def measured(self, timeout_s: float) -> bool:
         """Wait for the schema, not for ever; whether `schema` would answer, or raise, at once."""
         return self._measured.wait(timeout_s)

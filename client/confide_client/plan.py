@@ -1,18 +1,18 @@
 """`confide node plan`: what a run would do on this node, with its own data. Nothing of it leaves.
 
-Estimates are upper bounds from the model's configuration: activations after Korthikanti et al. 2022 (section 4.1),
-arithmetic as 6 operations per parameter and token (4 where the base is frozen), speed as measured here for a second.
+Memory is an upper bound from the model's configuration, activations after Korthikanti et al. 2022 (section 4.1). The
+time of a round is measured: real steps on made-up records of full length, remembered for the agent (speed.py).
 """
 
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
+from confide.runs.deadline import Speed, TooSlow, refuse_too_slow
 from confide.runs.plan import two_sums, upload_bytes
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from rich.console import Console
@@ -21,6 +21,7 @@ from confide_client.datasets import DataSet, DataSets
 from confide_client.fitness import try_offer
 from confide_client.offers import parse_offer
 from confide_client.policy import Policy, load_policy
+from confide_client.speed import Speeds
 from confide_client.spending import units_in
 from confide_client.state import StateFolder
 
@@ -43,7 +44,6 @@ class Work:
     base_parameters: int
     trained_parameters: int
     activation_bytes: int
-    operations_per_token: float
 
 
 def plan_of(state: StateFolder, what: str) -> Plan:
@@ -143,7 +143,6 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
     except ConfideError as error:
         warnings.append(f"memory and time cannot be estimated: {error}")
         return
-    training = specification.training
     per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
     if specification.privacy.unit == "organization":
         per_scalar = upload_bytes(specification, _fewest(specification), work.trained_parameters) / max(
@@ -162,12 +161,7 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
         f"memory: at most about {memory / MIB:,.0f} MiB beside the libraries ({base_bytes / MIB:,.0f} base, "
         f"{trained_bytes / MIB:,.0f} trained, {work.activation_bytes / MIB:,.0f} activations)"
     )
-    tokens = training.local_steps * training.batch_size * specification.method.max_length
-    seconds = tokens * work.operations_per_token / _operations_per_s(state.settings.threads)
-    lines.append(
-        f"time: at least about {seconds:,.0f} s a round if every record fills {specification.method.max_length} tokens "
-        "and this machine is otherwise idle"
-    )
+    _about_time(state, specification, base, lines, warnings)
 
 
 def _work(specification: Specification, base: Path) -> Work:
@@ -192,22 +186,49 @@ def _work(specification: Specification, base: Path) -> Work:
     live = 1 if specification.training.gradient_checkpointing else layers
     activations = int(scale * live * length * micro * hidden * (34 + 5 * heads * length / hidden))
     logits = 2 * 4 * length * micro * vocabulary
-    frozen = specification.adapter.kind == "lora"
-    return Work(parameters, trained, activations + logits, (4 if frozen else 6) * max(parameters, trained))
+    return Work(parameters, trained, activations + logits)
 
 
-def _operations_per_s(threads: int | None) -> float:
+def _about_time(
+    state: StateFolder, specification: Specification, base: Path, lines: list[str], warnings: list[str]
+) -> None:
+    from confide_client.sharding.steps import processes_for
+
+    settings = state.settings
+    if processes_for(specification, settings.processes, settings.max_rank) > 1:
+        lines.append("time: not measured, since several processes share a local step")
+        return
+    try:
+        speed = _measured(state, specification, base)
+    except ConfideError as error:
+        warnings.append(f"the time of a round cannot be measured: {error}")
+        return
+    entry = DataSets(state.root).all().get(specification.federation.data)
+    round_s = speed.round_s(specification, entry.evaluation_records if entry else 0)
+    shown = f"{round_s:,.0f}" if round_s >= 10 else f"{round_s:.2g}"
+    lines.append(
+        f"time: about {shown} s a round on this machine, measured on made-up records of "
+        f"{specification.method.max_length} tokens; shorter ones take less, other work on the machine more"
+    )
+    try:
+        refuse_too_slow(specification, round_s)
+    except TooSlow as error:
+        warnings.append(f"too slow, this node would refuse: {error}")
+
+
+def _measured(state: StateFolder, specification: Specification, base: Path) -> Speed:
+    speeds, settings = Speeds(state.speeds), state.settings
+    known = speeds.find(specification, settings)
+    if known is not None:
+        return known
     import torch
+    from confide.methods.timing import time_base
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.ones(1024, 1024, device=device)
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < 0.5:
-        float((a @ a)[0, 0])
-        done += 1
-    return 2 * 1024**3 * done / (time.perf_counter() - began)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    measured = time_base(specification, base)
+    speeds.keep(specification, settings, measured)
+    return measured
 
 
 def _about_protection(specification: Specification, lines: list[str], warnings: list[str]) -> None:

@@ -18,7 +18,7 @@ class Record:
     """run.json: where the run stands on this node, for its operator."""
 
     status: str
-    """waiting | accepted | refused | ended"""
+    """waiting | preparing | accepted | refused | ended"""
     name: str
     administrator: str
     offer_sha256: str

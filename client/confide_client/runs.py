@@ -4,9 +4,11 @@ The base model stays loaded from the first training to the run's end. Every trai
 that moment, so that a policy made stricter in mid-run holds at once.
 """
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import (
+    ConfideError,
     DataError,
     FailureName,
     PolicyRefusal,
@@ -29,6 +32,7 @@ from confide.methods.fields import check_names
 from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
 from confide.sealing.heights import Heights, Ledger
 from confide.sealing.roles import Contribution, Member
@@ -37,13 +41,15 @@ from google.protobuf.message import DecodeError
 
 from confide_client.audit import Audit
 from confide_client.canaries import planted, with_canaries
-from confide_client.carried import forget_from
+from confide_client.carried import forget_checkpoint, forget_from
 from confide_client.datasets import DataSet, DataSets, LocalData
 from confide_client.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.offers import VerifiedOffer, load_offer
 from confide_client.policy import Policy, load_policy
+from confide_client.progress import Phase, Progress, tell
 from confide_client.records import Links, Record
 from confide_client.replies import Outgoing, ReplyStore
+from confide_client.speed import Speeds, Timed
 from confide_client.spending import Spending
 from confide_client.state import StateFolder
 from confide_client.submissions import MEMORY_NAME, Submissions
@@ -51,6 +57,8 @@ from confide_client.token_files import erase
 
 if TYPE_CHECKING:
     from confide.sealing.revealed import Memory, Revealed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,9 @@ class Node:
     make_trainer: MakeTrainer
     schema: Callable[[Specification, Path], TensorSchema] = local_schema
     clock: Callable[[], float] = time.time
+    progress: Progress = field(default_factory=Progress)
+    measures: bool = True
+    """Whether it says how long a round takes it. A simulation's nodes take turns: the time of one says nothing."""
 
     @property
     def policy(self) -> Policy:
@@ -73,6 +84,11 @@ class Node:
     def data_sets(self) -> DataSets:
         """The node's register of data sets."""
         return DataSets(self.state.root)
+
+    @property
+    def speeds(self) -> Speeds:
+        """What was measured on this machine."""
+        return Speeds(self.state.speeds)
 
     @cached_property
     def submissions(self) -> Submissions:
@@ -214,14 +230,50 @@ class Run:
 
     def _make_trainer(self) -> Trainer:
         settings = self._node.state.settings
-        return self._node.make_trainer(
-            self.specification,
-            self._base(),
-            node=self._node.member.name,
-            folder=private_folder(self.folder / "training"),
-            threads=settings.threads,
-            rank=settings.max_rank,
-        )
+        with self._node.progress.beside(self._run_id, Phase.LOADING):
+            trainer = self._node.make_trainer(
+                self.specification,
+                self._base(),
+                node=self._node.member.name,
+                folder=private_folder(self.folder / "training"),
+                threads=settings.threads,
+                rank=settings.max_rank,
+            )
+        if self._node.measures and self._speed() is None and isinstance(trainer, Timed):
+            self._measure(trainer)
+        return trainer
+
+    def _measure(self, trainer: Timed) -> None:
+        """Whatever goes wrong here is no reason not to train."""
+        try:
+            with self._node.progress.beside(self._run_id, Phase.MEASURING):
+                speed = trainer.measure()
+            if speed is not None:
+                self._node.speeds.keep(self.specification, self._node.state.settings, speed)
+        except Exception:
+            log.warning("how long a round takes this machine could not be measured", exc_info=True)
+
+    def _speed(self) -> Speed | None:
+        return self._node.speeds.find(self.specification, self._node.state.settings)
+
+    def timed(self, timeout_s: float) -> bool:
+        """Wait until this machine's speed for the run is known, or that it cannot be; not for ever."""
+        return not self._node.measures or self._speed() is not None or self.warm_up().ended(timeout_s)
+
+    @property
+    def round_s(self) -> float:
+        """How long a round takes this machine at most, as measured; 0 where it was not."""
+        speed = self._speed() if self._node.measures else None
+        if speed is None:
+            return 0.0
+        data_set = self._node.data_sets.get(self.specification.federation.data)
+        return speed.round_s(self.specification, data_set.evaluation_records)
+
+    def _expected_s(self) -> float:
+        """For people to see; never a reason to fail."""
+        with contextlib.suppress(ConfideError):
+            return self.round_s
+        return 0.0
 
     @property
     def member(self) -> Member:
@@ -271,9 +323,13 @@ class Run:
         self.slot = max(self.slot, slot.slot)
         self._forget_unspent()
         self._charge_open(slot)
-        answer = self.member.handle(
-            instruction.step, instruction.body, lambda opened: self._train(payload["model"], opened), payload["model"]
-        )
+        with self._node.progress.of(self._run_id, private=self.private, expected_s=self._expected_s()):
+            answer = self.member.handle(
+                instruction.step,
+                instruction.body,
+                lambda opened: self._train(payload["model"], opened),
+                payload["model"],
+            )
         if self._charged_here:
             self._node.spending.costs.spend(run_id=self._run_id, slot=slot.slot, upload_digest="")
         return Outgoing(answer.body, answer.payload)
@@ -314,6 +370,8 @@ class Run:
         if self.private and end.slot:
             self._node.spending.write_receipt(self.folder, self._run_id, end.slot, self._node.member.identity)
         self.replies.erase(None if end.run_ended else end.slot)
+        if end.run_ended or end.slot >= self.slot:
+            forget_checkpoint(self.folder / "training")
         if end.run_ended:
             if self.private:
                 self._node.spending.release(self._run_id)
@@ -368,7 +426,9 @@ class Run:
         node = self._node
         node.check_allowed(self.specification)
         node.policy.check_hours(datetime.fromtimestamp(node.clock()))
+        tell(Phase.LOADING)
         trainer = self.warm_up().trainer()
+        tell(Phase.ENCODING)
         model = trainer.schema.decode(received)
         if self._data is None:
             self._data = node.shard(self._run_id, self.specification)
@@ -381,6 +441,7 @@ class Run:
         contribution = trainer.contribute(model, self._data, slot)
         if not np.isfinite(contribution.update).all():
             raise TrainingError("the update holds NaN or infinity, so nothing is sent; lower training.learning_rate")
+        tell(Phase.SEALING)
         return contribution
 
 

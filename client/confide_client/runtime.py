@@ -5,11 +5,13 @@ write the audit log; send. What goes wrong becomes a Failure with a code and a m
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
 from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
+from confide.runs.deadline import refuse_too_slow
 from confide.text import line
 from confide.transport.envelope import pack, unpack
 from flwr.app import RecordDict
@@ -43,17 +45,20 @@ class NodeRuntime:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._runs: dict[str, Run] = {}
+        self._preparing: dict[str, Run] = {}
+        """Allowed, and not accepted before it is known how fast this machine is for them."""
 
     @property
     def open_runs(self) -> int:
         """How many accepted runs have not ended: while there are some, the agent polls quickly."""
-        return len(self._runs)
+        return len(self._runs) + len(self._preparing)
 
     def close(self) -> None:
         """Let go of every run's files; they go on from there after a restart."""
-        for run in self._runs.values():
+        for run in (*self._runs.values(), *self._preparing.values()):
             run.close()
         self._runs.clear()
+        self._preparing.clear()
         self._node.close()
 
     def answer(self, record: RecordDict) -> RecordDict:
@@ -156,11 +161,14 @@ class NodeRuntime:
             if node.policy.approval == "auto" and decision is None:
                 decision = "approved"
             if decision == "approved":
+                if not self._prepared(run_id, offer):
+                    return self._not_ready(folder, record)
                 node.approve_spending(run_id, offer.specification)
                 node.submissions.accepted(offer.signed, node.clock())
         except ConfideError as error:
             record.status, record.reason = "refused", f"{error.code}: {error}"
             record.save(folder)
+            self._let_go(run_id)
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
             said = failure_of(error, private=offer.specification.privacy.unit != "none")
             return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{said.code}: {said.message}"))
@@ -187,6 +195,7 @@ class NodeRuntime:
                 accepted=False, waiting=True, reason="the node's operator has not approved this run yet"
             )
         if decision == "refused":
+            self._let_go(run_id)
             record.status, record.reason = "refused", f"refused by {by}"
             record.save(folder)
             node.audit.note("offer refused", **asked, code="Refused", reason=record.reason)
@@ -197,19 +206,40 @@ class NodeRuntime:
         self._open(run_id, offer)
         return self._ready(run_id)
 
+    def _prepared(self, run_id: str, offer: VerifiedOffer) -> bool:
+        """Whether it is known how long a round takes this machine, which may need the base model. Raises TooSlow."""
+        if run_id not in self._preparing:
+            self._preparing[run_id] = Run(self._node, run_id, offer)
+        run = self._preparing[run_id]
+        if not run.timed(READY_SHARE * run.specification.federation.exchange_deadline_s):
+            return False
+        refuse_too_slow(offer.specification, run.round_s)
+        return True
+
+    def _not_ready(self, folder: Path, record: Record) -> fleet_pb2.OfferAnswer:
+        record.status, record.reason = "preparing", "loads the base model and measures how long a round takes"
+        record.save(folder)
+        return fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=f"it {record.reason}")
+
+    def _let_go(self, run_id: str) -> None:
+        run: Run | None = self._preparing.pop(run_id, None)
+        if run is not None:
+            run.close()
+
     def _ready(self, run_id: str) -> fleet_pb2.OfferAnswer:
         """Accepted, once small exchanges can be answered in time: importing torch takes longer than one may, on a
         machine that has much else to do. Nothing is trained meanwhile; a TRAIN that came now would be checked as ever.
         """
         run = self._runs[run_id]
         if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
-            return fleet_pb2.OfferAnswer(accepted=True, precision=run.arithmetic)
+            return fleet_pb2.OfferAnswer(accepted=True, round_s=run.round_s, precision=run.arithmetic)
         return fleet_pb2.OfferAnswer(
             accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
         )
 
     def _open(self, run_id: str, offer: VerifiedOffer) -> None:
-        self._runs[run_id] = Run(self._node, run_id, offer)
+        prepared: Run | None = self._preparing.pop(run_id, None)
+        self._runs[run_id] = prepared if prepared is not None else Run(self._node, run_id, offer)
         self._runs[run_id].warm_up()
 
     # --- the end
@@ -229,8 +259,9 @@ class NodeRuntime:
             self._node.submissions.ended(instruction.run_id)
         if record.status == "accepted":
             self._run(instruction.run_id).end(end)
-        elif record.status == "waiting" and end.run_ended:
-            record.status, record.reason = "ended", "it ended before anybody approved it here"
+        elif record.status in ("waiting", "preparing") and end.run_ended:
+            self._let_go(instruction.run_id)
+            record.status, record.reason = "ended", f"it ended while it was {record.status} here"
             record.save(self._node.state.run(instruction.run_id))
         if end.run_ended:
             self._runs.pop(instruction.run_id, None)

@@ -11,6 +11,8 @@
     memory.log                          accepted submissions: what must never be forgotten (a journal)
     revealed.jsonl                      what was revealed for, over all sealed runs (confide.sealing.revealed)
     agent.json                          what the running agent last did, for `confide node status`
+    speed.json                          how fast this machine trains, by shape of the step
+    progress.json                       what it is doing this moment
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
     cache/                              what the evaluation harness keeps
 
@@ -96,6 +98,16 @@ class StateFolder:
     def fleet_node(self) -> Path:
         """Flower's number of this node, kept so that a crashed agent can take its place again at once."""
         return self.root / "fleet-node.json"
+
+    @property
+    def speeds(self) -> Path:
+        """How fast this machine trains (confide_client.speed)."""
+        return self.root / "speed.json"
+
+    @property
+    def progress(self) -> Path:
+        """What the running agent is doing this moment; absent while it waits."""
+        return self.root / "progress.json"
 
     def run(self, run_id: str) -> Path:
         """The folder of one run. Raises StateError for anything but 32 hex characters: the name comes from outside."""

@@ -28,6 +28,7 @@ def gather(state: StateFolder, *, entries: int = 20) -> dict[str, Any]:
         "folder": str(state.root),
         "membership": _attempt(lambda: _membership(state.root)),
         "agent": _agent(state),
+        "progress": _progress(state),
         "policy": _attempt(lambda: load_policy(state.policy).model_dump(mode="json")),
         "data_sets": [describe(name, entry) for name, entry in DataSets(state.root).all().items()],
         "runs": [{"run": run_id, **read_json(state.run(run_id) / "run.json")} for run_id in state.run_ids()],
@@ -62,6 +63,11 @@ def _agent(state: StateFolder) -> dict[str, Any]:
     return {**noted, "running": bool(noted.get("running")) and _alive(noted.get("pid"))}
 
 
+def _progress(state: StateFolder) -> dict[str, Any]:
+    """Nothing while the agent waits or does not run: a killed one leaves its last note behind."""
+    return read_json(state.progress) if _agent(state)["running"] else {}
+
+
 def _alive(pid: object) -> bool:
     if not isinstance(pid, int):
         return False
@@ -88,6 +94,8 @@ def show(document: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     console.print(_agent_line(agent), highlight=False)
+    if document["progress"]:
+        console.print(_progress_line(document["progress"]), highlight=False, markup=False)
     if "error" in document["policy"]:
         console.print(f"[red]policy: {markup(document['policy']['error'])}[/]", highlight=False)
     for data_set in document["data_sets"]:
@@ -103,6 +111,11 @@ def _agent_line(agent: dict[str, Any]) -> str:
     if agent.get("connected"):
         return f"agent: [green]connected[/] to {markup(agent['coordinator'])}, process {agent['pid']}"
     return f"agent: [yellow]waiting[/]: {markup(agent.get('complaint', 'connecting'))}"
+
+
+def _progress_line(progress: dict[str, Any]) -> str:
+    ago_s = max(0, round(time.time() - progress["at"]))
+    return f"now: run {progress['run'][:8]}, {progress['words']} (noted {ago_s} s ago)"
 
 
 def _runs(runs: list[dict[str, Any]]) -> Table:

@@ -38,6 +38,7 @@ from confide_server.database import (
     append_audit,
     locked_head,
 )
+from confide_server.progress import ProgressBoard
 from confide_server.runbook import RunEvent, RunSummary, Submission
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class Book:
         self._roster = roster
         self._receipts = receipts
         self._changed = threading.Condition()
+        self.progress = ProgressBoard(lambda: roster.current)
 
     def _notify(self) -> None:
         with self._changed:
@@ -187,6 +189,10 @@ class Book:
             self._row(session, run_id)
             query = select(Event).where(Event.run_id == run_id, Event.sequence > after).order_by(Event.sequence)
             return [RunEvent(row.sequence, row.time, row.kind, row.data) for row in session.scalars(query)]
+
+    def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        """(newest change, what nodes said of their work after change `number`); nothing of it is kept."""
+        return self.progress.since(run_id, number)
 
     def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
         """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
@@ -348,6 +354,8 @@ class Book:
 
     def record(self, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
         """Append an event, durably."""
+        if kind in ("contributed", "dropped"):
+            self.progress.forget(run_id, data["node"])
         with self._database.transaction() as session:
             self._add_event(session, run_id, kind, data)
         self._notify()
@@ -476,6 +484,7 @@ class Book:
         """Close the run: finished, failed or stopped, with its event."""
         with self._database.transaction() as session:
             self._end(session, self._locked(session, run_id), status, data, detail)
+        self.progress.follow("", ())
         self._notify()
 
     def fail(self, run_id: str, error: Exception) -> None:

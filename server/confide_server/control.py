@@ -175,7 +175,7 @@ class ControlService:
         self, caller: Caller, request: pb.WatchRunRequest, active: Callable[[], bool]
     ) -> Iterator[pb.RunEvent]:
         """Events as they happen, until the run has ended or the caller went away."""
-        run_id, after = _run_id(request.run_id), request.after
+        run_id, after, heard = _run_id(request.run_id), request.after, 0
         if not self._watchers.acquire(blocking=False):
             raise StateError(f"{MAX_WATCHERS} watch already; try again when one has left")
         try:
@@ -190,6 +190,9 @@ class ControlService:
                         return
                 if not events and self._has_ended(run_id):
                     return
+                heard, reports = self._runbook.progress_since(run_id, heard)
+                for data in reports:
+                    yield pb.RunEvent(sequence=after, time=time.time(), kind="progress", data=canonical.encode(data))
         finally:
             self._watchers.release()
 

@@ -1,8 +1,9 @@
 """Who takes part in a run: every member of the cohort is offered it, and answers for itself.
 
-A node accepts, refuses (for good), waits for a person, or accepted and prepares: it still loads what it needs to
-answer in time. It is offered the run again when it waits or prepares, and when it connects anew, since what it accepted
-before its restart is its own business to know.
+A node accepts, refuses (for good), waits for a person, or prepares: it still loads what it needs to answer in time, and
+measures how long a round takes it. Who accepts says how long, and a slot's deadline follows from it. A node is offered
+the run again when it waits or prepares, and when it connects anew, since what it accepted before its restart is its own
+business to know.
 """
 
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from confide.errors import ConfideError, TransportError
 from confide.identity.roster import Role, RosterStore
 from confide.proto import fleet_pb2
+from confide.runs.deadline import UNMEASURED_S, claimed_s, step_deadline_s
 from confide.sealing.differences import differences_kind
 from google.protobuf.message import DecodeError
 
@@ -56,6 +58,8 @@ class Cohort:
         self._answers = dict(run.answers)
         self._offered: dict[str, tuple[int, float]] = {}
         """Connection at which a node was last offered the run, and when."""
+        self._round_s: dict[str, float] = {}
+        """What a round takes each node that accepted, as it measured; it says so again when it connects anew."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,12 +85,14 @@ class Cohort:
         """Offer the run until enough accepted; the others may join later. Raises CohortTooSmall.
 
         Nodes that are not connected, and people who have not answered, are waited for until `exchange_deadline_s`
-        passed; longer where the run cannot begin without those people. Who prepares has `step_deadline_s`.
+        passed; longer where the run cannot begin without those people. Who prepares has as long as a step of theirs
+        may take, while nobody knows how long that is.
         """
         if not self._answers:
             active = [member.name for member in self._roster.current.active(Role.NODE)]
             self._answers = dict.fromkeys(self._federation.nodes or active, "")
             self._book.update(self._run.run_id, cohort=list(self.names))
+        self._book.progress.follow(self._run.run_id, self.names)
         if self._run.status == "submitted":
             self._book.update(self._run.run_id, status="offering")
         began = time.monotonic()
@@ -122,10 +128,19 @@ class Cohort:
         taking_part, waited_s = len(self.accepted()), time.monotonic() - began
         if not open_ or taking_part + len(open_) < self._federation.min_cohort:
             return False
-        if "preparing" in open_.values() and waited_s <= self._federation.step_deadline_s:
+        if "preparing" in open_.values() and waited_s <= self._unmeasured_s:
             return True
         people_needed = taking_part < self._federation.min_cohort and "waiting" in open_.values()
         return people_needed or waited_s <= self._federation.exchange_deadline_s
+
+    @property
+    def _unmeasured_s(self) -> float:
+        return min(UNMEASURED_S, self._federation.deadline_limit_s)
+
+    def step_deadline_s(self, model_bytes: int) -> float:
+        """How long those who accepted may train and upload in the next slot."""
+        measured = [self._round_s.get(name, 0.0) for name in self.accepted()]
+        return step_deadline_s(self._run.specification, measured, model_bytes)
 
     def present(self) -> tuple[str, ...]:
         """Who accepted and is connected now, sorted; newcomers and those who connected anew are offered the run."""
@@ -142,8 +157,8 @@ class Cohort:
         return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
 
     def wait_present(self) -> tuple[str, ...]:
-        """As `present`, waiting for the smallest cohort up to `step_deadline_s`. Raises CohortTooSmall."""
-        end = time.monotonic() + self._federation.step_deadline_s
+        """As `present`, waiting for the smallest cohort as long as for who prepares. Raises CohortTooSmall."""
+        end = time.monotonic() + self._unmeasured_s
         while len(present := self.present()) < self._federation.min_cohort:
             if time.monotonic() > end:
                 raise CohortTooSmall(self._too_small(present))
@@ -155,7 +170,7 @@ class Cohort:
         words = {
             "": "did not answer",
             "waiting": "waits for a person",
-            "preparing": "is still loading its libraries",
+            "preparing": "is still loading or measuring",
             "refused": "refused",
             "accepted": "is away",
         }
@@ -216,6 +231,7 @@ class Cohort:
             self._set(node, "refused", str(TransportError("its answer is not an OfferAnswer")))
             return
         if answer.accepted:
+            self._round_s[node] = claimed_s(answer.round_s)
             self._set(node, "accepted", "", answer.precision if answer.precision in _PRECISIONS else "")
         elif answer.waiting:
             self._set(node, "preparing" if answer.preparing else "waiting", printable(answer.reason))
@@ -232,6 +248,7 @@ class Cohort:
             "waiting": answer in ("waiting", "preparing"),
             "preparing": answer == "preparing",
             "reason": reason,
+            "round_s": round(self._round_s.get(node, 0.0), 3),
             "precision": precision,
         }
         self._book.answered(self._run.run_id, node, answer, event)

@@ -131,6 +131,7 @@ class Coordinator:
         opened.callback(self._receipts.close)
         checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
         self.book = Book(self.database, checkpoints, self.member.roster, self._receipts.of_run)
+        self.link.on_report = self.book.progress.take
         parts = Parts(
             book=self.book,
             link=self.link,

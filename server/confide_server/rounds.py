@@ -171,7 +171,9 @@ class Rounds:
             parent_model_sha256=model.parent_sha256,
             evaluate_only=self._specification.training.local_steps == 0,
         )
-        self._book.record(self._run.run_id, "round_started", {"round": number, "attempt": attempt, "slot": slot})
+        deadline_s = self._cohort.step_deadline_s(len(model.data))
+        data = {"round": number, "attempt": attempt, "slot": slot, "deadline_s": round(deadline_s)}
+        self._book.record(self._run.run_id, "round_started", data)
         self._open, self._heard = plan, set()
         return plan
 
@@ -244,7 +246,7 @@ class Rounds:
         question = Question(
             step=exchange.step,
             bodies=exchange.bodies,
-            deadline_s=exchange.deadline_s,
+            deadline_s=self._deadline_s(exchange, model),
             payload=self._payload(exchange, model),
         )
         for answer in self._courier.ask(question):
@@ -264,6 +266,12 @@ class Rounds:
             if exchange.step == fleet_pb2.TRAIN:
                 data = {"round": number, "node": answer.node, "bytes": size}
                 self._book.record(self._run.run_id, "contributed", data)
+
+    def _deadline_s(self, exchange: Exchange, model: Mapping[str, bytes]) -> float:
+        """The collector knows how long the specification allows at most; the cohort what its nodes need."""
+        if exchange.step != fleet_pb2.TRAIN:
+            return exchange.deadline_s
+        return min(exchange.deadline_s, self._cohort.step_deadline_s(len(model.get("model", b""))))
 
     def _payload(self, exchange: Exchange, model: Mapping[str, bytes]) -> Mapping[str, bytes]:
         if exchange.step == fleet_pb2.ANCHOR:

@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confide.text import PARAGRAPH_CHARS, markup
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
+
+from confide_server.progress_lines import ProgressLines, duration
 
 ACCEPTED = "[bold red]accepted: who is missing from one of two sums can be told from them[/bold red]"
 SEALING_NONE = "[bold red]none: the coordinator sees each update[/bold red]"
@@ -50,6 +54,7 @@ class RunView:
     nodes: tuple[str, ...] = ()
     _rows: dict[int, _Row] = field(default_factory=dict)
     _dropped: dict[int, dict[str, str]] = field(default_factory=dict)
+    working: ProgressLines = field(default_factory=ProgressLines)
 
     @property
     def ended(self) -> bool:
@@ -57,9 +62,19 @@ class RunView:
         return self.status in {"failed", "stopped", "finished"}
 
     def feed(self, kind: str, data: Mapping[str, Any]) -> str:
-        """Take one event (kinds and data: confide_server.runbook.RunEvent); returns it as one line of text."""
+        """Take one event (kinds and data: confide_server.runbook.RunEvent); returns it as one line of text.
+
+        The line is empty where there is nothing worth printing (progress_lines.py).
+        """
+        line = self.working.feed(kind, data)
+        if kind == "progress":
+            return line
         handler = getattr(self, f"_on_{kind}", None)
         return str(handler(data)) if handler is not None else f"{kind} {dict(data)}"
+
+    def screen(self) -> Group:
+        """The table, and below it what each node that works says it is doing."""
+        return Group(self.table(), *(Text(line, style="dim") for line in map(plain, self.working.lines)))
 
     def table(self) -> Table:
         """Rounds so far, with the losses that nodes reported on average."""
@@ -84,6 +99,8 @@ class RunView:
         waits = "gets ready" if data.get("preparing") else "waits for approval"
         verdict = "accepts" if data["accepted"] else (waits if data["waiting"] else "refuses")
         reason = f": {data['reason']}" if data.get("reason") else ""
+        if data.get("round_s"):
+            reason = f", and measured {duration(data['round_s'])} for a round{reason}"
         self.detail = f"{data['node']} {verdict}{reason}"
         return self.detail
 
@@ -107,7 +124,8 @@ class RunView:
         return f"round {data['round']}: everybody who was waited for is there"
 
     def _on_round_started(self, data: Mapping[str, Any]) -> str:
-        self.detail = f"round {data['round']} of {self.rounds}, attempt {data['attempt']}"
+        deadline = f", at most {duration(data['deadline_s'])} for each node" if "deadline_s" in data else ""
+        self.detail = f"round {data['round']} of {self.rounds}, attempt {data['attempt']}{deadline}"
         return self.detail
 
     def _on_contributed(self, data: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What may be asked of the coordinator about runs. The control service asks; the run driver's side answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,10 +40,10 @@ class RunEvent:
     """Something that happened in a run, in order of `sequence` (1-based per run).
 
     kinds and their data:
-        offer_answered  {node, accepted, waiting, preparing, reason}
+        offer_answered  {node, accepted, waiting, preparing, reason, round_s: as it measured, 0 if it did not}
         run_started     {nodes, rounds, sealing, name}
         epoch_started   {members, slots}
-        round_started   {round, attempt, slot}
+        round_started   {round, attempt, slot, deadline_s}
         contributed     {round, node, bytes}
         dropped         {round, node, code, reason}
         slot_abandoned  {round, attempt, code, reason}
@@ -52,6 +52,9 @@ class RunEvent:
         run_finished    {rounds, model_sha256}
         run_failed      {code, reason}
         run_stopped     {round}
+
+    One kind is never kept: a watch also brings, in between and with the sequence of the event before,
+        progress        {node, phase, step, steps, seconds_left}: what a node says it is doing (confide_server.progress)
     """
 
     sequence: int
@@ -77,6 +80,9 @@ class RunBook(Protocol):
 
     def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
         """Events with sequence > after; waits up to timeout_s for the first one."""
+
+    def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        """(newest change, data of "progress" after change `number`); at first `number` is 0."""
 
     def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
         """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent.

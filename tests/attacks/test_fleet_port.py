@@ -113,6 +113,7 @@ IN_ANOTHERS_NAME: dict[str, Callable[[FleetNode], Message]] = {
     "pull-object": lambda victim: PullObjectRequest(node=victim.node),
     "push-object": lambda victim: PushObjectRequest(node=victim.node),
     "confirm-message-received": lambda victim: ConfirmMessageReceivedRequest(node=victim.node),
+    "report-progress": lambda victim: fleet_pb2.ProgressReport(node_id=victim.node_id),
 }
 
 

@@ -324,6 +324,19 @@ def test_who_is_still_loading_is_waited_for_but_not_for_ever(
     assert nodes[0].ends[-1].run_ended
 
 
+def test_a_node_that_claims_to_need_for_ever_gets_no_longer_than_the_specification_allows(
+    world: World, coordinator: Coordinator, nodes: list[FleetNode]
+) -> None:
+    for node, claimed_s in zip(nodes, (1e300, float("nan"), 2.5), strict=True):
+        node.claims_s = claimed_s
+    run_id = submit(world, coordinator, rounds=1, step_deadline_s=None, longest_deadline_s=700.0)
+    events = wait_end(coordinator, run_id)
+    assert events[-1].kind == "run_finished"
+    assert next(event for event in events if event.kind == "round_started").data["deadline_s"] == 700
+    said = {event.data["node"]: event.data["round_s"] for event in events if event.kind == "offer_answered"}
+    assert said == {"hospital-a": 30 * 24 * 3600, "hospital-b": 0, "hospital-c": 2.5}
+
+
 def test_who_is_between_two_connections_as_a_run_starts_is_in_its_first_round(
     world: World, coordinator: Coordinator, nodes: list[FleetNode]
 ) -> None:

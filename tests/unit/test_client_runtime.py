@@ -103,9 +103,9 @@ def test_a_node_says_that_it_takes_part_when_it_can_answer_in_time(bench: Bench)
         answer = bench.offer()
         assert (answer.accepted, answer.waiting, answer.preparing) == (False, True, True)
         record = Record.load(bench.node.state.run(bench.run.run_id))
-        assert record is not None and record.status == "accepted"
+        assert record is not None and record.status == "preparing"
     loaded.set()
-    assert bench.runtime._runs[bench.run.run_id].warm_up().measured(60)
+    assert bench.runtime._preparing[bench.run.run_id].timed(60)
     assert bench.offer().accepted
     assert not bench.trainer.trained
     assert [entry["event"] for entry in bench.events()].count("offer accepted") == 1

@@ -30,6 +30,9 @@ class EmptyRunBook:
     def events(self, run_id, after, timeout_s):
         raise StateError(f"there is no run {run_id}")
 
+    def progress_since(self, run_id, number):
+        raise StateError(f"there is no run {run_id}")
+
     def stop(self, run_id, administrator):
         raise StateError(f"there is no run {run_id}")
 

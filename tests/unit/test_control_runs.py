@@ -148,6 +148,20 @@ def test_events_arrive_while_they_happen_and_end_with_the_run(federation, admini
         assert list(client.watch(RUN_ID, after=3)) == []
 
 
+def test_what_nodes_say_of_their_work_comes_in_between_and_is_not_counted(federation, administrator):
+    book = federation.book
+    book.add("run_started", {})
+    book.said.append({"node": "a", "phase": "training", "step": 1, "steps": 9, "seconds_left": 5})
+    with federation.client(administrator) as client:
+        watched = client.watch(RUN_ID)
+        next(watched)
+        said = next(watched)
+        assert (said.sequence, said.kind) == (1, "progress")
+        assert said.data.decode() == '{"node":"a","phase":"training","seconds_left":5,"step":1,"steps":9}'
+        book.add("run_finished", {})
+        assert [(event.sequence, event.kind) for event in watched] == [(2, "run_finished")]
+
+
 def test_a_watcher_whose_membership_ends_is_cut_off(federation, administrator):
     federation.book.add("run_started", {})
     with federation.client(administrator) as client:

@@ -6,6 +6,7 @@
     batches-000000.safetensors          the micro-batches of each step, collated
     outcome.json trained.f32            what came of it
     failure-RANK.json                   why a worker failed (reports.py)
+    progress.json                       how far the workers are (reports.py)
 
 >>> import tempfile; from pathlib import Path; import torch
 >>> folder = Path(tempfile.mkdtemp())

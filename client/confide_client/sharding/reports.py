@@ -1,4 +1,4 @@
-"""How a worker process, or the launcher for one that cannot any more, tells the trainer why a step failed."""
+"""How a worker process tells the trainer how far it is, and why a step failed (the launcher, for one that died)."""
 
 import json
 import time
@@ -8,9 +8,27 @@ from typing import Any
 
 from confide.errors import ConfideError, DataError, ModelError, SpecificationError, TrainingError, UpdateError
 
+from confide_client.progress import Phase
+
 LAUNCHER = "launcher"
 
 _ERRORS = (DataError, ModelError, SpecificationError, TrainingError, UpdateError)
+
+
+def write_progress(folder: Path, phase: Phase, step: int, steps: int) -> None:
+    """Replace what was told before."""
+    temporary = folder / "progress.new"
+    temporary.write_text(json.dumps([phase.value, step, steps]), encoding="utf-8")
+    temporary.replace(folder / "progress.json")
+
+
+def read_progress(folder: Path) -> tuple[Phase, int, int] | None:
+    """What was told last, if anything."""
+    try:
+        phase, step, steps = json.loads((folder / "progress.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return Phase(phase), int(step), int(steps)
 
 
 def write_failure(folder: Path, who: str, error: ConfideError) -> None:

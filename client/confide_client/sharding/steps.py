@@ -31,12 +31,14 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from numpy.typing import NDArray
 
+from confide_client.progress import tell
 from confide_client.sharding.job import Job, Outcome, read_outcome, write_batches, write_job
-from confide_client.sharding.reports import read_failure
+from confide_client.sharding.reports import read_failure, read_progress
 
 log = logging.getLogger(__name__)
 
 _GRACE_S = 10.0
+_LOOK_EVERY_S = 1.0
 
 
 def why_not_split(specification: Specification, rank: int | None = None) -> str:
@@ -154,7 +156,12 @@ def _launch(folder: Path, processes: int, arithmetic: precision.Arithmetic) -> i
     environment = {**os.environ, precision.VARIABLE: arithmetic}
     launcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
     try:
-        return launcher.wait()
+        while True:
+            try:
+                return launcher.wait(_LOOK_EVERY_S)
+            except subprocess.TimeoutExpired:
+                if (told := read_progress(folder)) is not None:
+                    tell(*told)
     finally:
         if launcher.poll() is None:
             launcher.send_signal(signal.SIGTERM)

@@ -6,6 +6,8 @@ Parameters, gradients and optimizer state are split over the processes (FSDP2: e
 turn), and gradients are summed over them: the update is that of one process, up to the order of additions.
 """
 
+import contextlib
+import functools
 import logging
 import math
 import os
@@ -30,6 +32,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from confide_client.progress import heard_by
 from confide_client.sharding.job import (
     Job,
     Outcome,
@@ -38,7 +41,7 @@ from confide_client.sharding.job import (
     read_job,
     write_outcome,
 )
-from confide_client.sharding.reports import write_failure
+from confide_client.sharding.reports import write_failure, write_progress
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
 from confide_client.training.loop import accumulate, active_parameters, run_steps, terms, train_round
@@ -157,6 +160,11 @@ def _device(job: Job) -> torch.device:
     return device
 
 
+def _told(folder: Path, rank: int) -> contextlib.AbstractContextManager[None]:
+    """The first rank tells the trainer how far all are: they go step by step together."""
+    return heard_by(functools.partial(write_progress, folder)) if rank == 0 else contextlib.nullcontext()
+
+
 def main(folder: Path) -> int:
     """0 when this rank did its part; else its failure stands in the folder."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -164,7 +172,7 @@ def main(folder: Path) -> int:
     store = dist.FileStore(str(folder / "group"), world)  # type: ignore[attr-defined]  # left out of its __all__
     dist.init_process_group("nccl" if job.device == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     try:
-        with named_failures(specification):
+        with named_failures(specification), _told(folder, rank):
             Worker(folder, job, specification).run()
     except ConfideError as error:
         write_failure(folder, str(rank), error)

@@ -11,6 +11,8 @@ from confide.models import precision
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
 
+from confide_client.progress import Phase, tell
+
 
 def evaluate(
     specification: Specification, method: Method, model: Any, examples: Sequence[Example], support: Sequence[Example]
@@ -21,6 +23,7 @@ def evaluate(
     """
     if not examples:
         return {}
+    tell(Phase.EVALUATING)
     training = specification.training
     device = next(model.parameters()).device
     model.eval()

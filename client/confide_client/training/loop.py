@@ -15,6 +15,8 @@ from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 from numpy.typing import NDArray
 
+from confide_client.progress import Phase, tell
+from confide_client.training.checkpoint import SlotCheckpoint
 from confide_client.training.draws import Draws
 from confide_client.training.optimizers import OptimizerStates, make_optimizer
 from confide_client.training.shards import whole
@@ -52,7 +54,8 @@ def batch_indices(
 
 
 Gradients = Callable[[int], torch.Tensor]
-"""Of a step of the round (0-based): leave the gradients in the parameters and return the mean loss."""
+"""Of a step of the round (0-based, rising, perhaps not from 0): leave the gradients in the parameters and return the
+mean loss."""
 
 
 def run_steps(
@@ -61,11 +64,17 @@ def run_steps(
     optimizer: torch.optim.Optimizer,
     slot: fleet_pb2.SlotOpen,
     gradients: Gradients,
+    checkpoint: SlotCheckpoint | None = None,
 ) -> float:
-    """Train in place and return the mean loss over the steps. Raises TrainingError for NaN or an exploding loss."""
+    """Train in place and return the mean loss over the steps. Raises TrainingError for NaN or an exploding loss.
+
+    checkpoint: of the slot, which goes on where it stands there.
+    """
     training = specification.training
-    losses: list[float] = []
-    for step in range(specification.steps_in(slot.round)):
+    first, losses = checkpoint.restore(parameters, optimizer) if checkpoint is not None else (0, [])
+    steps = specification.steps_in(slot.round)
+    for step in range(first, steps):
+        tell(Phase.TRAINING, step, steps)
         rate = learning_rate(specification, specification.steps_before(slot.round) + step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -75,8 +84,13 @@ def run_steps(
         optimizer.zero_grad(set_to_none=True)
         # One wait for a GPU a step. A bad step has been taken by now, but an error discards the whole model.
         loss, gradient_norm = torch.stack([total, norm]).tolist()
-        _check(loss, gradient_norm, losses, step, specification.steps_in(slot.round))
+        _check(loss, gradient_norm, losses, step, steps)
         losses.append(loss)
+        if checkpoint is not None:
+            checkpoint.keep(losses, parameters, optimizer)
+    tell(Phase.TRAINING, steps, steps)
+    if checkpoint is not None:
+        checkpoint.erase()
     return math.fsum(losses) / len(losses)
 
 

@@ -32,6 +32,33 @@ def make_optimizer(training: Training, parameters: Parameters) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)
 
 
+def state_of(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, torch.Tensor]:
+    """Its tensors by "kind/parameter", whole and on the CPU; of a split state each process must call this."""
+    return {
+        f"{kind}/{name}": whole(value.detach()).cpu().contiguous()
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def set_state(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Put back what `state_of` gave; returns what belongs to none of the parameters."""
+    resting = {}
+    for key, tensor in tensors.items():
+        kind, name = key.split("/", 1)
+        parameter = parameters.get(name)
+        if parameter is None:
+            resting[key] = tensor
+            continue
+        # Each process counts the steps by itself, beside its part of the parameter.
+        placed = tensor.to(parameter.device) if kind == "step" else placed_like(tensor, parameter)
+        optimizer.state[parameter][kind] = placed
+    return resting
+
+
 class OptimizerStates:
     """Optimizer state on this node's disk, one file per round, so that a retried round starts where the first try did.
 
@@ -61,15 +88,7 @@ class OptimizerStates:
             raise TrainingError(
                 f"the local optimizer state {earlier[-1].name} is damaged; delete it, and training starts it afresh"
             ) from error
-        for key, tensor in tensors.items():
-            kind, name = key.split("/", 1)
-            parameter = parameters.get(name)
-            if parameter is None:
-                self._resting[key] = tensor
-                continue
-            # Each process counts the steps by itself, beside its part of the parameter.
-            placed = tensor.to(parameter.device) if kind == "step" else placed_like(tensor, parameter)
-            optimizer.state[parameter][kind] = placed
+        self._resting = set_state(optimizer, parameters, tensors)
 
     def keep(
         self, optimizer: torch.optim.Optimizer, parameters: Parameters, round: int, *, writes: bool = True
@@ -78,12 +97,7 @@ class OptimizerStates:
 
         writes: false in all but one of the processes that hold a split state; each of them must call this.
         """
-        tensors = {
-            f"{kind}/{name}": whole(value.detach()).cpu().contiguous()
-            for name, parameter in parameters.items()
-            for kind, value in optimizer.state.get(parameter, {}).items()
-            if isinstance(value, torch.Tensor)
-        }
+        tensors = state_of(optimizer, parameters)
         if not writes:
             return
         if tensors:

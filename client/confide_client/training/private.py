@@ -21,6 +21,8 @@ from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 
+from confide_client.progress import Phase, tell
+
 log = logging.getLogger(__name__)
 
 
@@ -124,6 +126,7 @@ class PrivateSteps:
             if {id(p) for p in per_sample.parameters} != {id(p) for p in parameters.values()}:
                 raise TrainingError("the model trains parameters that the run does not name; nothing was trained")
             for step in range(training.local_steps):
+                tell(Phase.TRAINING, step, training.local_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(specification, (slot.round - 1) * training.local_steps + step)
                 batch = [units[index] for index in self._random.poisson_sample(len(units), plan.sampling_rate)]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
+from confide.methods.timing import time_model
 from confide.methods.token_loss import TokenLoss
 from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
@@ -24,13 +25,16 @@ from confide.models.linear import use_tiles
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from numpy.typing import NDArray
 
+from confide_client.progress import Phase, tell
 from confide_client.sharding.job import Outcome
 from confide_client.sharding.steps import ShardedSteps
 from confide_client.token_files import tokens_of
+from confide_client.training.checkpoint import SlotCheckpoint
 from confide_client.training.draws import Draws
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
@@ -97,7 +101,8 @@ class LocalTrainer:
         self._device = torch.device(device or precision.default_device())
         methods.check(specification, base)
         self.schema = schema_of(specification, base)
-        self._method = methods.create(specification, load_tokenizer(base))
+        self._tokenizer = load_tokenizer(base)
+        self._method = methods.create(specification, self._tokenizer)
         self._sharded = (
             ShardedSteps(specification, base, folder, processes, threads, self._device.type, rank)
             if processes > 1
@@ -140,6 +145,13 @@ class LocalTrainer:
         if self._private is not None:
             other._private = _private_steps(self._specification, self._model, self._method)
         return other
+
+    def measure(self) -> Speed | None:
+        """How fast this machine is for the run, on made-up records; None where worker processes share a step."""
+        if self._sharded is not None:
+            return None
+        with named_failures(self._specification):
+            return time_model(self._specification, self._model, self._method, self._tokenizer)
 
     def contribute(self, model: NDArray[np.float32], data: LocalData, slot: fleet_pb2.SlotOpen) -> Contribution:
         """Evaluate and train the received model, float32 of shape (schema.size,).
@@ -203,6 +215,7 @@ class LocalTrainer:
 
     def _encoded(self, split: Split, records: Sequence[methods.Record], digest: str) -> Sequence[methods.Example]:
         """Of pre-training, whose text may be larger than memory, the tokens are in a file of this node's."""
+        tell(Phase.ENCODING)
         method = self._method
         if isinstance(method, methods.Streamed):
             known = f"{split} {digest}" if digest else ""
@@ -242,10 +255,12 @@ class LocalTrainer:
             if name in active and self._private is None
         ]
         start = {name: self._parameters[name].detach().clone() for name in self._masks}
-        batches = self._batches(examples, slot, seed)
+        batches = enumerate(self._batches(examples, slot, seed))
+        checkpoint = SlotCheckpoint(self._folder, specification, slot)
 
         def gradients(step: int) -> torch.Tensor:
-            parts = next(batches)
+            # A slot that goes on after a restart passes over the batches of the steps that are done.
+            parts = next(parts for number, parts in batches if number == step)
             count = terms(parts)
             return accumulate(
                 specification,
@@ -256,7 +271,7 @@ class LocalTrainer:
 
         def steps(optimizer: torch.optim.Optimizer) -> float | None:
             if self._private is None:
-                return run_steps(specification, active, optimizer, slot, gradients)
+                return run_steps(specification, active, optimizer, slot, gradients, checkpoint)
             masks = {active[name]: mask for name, mask in self._masks.items() if name in active}
             self._private.run(data.train, active, optimizer, slot, masks)
             return None

@@ -18,6 +18,17 @@ class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REVEAL: _ClassVar[Step]
     END: _ClassVar[Step]
     ANCHOR: _ClassVar[Step]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_LOADING: _ClassVar[Phase]
+    PHASE_MEASURING: _ClassVar[Phase]
+    PHASE_ENCODING: _ClassVar[Phase]
+    PHASE_EVALUATING: _ClassVar[Phase]
+    PHASE_TRAINING: _ClassVar[Phase]
+    PHASE_SEALING: _ClassVar[Phase]
+    PHASE_WORKING: _ClassVar[Phase]
 STEP_UNSPECIFIED: Step
 OFFER: Step
 ADVERTISE: Step
@@ -27,6 +38,14 @@ CONFIRM: Step
 REVEAL: Step
 END: Step
 ANCHOR: Step
+PHASE_UNSPECIFIED: Phase
+PHASE_LOADING: Phase
+PHASE_MEASURING: Phase
+PHASE_ENCODING: Phase
+PHASE_EVALUATING: Phase
+PHASE_TRAINING: Phase
+PHASE_SEALING: Phase
+PHASE_WORKING: Phase
 
 class Instruction(_message.Message):
     __slots__ = ("version", "release", "run_id", "step", "sequence", "body", "payload_digest")
@@ -105,18 +124,20 @@ class Offer(_message.Message):
     def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
-    __slots__ = ("accepted", "waiting", "reason", "preparing", "precision")
+    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREPARING_FIELD_NUMBER: _ClassVar[int]
+    ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     waiting: bool
     reason: str
     preparing: bool
+    round_s: float
     precision: str
-    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., precision: _Optional[str] = ...) -> None: ...
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class SlotOpen(_message.Message):
     __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")
@@ -157,3 +178,37 @@ class End(_message.Message):
     stopped_by: str
     stop_signature: bytes
     def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ..., stopped_by: _Optional[str] = ..., stop_signature: _Optional[bytes] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("version", "run_id", "node", "phase", "step", "steps", "seconds_left", "number")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    run_id: str
+    node: str
+    phase: Phase
+    step: int
+    steps: int
+    seconds_left: int
+    number: int
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., node: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., seconds_left: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+
+class ProgressReport(_message.Message):
+    __slots__ = ("node_id", "progress", "signature")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    progress: bytes
+    signature: bytes
+    def __init__(self, node_id: _Optional[int] = ..., progress: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class ProgressTaken(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -179,8 +179,12 @@ class Federation(StoredDocument):
     clip_schedule: Literal["constant", "learning_rate"] = "constant"
     """ "learning_rate": clip_norm is for a whole round at the full learning rate, and shrinks with it (schedule.py)."""
     outer: Outer = Outer()
-    step_deadline_s: Positive = 600.0
-    """How long a node may take to train and upload."""
+    step_deadline_s: Positive | None = None
+    """How long a node may take to train and upload; None: as long as the nodes' own measurements say (deadline.py)."""
+    deadline_factor: float = Field(default=3.0, ge=1, le=100)
+    """Without step_deadline_s: so many times what the slowest node measured for a round."""
+    longest_deadline_s: Positive = 3600.0
+    """Without step_deadline_s: never longer. A node that needs longer refuses the run."""
     exchange_deadline_s: Positive = 30.0
     """How long it may take to answer a small exchange."""
     fragments: int = Field(default=1, ge=1, le=64)
@@ -188,6 +192,11 @@ class Federation(StoredDocument):
     warm_start_rounds: int = Field(default=0, ge=0)
     """The first so many rounds take warm_start_steps local steps each: near-synchronous training, as a warm start."""
     warm_start_steps: int = Field(default=1, ge=1)
+
+    @property
+    def deadline_limit_s(self) -> float:
+        """The longest that a node may ever take to train and upload."""
+        return self.longest_deadline_s if self.step_deadline_s is None else self.step_deadline_s
 
 
 class Sealing(StoredDocument):

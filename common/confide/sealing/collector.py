@@ -401,7 +401,7 @@ class SealedCollector:
             bodies = {
                 name: self._open_body(epoch, slot, [] if name in epoch.delivered else inbound[name]) for name in waiting
             }
-            return Exchange(fleet_pb2.TRAIN, bodies, self._federation.step_deadline_s, with_model=True)
+            return Exchange(fleet_pb2.TRAIN, bodies, self._federation.deadline_limit_s, with_model=True)
         if slot.phase == "confirm":
             request = sealing_pb2.ConfirmRequest(
                 version=wire.VERSION, slot=slot.plan.slot, context=slot.context, survivors=slot.survivor_list()

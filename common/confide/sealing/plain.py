@@ -181,7 +181,7 @@ class PlainCollector:
         return Exchange(
             step=fleet_pb2.TRAIN,
             bodies=dict.fromkeys(waiting, body),
-            deadline_s=self._federation.step_deadline_s,
+            deadline_s=self._federation.deadline_limit_s,
             with_model=True,
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from confide import canonical
-from confide.errors import IdentityError, ModelError, SpecificationError, TransportError
+from confide.errors import ConfideError, IdentityError, ModelError, SpecificationError, TransportError
 from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role
@@ -154,11 +154,35 @@ def plan(
         _check_base(parsed, model_folder)
     typer.echo(render(parsed, nodes=nodes, base=model_folder, groups=groups))
     _warn_differences(parsed)
+    if model_folder is not None and parsed.trains_model:
+        typer.echo(_measured_here(parsed, model_folder))
 
 
 def _warn_differences(specification: Specification) -> None:
     if differences_kind(specification) == "accepted" and specification.sealing.kind == "sealed":
         console.print(f"differences of sums {ACCEPTED}", soft_wrap=True)
+
+
+def _measured_here(specification: Specification, base: Path) -> str:
+    """What a round takes this machine, and which deadline follows from that."""
+    from confide.methods.timing import time_base
+    from confide.runs.deadline import FLOOR_S
+
+    federation = specification.federation
+    try:
+        measured = time_base(specification, base)
+    except ConfideError as error:
+        return f"a round cannot be timed on this machine: {error}"
+    said = (
+        f"measured on this machine: a round takes about {measured.round_s(specification, 0):.3g} s for records of "
+        f"{specification.method.max_length} tokens, and {measured.evaluation_s:.3g} s more for each evaluation record"
+    )
+    if federation.step_deadline_s is not None:
+        return f"{said}; every node has {federation.step_deadline_s:g} s"
+    return (
+        f"{said}; a node has {federation.deadline_factor:g} times what the slowest measures for itself, at least "
+        f"{FLOOR_S:g} s and time for the traffic, at most {federation.longest_deadline_s:g} s"
+    )
 
 
 @app.command()
@@ -357,7 +381,7 @@ def _resolve(client: ControlClient, beginning: str) -> str:
 def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
     view = RunView(run_id)
     live = console.is_terminal and not as_json
-    with Live(view.table(), console=console, auto_refresh=False) if live else _Nothing() as screen:
+    with Live(view.screen(), console=console, auto_refresh=False) if live else _Nothing() as screen:
         for event in client.watch(run_id):
             data = json.loads(event.data)
             line = view.feed(event.kind, data)
@@ -365,8 +389,8 @@ def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
                 shown = {"sequence": event.sequence, "time": event.time, "kind": event.kind, "data": data}
                 typer.echo(json.dumps(shown))
             elif isinstance(screen, Live):
-                screen.update(view.table(), refresh=True)
-            else:
+                screen.update(view.screen(), refresh=True)
+            elif line:
                 console.print(plain(line), soft_wrap=True)
     if not as_json and not live:
         console.print(view.table())

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from confide_server.fleet.switchboard import Node, Switchboard
 
 SMALL_BODY_BYTES = 1 << 20
+REPORT_BODY_BYTES = 1 << 10
 OBJECT_BODY_BYTES = 8 << 20
 """Flower cuts arrays into chunks of 5 MiB; a small message's body is one object."""
 PATH_LIMITS = {
@@ -39,6 +40,7 @@ PATH_LIMITS = {
     "/v1/fleet/pull-object": SMALL_BODY_BYTES,
     "/v1/fleet/push-object": OBJECT_BODY_BYTES,
     "/v1/fleet/confirm-message-received": SMALL_BODY_BYTES,
+    "/v1/fleet/report-progress": REPORT_BODY_BYTES,
 }
 """Everything that this port answers. Flower's other fleet routes (self-registration, code) are not offered."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from confide.errors import StateError
 from confide.files import private_folder
 from confide.identity.roster import Role, Roster
+from confide.proto.fleet_pb2 import ProgressReport
 from confide.secrecy import private_file
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -36,7 +37,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from confide_server.fleet.binding import Binding
 from confide_server.fleet.door import Door
-from confide_server.fleet.routes import router
+from confide_server.fleet.routes import OnReport, router
 from confide_server.fleet.session import FleetSession
 from confide_server.fleet.store import FileObjectStore
 from confide_server.fleet.switchboard import Node, Switchboard
@@ -64,6 +65,8 @@ class FleetLink:
         self._folder = private_folder(folder)
         self._database = folder / "fleet.db"
         self.board = Switchboard()
+        self.on_report: OnReport = lambda node, report: None
+        """Takes what a node reports of its work, on the fleet port's threads."""
         self._spool = private_folder(folder / "replies")
         for left_over in self._spool.iterdir():
             left_over.unlink()
@@ -146,8 +149,12 @@ class FleetLink:
         )
         app.state.linkstate_factory = self._factory
         app.state.board = self.board
+        app.state.on_report = self._report
         app.include_router(router)
         return app
+
+    def _report(self, node: str, report: ProgressReport) -> None:
+        self.on_report(node, report)
 
     def close(self) -> None:
         """End all waiting calls."""

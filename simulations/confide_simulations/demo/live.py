@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from confide_server.progress_lines import ProgressLines
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -18,6 +19,7 @@ class LiveRounds:
         self._started = time.monotonic()
         self._doing = "starting"
         self._rows: list[tuple[str, ...]] = []
+        self._working = ProgressLines()
         self.train_loss: list[tuple[int, float]] = []
         self._live = Live(self, console=console, refresh_per_second=4, transient=False)
 
@@ -34,7 +36,8 @@ class LiveRounds:
 
     def __rich__(self) -> RenderableType:
         elapsed = f"{time.monotonic() - self._started:.0f} s"
-        return Group(self._table(), Text(f"{self._doing} ({elapsed})", style="dim"))
+        nodes = (Text(f"  {words}", style="dim") for words in self._working.lines)
+        return Group(self._table(), Text(f"{self._doing} ({elapsed})", style="dim"), *nodes)
 
     def _table(self) -> Table:
         title = f"{self._nodes} organizations, {self._rounds} rounds, sealing: "
@@ -48,13 +51,19 @@ class LiveRounds:
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Take one event of the run."""
+        working = self._working.feed(kind, data)
+        if working and not self._console.is_terminal:
+            self._say(working)
         line = _LINES.get(kind)
         if line is not None and (kind, self._sealing) != ("epoch_started", "none"):
             self._doing = line.format(**data)
             if not self._console.is_terminal:
-                self._console.print(f"  {time.monotonic() - self._started:5.0f} s  {self._doing}", highlight=False)
+                self._say(self._doing)
         if kind == "round_committed":
             self._commit(data)
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"  {time.monotonic() - self._started:5.0f} s  {line}", highlight=False)
 
     def _commit(self, data: dict[str, Any]) -> None:
         means = {name: value["mean"] for name, value in data["metrics"].items()}

@@ -128,7 +128,7 @@ class Population:
         )
         state = StateFolder.at(folder)
         audit = Audit(Journal(state.audit))
-        return Node(state=state, member=member, audit=audit, make_trainer=make_trainer, schema=schema)
+        return Node(state=state, member=member, audit=audit, make_trainer=make_trainer, schema=schema, measures=False)
 
 
 def split_seed(seed: int, name: str, shard: Path) -> str:
