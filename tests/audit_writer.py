@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from confide_server.database import Database, append_audit
+from confide_server.state.database import Database, append_audit
 
 
 def append_many(url: str, writer: int, each: int) -> int:

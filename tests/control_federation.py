@@ -13,15 +13,15 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import load_p256
 from confide.identity.member import LocalMember
 from confide.transport.control import ControlClient
-from confide_server.control import ControlServer
-from confide_server.runbook import RunEvent, RunSummary, Submission
+from confide_server.api.grpc.control import ControlServer
+from confide_server.state.run_service import RunEvent, RunSummary, Submission
 
 MODEL = bytes(range(256)) * 20000  # 5 chunks
 RUN_ID = "0123456789abcdef" * 2
 
 
 @dataclass
-class MemoryRunBook:
+class MemoryRunService:
     """A run book in memory with one run, whose events a test adds."""
 
     submitted: list[Submission] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Federation:
     folder: Path
     consortium: Consortium
     server: ControlServer
-    book: MemoryRunBook
+    book: MemoryRunService
     coordinator: LocalMember
     address: str
     accepted: list[int]
@@ -116,10 +116,10 @@ def running_federation(tmp_path):
     consortium = Consortium.create(tmp_path / "root", "example")
     folder = tmp_path / "coordinator"
     admission = consortium.admit(make_request(folder, "coordinator", "coordinator", ["127.0.0.1"]))
-    coordinator, book, accepted = accept_admission(folder, admission, time.time()), MemoryRunBook(), []
+    coordinator, book, accepted = accept_admission(folder, admission, time.time()), MemoryRunService(), []
     server = ControlServer(
         member=coordinator,
-        runbook=book,
+        run_service=book,
         folder=tmp_path / "state",
         address="127.0.0.1:0",
         on_roster=lambda roster: accepted.append(roster.version),

@@ -20,7 +20,7 @@ from confide.models.store import ModelStore
 from confide.models.trainable import build, load_trainable, lora_matrices, schema_of
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from confide_client.training import LocalTrainer
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup

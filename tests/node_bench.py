@@ -16,10 +16,10 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from confide.transport.envelope import pack, unpack
-from confide_client.audit import Audit
-from confide_client.datasets import LocalData
-from confide_client.runs import Node
-from confide_client.runtime import NodeRuntime
+from confide_client.agent.runtime import NodeRuntime
+from confide_client.audit.log import Audit
+from confide_client.data.datasets import LocalData
+from confide_client.runs.run import Node
 from numpy.typing import NDArray
 
 from tests.node_worlds import Instructions, World, faq, opened

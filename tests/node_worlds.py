@@ -23,7 +23,7 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.transport.envelope import payload_digest
 from confide_client.state import Settings, StateFolder
-from confide_server.fleet import FleetLink
+from confide_server.fleet.flower import FleetLink
 
 POLICY = """
 version = 1
@@ -82,7 +82,7 @@ class World:
         self, node: str, model: str, models: Path, records: Path, *, approval: str = "auto", min_cohort: int = 2
     ) -> StateFolder:
         """Policy, settings and data of a node."""
-        from confide_client.datasets import DataSets
+        from confide_client.data.datasets import DataSets
 
         state = self.state(node)
         root = self.consortium.root.public.hex()

@@ -24,8 +24,8 @@ from confide.privacy.plan import planned_slots, unit_plan
 from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
-from confide_client.datasets import DataSets
-from confide_client.spending import units_in
+from confide_client.data.datasets import DataSets
+from confide_client.runs.spending import units_in
 from confide_simulations.local_federation import LocalFederation, run_command
 from numpy.typing import NDArray
 

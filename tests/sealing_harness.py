@@ -23,7 +23,7 @@ from confide.sealing.grouped import GroupedCollector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.revealed import Revealed
 from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
-from confide_server.outer import next_model
+from confide_server.rounds.outer_step import next_model
 from numpy.typing import NDArray
 
 from tests.sealing_rosters import ISSUED_AT, make_roster

@@ -101,7 +101,7 @@ class StateFolder:
 
     @property
     def speeds(self) -> Path:
-        """How fast this machine trains (confide_client.speed)."""
+        """How fast this machine trains (confide_client.runs.speed)."""
         return self.root / "speed.json"
 
     @property

@@ -36,11 +36,11 @@ from confide.errors import StateError
 # Not pyarrow, nor what imports it: it starts a thread.
 MODULES = (
     "confide_client.training",
-    "confide_client.agent",
-    "confide_client.loading",
+    "confide_client.agent.agent",
+    "confide_client.runs.loading",
     "confide_client.commands.node",
-    "confide_server.commands.server",
-    "confide_server.process",
+    "confide_server.admin_cli.server",
+    "confide_server.coordinator.process",
     "transformers.models.auto.modeling_auto",
     "peft",
     "numba",

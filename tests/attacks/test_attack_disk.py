@@ -11,7 +11,7 @@ from confide.proto import fleet_pb2
 from confide.sealing import bundles, keys, shamir
 from confide.sealing.roles import Opened
 from confide.sealing.seal_log import rows
-from confide_client.status import show_seal_log
+from confide_client.agent.status import show_seal_log
 from rich.console import Console
 
 from tests.attacks.liar import A, finish, stop_before

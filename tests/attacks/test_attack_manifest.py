@@ -14,7 +14,7 @@ from confide.files import sha256_file
 from confide.identity.keys import SigningKey
 from confide.sealing.manifest import sign_manifest, verify_manifest
 from confide_client.commands import audit
-from confide_server.process import Coordinator
+from confide_server.coordinator.process import Coordinator
 from typer.testing import CliRunner
 
 from tests.coordinator_world import World, specification

@@ -21,7 +21,7 @@ from confide.identity.submission import (
 )
 from confide.privacy.ledger import LEDGER_NAME
 from confide.proto import fleet_pb2
-from confide_client.records import Record
+from confide_client.runs.records import Record
 
 from tests.node_bench import MODEL, Bench, allow, make_store, open_bench
 from tests.node_worlds import Instructions

@@ -11,7 +11,7 @@ from confide.sealing.roles import Contribution, Opened
 from confide.tokenizer.merging import check_step
 from confide.tokenizer.state import TokenizerState, first_state, key_of
 from confide.tokenizer.terms import Terms
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_client.training.tokens import TokenizerTrainer
 
 from tests.attacks.liar import A, refused, rewrite, stop_before

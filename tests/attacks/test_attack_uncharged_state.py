@@ -13,10 +13,10 @@ from confide.journal import Journal
 from confide.models.store import ModelStore
 from confide.models.trainable import initial_state, schema_of
 from confide.privacy.charging import LedgerCosts
-from confide_client.audit import Audit
-from confide_client.loading import trainers_of
-from confide_client.runs import Node
-from confide_client.runtime import NodeRuntime
+from confide_client.agent.runtime import NodeRuntime
+from confide_client.audit.log import Audit
+from confide_client.runs.loading import trainers_of
+from confide_client.runs.run import Node
 from confide_client.training import LocalTrainer
 
 from tests.node_bench import Bench, ShardTrainer, allow, kinds

@@ -10,7 +10,7 @@ from confide.proto import fleet_pb2
 from confide.sealing import member_slot, scalars
 from confide.sealing.chain import link_of
 from confide.sealing.roles import Abandoned, Contribution, Opened
-from confide_server.outer import next_model
+from confide_server.rounds.outer_step import next_model
 
 from tests.sealing_harness import Federation, names, specify
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from confide.identity.keys import generate_p256
 from confide.proto import fleet_pb2
-from confide_server.fleet import FleetLink, FleetSession
-from confide_server.fleet.door import PATH_LIMITS
-from confide_server.process import Coordinator
+from confide_server.coordinator.process import Coordinator
+from confide_server.fleet.flower import FleetLink, FleetSession
+from confide_server.fleet.flower.request_filter import PATH_LIMITS
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature

@@ -16,7 +16,7 @@ from confide.models.store import ModelStore
 from confide.models.trainable import initial_state
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
-from confide_server.fleet import FleetLink, FleetReply, FleetSession
+from confide_server.fleet.flower import FleetLink, FleetReply, FleetSession
 from confide_simulations.forks import Fork, shared
 
 from tests.node_worlds import Instructions, World, faq, opened, wait_for

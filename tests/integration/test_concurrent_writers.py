@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.identity.member import load_member
-from confide_server.book import Book
-from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Database
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import Database
+from confide_server.state.run_journal import RunJournal
 
 from tests.audit_writer import append_many
 from tests.coordinator_world import World, specification
@@ -35,13 +35,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def books(world: World, database_url: str, tmp_path: Path) -> list[Book]:  # noqa: F811
+def books(world: World, database_url: str, tmp_path: Path) -> list[RunJournal]:  # noqa: F811
     """Two coordinators' run books on one database, as while one takes over from the other."""
     roster, checkpoints = load_member(world.server).roster, CheckpointStore(str(tmp_path / "checkpoints"))
-    return [Book(Database(database_url), checkpoints, roster) for _ in range(2)]
+    return [RunJournal(Database(database_url), checkpoints, roster) for _ in range(2)]
 
 
-def test_everything_that_is_numbered_is_numbered_once(world: World, books: list[Book]) -> None:
+def test_everything_that_is_numbered_is_numbered_once(world: World, books: list[RunJournal]) -> None:
     with ThreadPoolExecutor(6) as pool:
         submission = world.submission(specification(), MODEL)
         runs = list(pool.map(lambda number: books[number % 2].submit(submission), range(6)))

@@ -18,7 +18,7 @@ from confide.models.export import write_adapter
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from confide_client.training import LocalTrainer
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup

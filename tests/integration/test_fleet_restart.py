@@ -16,7 +16,7 @@ import pytest
 from confide.errors import IdentityError, StateError
 from confide.identity.member import load_member
 from confide.transport.control import ControlClient
-from confide_server.process import Coordinator, Settings, write_settings
+from confide_server.coordinator.process import Coordinator, Settings, write_settings
 from confide_simulations.forks import shared
 from typer.testing import CliRunner
 
@@ -181,7 +181,7 @@ def test_two_coordinators_on_one_folder(world: World) -> None:
 FULL = """
 import resource, signal, sys
 from confide.errors import StateError
-from confide_server.checkpoints import CheckpointStore
+from confide_server.state.checkpoints import CheckpointStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = CheckpointStore(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_init_and_admission_by_command(tmp_path: Path) -> None:
     from confide.identity.consortium import Consortium
-    from confide_server.commands.server import app
+    from confide_server.admin_cli.server import app
 
     consortium = Consortium.create(tmp_path / "root", "example", demo=True)
     run = CliRunner().invoke

@@ -12,10 +12,11 @@ import pytest
 from confide.errors import FailureName, ProtocolFailure, TrainingError
 from confide.proto import fleet_pb2
 from confide.runs.specification import Outer
-from confide_server import driver, rounds
-from confide_server.outer import OuterStep
-from confide_server.process import Coordinator, standing
-from confide_server.runbook import RunEvent
+from confide_server.coordinator.process import Coordinator, standing
+from confide_server.rounds import driver
+from confide_server.rounds import round_loop as rounds
+from confide_server.rounds.outer_step import OuterStep
+from confide_server.state.run_service import RunEvent
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
 from tests.coordinator_world import World, specification

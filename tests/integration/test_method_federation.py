@@ -15,7 +15,7 @@ import torch
 import transformers
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from confide_simulations.local_federation import run_command
 from confide_simulations.processes import ProcessGroup
 from peft import PeftModel

@@ -17,7 +17,7 @@ from confide.models.trainable import schema_of
 from confide.models.travel import Travel
 from confide.privacy.ledger import replay
 from confide.runs.specification import Specification
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 from confide_simulations.simulate import comparison

@@ -14,7 +14,7 @@ from confide.runs.specification import Specification, parse_toml
 from confide.tokenizer.counting import Corpus
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from confide_simulations.local_federation import run_command
 from confide_simulations.simulate.engine import Engine, Resources
 from confide_simulations.simulate.simulation import Finished, Job, Simulation

@@ -17,7 +17,7 @@ from confide.sealing.factory import make_collector, make_member
 from confide.sealing.member import NodeRules
 from confide.sealing.roles import Collector, Contribution, Member, Opened, SlotPlan
 from confide_client.training import LocalTrainer
-from confide_server.outer import next_model
+from confide_server.rounds.outer_step import next_model
 from confide_simulations.benchmarks.aggregation_error import product_error
 from numpy.typing import NDArray
 

@@ -23,14 +23,14 @@ from confide.privacy.ledger import LEDGER_NAME, Ledger
 from confide.privacy.organization import organization_noise
 from confide.privacy.plan import unit_plan
 from confide.runs.specification import Specification
-from confide_client.auditing import AUDIT_FILE, load_release
-from confide_client.canaries import planted, with_canaries
+from confide_client.audit.auditing import AUDIT_FILE, load_release
+from confide_client.audit.canaries import planted, with_canaries
 from confide_client.commands import audit as audit_command
 from confide_client.commands.report import report as report_command
-from confide_client.datasets import DataSets
-from confide_client.offers import verify_offer
-from confide_client.plan import plan_of
-from confide_client.records import Record
+from confide_client.data.datasets import DataSets
+from confide_client.runs.offers import verify_offer
+from confide_client.runs.plan import plan_of
+from confide_client.runs.records import Record
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
 
@@ -327,8 +327,8 @@ def test_a_release_is_scored_with_the_planted_canaries(site: Site, tmp_path: Pat
 
 
 def test_organization_level_is_not_rehearsed_on_one_node(world: tuple[World, Path, str]) -> None:
-    from confide_client.auditing import rehearse
-    from confide_client.datasets import LocalData
+    from confide_client.audit.auditing import rehearse
+    from confide_client.data.datasets import LocalData
 
     spec = specification(
         privacy={**PRIVATE, "unit": "organization"}, sealing={"kind": "sealed"}, federation={"clip_norm": 0.5}

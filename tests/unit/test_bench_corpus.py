@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from confide_simulations.benchmarks.corpus import WAYS, prepare_and_step
 
 from tests.tiny_models import TEXT, tiny_llama

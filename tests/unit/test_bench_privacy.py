@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_simulations.benchmarks.privacy import _faq_plans
 from confide_simulations.benchmarks.privacy_plot import plot
 from confide_simulations.benchmarks.privacy_speed import measure_speed

@@ -9,7 +9,7 @@ from confide.cli import app
 from confide.errors import ConfideError, IdentityError, StateError
 from confide.identity.consortium import Consortium
 from confide.identity.member import load_member
-from confide_client.policy import load_policy
+from confide_client.policy.policy import load_policy
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from confide.errors import DataError, StateError
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,7 +107,7 @@ def test_the_message_never_quotes_the_content(tmp_path: Path) -> None:
 
 @given(st.integers(1, 300), st.floats(0, 0.9))
 def test_the_split_is_a_partition_of_the_stated_sizes(records: int, fraction: float) -> None:
-    from confide_client.datasets import DataSet
+    from confide_client.data.datasets import DataSet
 
     entry = DataSet(
         path="/x",

@@ -8,10 +8,10 @@ import pytest
 import tomli_w
 from confide.errors import DataError
 from confide.models.store import ModelStore
-from confide_client.datasets import DataSets
-from confide_client.fitness import check_worth_approving, try_method, try_offer
-from confide_client.plan import plan_of
-from confide_client.rows import open_rows
+from confide_client.data.datasets import DataSets
+from confide_client.data.fitness import check_worth_approving, try_method, try_offer
+from confide_client.data.rows import open_rows
+from confide_client.runs.plan import plan_of
 from confide_client.state import StateFolder
 
 from tests.tiny_models import tiny_bert, tiny_llama

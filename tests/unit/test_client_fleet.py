@@ -11,7 +11,7 @@ import httpx
 import pytest
 from confide.errors import ConfideError, IdentityError, TransportError
 from confide.identity.keys import generate_p256
-from confide_client.fleet import FleetLink, FleetSettings, _client
+from confide_client.agent.fleet import FleetLink, FleetSettings, _client
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from tests.node_worlds import World, free_port

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from confide.errors import PolicyRefusal
-from confide_client.policy import TEMPLATE, Policy, load_policy, parse_policy
+from confide_client.policy.policy import TEMPLATE, Policy, load_policy, parse_policy
 from hypothesis import given
 from hypothesis import strategies as st
 

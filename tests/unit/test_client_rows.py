@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from confide.errors import DataError
-from confide_client.datasets import DataSets
-from confide_client.readers import FORMATS, Format
-from confide_client.rows import open_rows, place_of
+from confide_client.data.datasets import DataSets
+from confide_client.data.readers import FORMATS, Format
+from confide_client.data.rows import open_rows, place_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -19,10 +19,10 @@ from confide.identity.submission import sign_submission
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.transport.envelope import pack, unpack
-from confide_client import approvals
-from confide_client.app import QUERY, TRAIN, make_app
-from confide_client.offers import load_offer
-from confide_client.records import Record
+from confide_client.agent.app import QUERY, TRAIN, make_app
+from confide_client.runs import approvals
+from confide_client.runs.offers import load_offer
+from confide_client.runs.records import Record
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from hypothesis import HealthCheck, given, settings

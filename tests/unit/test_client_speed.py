@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
-from confide_client.records import Record
-from confide_client.speed import MOST_KEPT, Speeds, shape_of
+from confide_client.runs.records import Record
+from confide_client.runs.speed import MOST_KEPT, Speeds, shape_of
 from confide_client.state import Settings
 
 from tests.node_bench import Bench, ShardTrainer, allow, kinds, make_store, open_bench

@@ -15,9 +15,9 @@ from confide.privacy.organization import organization_noise
 from confide.privacy.plan import unit_plan
 from confide.privacy.receipts import parse_receipt
 from confide.proto import fleet_pb2
-from confide_client.datasets import LocalData
-from confide_client.records import Record
-from confide_client.spending import Spending, units_in
+from confide_client.data.datasets import LocalData
+from confide_client.runs.records import Record
+from confide_client.runs.spending import Spending, units_in
 
 from tests.node_bench import MODEL, SIZE, Bench, allow, kinds, make_store, open_bench
 from tests.node_worlds import Instructions, faq

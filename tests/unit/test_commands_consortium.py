@@ -17,9 +17,9 @@ from confide.models.store import folder_digest
 from confide.models.trainable import initial_state
 from confide.runs.specification import parse_toml
 from confide.transport.control import ControlClient
-from confide_server.commands import consortium as consortium_commands
-from confide_server.commands import run as run_commands
-from confide_server.run_view import RunView
+from confide_server.admin_cli import consortium as consortium_commands
+from confide_server.admin_cli import run as run_commands
+from confide_server.admin_cli.run_view import RunView
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -150,7 +150,7 @@ def test_an_odd_request_file_is_an_error_that_names_it(root, tmp_path, content):
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.control.WATCH_POLL_S", 0.05)
+    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 

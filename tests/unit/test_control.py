@@ -24,7 +24,7 @@ from confide.proto import control_pb2 as pb
 from confide.runs.specification import EXAMPLE, parse_toml
 from confide.transport import failures
 from confide.transport.control import ControlClient
-from confide_server.control import ControlServer
+from confide_server.api.grpc.control import ControlServer
 
 from tests.control_federation import MODEL, RUN_ID, running_federation
 
@@ -33,7 +33,7 @@ SPECIFICATION = parse_toml(EXAMPLE)
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.control.WATCH_POLL_S", 0.05)
+    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 
@@ -192,7 +192,7 @@ def test_an_expired_roster_at_the_coordinator_stops_all_but_a_newer_one(federati
 def serving(federation, member):
     """Another control service, by whatever member; yields its address."""
     folder = federation.folder / "other-state"
-    server = ControlServer(member=member, runbook=federation.book, folder=folder, address="127.0.0.1:0")
+    server = ControlServer(member=member, run_service=federation.book, folder=folder, address="127.0.0.1:0")
     yield f"127.0.0.1:{server.start()}"
     server.stop()
 
@@ -237,7 +237,7 @@ def test_an_address_without_coordinator_is_an_error_with_a_remedy(federation, no
 
 def test_a_port_in_use_is_an_error_with_a_remedy(federation, tmp_path):
     server = ControlServer(
-        member=federation.coordinator, runbook=federation.book, folder=tmp_path / "two", address=federation.address
+        member=federation.coordinator, run_service=federation.book, folder=tmp_path / "two", address=federation.address
     )
     with pytest.raises(StateError, match="the port is in use"):
         server.start()

@@ -10,15 +10,15 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.proto import control_pb2 as pb
 from confide.transport import failures
 from confide.transport.control import ControlClient
-from confide_server.control import ControlServer
-from confide_server.control_access import RULES
+from confide_server.api.grpc.access import RULES
+from confide_server.api.grpc.control import ControlServer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 METHODS = pb.DESCRIPTOR.services_by_name["Control"].methods_by_name
 
 
-class EmptyRunBook:
+class EmptyRunService:
     """A coordinator that never had a run."""
 
     def submit(self, submission):
@@ -51,7 +51,7 @@ def channel(request, tmp_path_factory):
         for role, addresses in (("coordinator", ["127.0.0.1"]), (request.param, ()))
     }
     server = ControlServer(
-        member=members["coordinator"], runbook=EmptyRunBook(), folder=folder / "state", address="127.0.0.1:0"
+        member=members["coordinator"], run_service=EmptyRunService(), folder=folder / "state", address="127.0.0.1:0"
     )
     with ControlClient.of_member(members[request.param], f"127.0.0.1:{server.start()}") as client:
         client.hello()

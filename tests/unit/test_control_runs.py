@@ -18,8 +18,8 @@ from confide.errors import (
 from confide.identity.submission import MAX_VALID_S, sign_stop, sign_submission, verify_submission
 from confide.proto import control_pb2 as pb
 from confide.runs.specification import EXAMPLE, parse_toml
-from confide_server.control import CHUNK_BYTES, ControlServer
-from confide_server.receipts import MAX_RECEIPT_BYTES
+from confide_server.api.grpc.control import CHUNK_BYTES, ControlServer
+from confide_server.state.receipts import MAX_RECEIPT_BYTES
 
 from tests.control_federation import MODEL, RUN_ID, running_federation
 
@@ -28,7 +28,7 @@ SPECIFICATION = parse_toml(EXAMPLE)
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.control.WATCH_POLL_S", 0.05)
+    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 
@@ -212,7 +212,7 @@ def test_receipts_are_kept_once_and_survive_a_restart(federation, node, tmp_path
                 client.put_receipt(RUN_ID, receipt, identity)
     federation.server.stop()
     again = ControlServer(
-        member=federation.coordinator, runbook=federation.book, folder=tmp_path / "state", address="127.0.0.1:0"
+        member=federation.coordinator, run_service=federation.book, folder=tmp_path / "state", address="127.0.0.1:0"
     )
     assert len(again.receipts.of_run(RUN_ID)) == 1
     again.stop()

@@ -10,7 +10,7 @@ import torch
 from confide.cli import app
 from confide.errors import DataError, StateError
 from confide.models.answering import load_answering
-from confide_client import harness
+from confide_client.evaluation import harness
 from typer.testing import CliRunner
 
 from tests.tiny_models import tiny_llama

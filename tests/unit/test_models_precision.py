@@ -18,7 +18,7 @@ from confide.models.trainable import build, initial_state, load_trainable
 from confide.models.widened import is_narrow, widened
 from confide.proto import fleet_pb2
 from confide.sealing.roles import Metric
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
 from safetensors.torch import load_file, save_file
 
@@ -197,7 +197,7 @@ WORK = """
     from confide.models import precision
     from confide.models.trainable import initial_state
     from confide.proto import fleet_pb2
-    from confide_client.datasets import LocalData
+    from confide_client.data.datasets import LocalData
     from confide_client.training import LocalTrainer
     from tests.unit.test_models_precision import NARROW, RECORDS
     from tests.training_specs import specification

@@ -16,7 +16,7 @@ from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.privacy.per_sample import PerSampleGradients
 from confide.proto import fleet_pb2
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
 
 from tests.tiny_models import make_tokenizer, tiny_bert, tiny_gpt2, tiny_llama

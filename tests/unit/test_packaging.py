@@ -94,7 +94,7 @@ def test_what_is_packaged_is_found_from_the_wheel(python: Path, tmp_path: Path) 
     assert "answers.toml" in run(python, tmp_path, "-m", "confide", "recipe", "show", "support-chatbot")
     assert "diloco: " in run(python, tmp_path, "-m", "confide", "reproduce")
     code = (
-        "import sys; from confide_server.database import Database\n"
+        "import sys; from confide_server.state.database import Database\n"
         "Database(sys.argv[1]).close(); import confide_server; print(confide_server.__file__)"
     )
     said = run(python, tmp_path, "-c", code, f"sqlite:///{tmp_path}/made.db")

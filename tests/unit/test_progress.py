@@ -9,14 +9,14 @@ import pytest
 from confide.errors import TransportError
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
-from confide_client import status
-from confide_client.fleet import FleetLink, FleetSettings
+from confide_client.agent import status
+from confide_client.agent.fleet import FleetLink, FleetSettings
+from confide_client.agent.telling import Teller
 from confide_client.progress import Doing, Phase, Progress, heard_by, tell
 from confide_client.state import StateFolder
-from confide_client.telling import Teller
-from confide_server.progress import ProgressBoard
-from confide_server.progress_lines import ProgressLines
-from confide_server.run_view import RunView
+from confide_server.admin_cli.progress_lines import ProgressLines
+from confide_server.admin_cli.run_view import RunView
+from confide_server.state.progress import ProgressBoard
 from confide_simulations.demo.live import LiveRounds
 from rich.console import Console
 

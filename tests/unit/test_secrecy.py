@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from confide.secrecy import private_file
-from confide_client.datasets import DataSets
-from confide_server.database import Database, append_audit
+from confide_client.data.datasets import DataSets
+from confide_server.state.database import Database, append_audit
 
 from tests.open_files import open_to_others
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from confide.identity.member import load_member
 from confide.proto import fleet_pb2
-from confide_server.book import Book
-from confide_server.checkpoints import CheckpointStore
-from confide_server.courier import Courier, Question, Silence
-from confide_server.database import Database
-from confide_server.fleet import FleetLink, Presence
+from confide_server.fleet.flower import FleetLink, Presence
+from confide_server.rounds.exchange import Courier, Question, Silence
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import Database
+from confide_server.state.run_journal import RunJournal
 
 from tests.coordinator_world import World, specification
 
@@ -30,7 +30,7 @@ def test_a_question_to_many_looks_once_at_how_they_stand(tmp_path: Path) -> None
     link = CountingLink(tmp_path / "fleet")
     link.admit(roster.current)
     database = Database(f"sqlite:///{tmp_path / 'c.db'}")
-    book = Book(database, CheckpointStore(str(tmp_path / "checkpoints")), roster)
+    book = RunJournal(database, CheckpointStore(str(tmp_path / "checkpoints")), roster)
     run_id = book.submit(world.submission(specification(), np.zeros(8, dtype="<f4")))
     try:
         with link.open_session(None, 1 << 20) as session:

@@ -7,7 +7,7 @@ from confide.errors import StateError, TrainingError
 from confide.models.travel import Travel
 from confide.runs.specification import Outer
 from confide.sealing.roles import Opened
-from confide_server.outer import OuterStep, next_model
+from confide_server.rounds.outer_step import OuterStep, next_model
 from numpy.typing import NDArray
 
 from tests.training_specs import specification

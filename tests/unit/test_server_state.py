@@ -21,10 +21,10 @@ from confide.identity.member import load_member
 from confide.identity.submission import sign_stop, sign_submission
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric, Opened, SlotPlan
-from confide_server.book import Book, Committed, _answers
-from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Audit, Base, Database, Run, append_audit
-from confide_server.runbook import Submission
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import Audit, Base, Database, Run, append_audit
+from confide_server.state.run_journal import Committed, RunJournal, _answers
+from confide_server.state.run_service import Submission
 from sqlalchemy import MetaData, Table, create_engine, select
 from sqlalchemy.event import listen
 
@@ -39,9 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def book(world: World, tmp_path: Path) -> Book:
+def book(world: World, tmp_path: Path) -> RunJournal:
     database = Database(f"sqlite:///{tmp_path / 'c.db'}")
-    return Book(database, CheckpointStore(str(tmp_path / "checkpoints")), load_member(world.server).roster)
+    return RunJournal(database, CheckpointStore(str(tmp_path / "checkpoints")), load_member(world.server).roster)
 
 
 def opened(*nodes: str) -> Opened:
@@ -55,7 +55,7 @@ def opened(*nodes: str) -> Opened:
     )
 
 
-def commit(book: Book, run_id: str, number: int, data: bytes) -> None:
+def commit(book: RunJournal, run_id: str, number: int, data: bytes) -> None:
     slot, attempt = book.plan_slot(run_id, number)
     plan = SlotPlan(slot=slot, round=number, attempt=attempt, model_sha256=b"", parent_model_sha256=b"")
     file = book.checkpoints.put(data, "bin")
@@ -105,7 +105,7 @@ def test_answers_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
     database.close()
 
 
-def test_an_answer_is_written_alone(world: World, book: Book) -> None:
+def test_an_answer_is_written_alone(world: World, book: RunJournal) -> None:
     """What an answer costs does not grow with the cohort: a row and an event, in one transaction."""
     run_id = book.submit(world.submission(specification(), MODEL))
     names = [f"hospital-{number}" for number in range(40)]
@@ -229,7 +229,7 @@ def test_an_unusable_checkpoint_folder(tmp_path: Path) -> None:
 # --- run book
 
 
-def test_submit_commit_export(world: World, book: Book) -> None:
+def test_submit_commit_export(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     assert len(run_id) == 32 and book.runs()[0].status == "submitted"
     commit(book, run_id, 1, b"\0" * 32)
@@ -250,7 +250,7 @@ def test_submit_commit_export(world: World, book: Book) -> None:
         book.checkpoint("0" * 32, None)
 
 
-def test_a_round_is_committed_once(world: World, book: Book) -> None:
+def test_a_round_is_committed_once(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     commit(book, run_id, 1, b"\0" * 32)
     before = len(book.events(run_id, 0, 0))
@@ -264,7 +264,7 @@ def signed(world: World, name: str, body: bytes, model: bytes, digest: bytes | N
     return Submission(sign_submission(key, name, body, digest or model_digest(model)), model)
 
 
-def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
+def test_submissions_that_do_not_hold(world: World, book: RunJournal) -> None:
     body, good = specification().canonical_bytes(), MODEL.tobytes()
     small = specification()
     fedsvd = small.model_copy(update={"adapter": small.adapter.model_copy(update={"aggregation": "fedsvd"})})
@@ -300,7 +300,7 @@ def test_submissions_that_do_not_hold(world: World, book: Book) -> None:
     assert book.runs() == []
 
 
-def test_a_submission_begins_one_run(world: World, book: Book) -> None:
+def test_a_submission_begins_one_run(world: World, book: RunJournal) -> None:
     first = world.submission(specification(), MODEL)
     run_id = book.submit(first)
     assert run_id == first.signed.run_id
@@ -319,7 +319,7 @@ def test_a_submission_begins_one_run(world: World, book: Book) -> None:
     assert len(book.runs()) == 1
 
 
-def test_a_run_stops_by_an_administrators_order_alone(world: World, book: Book) -> None:
+def test_a_run_stops_by_an_administrators_order_alone(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     name, order = world.stop_order(run_id)
     node = SigningKey.load(world.of("hospital-a") / "identity.key")
@@ -332,7 +332,7 @@ def test_a_run_stops_by_an_administrators_order_alone(world: World, book: Book) 
     assert book.stop_requested(run_id) and book.stop_order(run_id) == (name, order)
 
 
-def test_events_are_waited_for(world: World, book: Book) -> None:
+def test_events_are_waited_for(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     began = time.monotonic()
     assert book.events(run_id, 0, 0.2) == [] and time.monotonic() - began >= 0.2
@@ -342,7 +342,7 @@ def test_events_are_waited_for(world: World, book: Book) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_queued_run_stops_at_once_and_stays_stopped(world: World, book: Book) -> None:
+def test_a_queued_run_stops_at_once_and_stays_stopped(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     book.stop(run_id, *world.stop_order(run_id))
     book.stop(run_id, *world.stop_order(run_id))
@@ -350,13 +350,13 @@ def test_a_queued_run_stops_at_once_and_stays_stopped(world: World, book: Book) 
     assert book.runs()[0].status == "stopped" and book.next_run(0) is None
 
 
-def test_sequences_stay_with_their_bytes(world: World, book: Book) -> None:
+def test_sequences_stay_with_their_bytes(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     assert book.sequences(run_id, [b"a" * 32, b"b" * 32, b"a" * 32]) == [1, 2, 1]
     assert book.sequences(run_id, [b"c" * 32, b"b" * 32]) == [3, 2]
 
 
-def test_a_planned_slot_that_was_never_opened_is_used_again(world: World, book: Book) -> None:
+def test_a_planned_slot_that_was_never_opened_is_used_again(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     assert book.plan_slot(run_id, 1) == (1, 1) == book.plan_slot(run_id, 1)
     plan = SlotPlan(slot=1, round=1, attempt=1, model_sha256=b"", parent_model_sha256=b"")

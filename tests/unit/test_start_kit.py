@@ -15,10 +15,10 @@ from confide.identity.kit import PolicyProposal, StartKit, read_kit
 from confide.identity.member import load_member
 from confide.identity.passphrase import LockedKey, is_locked, lock, unlock
 from confide.models.store import ModelStore
-from confide_client.joining import Wish, join, policy_text
-from confide_client.policy import load_policy, parse_policy
+from confide_client.agent.joining import Wish, join, policy_text
+from confide_client.policy.policy import load_policy, parse_policy
 from confide_client.state import StateFolder
-from confide_server.commands import consortium as commands
+from confide_server.admin_cli import consortium as commands
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

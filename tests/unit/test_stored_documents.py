@@ -23,18 +23,18 @@ from confide.privacy.ledger import Ledger
 from confide.privacy.ledger_entries import parse_entry, to_body
 from confide.privacy.receipts import open_receipt
 from confide.runs.specification import Specification, parse_canonical
-from confide_client import approvals
-from confide_client.audit import Audit
+from confide_client.audit.log import Audit
 from confide_client.commands.ledger import _read_export
-from confide_client.offers import load_offer
-from confide_client.policy import load_policy
-from confide_client.records import Record
+from confide_client.policy.policy import load_policy
+from confide_client.runs import approvals
+from confide_client.runs.offers import load_offer
+from confide_client.runs.records import Record
 from confide_client.state import StateFolder
-from confide_server.book import Book
-from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Database
-from confide_server.process import read_settings
-from confide_server.receipts import ReceiptBook
+from confide_server.coordinator.process import read_settings
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import Database
+from confide_server.state.receipts import ReceiptStore
+from confide_server.state.run_journal import RunJournal
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 V01 = FIXTURES / "v0.1"
@@ -198,8 +198,8 @@ def test_the_coordinators_folder(stored: Path, tmp_path: Path, then: float) -> N
     shutil.copytree(stored / "coordinator", folder)
     member = load_member(folder, now=then)
     assert read_settings(folder).bind
-    database, receipts = Database(f"sqlite:///{folder / 'coordinator.db'}"), ReceiptBook(folder / "receipts.log")
-    book = Book(database, CheckpointStore(str(folder / "checkpoints")), member.roster, receipts.of_run)
+    database, receipts = Database(f"sqlite:///{folder / 'coordinator.db'}"), ReceiptStore(folder / "receipts.log")
+    book = RunJournal(database, CheckpointStore(str(folder / "checkpoints")), member.roster, receipts.of_run)
     try:
         assert database.verify_audit() >= 3
         waiting, finished = book.runs()

@@ -17,8 +17,8 @@ from confide.methods.packing import Packed, PackedSequences, Tokens, token_dtype
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import initial_state
 from confide.proto import fleet_pb2
-from confide_client.datasets import DataSets
-from confide_client.token_files import read_tokens, tokens_of
+from confide_client.data.datasets import DataSets
+from confide_client.data.token_files import read_tokens, tokens_of
 from confide_client.training import LocalTrainer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

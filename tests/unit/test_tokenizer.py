@@ -24,7 +24,7 @@ from confide.tokenizer.merging import Floors, check_step, next_state
 from confide.tokenizer.state import TokenizerState, first_state, key_of, left_of, parse_state, right_of
 from confide.tokenizer.terms import Terms
 from confide_client.training.tokens import units_of
-from confide_server.outer import next_model
+from confide_server.rounds.outer_step import next_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers

@@ -9,10 +9,10 @@ from confide.codec.tensors import model_digest
 from confide.journal import Journal
 from confide.models.store import ModelStore
 from confide.models.trainable import initial_state, schema_of
-from confide_client.audit import Audit
-from confide_client.loading import trainers_of
-from confide_client.runs import Node
-from confide_client.runtime import NodeRuntime
+from confide_client.agent.runtime import NodeRuntime
+from confide_client.audit.log import Audit
+from confide_client.runs.loading import trainers_of
+from confide_client.runs.run import Node
 
 from tests.node_bench import Bench, ShardTrainer
 from tests.node_worlds import World, faq

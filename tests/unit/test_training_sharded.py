@@ -17,17 +17,17 @@ import torch
 from confide.errors import ModelError, SpecificationError, TrainingError
 from confide.models.trainable import initial_state
 from confide.runs.specification import Specification
-from confide_client.replies import failure_of
-from confide_client.sharding.reports import LAUNCHER, read_failure, write_failure
-from confide_client.sharding.steps import processes_for
+from confide_client.runs.replies import failure_of
 from confide_client.training import LocalTrainer
+from confide_client.training.sharding.reports import LAUNCHER, read_failure, write_failure
+from confide_client.training.sharding.steps import processes_for
 from safetensors.torch import load_file
 
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification
 from tests.unit.test_training_local import Shard, slot
 
-WORKER = "confide_client.sharding.worker"
+WORKER = "confide_client.training.sharding.worker"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if any("confide_client.sharding" in part for part in child.cmdline()):
+            if any("confide_client.training.sharding" in part for part in child.cmdline()):
                 found.append(child)
     return found
 
@@ -149,7 +149,7 @@ _AGENT = """
 import sys
 from pathlib import Path
 from confide.models.trainable import initial_state
-from confide_client.agent import Stopped, stoppable
+from confide_client.agent.agent import Stopped, stoppable
 from tests.training_specs import specification
 from tests.unit.test_training_local import Shard, slot
 from tests.unit.test_training_sharded import trainer

@@ -9,12 +9,12 @@ from confide.errors import PolicyRefusal, SpecificationError, StateError
 from confide.models.store import ModelStore
 from confide.secrecy import private_files
 
-from confide_client.canaries import plant as keep_canaries
-from confide_client.canaries import planted
-from confide_client.datasets import DataSets
-from confide_client.offers import VerifiedOffer, load_offer
-from confide_client.policy import load_policy
-from confide_client.records import Record
+from confide_client.audit.canaries import plant as keep_canaries
+from confide_client.audit.canaries import planted
+from confide_client.data.datasets import DataSets
+from confide_client.policy.policy import load_policy
+from confide_client.runs.offers import VerifiedOffer, load_offer
+from confide_client.runs.records import Record
 from confide_client.state import StateFolder
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def rehearse(run: Run, count: Count = 400, state: State = _STATE) -> None:
     from confide.models.architecture import load_tokenizer
     from confide.privacy.audit.canaries import make_canaries
 
-    from confide_client import auditing
+    from confide_client.audit import auditing
 
     node = StateFolder.at(state)
     offer, folder, base = _offer(node, run)
@@ -106,7 +106,7 @@ def score(
     state: State = _STATE,
 ) -> None:
     """Audit a released model with the canaries that were planted in its run. Status 3: the claim is contradicted."""
-    from confide_client import auditing
+    from confide_client.audit import auditing
 
     node = StateFolder.at(state)
     offer, folder, base = _offer(node, run)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from confide.secrecy import private_files
 
-from confide_client.datasets import DataSets, describe
-from confide_client.readers import Format
+from confide_client.data.datasets import DataSets, describe
+from confide_client.data.readers import Format
 from confide_client.state import StateFolder
 
 app = typer.Typer(

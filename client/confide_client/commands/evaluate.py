@@ -20,7 +20,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.", dir_okay=False)] = None,
 ) -> None:
     """Measure a model on evaluation tasks, on this machine: nothing is fetched and nothing leaves."""
-    from confide_client import harness
+    from confide_client.evaluation import harness
 
     harness.require()
     harness.check_files(tasks)

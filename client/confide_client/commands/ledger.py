@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from confide_client.policy import load_policy
+from confide_client.policy.policy import load_policy
 from confide_client.state import StateFolder
 
 app = typer.Typer(

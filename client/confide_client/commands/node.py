@@ -17,8 +17,8 @@ from confide.secrecy import private_files, private_process
 from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
-from confide_client import approvals
-from confide_client.policy import TEMPLATE
+from confide_client.policy.policy import TEMPLATE
+from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
 
 app = typer.Typer(
@@ -141,7 +141,7 @@ def join(
     """Join a consortium with its start kit: keys, admission, model, data, policy. Run again to go on."""
     from confide.identity.kit import read_kit
 
-    from confide_client import joining
+    from confide_client.agent import joining
 
     parsed = read_kit(_read(kit))
     if root and root.strip().lower() != parsed.invitation.root_public:
@@ -220,8 +220,8 @@ def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="w
 
 
 def _run_agent(state: StateFolder, *, quiet: bool) -> None:
-    from confide_client.agent import Agent
-    from confide_client.loading import LOADER
+    from confide_client.agent.agent import Agent
+    from confide_client.runs.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
     private_process()
@@ -244,7 +244,7 @@ def status(
     waiting: Annotated[bool, typer.Option("--waiting", help="print the ids of runs that wait for approval")] = False,
 ) -> None:
     """Show the agent, its runs and data, and what was asked, allowed, refused and sent."""
-    from confide_client.status import gather, show
+    from confide_client.agent.status import gather, show
 
     document = gather(StateFolder.at(folder), entries=entries)
     if waiting:
@@ -262,7 +262,7 @@ def plan(
     folder: Folder, what: Annotated[str, typer.Argument(help="a specification's TOML file, or a run's id")]
 ) -> None:
     """Say what a run would do on this node and its data, and whether the policy allows it."""
-    from confide_client.plan import plan_of, show
+    from confide_client.runs.plan import plan_of, show
 
     lines = plan_of(StateFolder.at(folder), what)
     if not show(lines, Console()):
@@ -291,13 +291,13 @@ def refuse(
 
 
 def _decide(folder: Path, run: str, answer: approvals.Decision, reason: str) -> None:
-    from confide_client.offers import load_offer
+    from confide_client.runs.offers import load_offer
 
     state = StateFolder.at(folder)
     run_id = state.find_run(run) if run else _only_waiting(state)
     offer = load_offer(state.run(run_id), load_member(state.root))
     if answer == "approved":
-        from confide_client.fitness import check_worth_approving
+        from confide_client.data.fitness import check_worth_approving
 
         for warning in check_worth_approving(state, offer.specification):
             typer.echo(f"! {warning}", err=True)
@@ -307,7 +307,7 @@ def _decide(folder: Path, run: str, answer: approvals.Decision, reason: str) -> 
 
 
 def _waiting(state: StateFolder) -> list[str]:
-    from confide_client.status import gather
+    from confide_client.agent.status import gather
 
     return [str(run["run"]) for run in gather(state, entries=0)["runs"] if run.get("status") == "waiting"]
 
@@ -325,7 +325,7 @@ def _only_waiting(state: StateFolder) -> str:
 @app.command("seal-log")
 def seal_log(folder: Folder, run: Annotated[str, typer.Argument(help="a run's id; none: every run")] = "") -> None:
     """Show per slot what this node signed and revealed."""
-    from confide_client.status import show_seal_log
+    from confide_client.agent.status import show_seal_log
 
     state = StateFolder.at(folder)
     for run_id in [state.find_run(run)] if run else state.run_ids():

@@ -20,8 +20,8 @@ from confide.runs.plan import two_sums
 from confide.runs.specification import Specification
 from confide.text import line
 
-from confide_client.offers import load_offer
-from confide_client.policy import load_policy
+from confide_client.policy.policy import load_policy
+from confide_client.runs.offers import load_offer
 from confide_client.state import StateFolder, read_json
 
 State = Annotated[Path, typer.Option("--state", envvar="CONFIDE_STATE", help="The node's state folder.")]

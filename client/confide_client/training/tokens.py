@@ -20,11 +20,11 @@ from confide.tokenizer.counting import Corpus, texts_of
 from confide.tokenizer.state import TokenizerState, parse_state
 from confide.tokenizer.terms import Terms
 
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 
 
 class StateSchema:
-    """What a tokenizer run's "model" bytes are: confide_client.loading.Schema."""
+    """What a tokenizer run's "model" bytes are: confide_client.runs.loading.Schema."""
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
@@ -35,7 +35,7 @@ class StateSchema:
 
 
 class TokenizerTrainer:
-    """A confide_client.loading.Trainer that counts."""
+    """A confide_client.runs.loading.Trainer that counts."""
 
     def __init__(self, specification: Specification) -> None:
         self._specification = specification

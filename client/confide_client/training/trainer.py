@@ -30,10 +30,8 @@ from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
 from numpy.typing import NDArray
 
+from confide_client.data.token_files import tokens_of
 from confide_client.progress import Phase, tell
-from confide_client.sharding.job import Outcome
-from confide_client.sharding.steps import ShardedSteps
-from confide_client.token_files import tokens_of
 from confide_client.training.checkpoint import SlotCheckpoint
 from confide_client.training.draws import Draws
 from confide_client.training.evaluation import evaluate
@@ -42,6 +40,8 @@ from confide_client.training.fragments import Flat, LocalValues
 from confide_client.training.loop import accumulate, active_parameters, run_steps, step_batches, terms, train_round
 from confide_client.training.optimizers import OptimizerStates
 from confide_client.training.protected import PROTECTED
+from confide_client.training.sharding.job import Outcome
+from confide_client.training.sharding.steps import ShardedSteps
 
 if TYPE_CHECKING:
     from confide_client.training.private import PrivateSteps
@@ -91,7 +91,7 @@ class LocalTrainer:
 
         folder: where what stays on this node between rounds is kept. device: default a GPU where there is one.
         rank: LoRA rank that this node trains where it can afford less than the run's; the rest of its update is zero.
-        processes: how many worker processes share a local step (confide_client.sharding); 1: this process trains.
+        processes: how many worker processes share a local step (training.sharding); 1: this process trains.
         """
         if threads is not None:
             torch.set_num_threads(threads)

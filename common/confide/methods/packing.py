@@ -44,7 +44,7 @@ def token_dtype(vocabulary: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """An encoded corpus, in memory or memory-mapped (confide_client.token_files).
+    """An encoded corpus, in memory or memory-mapped (confide_client.data.token_files).
 
     ids: (N,) unsigned, all documents one after another. ends: (D,) int64, where each document ends; every document
     has at least one token. text_bytes: (D,) int64, of each document.

@@ -200,7 +200,7 @@ class Ledger:
             )
 
     def _exhausted(self, group: str, budget: Budget, why: str) -> ProtocolFailure:
-        # For the node's operator: what the coordinator is told of it is fixed (confide_client.replies).
+        # For the node's operator: what the coordinator is told of it is fixed (confide_client.runs.replies).
         return ProtocolFailure(
             FailureName.BUDGET_EXHAUSTED,
             f"{why} (group {group}, policy: epsilon {budget.epsilon} at delta {budget.delta} over all runs). "

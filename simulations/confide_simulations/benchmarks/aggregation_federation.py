@@ -15,7 +15,7 @@ import numpy as np
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from numpy.typing import NDArray
 
 from confide_simulations.demo.job import specification

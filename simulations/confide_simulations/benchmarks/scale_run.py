@@ -23,7 +23,7 @@ from confide.runs.specification import EXAMPLE, Outer, parse_toml
 from confide.sealing.factory import make_collector
 from confide.sealing.member import NodeRules, SealedMember
 from confide.sealing.roles import Answer, Contribution, Exchange, Opened, SlotPlan
-from confide_server.outer import OuterStep
+from confide_server.rounds.outer_step import OuterStep
 
 from confide_simulations.benchmarks.scale import PHASES
 from confide_simulations.benchmarks.sealing_protocol import NOW, RUN, sealing_roster

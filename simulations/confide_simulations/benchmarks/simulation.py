@@ -123,7 +123,7 @@ def bare_contribution(base: Path, shard: Path, rounds: int, steps: int, count: i
     """Mean wall seconds of one contribution of a trainer by itself, one thread; the first one is not counted."""
     from confide.models.trainable import initial_state
     from confide.proto import fleet_pb2
-    from confide_client.datasets import LocalData
+    from confide_client.data.datasets import LocalData
     from confide_client.training import LocalTrainer
 
     spec = specification(base, rounds, steps, "none")

@@ -18,11 +18,11 @@ from confide.journal import Journal
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.roles import Contribution, Metric
-from confide_client.agent import Agent
-from confide_client.audit import Audit
-from confide_client.datasets import LocalData
-from confide_client.loading import Trainer
-from confide_client.runs import Node
+from confide_client.agent.agent import Agent
+from confide_client.audit.log import Audit
+from confide_client.data.datasets import LocalData
+from confide_client.runs.loading import Trainer
+from confide_client.runs.run import Node
 from confide_client.state import StateFolder
 from numpy.typing import NDArray
 
@@ -57,7 +57,7 @@ def stand_in_update(node: str, round_number: int, parameters: int, clip: float) 
 def make_stand_in(
     specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
 ) -> Trainer:
-    """A confide_client.runs.MakeTrainer."""
+    """A confide_client.runs.run.MakeTrainer."""
     return StandIn(specification, node, int(os.environ[PARAMETERS]))
 
 

@@ -17,7 +17,7 @@ from confide.runs.specification import Specification, parse_toml
 from confide.tokenizer.export import bytes_per_token, finished, pre_tokenizer
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
-from confide_client.datasets import DataSets
+from confide_client.data.datasets import DataSets
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers

@@ -20,9 +20,9 @@ from confide.proto import fleet_pb2
 from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
 from confide.sealing.roles import Metric
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
-from confide_server.outer import OuterStep
+from confide_server.rounds.outer_step import OuterStep
 from numpy.typing import NDArray
 
 Say = Callable[[str], None]

@@ -25,7 +25,7 @@ from confide.models.linear_kernels import weight_gradient
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
 from confide_client.training.draws import Draws
 from confide_client.training.loop import step_batches, terms

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from confide_server.progress_lines import ProgressLines
+from confide_server.admin_cli.progress_lines import ProgressLines
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table

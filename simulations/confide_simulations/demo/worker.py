@@ -75,7 +75,7 @@ class _Bench:
     def score(self, model: NDArray[np.float32]) -> float:
         from confide.proto import fleet_pb2
         from confide.sealing.roles import Metric
-        from confide_client.datasets import LocalData
+        from confide_client.data.datasets import LocalData
 
         slot = fleet_pb2.SlotOpen(slot=1, round=1, attempt=1, evaluate_only=True)
         contribution = self._trainer.contribute(model, LocalData((), self.held_out), slot)
@@ -84,7 +84,7 @@ class _Bench:
     def alone(self, initial: NDArray[np.float32], job: Job) -> float:
         """The same local steps as in the federation, on this shard only; each round starts where the last ended."""
         from confide.proto import fleet_pb2
-        from confide_client.datasets import LocalData
+        from confide_client.data.datasets import LocalData
 
         trainer, model = self._trainer.for_node(job.label, self._folder), initial
         data = LocalData(self.read_records(Path(job.shard)), ())

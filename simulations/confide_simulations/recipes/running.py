@@ -21,7 +21,7 @@ from confide.files import private_folder, write_atomic
 from confide.models.architecture import load_config
 from confide.models.store import folder_digest
 from confide.runs.specification import Specification
-from confide_client.readers import FORMATS, format_of
+from confide_client.data.readers import FORMATS, format_of
 from confide_client.state import read_json
 from rich.console import Console
 

@@ -17,7 +17,7 @@ from confide.errors import SpecificationError, StateError
 from confide.files import private_folder, write_atomic
 from confide.models.store import folder_digest
 from confide.runs.specification import Specification, parse_document
-from confide_client.loading import local_schema
+from confide_client.runs.loading import local_schema
 
 from confide_simulations.results.material import Made, make
 from confide_simulations.results.recipe import Recipe, Run

@@ -1,4 +1,4 @@
-"""The coordinator's way to virtual nodes: a confide_server.roads.Link over the simulation's engine.
+"""The coordinator's way to virtual nodes: a confide_server.fleet.port.Link over the simulation's engine.
 
 The messages are those of the real federation, byte for byte up to Flower's own numbers; they only never meet a
 network. Every node counts as connected; one whose worker died counts as connected anew.
@@ -14,7 +14,7 @@ from confide.errors import TransportError
 from confide.files import private_folder
 from confide.proto import fleet_pb2
 from confide.transport.envelope import pack, unpack
-from confide_server.fleet import FleetReply, Presence
+from confide_server.fleet.flower import FleetReply, Presence
 from flwr.app import Message, Metadata
 from flwr.app.message import make_message
 
@@ -46,7 +46,7 @@ class SimulatedLink:
 
 
 class SimulatedSession:
-    """A confide_server.roads.Session."""
+    """A confide_server.fleet.port.Session."""
 
     alive = True
 

@@ -23,10 +23,10 @@ from confide.identity.roster import Member, Role, Roster, RosterStore, sign_rost
 from confide.journal import Journal
 from confide.runs.plan import group_sizes
 from confide.runs.specification import Specification
-from confide_client.audit import Audit
-from confide_client.datasets import DataSets
-from confide_client.loading import MakeTrainer
-from confide_client.runs import Node
+from confide_client.audit.log import Audit
+from confide_client.data.datasets import DataSets
+from confide_client.runs.loading import MakeTrainer
+from confide_client.runs.run import Node
 from confide_client.state import Settings, StateFolder
 from cryptography.hazmat.primitives.asymmetric import ec
 

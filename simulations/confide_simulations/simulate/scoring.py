@@ -13,7 +13,7 @@ from confide.tokenizer.counting import texts_of
 from confide.tokenizer.export import bytes_per_token, finished
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
-from confide_client.datasets import LocalData
+from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
 
 BYTES_PER_TOKEN = "bytes_per_token"

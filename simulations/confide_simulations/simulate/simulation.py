@@ -24,18 +24,18 @@ from confide.models.store import ModelStore, folder_digest, require_base
 from confide.models.travel import needs_names
 from confide.runs.plan import render
 from confide.runs.specification import Specification
-from confide_server.book import ENDED, Book
-from confide_server.checkpoints import CheckpointStore
-from confide_server.database import Database
-from confide_server.driver import Parts, RunDriver
-from confide_server.runbook import RunEvent, Submission
+from confide_server.rounds.driver import Parts, RunDriver
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import Database
+from confide_server.state.run_journal import ENDED, RunJournal
+from confide_server.state.run_service import RunEvent, Submission
 
 from confide_simulations.simulate.engine import Engine
 from confide_simulations.simulate.link import SimulatedLink
 from confide_simulations.simulate.population import ADMINISTRATOR, COORDINATOR, Population
 
 Watch = Callable[[str, Mapping[str, Any]], None]
-"""Takes (kind, data) of every event of the run, as confide_server.runbook.RunEvent lists them."""
+"""Takes (kind, data) of every event of the run, as confide_server.state.run_service.RunEvent lists them."""
 _PATIENCE = 1e6
 _MARKER = "simulation.json"
 
@@ -108,7 +108,7 @@ class Simulation:
         database = Database(f"sqlite:///{self.folder.resolve() / 'coordinator.db'}")
         try:
             checkpoints = CheckpointStore(str(private_folder(self.folder / "checkpoints")))
-            book = Book(database, checkpoints, population.roster)
+            book = RunJournal(database, checkpoints, population.roster)
             run_id = self._submitted(book, population)
             link = SimulatedLink(engine, folder=self.folder, names=list(self.job.shards), spool=self.folder / "spool")
             parts = Parts(
@@ -147,7 +147,7 @@ class Simulation:
         write_atomic(marker, digest)
         return population
 
-    def _submitted(self, book: Book, population: Population) -> str:
+    def _submitted(self, book: RunJournal, population: Population) -> str:
         """The run that is open or finished here, else a new one."""
         known = book.runs()
         if known and known[0].status not in ("failed", "stopped"):
@@ -163,7 +163,7 @@ class Simulation:
             )
         )
 
-    def _drive(self, driver: RunDriver, book: Book, run_id: str, watch: Watch) -> None:
+    def _drive(self, driver: RunDriver, book: RunJournal, run_id: str, watch: Watch) -> None:
         seen = 0
         driver.start()
         try:
@@ -180,10 +180,10 @@ class Simulation:
         finally:
             driver.stop()
 
-    def _standing(self, book: Book, run_id: str) -> tuple[str, str]:
+    def _standing(self, book: RunJournal, run_id: str) -> tuple[str, str]:
         return next((run.status, run.detail) for run in book.runs() if run.run_id == run_id)
 
-    def _finished(self, book: Book, run_id: str) -> Finished:
+    def _finished(self, book: RunJournal, run_id: str) -> Finished:
         events = tuple(book.events(run_id, 0, 0.0))
         if events[-1].kind != "run_finished":
             reason = events[-1].data.get("reason", events[-1].kind)

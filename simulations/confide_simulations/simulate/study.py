@@ -11,7 +11,7 @@ from confide.errors import DataError, SpecificationError
 from confide.files import private_folder, write_atomic
 from confide.methods.base import fields_of
 from confide.runs.specification import Specification, parse_canonical, parse_toml
-from confide_client.readers import FORMATS, format_of
+from confide_client.data.readers import FORMATS, format_of
 
 from confide_simulations.demo.shards import node_names
 from confide_simulations.simulate import partition, results, scoring

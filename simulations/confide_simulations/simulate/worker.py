@@ -14,9 +14,9 @@ from pathlib import Path
 
 from confide.codec.tensors import TensorSchema
 from confide.runs.specification import Specification
-from confide_client.app import make_app
-from confide_client.loading import Trainer, local_schema
-from confide_client.runtime import NodeRuntime
+from confide_client.agent.app import make_app
+from confide_client.agent.runtime import NodeRuntime
+from confide_client.runs.loading import Trainer, local_schema
 from confide_client.training import LocalTrainer
 from confide_client.training.tokens import TokenizerTrainer
 from flwr.app import Context
@@ -57,7 +57,7 @@ class Bases:
         threads: int | None,
         rank: int | None,
     ) -> Trainer:
-        """A confide_client.loading.MakeTrainer; all virtual nodes train the run's own rank."""
+        """A confide_client.runs.loading.MakeTrainer; all virtual nodes train the run's own rank."""
         if not specification.trains_model:
             return TokenizerTrainer(specification)
         with self._lock:

@@ -1,0 +1,1 @@
+"""The running node: connection to the coordinator, instructions in, signed replies out."""

@@ -1,0 +1,190 @@
+"""The agent: waits for instructions, lets the ClientApp answer them, and never gives up on its coordinator.
+
+A coordinator that cannot be reached, was restarted, or does not know this node yet is tried again, a little later each
+time; what it asked before the interruption it asks again, and gets the same reply. SIGTERM or Ctrl-C ends the agent at
+once, also in the middle of training: nothing half-done was sent, and everything that counts is on disk already.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from confide.errors import IdentityError, StateError, TransportError
+from confide.identity.member import LocalMember
+from confide.journal import Journal
+from flwr.app import Context, RecordDict
+
+from confide_client.agent.app import make_app
+from confide_client.agent.control_sync import ControlSync
+from confide_client.agent.fleet import FleetLink, FleetSettings, RunOver
+from confide_client.agent.runtime import NodeRuntime
+from confide_client.agent.telling import Teller
+from confide_client.audit.log import Audit
+from confide_client.runs.loading import trainers_of
+from confide_client.runs.run import Node
+from confide_client.state import StateFolder
+
+log = logging.getLogger(__name__)
+
+FASTEST_POLL_S = 0.02
+SLOWEST_POLL_S = 1.0
+SLOWEST_OPEN_POLL_S = 0.25
+HELD_POLL_S = 0.2
+"""A poll that took longer was held open by the coordinator: the next one may follow at once."""
+FIRST_RETRY_S = 0.2
+LAST_RETRY_S = 5.0
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came. Not an Exception: nothing on the way may take it for a failed training."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn the first SIGTERM or SIGINT into Stopped; later ones no longer disturb the way out."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(signal.Signals(number).name)
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+class Pace:
+    """How long to wait before the next poll: hardly at all after a message, longer the longer nothing came.
+
+    The pause is a twentieth of the silence so far, so that waiting adds at most 5% to what was waited for.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic() - 60.0
+
+    def message(self) -> None:
+        """Something came."""
+        self._last = time.monotonic()
+
+    def pause_s(self, poll_s: float, open_runs: int) -> float:
+        """poll_s: how long the last, empty poll took."""
+        if poll_s >= HELD_POLL_S:
+            return FASTEST_POLL_S
+        slowest = SLOWEST_OPEN_POLL_S if open_runs else SLOWEST_POLL_S
+        return min(max(FASTEST_POLL_S, (time.monotonic() - self._last) / 20), slowest)
+
+
+class Agent:
+    """One node's agent. `run` returns when the process is told to stop."""
+
+    def __init__(self, state: StateFolder, node: Node | None = None) -> None:
+        """node: the parts to work with, when not the ordinary ones. Raises StateError when another agent runs."""
+        self._state = state
+        self._member: LocalMember = node.member if node else state.member()
+        self._audit = node.audit if node else Audit(_exclusive_journal(state))
+        parts = node or Node(state=state, member=self._member, audit=self._audit, make_trainer=trainers_of(state))
+        self._runtime = NodeRuntime(parts)
+        self._teller = Teller(parts.progress, self._member, state.progress)
+        self._app = make_app(lambda _: self._runtime)
+        self._complaint = ""
+
+    @property
+    def coordinator(self) -> str:
+        """host:port. Raises StateError when it is not known."""
+        address = self._state.settings.coordinator or self._member.membership.fleet_address
+        if not address:
+            raise StateError("no coordinator is known; set one with `confide node init FOLDER --coordinator HOST:PORT`")
+        return address
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        settings = FleetSettings(
+            coordinator=self.coordinator,
+            fleet_key=self._member.fleet_key(),
+            ca_pem=self._member.ca_certificate_path.read_text(encoding="utf-8"),
+            node_id_path=self._state.fleet_node,
+            proxy=self._state.settings.proxy,
+        )
+        self._audit.note("agent started", coordinator=settings.coordinator)
+        reason = "error"
+        errands = ControlSync(self._state, self._member)
+        try:
+            with stoppable():
+                errands.start()
+                self._teller.start()
+                self._serve_forever(settings)
+        except Stopped as stopped:
+            reason = str(stopped)
+        finally:
+            self._teller.stop()
+            errands.stop()
+            self._audit.note("agent stopped", reason=reason)
+            self._note(connected=False, running=False)
+            self._runtime.close()
+            self._audit.close()
+
+    def _serve_forever(self, settings: FleetSettings) -> None:
+        retry_s = FIRST_RETRY_S
+        while True:
+            try:
+                with FleetLink(settings) as link:
+                    self._connected(settings.coordinator)
+                    retry_s = FIRST_RETRY_S
+                    self._teller.send = link.report
+                    self._serve(link)
+            except (TransportError, IdentityError) as error:
+                self._teller.send = None
+                self._disconnected(error)
+            time.sleep(retry_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the returns of many nodes
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    def _serve(self, link: FleetLink) -> None:
+        pace = Pace()
+        while True:
+            began = time.monotonic()
+            try:
+                message = link.receive()
+                if message is not None:
+                    pace.message()
+                    context = Context(message.metadata.run_id, link.node_id, {}, RecordDict(), {})
+                    link.send(self._app(message, context))
+                    pace.message()
+                    continue
+            except RunOver as over:
+                log.info("dropped: %s", over)
+                continue
+            polled_s = time.monotonic() - began
+            time.sleep(pace.pause_s(polled_s, self._runtime.open_runs))
+
+    def _connected(self, coordinator: str) -> None:
+        log.info("connected to %s as %s", coordinator, self._member.name)
+        self._complaint = ""
+        self._audit.note("connected", coordinator=coordinator)
+        self._note(connected=True, running=True)
+
+    def _disconnected(self, error: Exception) -> None:
+        complaint = str(error)
+        if complaint != self._complaint:
+            log.warning("waiting for the coordinator: %s", complaint)
+            self._complaint = complaint
+            self._note(connected=False, running=True, complaint=complaint)
+
+    def _note(self, **facts: object) -> None:
+        self._state.note_agent(pid=os.getpid(), name=self._member.name, coordinator=self.coordinator, **facts)
+
+
+def _exclusive_journal(state: StateFolder) -> Journal:
+    try:
+        return Journal(state.audit)
+    except StateError as error:
+        if "in use" in str(error):
+            raise StateError(f"an agent is running on {state.root} already; stop that one first") from error
+        raise

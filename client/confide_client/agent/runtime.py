@@ -1,0 +1,331 @@
+"""One node's answers to instructions: the Runtime behind the ClientApp.
+
+Order of every answer: parse and check; the same reply again if it was given before; decide or work; sign; keep;
+write the audit log; send. What goes wrong becomes a Failure with a code and a message for the coordinator's operator.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
+from confide.identity.submission import SignedEnd, verify_end
+from confide.proto import fleet_pb2
+from confide.runs.deadline import refuse_too_slow
+from confide.text import line
+from confide.transport.envelope import pack, unpack
+from flwr.app import RecordDict
+from google.protobuf.message import DecodeError
+
+from confide_client.runs import approvals
+from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
+from confide_client.runs.records import Record
+from confide_client.runs.replies import (
+    Outgoing,
+    ReplyStore,
+    check_instruction,
+    failure_of,
+    parse_instruction,
+    public_text,
+    signed_reply,
+)
+from confide_client.runs.run import Node, Run
+
+log = logging.getLogger(__name__)
+
+_KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
+"""Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
+READY_SHARE = 1 / 3
+"""Of the time that an answer may take: how long that to an offer waits until the run's libraries are loaded."""
+
+
+class NodeRuntime:
+    """Answers for one node, one instruction at a time."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._runs: dict[str, Run] = {}
+        self._preparing: dict[str, Run] = {}
+        """Allowed, and not accepted before it is known how fast this machine is for them."""
+
+    @property
+    def open_runs(self) -> int:
+        """How many accepted runs have not ended: while there are some, the agent polls quickly."""
+        return len(self._runs) + len(self._preparing)
+
+    def close(self) -> None:
+        """Let go of every run's files; they go on from there after a restart."""
+        for run in (*self._runs.values(), *self._preparing.values()):
+            run.close()
+        self._runs.clear()
+        self._preparing.clear()
+        self._node.close()
+
+    def answer(self, record: RecordDict) -> RecordDict:
+        """A signed reply to one instruction. Never raises for what came."""
+        instruction = fleet_pb2.Instruction(version=1)
+        try:
+            body, payload = unpack(record)
+            instruction = parse_instruction(body)
+            check_instruction(instruction, payload)
+            return self._answer(instruction, body, payload)
+        except Exception as error:
+            return self._fail(instruction, error)
+
+    def _answer(self, instruction: fleet_pb2.Instruction, body: bytes, payload: dict[str, bytes]) -> RecordDict:
+        keep = instruction.step in _KEPT
+        replies = ReplyStore(self._node.state.run(instruction.run_id) / "replies")
+        if keep and (given := replies.find(body, instruction.sequence)) is not None:
+            signed, path = given
+            return self._send(instruction, signed, Outgoing(b"", path), again=True)
+        outcome: Outgoing | fleet_pb2.Failure
+        try:
+            outcome = self._work(instruction, payload)
+        except Exception as error:
+            self._note_failure(instruction, error)
+            run = self._runs.get(instruction.run_id)
+            outcome = failure_of(error, private=run is not None and run.private)
+        sending = _payload(outcome)
+        signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, outcome, sending)
+        if keep and instruction.run_id in self._runs:
+            upload = outcome.upload if isinstance(outcome, Outgoing) else None
+            replies.keep(body, instruction.sequence, signed, upload, slot=self._runs[instruction.run_id].slot)
+        return self._send(instruction, signed, outcome, again=False, payload=sending)
+
+    def _work(self, instruction: fleet_pb2.Instruction, payload: dict[str, bytes]) -> Outgoing:
+        if instruction.step == fleet_pb2.OFFER:
+            answer = self._offer(instruction)
+            return Outgoing(answer.SerializeToString(deterministic=True))
+        if instruction.step == fleet_pb2.END:
+            return self._end(instruction)
+        return self._run(instruction.run_id).step(instruction, payload)
+
+    def _run(self, run_id: str) -> Run:
+        if run_id not in self._runs:
+            self._runs[run_id] = Run.load(self._node, run_id)
+        return self._runs[run_id]
+
+    # --- the offer
+
+    def _offer(self, instruction: fleet_pb2.Instruction) -> fleet_pb2.OfferAnswer:
+        run_id, node = instruction.run_id, self._node
+        message = parse_offer(instruction.body)
+        asked = {"run": run_id, "administrator": message.administrator[:64]}
+        try:
+            roster = node.member.roster.accept(message.roster, now=node.clock())
+            offer = verify_offer(message, run_id, node.member, roster)
+            asked |= {"specification": offer.specification.digest, "name": offer.specification.name}
+            self._check_unchanged(run_id, offer)
+        except ConfideError as error:
+            # Nothing of it is believed, so nothing of it is kept beside the audit log.
+            node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{error.code}: {error}"))
+        return self._decide(run_id, offer, asked)
+
+    def _check_unchanged(self, run_id: str, offer: VerifiedOffer) -> None:
+        known = Record.load(self._node.state.run(run_id))
+        if known is not None and known.offer_sha256 != offer.sha256:
+            raise ProtocolFailure(
+                FailureName.SPEC_CHANGED, f"run {run_id[:8]} was offered before with another specification"
+            )
+        if known is not None and known.status == "ended":
+            self._node.submissions.ended(run_id)
+        try:
+            self._node.submissions.check_submission(offer.signed, self._node.clock())
+        except ProtocolFailure as error:
+            if known is not None and known.status == "waiting":
+                known.status, known.reason = "refused", str(error)
+                known.save(self._node.state.run(run_id))
+            raise
+
+    def _decide(self, run_id: str, offer: VerifiedOffer, asked: dict[str, Any]) -> fleet_pb2.OfferAnswer:
+        node, folder = self._node, self._node.state.run(run_id)
+        known = Record.load(folder)
+        if known is not None and known.status == "accepted":
+            if run_id not in self._runs:
+                self._open(run_id, offer)
+            return self._ready(run_id)
+        offer.save(folder)
+        record = Record(
+            status="waiting",
+            name=offer.specification.name,
+            administrator=offer.administrator,
+            offer_sha256=offer.sha256,
+            rounds=offer.specification.federation.rounds,
+            sealing=offer.specification.sealing.kind,
+            offered_at=known.offered_at if known else node.clock(),
+        )
+        try:
+            node.check_allowed(offer.specification)
+            decision = approvals.decision(folder, offer.sha256)
+            if node.policy.approval == "auto" and decision is None:
+                decision = "approved"
+            if decision == "approved":
+                if not self._prepared(run_id, offer):
+                    return self._not_ready(folder, record)
+                node.approve_spending(run_id, offer.specification)
+                node.submissions.accepted(offer.signed, node.clock())
+        except ConfideError as error:
+            record.status, record.reason = "refused", f"{error.code}: {error}"
+            record.save(folder)
+            self._let_go(run_id)
+            node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
+            said = failure_of(error, private=offer.specification.privacy.unit != "none")
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{said.code}: {said.message}"))
+        return self._settle(run_id, offer, record, decision, asked, new=known is None or known.status != "waiting")
+
+    def _settle(
+        self,
+        run_id: str,
+        offer: VerifiedOffer,
+        record: Record,
+        decision: approvals.Decision | None,
+        asked: dict[str, Any],
+        *,
+        new: bool,
+    ) -> fleet_pb2.OfferAnswer:
+        node, folder = self._node, self._node.state.run(run_id)
+        answered = approvals.load(folder)
+        by = answered.by if answered and decision and answered.offer_sha256 == offer.sha256 else "policy"
+        if decision is None:
+            record.save(folder)
+            if new:
+                node.audit.note("offer waits for approval", **asked)
+            return fleet_pb2.OfferAnswer(
+                accepted=False, waiting=True, reason="the node's operator has not approved this run yet"
+            )
+        if decision == "refused":
+            self._let_go(run_id)
+            record.status, record.reason = "refused", f"refused by {by}"
+            record.save(folder)
+            node.audit.note("offer refused", **asked, code="Refused", reason=record.reason)
+            return fleet_pb2.OfferAnswer(accepted=False, reason="the node's operator refused this run")
+        record.status = "accepted"
+        record.save(folder)
+        node.audit.note("offer accepted", **asked, by=by)
+        self._open(run_id, offer)
+        return self._ready(run_id)
+
+    def _prepared(self, run_id: str, offer: VerifiedOffer) -> bool:
+        """Whether it is known how long a round takes this machine, which may need the base model. Raises TooSlow."""
+        if run_id not in self._preparing:
+            self._preparing[run_id] = Run(self._node, run_id, offer)
+        run = self._preparing[run_id]
+        if not run.timed(READY_SHARE * run.specification.federation.exchange_deadline_s):
+            return False
+        refuse_too_slow(offer.specification, run.round_s)
+        return True
+
+    def _not_ready(self, folder: Path, record: Record) -> fleet_pb2.OfferAnswer:
+        record.status, record.reason = "preparing", "loads the base model and measures how long a round takes"
+        record.save(folder)
+        return fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=f"it {record.reason}")
+
+    def _let_go(self, run_id: str) -> None:
+        run: Run | None = self._preparing.pop(run_id, None)
+        if run is not None:
+            run.close()
+
+    def _ready(self, run_id: str) -> fleet_pb2.OfferAnswer:
+        """Accepted, once small exchanges can be answered in time: importing torch takes longer than one may, on a
+        machine that has much else to do. Nothing is trained meanwhile; a TRAIN that came now would be checked as ever.
+        """
+        run = self._runs[run_id]
+        if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
+            return fleet_pb2.OfferAnswer(accepted=True, round_s=run.round_s, precision=run.arithmetic)
+        return fleet_pb2.OfferAnswer(
+            accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
+        )
+
+    def _open(self, run_id: str, offer: VerifiedOffer) -> None:
+        prepared: Run | None = self._preparing.pop(run_id, None)
+        self._runs[run_id] = prepared if prepared is not None else Run(self._node, run_id, offer)
+        self._runs[run_id].warm_up()
+
+    # --- the end
+
+    def _end(self, instruction: fleet_pb2.Instruction) -> Outgoing:
+        end = fleet_pb2.End()
+        try:
+            end.ParseFromString(instruction.body)
+        except DecodeError as error:
+            raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
+        record = Record.load(self._node.state.run(instruction.run_id))
+        if end.run_ended:
+            self._check_run_end(instruction.run_id, end)
+        if record is None:
+            return Outgoing(b"")  # of a run that was never offered here: nothing of it is kept
+        if end.run_ended:
+            self._node.submissions.ended(instruction.run_id)
+        if record.status == "accepted":
+            self._run(instruction.run_id).end(end)
+        elif record.status in ("waiting", "preparing") and end.run_ended:
+            self._let_go(instruction.run_id)
+            record.status, record.reason = "ended", f"it ended while it was {record.status} here"
+            record.save(self._node.state.run(instruction.run_id))
+        if end.run_ended:
+            self._runs.pop(instruction.run_id, None)
+            who = {"stopped_by": end.stopped_by} if end.stopped_by else {}
+            self._node.audit.note(
+                "run ended", run=instruction.run_id, reason=line(end.failure), said_by=end.coordinator, **who
+            )
+        return Outgoing(b"")
+
+    def _check_run_end(self, run_id: str, end: fleet_pb2.End) -> None:
+        """What a run's end erases does not come back: only the coordinator says it, over its signature."""
+        said = SignedEnd(
+            run_id=run_id,
+            failure=end.failure,
+            stopped_by=end.stopped_by,
+            stop_signature=end.stop_signature,
+            coordinator=end.coordinator,
+            signature=end.signature,
+        )
+        verify_end(self._node.member.roster.current, said)
+
+    # --- sending
+
+    def _send(
+        self,
+        instruction: fleet_pb2.Instruction,
+        signed: bytes,
+        outcome: Outgoing | fleet_pb2.Failure,
+        *,
+        again: bool,
+        payload: dict[str, bytes] | None = None,
+    ) -> RecordDict:
+        sending = _payload(outcome) if payload is None else payload
+        self._node.audit.sent(instruction.run_id, _step_name(instruction), signed, sending, again=again)
+        run = self._runs.get(instruction.run_id)
+        if run is not None and not again:
+            size = len(signed) + sum(len(data) for data in sending.values())
+            run.sent(size, uploaded=bool(sending))
+        return pack(signed, sending)
+
+    def _note_failure(self, instruction: fleet_pb2.Instruction, error: Exception) -> None:
+        step, failure = _step_name(instruction), failure_of(error)
+        reason = failure.message
+        if isinstance(error, ConfideError):
+            log.warning("run %s: %s failed: %s", instruction.run_id[:8], step, error)
+            reason = public_text(str(error))
+        else:
+            log.error("run %s: %s failed", instruction.run_id[:8], step, exc_info=error)
+        self._node.audit.note("step failed", run=instruction.run_id[:64], step=step, code=failure.code, reason=reason)
+
+    def _fail(self, instruction: fleet_pb2.Instruction, error: Exception) -> RecordDict:
+        """What could not even be parsed, or not be kept: answered, never acted on."""
+        self._note_failure(instruction, error)
+        failure = failure_of(error)
+        signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, failure, {})
+        return pack(signed)
+
+
+def _step_name(instruction: fleet_pb2.Instruction) -> str:
+    known = instruction.step in fleet_pb2.Step.values()
+    return fleet_pb2.Step.Name(instruction.step) if known else str(int(instruction.step))
+
+
+def _payload(outcome: Outgoing | fleet_pb2.Failure) -> dict[str, bytes]:
+    if not isinstance(outcome, Outgoing) or outcome.upload is None:
+        return {}
+    return {"upload": outcome.upload.read_bytes()}

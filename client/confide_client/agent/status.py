@@ -1,0 +1,168 @@
+"""What an operator sees: the agent, its runs, its data, and the end of the audit log. Reads files only.
+
+It works while the agent runs and while it does not, and imports neither torch nor Flower.
+"""
+
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from confide import journal
+from confide.errors import ConfideError
+from confide.identity.member import load_member
+from confide.text import line, markup
+from rich.console import Console
+from rich.table import Table
+
+from confide_client.data.datasets import DataSets, describe
+from confide_client.policy.policy import load_policy
+from confide_client.state import StateFolder, read_json
+
+
+def gather(state: StateFolder, *, entries: int = 20) -> dict[str, Any]:
+    """Everything that `confide node status` shows, as one document."""
+    bodies, head = journal.read(state.audit)
+    return {
+        "folder": str(state.root),
+        "membership": _attempt(lambda: _membership(state.root)),
+        "agent": _agent(state),
+        "progress": _progress(state),
+        "policy": _attempt(lambda: load_policy(state.policy).model_dump(mode="json")),
+        "data_sets": [describe(name, entry) for name, entry in DataSets(state.root).all().items()],
+        "runs": [{"run": run_id, **read_json(state.run(run_id) / "run.json")} for run_id in state.run_ids()],
+        "audit": {"entries": len(bodies), "head": head, "newest": bodies[-entries:] if entries else []},
+    }
+
+
+def _membership(folder: Path) -> dict[str, Any]:
+    member = load_member(folder)
+    roster = member.roster.current
+    return {
+        "name": member.name,
+        "consortium": member.membership.consortium,
+        "demo": member.membership.demo,
+        "root": member.membership.root_public,
+        "roster_version": roster.version,
+        "roster_expires_at": roster.expires_at,
+        "certificate_expires_at": member.claim.expires_at,
+    }
+
+
+def _attempt(read: Any) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read()
+    except ConfideError as error:
+        return {"error": str(error)}
+    return found
+
+
+def _agent(state: StateFolder) -> dict[str, Any]:
+    noted = state.agent()
+    return {**noted, "running": bool(noted.get("running")) and _alive(noted.get("pid"))}
+
+
+def _progress(state: StateFolder) -> dict[str, Any]:
+    """Nothing while the agent waits or does not run: a killed one leaves its last note behind."""
+    return read_json(state.progress) if _agent(state)["running"] else {}
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """For people. A run without sealing is red wherever it appears."""
+    membership, agent = document["membership"], document["agent"]
+    if "error" in membership:
+        console.print(f"[yellow]not a member yet:[/] {markup(membership['error'])}", highlight=False)
+    else:
+        demo = " [red](a demo's root)[/]" if membership["demo"] else ""
+        console.print(
+            f"[bold]{membership['name']}[/] of {membership['consortium']}{demo}, root {membership['root'][:16]}…, "
+            f"roster {membership['roster_version']} until {_day(membership['roster_expires_at'])}, "
+            f"certificate until {_day(membership['certificate_expires_at'])}",
+            highlight=False,
+        )
+    console.print(_agent_line(agent), highlight=False)
+    if document["progress"]:
+        console.print(_progress_line(document["progress"]), highlight=False, markup=False)
+    if "error" in document["policy"]:
+        console.print(f"[red]policy: {markup(document['policy']['error'])}[/]", highlight=False)
+    for data_set in document["data_sets"]:
+        console.print(f"data set {line(data_set)}", highlight=False, markup=False)
+    console.print(_runs(document["runs"]) if document["runs"] else "no run was offered yet")
+    console.print(_audit(document["audit"]["newest"]))
+    console.print(f"audit log: {document['audit']['entries']} entries, head {document['audit']['head'][:16]}…")
+
+
+def _agent_line(agent: dict[str, Any]) -> str:
+    if not agent.get("running"):
+        return "agent: [yellow]not running[/]; start it with `confide node start`"
+    if agent.get("connected"):
+        return f"agent: [green]connected[/] to {markup(agent['coordinator'])}, process {agent['pid']}"
+    return f"agent: [yellow]waiting[/]: {markup(agent.get('complaint', 'connecting'))}"
+
+
+def _progress_line(progress: dict[str, Any]) -> str:
+    ago_s = max(0, round(time.time() - progress["at"]))
+    return f"now: run {progress['run'][:8]}, {progress['words']} (noted {ago_s} s ago)"
+
+
+def _runs(runs: list[dict[str, Any]]) -> Table:
+    table = Table("run", "name", "status", "round", "sealing", "sent", "reason", title="runs", title_justify="left")
+    for run in runs:
+        sealing = "[bold red]none[/]" if run.get("sealing") == "none" else markup(run.get("sealing", ""))
+        table.add_row(
+            run["run"][:8],
+            markup(run.get("name", "")),
+            markup(run.get("status", "")),
+            f"{run.get('links', {}).get('round', 0)}/{run.get('rounds', 0)}",
+            sealing,
+            f"{run.get('bytes_sent', 0):,} bytes",
+            markup(run.get("reason", "")),
+        )
+    return table
+
+
+def _audit(entries: list[dict[str, Any]]) -> Table:
+    table = Table("when", "event", "what", title="newest audit entries", title_justify="left")
+    for entry in entries:
+        facts = ", ".join(
+            f"{_short(key)}={_short(value)}" for key, value in entry.items() if key not in {"at", "event"}
+        )
+        when = datetime.fromisoformat(entry["at"]).astimezone()
+        table.add_row(f"{when:%m-%d %H:%M:%S}", markup(entry["event"]), facts)
+    return table
+
+
+def _short(value: object) -> str:
+    return markup(value, 60)
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def show_seal_log(folder: Path, console: Console) -> None:
+    """One row per slot of a run: what was reserved, sent, signed and revealed."""
+    from confide.sealing.seal_log import rows
+
+    path = folder / "member" / "seal-log.jsonl"
+    if path.exists():
+        table = Table("slot", "event", "what", title=f"run {folder.name[:8]}", title_justify="left")
+        for row in rows(path):
+            for event in ("reserved", "spent", "signed", "revealed", "ended"):
+                if event in row:
+                    facts = ", ".join(f"{key}={_short(value)}" for key, value in row[event].items())
+                    table.add_row(str(row["slot"]), event, facts)
+        console.print(table)

@@ -1,0 +1,1 @@
+"""Data sets of this node: registered, read, encoded; never sent."""

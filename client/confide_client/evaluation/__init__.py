@@ -1,0 +1,1 @@
+"""Scores of an exported model on public tasks."""

@@ -1,0 +1,1 @@
+"""What the node knows of each run: offer, approval, plan, cost, slots."""

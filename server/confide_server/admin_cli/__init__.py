@@ -1,0 +1,1 @@
+"""The administrator's and the coordinator operator's commands."""

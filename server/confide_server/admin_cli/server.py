@@ -1,0 +1,132 @@
+"""`confide server`: the coordinator's own machine.
+
+confide server init server --name coordinator --address coordinator.example.org
+confide server init server --admission admission.json --root KEY
+confide server start server
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from confide.errors import IdentityError, StateError
+from confide.identity.enrolment import accept_admission, make_renewal, make_request
+from confide.identity.roster import Role
+from confide.secrecy import private_files, private_process
+from confide.text import log_to_stderr
+
+from confide_server.admin_cli.run_view import plain as printable
+
+app = typer.Typer(
+    callback=private_files,
+    no_args_is_help=True,
+    help="The coordinator: directs runs over organizations it cannot see into.",
+)
+
+Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder.")]
+BIND = "0.0.0.0"  # noqa: S104 - nodes connect from elsewhere
+FLEET_PORT, CONTROL_PORT = 9442, 9443
+
+
+@app.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="This coordinator's name in the roster.")] = "coordinator",
+    address: Annotated[
+        list[str] | None, typer.Option(help="Host name or IP address under which others reach it; may be repeated.")
+    ] = None,
+    fleet_port: Annotated[int, typer.Option(min=0, max=65535, help="Nodes connect here.")] = FLEET_PORT,
+    control_port: Annotated[int, typer.Option(min=0, max=65535, help="Control service (gRPC, mTLS).")] = CONTROL_PORT,
+    bind: Annotated[str, typer.Option(help="IP address on which both ports listen.")] = BIND,
+    database: Annotated[str, typer.Option(help="SQLAlchemy URL; default: coordinator.db in the folder.")] = "",
+    checkpoints: Annotated[str, typer.Option(help="Folder or fsspec URL; default: in the folder.")] = "",
+    admission: Annotated[Path | None, typer.Option(help="Second step: the consortium's answer, a file.")] = None,
+    root: Annotated[str | None, typer.Option(help="The root's public key as you learned it elsewhere.")] = None,
+) -> None:
+    """Make keys and a request for the consortium's root; with --admission, take the root's answer."""
+    from confide_server.coordinator.process import Settings, write_settings
+
+    if admission is not None:
+        try:
+            answer = admission.read_bytes()
+        except OSError as error:
+            raise IdentityError(f"cannot read the admission {admission}: {error.strerror}") from error
+        member = accept_admission(folder, answer, time.time(), root=root)
+        typer.echo(f"{member.name} is admitted to {member.membership.consortium}.")
+        typer.echo(f"root key: {member.membership.root_public} (compare it with the administrator's)")
+        typer.echo(f"next: confide server start {folder}")
+        return
+    if not address:
+        raise IdentityError("--address is missing: the host name or IP address under which nodes reach this machine")
+    make_request(folder, name, Role.COORDINATOR, address)
+    write_settings(
+        folder,
+        Settings(
+            bind=bind, fleet_port=fleet_port, control_port=control_port, database=database, checkpoints=checkpoints
+        ),
+    )
+    typer.echo(f"keys made in {folder}; request: {folder / 'request.json'}")
+    typer.echo("next: have the root's administrator run `confide consortium admit request.json`, then")
+    typer.echo(f"      confide server init {folder} --admission admission.json")
+
+
+@app.command()
+def renew(
+    folder: Folder,
+    address: Annotated[list[str] | None, typer.Option(help="New addresses, when they change; may be repeated.")] = None,
+) -> None:
+    """Ask for a new TLS certificate over a fresh key; `init --admission` takes the answer. The old one works on."""
+    make_renewal(folder, address)
+    typer.echo(f"request: {folder / 'request.json'}")
+    typer.echo("next: have the root's administrator run `confide consortium renew request.json`, then")
+    typer.echo(f"      confide server init {folder} --admission admission.json")
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not."""
+    from confide_server.coordinator.process import standing
+
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    found = standing(folder)
+    if not found["running"]:
+        typer.echo(f"not running; start it with `confide server start {folder}`")
+        raise typer.Exit(1)
+    typer.echo(f"running: process {found['pid']}, fleet port {found['fleet_port']}, control {found['control_port']}")
+    if found["trouble"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
+        typer.echo(f"no run is driven since {since}, and it is tried again: {printable(found['trouble'])}")
+        raise typer.Exit(1)
+    typer.echo("runs are driven")
+
+
+@app.command()
+def start(
+    folder: Folder,
+    fleet_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
+    control_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    from confide_server.coordinator.process import Coordinator, read_settings, write_settings
+
+    level = logging.INFO if verbose else logging.WARNING
+    private_process()
+    log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    ports = {"fleet_port": fleet_port, "control_port": control_port}
+    chosen = {key: value for key, value in ports.items() if value is not None}
+    if chosen:
+        write_settings(folder, read_settings(folder).model_copy(update=chosen))
+    coordinator = Coordinator(folder)
+    try:
+        coordinator.start()
+        typer.echo(f"ready: fleet port {coordinator.fleet_port}, control port {coordinator.control_port}")
+        coordinator.run_until_signal()
+        typer.echo("stopping; open runs go on at the next start")
+    finally:
+        coordinator.stop()

@@ -1,8 +1,0 @@
-"""Subcommands of `confide` that this package brings."""
-
-# What `confide --help` says of each without importing it: the first paragraph of its own help.
-SUMMARIES = {
-    "consortium": "The consortium's root: who is a member. Keep its folder offline.",
-    "run": "Runs: plan, submit, watch, stop, export.",
-    "server": "The coordinator: directs runs over organizations it cannot see into.",
-}

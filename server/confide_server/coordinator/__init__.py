@@ -1,0 +1,1 @@
+"""The coordinator's process: everything put together, started and stopped."""

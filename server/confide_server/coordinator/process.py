@@ -1,0 +1,259 @@
+"""The coordinator's one process: fleet port, control port, run driver. Started by `confide server start`.
+
+Guarantee: two processes never serve one folder; SIGTERM and SIGINT leave every run where it can go on.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import uvicorn
+from confide import canonical
+from confide.errors import IdentityError, StateError
+from confide.files import private_folder, write_atomic
+from confide.identity.member import LocalMember, load_member
+from confide.identity.roster import Role, Roster
+from confide.identity.signed import Document, validated
+from pydantic import Field
+
+from confide_server.api.grpc.control import PASSAGE_DESCRIPTORS, ControlServer
+from confide_server.fleet.flower import FleetLink
+from confide_server.fleet.flower.serving import BoundedServer
+from confide_server.memory import map_big_buffers
+from confide_server.quota import Quota, listening, room_for
+from confide_server.rounds.driver import Parts, RunDriver
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import Database, append_audit
+from confide_server.state.receipts import ReceiptStore
+from confide_server.state.run_journal import RunJournal
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+RENEWAL_CHECK_S = 30.0
+DRIVER_FILE = "driver.json"
+"""What keeps the run driver from driving, for `confide server status`."""
+log = logging.getLogger(__name__)
+
+
+class Settings(Document):
+    """server.json: how this coordinator listens and where it keeps its state."""
+
+    bind: str = "0.0.0.0"  # noqa: S104 - nodes connect from elsewhere
+    fleet_port: Port = 9442
+    """0 takes a free port; addresses.json in the folder then says which."""
+    control_port: Port = 9443
+    database: str = ""
+    """SQLAlchemy URL; "" is coordinator.db in the folder."""
+    checkpoints: str = ""
+    """Folder or fsspec URL; "" is checkpoints/ in the folder."""
+    connections: Annotated[int, Field(ge=16, le=65536)] = 1024
+    """Most open connections of the fleet port; fewer where the process may not open that many files."""
+    connections_per_address: Annotated[int, Field(ge=4, le=65536)] = 256
+    """Of these, from one IPv4 address or IPv6 /64. A node has up to four."""
+
+
+def read_settings(folder: Path) -> Settings:
+    """server.json of the folder, defaults where it is missing. Raises StateError."""
+    path = folder / "server.json"
+    if not path.exists():
+        return Settings()
+    try:
+        document = json.loads(path.read_text())
+        return validated(Settings, document, str(path))
+    except (OSError, ValueError, IdentityError) as error:
+        raise StateError(
+            f"{path} cannot be used: {error}. Correct it, or make it anew with `confide server init`."
+        ) from error
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Write server.json."""
+    write_atomic(folder / "server.json", canonical.encode(settings.model_dump(mode="json")))
+
+
+def standing(folder: Path) -> dict[str, Any]:
+    """Whether a coordinator runs on the folder, and what is wrong: {"running", "trouble", "since", ports and pid}.
+
+    Reads files only. Raises StateError when one is damaged.
+    """
+    found: dict[str, Any] = {"running": False, "trouble": "", "since": 0.0}
+    try:
+        if (folder / DRIVER_FILE).exists():
+            driver = json.loads((folder / DRIVER_FILE).read_bytes())
+            found |= {"trouble": str(driver["trouble"]), "since": float(driver["at"])}
+        if (folder / "addresses.json").exists():
+            addresses = json.loads((folder / "addresses.json").read_bytes())
+            found |= {"fleet_port": addresses["fleet_port"], "control_port": addresses["control_port"]}
+            found |= {"pid": int(addresses["pid"]), "running": Path(f"/proc/{int(addresses['pid'])}").exists()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{folder} holds a damaged file: {error}; restart the coordinator") from error
+    return found
+
+
+class Coordinator:
+    """All parts of a running coordinator."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open everything; nothing listens yet. Raises ConfideError naming what does not fit."""
+        map_big_buffers()
+        self.folder = folder
+        self.settings = read_settings(folder)
+        self.member = load_member(folder)
+        if self.member.membership.role is not Role.COORDINATOR:
+            role = self.member.membership.role.value
+            raise IdentityError(f"{folder} is that of {self.member.name}, a {role}; a coordinator's folder is needed")
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, _exclusive(folder))
+            self._open(opened)
+            self._opened = opened.pop_all()
+        self._fleet_thread = threading.Thread(target=self._serve_fleet, name="fleet-port", daemon=True)
+        self._socket: socket.socket | None = None
+        self.fleet_port = 0
+        self.control_port = 0
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        folder = self.folder
+        self._tls = _tls_context(self.member)
+        self.database = Database(self.settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+        opened.callback(self.database.close)
+        self.link = FleetLink(folder / "fleet")
+        opened.callback(self.link.release)
+        self._receipts = ReceiptStore(folder / "receipts.log")
+        opened.callback(self._receipts.close)
+        checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
+        self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
+        self.link.on_report = self.book.progress.take
+        parts = Parts(
+            book=self.book,
+            link=self.link,
+            roster=self.member.roster,
+            name=self.member.name,
+            identity=self.member.identity,
+            folder=private_folder(folder / "runs"),
+            on_trouble=self._note_driver,
+        )
+        self._driver = RunDriver(parts)
+        self._control = ControlServer(
+            member=self.member,
+            run_service=self.book,
+            folder=folder,
+            address=f"{self.settings.bind}:{self.settings.control_port}",
+            receipts=self._receipts,
+            on_roster=self._take_roster,
+        )
+        room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
+        quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
+        self._fleet = BoundedServer(
+            uvicorn.Config(
+                self.link.app(),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=3,
+                h11_max_incomplete_event_size=16384,
+                ws="none",
+                lifespan="on",
+            ),
+            quota,
+        )
+
+    def _note_driver(self, trouble: str) -> None:
+        with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
+            write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
+
+    def _take_roster(self, roster: Roster) -> None:
+        self.link.admit(roster)
+        with self.database.transaction() as session:
+            append_audit(session, {"event": "roster", "version": roster.version, "sha256": roster.digest})
+
+    def start(self) -> None:
+        """Listen and drive. Raises StateError when a port is in use."""
+        self._socket = listening(
+            self.settings.bind,
+            self.settings.fleet_port,
+            "the fleet",
+            "choose another port with `confide server start --fleet-port`",
+        )
+        self.fleet_port = self._socket.getsockname()[1]
+        self._take_roster(self.member.roster.current)
+        self._fleet_thread.start()
+        while not self._fleet.started and self._fleet_thread.is_alive():
+            self._fleet_thread.join(0.02)
+        self.control_port = self._control.start()
+        self._note_driver("")
+        self._driver.start()
+        addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
+        write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
+
+    def _serve_fleet(self) -> None:
+        assert self._socket is not None  # noqa: S101 - start set it
+        self._fleet.config.load()
+        self._fleet.config.ssl = self._tls
+        self._fleet.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Let go of everything, in the order that leaves nothing half done."""
+        self._driver.stop()
+        self._control.stop()
+        self.link.close()
+        self._fleet.should_exit = True
+        if self._fleet_thread.is_alive():
+            self._fleet_thread.join(10.0)
+        if self._socket is not None:
+            self._socket.close()
+        (self.folder / "addresses.json").unlink(missing_ok=True)
+        self._opened.close()
+
+    def run_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT. A renewed certificate in the folder is used within half a minute."""
+        ended = threading.Event()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            ended.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        stamp = self.member.tls_certificate_path.stat().st_mtime_ns
+        while not ended.wait(RENEWAL_CHECK_S):
+            newest = self.member.tls_certificate_path.stat().st_mtime_ns
+            if newest != stamp:
+                _load_chain(self._tls, self.member)
+                stamp = newest
+
+
+def _exclusive(folder: Path) -> int:
+    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StateError(f"a coordinator runs on {folder} already; stop it first, or use another folder") from error
+    return descriptor
+
+
+def _tls_context(member: LocalMember) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load_chain(context, member)
+    return context
+
+
+def _load_chain(context: ssl.SSLContext, member: LocalMember) -> None:
+    try:
+        context.load_cert_chain(member.tls_certificate_path, member.tls_key_path)
+    except (ssl.SSLError, OSError) as error:
+        raise IdentityError(
+            f"{member.tls_certificate_path} and {member.tls_key_path} do not serve TLS: {error}. Accept the newest "
+            "admission again, or renew the certificate."
+        ) from error

@@ -1,0 +1,205 @@
+"""Which node may do what right now: instructions that are out, their objects, and the replies that come in.
+
+Flower's handlers let every registered node read any object by its hash, answer in another's name, and confirm or
+delete another's messages. The routes ask here first. Everything is in memory: after a restart no old message is out.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the roster as Flower knows it."""
+
+    name: str
+    node_id: int
+    public_key: bytes
+    """PEM, as Flower's headers carry it."""
+    key: ec.EllipticCurvePublicKey
+
+
+@dataclass
+class _Open:
+    """One instruction that is out."""
+
+    node_id: int
+    objects: frozenset[str]
+    reply_limit_bytes: int
+    reply_id: str | None = None
+    session_id: str = ""
+    missing: set[str] = field(default_factory=set)
+    received_bytes: int = 0
+
+    @property
+    def answered(self) -> bool:
+        return self.reply_id is not None and not self.missing
+
+
+class InFlight:
+    """Shared by the routes (event loop and threads) and the run driver (a thread)."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._nodes: dict[bytes, Node] = {}
+        self._open: dict[str, _Open] = {}
+        self._sessions: dict[str, str] = {}
+        self._activations: dict[int, int] = {}
+        self._waiting: dict[int, asyncio.Event] = {}
+        self._mail: set[int] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+
+    # --- who is known
+
+    def set_nodes(self, nodes: Iterable[Node]) -> None:
+        """Replace the known nodes. What a node that left still has open is closed."""
+        with self._changed:
+            self._nodes = {node.public_key: node for node in nodes}
+            known = {node.node_id for node in self._nodes.values()}
+            for message_id in [one for one, entry in self._open.items() if entry.node_id not in known]:
+                self._close(message_id)
+            self._changed.notify_all()
+
+    def node_of_key(self, public_key: bytes) -> Node | None:
+        """The node with this key, as PEM bytes; None when the roster does not have it."""
+        return self._nodes.get(public_key)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """All known nodes."""
+        return tuple(self._nodes.values())
+
+    def activated(self, node_id: int) -> None:
+        """The node began a new connection: what it had pulled before is lost."""
+        with self._changed:
+            self._activations[node_id] = self._activations.get(node_id, 0) + 1
+            self._changed.notify_all()
+
+    def activations(self, node_id: int) -> int:
+        """How often the node connected since this process started."""
+        return self._activations.get(node_id, 0)
+
+    # --- instructions that are out
+
+    def post(self, message_id: str, node_id: int, objects: Collection[str], reply_limit_bytes: int) -> None:
+        """An instruction goes out: its node may read its objects and answer it once."""
+        with self._changed:
+            self._open[message_id] = _Open(node_id, frozenset(objects), reply_limit_bytes)
+
+    def close(self, message_id: str) -> str | None:
+        """Nothing more is expected for this instruction; returns its reply's object id if one had begun."""
+        with self._changed:
+            return self._close(message_id)
+
+    def _close(self, message_id: str) -> str | None:
+        entry = self._open.pop(message_id, None)
+        if entry is None:
+            return None
+        self._sessions.pop(entry.session_id, None)
+        return entry.reply_id
+
+    def may_read(self, node_id: int, object_id: str) -> bool:
+        """Whether the object belongs to an instruction that is out to this node."""
+        with self._changed:
+            return any(entry.node_id == node_id and object_id in entry.objects for entry in self._open.values())
+
+    def is_to(self, node_id: int, message_id: str) -> bool:
+        """Whether this instruction is out to this node."""
+        with self._changed:
+            entry = self._open.get(message_id)
+            return entry is not None and entry.node_id == node_id
+
+    # --- replies that come in
+
+    def begin_reply(self, message_id: str, reply_id: str, session_id: str, missing: Collection[str]) -> None:
+        """A reply was announced; `missing` are the objects that have yet to come."""
+        with self._changed:
+            entry = self._open.get(message_id)
+            if entry is None:
+                return
+            self._sessions.pop(entry.session_id, None)
+            entry.reply_id, entry.session_id, entry.missing = reply_id, session_id, set(missing)
+            self._sessions[session_id] = message_id
+            self._changed.notify_all()
+
+    def may_push(self, node_id: int, session_id: str, object_id: str, size: int) -> bool:
+        """Whether this node may push this object in this session, within the reply's limit; counts its bytes."""
+        with self._changed:
+            entry = self._open.get(self._sessions.get(session_id, ""))
+            if entry is None or entry.node_id != node_id or object_id not in entry.missing:
+                return False
+            entry.received_bytes += size
+            return entry.received_bytes <= entry.reply_limit_bytes
+
+    def pushed(self, session_id: str, object_id: str) -> None:
+        """An object of a reply is stored."""
+        with self._changed:
+            entry = self._open.get(self._sessions.get(session_id, ""))
+            if entry is not None:
+                entry.missing.discard(object_id)
+                self._changed.notify_all()
+
+    def wait_answer(self, message_ids: Collection[str], timeout_s: float) -> tuple[str, str] | None:
+        """(message id, reply's object id) of one that is answered completely; None at the timeout."""
+        end = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                for message_id in message_ids:
+                    entry = self._open.get(message_id)
+                    if entry is not None and entry.answered and entry.reply_id is not None:
+                        return message_id, entry.reply_id
+                left = end - time.monotonic()
+                if left <= 0 or self._closing:
+                    return None
+                self._changed.wait(left)
+
+    # --- polls that wait for mail
+
+    def serve_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The event loop on which polls wait."""
+        self._loop = loop
+
+    def mail(self, node_id: int) -> None:
+        """Something is there for the node: end its waiting poll."""
+        self._mail.add(node_id)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake, node_id)
+
+    def _wake(self, node_id: int) -> None:
+        event = self._waiting.get(node_id)
+        if event is not None:
+            event.set()
+
+    async def wait_mail(self, node_id: int, hold_s: float) -> bool:
+        """Whether something is there for the node, waiting up to `hold_s` for it. Runs on the event loop.
+
+        A poll that was held for an earlier connection of the node finds nothing: what it took would be lost.
+        """
+        connection = self.activations(node_id)
+        event = self._waiting.setdefault(node_id, asyncio.Event())
+        event.clear()
+        if node_id not in self._mail and not self._closing:
+            try:
+                async with asyncio.timeout(hold_s):
+                    await event.wait()
+            except TimeoutError:
+                return False
+        if self.activations(node_id) != connection:
+            return False
+        found = node_id in self._mail
+        self._mail.discard(node_id)
+        return found
+
+    def stop(self) -> None:
+        """End all waiting: the process is going down."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._loop is not None and not self._loop.is_closed():
+            for node_id in list(self._waiting):
+                self._loop.call_soon_threadsafe(self._wake, node_id)

@@ -1,0 +1,167 @@
+"""Flower's SuperLink state and Fleet app, fed from the consortium's roster.
+
+link = FleetLink(folder)            # fleet.db and objects/ below it
+link.admit(roster)                  # nodes of the roster, and nobody else, may connect
+serve(link.app())                   # uvicorn with TLS
+session = link.open_session(None)   # one live Flower run
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide.errors import StateError
+from confide.files import private_folder
+from confide.identity.roster import Role, Roster
+from confide.proto.fleet_pb2 import ProgressReport
+from confide.secrecy import private_file
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from fastapi import FastAPI
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NodeStatus
+from flwr.supercore.error import http_error_translator
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
+from flwr.superlink.config_loader import get_federation_manager
+from sqlalchemy import Engine
+from sqlalchemy.exc import DatabaseError
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from confide_server.fleet.flower.binding import Binding
+from confide_server.fleet.flower.in_flight import InFlight, Node
+from confide_server.fleet.flower.request_filter import RequestFilter
+from confide_server.fleet.flower.routes import OnReport, router
+from confide_server.fleet.flower.session import FleetSession
+from confide_server.fleet.flower.store import FileObjectStore
+
+HEARTBEAT_S = 30.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Presence:
+    """How a node of the roster stands to this process."""
+
+    online: bool
+    """It sent a heartbeat within the last minute."""
+    activations: int
+    """How often it connected since this process started; what it pulled before its last connection is lost."""
+
+
+class FleetLink:
+    """The one owner of Flower's state in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the state. Raises StateError when fleet.db is damaged."""
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        self._folder = private_folder(folder)
+        self._database = folder / "fleet.db"
+        self.board = InFlight()
+        self.on_report: OnReport = lambda node, report: None
+        """Takes what a node reports of its work, on the fleet port's threads."""
+        self._spool = private_folder(folder / "replies")
+        for left_over in self._spool.iterdir():
+            left_over.unlink()
+        private_file(self._database)
+        objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+        objects.store_instance = FileObjectStore(folder / "objects")
+        self._factory = LinkStateFactory(str(self._database), get_federation_manager(is_simulation=False), objects)
+        self._presence: tuple[float, dict[int, bool]] = (0.0, {})
+        try:
+            self.state: LinkState = self._factory.state()
+            self.state.get_node_info()
+        except DatabaseError as error:
+            raise StateError(
+                f"{self._database} is damaged ({error.orig}). It holds only connections and nothing of a run: move it "
+                "away and start again; nodes reconnect by themselves."
+            ) from error
+
+    def admit(self, roster: Roster) -> None:
+        """Let exactly the roster's active nodes connect; a revoked one is cut off at once."""
+        nodes: list[Node] = []
+        for member in roster.active(Role.NODE):
+            key = load_der_public_key(bytes.fromhex(member.fleet_key))
+            assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - the roster checked it
+            pem = public_key_to_bytes(key)
+            node_id = self.state.get_node_id_by_public_key(pem) or self._register(pem, member.name)
+            if node_id:
+                nodes.append(Node(member.name, node_id, pem, key))
+        self.board.set_nodes(nodes)
+        known = {node.node_id for node in nodes}
+        for info in self.state.get_node_info():
+            if info.node_id not in known and info.status != NodeStatus.UNREGISTERED:
+                self.state.delete_node(NOOP_FLWR_AID, info.node_id)
+
+    def _register(self, public_key: bytes, name: str) -> int:
+        try:
+            return self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_S, name=name)
+        except ValueError:
+            # Flower never takes a key back that was unregistered; neither does a roster bring a revoked member back.
+            log.warning("node %s comes with a fleet key that was withdrawn before; it needs a new one", name)
+            return 0
+
+    def presence(self) -> dict[str, Presence]:
+        """How each node of the roster stands, by name; at most half a second old."""
+        when, online = self._presence
+        if time.monotonic() - when > 0.5 or not when:
+            infos = self.state.get_node_info(statuses=[NodeStatus.ONLINE])
+            online = {info.node_id: True for info in infos}
+            self._presence = (time.monotonic(), online)
+        return {
+            node.name: Presence(online.get(node.node_id, False), self.board.activations(node.node_id))
+            for node in self.board.nodes()
+        }
+
+    def open_session(self, previous_run_id: int | None, reply_limit_bytes: int) -> FleetSession:
+        """The Flower run of this id if it is still alive, else a new one (the old one is stopped).
+
+        reply_limit_bytes: what a node's one reply may hold at most.
+        """
+        return FleetSession(self.state, self.board, self._spool, previous_run_id, reply_limit_bytes)
+
+    def app(self) -> FastAPI:
+        """The app for the public port: fleet routes only, no docs."""
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+            self.board.serve_on(asyncio.get_running_loop())
+            yield
+
+        app = FastAPI(
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+            lifespan=lifespan,
+            middleware=[  # outermost first
+                Middleware(RequestFilter, board=self.board),
+                Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
+                Middleware(ProtobufTranslationMiddleware),
+                Middleware(Binding, board=self.board),
+            ],
+        )
+        app.state.linkstate_factory = self._factory
+        app.state.board = self.board
+        app.state.on_report = self._report
+        app.include_router(router)
+        return app
+
+    def _report(self, node: str, report: ProgressReport) -> None:
+        self.on_report(node, report)
+
+    def close(self) -> None:
+        """End all waiting calls."""
+        self.board.stop()
+
+    def release(self) -> None:
+        """Close fleet.db, when nothing serves or drives any more."""
+        engine = getattr(self.state, "_engine", None)
+        if isinstance(engine, Engine):
+            engine.dispose()

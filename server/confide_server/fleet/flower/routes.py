@@ -1,0 +1,206 @@
+"""Flower's Fleet protocol, each call behind the check of ownership that Flower's handlers leave out.
+
+Who calls was settled before (request filter, then binding, which holds the request's node id against the signing
+key). Here the request's other ids are held against the record of what is in flight: 403 for what belongs to somebody else.
+
+Flower's protocol has no word for how far a node's work is: report-progress is Confide's own.
+
+Connections and instructions go through Flower's handlers and its state. Objects and replies go straight to the object
+store: the record of what is in flight knows what is awaited, so that Flower's bookkeeping of push sessions, traffic
+and reply rows (a dozen statements for each object) is not needed.
+"""
+
+import uuid
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+from confide.proto.fleet_pb2 import ProgressReport, ProgressTaken
+from fastapi import APIRouter, Depends, HTTPException, Request
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    DeactivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.protobuf.routing import ProtobufRoute
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_DEPENDENCY, PROTOBUF_REQUEST_TYPES
+from flwr.superlink.dependencies.linkstate import get_linkstate
+from flwr.superlink.servicer.fleet import fleet_handlers
+from starlette.concurrency import run_in_threadpool
+
+from confide_server.fleet.flower.in_flight import InFlight
+
+POLL_HOLD_S = 2.0
+"""How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little."""
+MAX_OBJECTS = 20_000
+"""In one reply: 100 GB in chunks of 5 MiB."""
+
+OnReport = Callable[[str, ProgressReport], None]
+
+router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
+# Flower's decoder goes by this table; the one call that is Confide's own stands in it too.
+PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/report-progress"] = ProgressReport
+
+
+def get_board(request: Request) -> InFlight:
+    """What is in flight in this app."""
+    board = request.app.state.board
+    assert isinstance(board, InFlight)  # noqa: S101 - set by the link that made the app
+    return board
+
+
+def get_on_report(request: Request) -> OnReport:
+    """Who is told what nodes report of their work."""
+    told: OnReport = request.app.state.on_report
+    return told
+
+
+State = Annotated[LinkState, Depends(get_linkstate)]
+Board = Annotated[InFlight, Depends(get_board)]
+Told = Annotated[OnReport, Depends(get_on_report)]
+
+
+def _refuse(what: str) -> NoReturn:
+    raise HTTPException(status_code=403, detail=f"{what} is not this node's, or no longer open")
+
+
+@router.post("/activate-node")
+def activate_node(
+    request: Annotated[ActivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> ActivateNodeResponse:
+    """A node connects; what it had pulled on an earlier connection is lost."""
+    response = fleet_handlers.activate_node(request=request, state=state)
+    board.activated(response.node_id)
+    board.mail(response.node_id)
+    return response
+
+
+@router.post("/deactivate-node")
+def deactivate_node(
+    request: Annotated[DeactivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State
+) -> DeactivateNodeResponse:
+    """A node leaves."""
+    return fleet_handlers.deactivate_node(request=request, state=state)
+
+
+@router.post("/send-node-heartbeat")
+def send_node_heartbeat(
+    request: Annotated[SendNodeHeartbeatRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State
+) -> SendNodeHeartbeatResponse:
+    """A node is alive."""
+    return fleet_handlers.send_node_heartbeat(request=request, state=state)
+
+
+@router.post("/pull-messages")
+async def pull_messages(
+    request: Annotated[PullMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PullMessagesResponse:
+    """The next instruction; held open for a moment when there is none, which costs the coordinator no query."""
+    node_id = request.node.node_id
+    if not await board.wait_mail(node_id, POLL_HOLD_S):
+        return PullMessagesResponse()
+    response = await run_in_threadpool(
+        fleet_handlers.pull_messages, request=request, state=state, store=state.object_store
+    )
+    if response.messages_list:
+        board.mail(node_id)
+    return response
+
+
+@router.post("/push-messages")
+def push_messages(
+    request: Annotated[PushMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PushMessagesResponse:
+    """Announce a reply: in the caller's own name, to an instruction that is out to it."""
+    node_id = request.node.node_id
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        raise HTTPException(status_code=400, detail="exactly one reply with its object tree goes into a call")
+    metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+    if metadata.src_node_id != node_id:
+        _refuse(f"the reply's sender {metadata.src_node_id}")
+    if not board.is_to(node_id, metadata.reply_to_message_id):
+        _refuse(f"the instruction {metadata.reply_to_message_id[:64]}")
+    if tree.object_id != metadata.message_id or _count(tree, MAX_OBJECTS) > MAX_OBJECTS:
+        raise HTTPException(status_code=400, detail="the object tree is not that of the reply, or is too big")
+    try:
+        missing = state.object_store.preregister(metadata.run_id, tree)
+    except ValueError as error:
+        raise HTTPException(status_code=400, detail="an object id in the tree is not a SHA-256") from error
+    session_id = uuid.uuid4().hex
+    board.begin_reply(metadata.reply_to_message_id, tree.object_id, session_id, missing)
+    return PushMessagesResponse(results={metadata.message_id: 0}, objects_to_push=missing, session_id=session_id)
+
+
+def _count(tree: ObjectTree, most: int) -> int:
+    total, waiting = 0, [tree]
+    while waiting and total <= most:
+        total += 1
+        waiting.extend(waiting.pop().children)
+    return total
+
+
+@router.post("/push-object")
+def push_object(
+    request: Annotated[PushObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PushObjectResponse:
+    """An object of a reply that this node announced, within the reply's limit."""
+    size = len(request.object_content)
+    if not board.may_push(request.node.node_id, request.session_id, request.object_id, size):
+        _refuse(f"the object {request.object_id[:64]} (with these {size} bytes)")
+    try:
+        state.object_store.put(request.object_id, request.object_content)
+    except (ValueError, NoObjectInStoreError) as error:
+        raise HTTPException(status_code=400, detail=f"the object is not what its id says: {error}") from error
+    board.pushed(request.session_id, request.object_id)
+    return PushObjectResponse(stored=True)
+
+
+@router.post("/pull-object")
+def pull_object(
+    request: Annotated[PullObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> PullObjectResponse:
+    """An object of an instruction that is out to this node."""
+    if not board.may_read(request.node.node_id, request.object_id):
+        _refuse(f"the object {request.object_id[:64]}")
+    content = state.object_store.get(request.object_id)
+    return PullObjectResponse(
+        object_found=content is not None, object_available=bool(content), object_content=content or b""
+    )
+
+
+@router.post("/confirm-message-received")
+def confirm_message_received(
+    request: Annotated[ConfirmMessageReceivedRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> ConfirmMessageReceivedResponse:
+    """The node has all of an instruction that is out to it; its objects may go."""
+    if not board.is_to(request.node.node_id, request.message_object_id):
+        _refuse(f"the instruction {request.message_object_id[:64]}")
+    state.object_store.delete(request.message_object_id)
+    return ConfirmMessageReceivedResponse()
+
+
+@router.post("/report-progress")
+def report_progress(
+    request: Annotated[ProgressReport, PROTOBUF_REQUEST_DEPENDENCY], board: Board, told: Told
+) -> ProgressTaken:
+    """What a node is doing. Every report gets the same answer, also one that is dropped."""
+    for node in board.nodes():
+        if node.node_id == request.node_id:
+            told(node.name, request)
+    return ProgressTaken()

@@ -1,0 +1,1 @@
+"""Enrolment requests that wait for the root's answer."""

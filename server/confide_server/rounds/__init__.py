@@ -1,0 +1,1 @@
+"""Runs from offer to last round: driver, cohort, exchange, round loop, outer step."""

@@ -1,0 +1,254 @@
+"""Who takes part in a run: every member of the cohort is offered it, and answers for itself.
+
+A node accepts, refuses (for good), waits for a person, or prepares: it still loads what it needs to answer in time, and
+measures how long a round takes it. Who accepts says how long, and a slot's deadline follows from it. A node is offered
+the run again when it waits or prepares, and when it connects anew, since what it accepted before its restart is its own
+business to know.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from confide.errors import ConfideError, TransportError
+from confide.identity.roster import Role, RosterStore
+from confide.proto import fleet_pb2
+from confide.runs.deadline import UNMEASURED_S, claimed_s, step_deadline_s
+from confide.sealing.differences import differences_kind
+from google.protobuf.message import DecodeError
+
+from confide_server.fleet.port import Link
+from confide_server.rounds.exchange import Answer, Courier, Question, printable
+from confide_server.state.run_journal import OpenRun, RunJournal
+
+OFFER_AGAIN_S = 1.0
+PAUSE_S = 0.2
+_PRECISIONS = ("float32", "bfloat16")
+RETURN_S = 10.0
+"""Nodes look for a coordinator that went away every 5 s at least."""
+
+
+class CohortTooSmall(ConfideError):
+    """Fewer organizations take part than the specification allows."""
+
+    @property
+    def code(self) -> str:
+        return "COHORT_TOO_SMALL"
+
+
+class Cohort:
+    """The members of one run and how they stand to it."""
+
+    def __init__(
+        self,
+        run: OpenRun,
+        book: RunJournal,
+        link: Link,
+        roster: RosterStore,
+        courier: Courier,
+        pause: Callable[[float], None],
+    ) -> None:
+        """pause: sleeps, and raises when the run or the process is to stop."""
+        self._run = run
+        self._federation = run.specification.federation
+        self._book = book
+        self._link = link
+        self._roster = roster
+        self._courier = courier
+        self._pause = pause
+        self._answers = dict(run.answers)
+        self._offered: dict[str, tuple[int, float]] = {}
+        """Connection at which a node was last offered the run, and when."""
+        self._round_s: dict[str, float] = {}
+        """What a round takes each node that accepted, as it measured; it says so again when it connects anew."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The cohort: named by the specification, else every node of the roster when the run began."""
+        return tuple(sorted(self._answers))
+
+    def accepted(self) -> tuple[str, ...]:
+        """Who accepted, present or not."""
+        return tuple(name for name in self.names if self._answers[name] == "accepted")
+
+    def connected(self) -> tuple[str, ...]:
+        """Who accepted, waits or prepares, and is connected now: without asking anyone."""
+        presence = self._link.presence()
+        return tuple(
+            name
+            for name in self.names
+            if self._answers[name] in ("accepted", "waiting", "preparing")
+            and name in presence
+            and presence[name].online
+        )
+
+    def gather(self) -> None:
+        """Offer the run until enough accepted; the others may join later. Raises CohortTooSmall.
+
+        Nodes that are not connected, and people who have not answered, are waited for until `exchange_deadline_s`
+        passed; longer where the run cannot begin without those people. Who prepares has as long as a step of theirs
+        may take, while nobody knows how long that is.
+        """
+        if not self._answers:
+            active = [member.name for member in self._roster.current.active(Role.NODE)]
+            self._answers = dict.fromkeys(self._federation.nodes or active, "")
+            self._book.update(self._run.run_id, cohort=list(self.names))
+        self._book.progress.follow(self._run.run_id, self.names)
+        if self._run.status == "submitted":
+            self._book.update(self._run.run_id, status="offering")
+        began = time.monotonic()
+        while self._worth_waiting(began):
+            self._pause(PAUSE_S)
+        if len(self.accepted()) < self._federation.min_cohort:
+            raise CohortTooSmall(self._too_small())
+        self._await_connections()
+        if self._run.status != "running":
+            self._book.update(self._run.run_id, status="running")
+            self._book.record(
+                self._run.run_id,
+                "run_started",
+                {
+                    "nodes": list(self.accepted()),
+                    "rounds": self._federation.rounds,
+                    "sealing": self._run.specification.sealing.kind,
+                    "name": self._run.specification.name,
+                    "differences": differences_kind(self._run.specification),
+                },
+            )
+
+    def _await_connections(self) -> None:
+        """Let those who take part connect again, above all after a restart; else an epoch leaves out the slowest."""
+        began = time.monotonic()
+        while self.present() != self.accepted() and time.monotonic() - began < RETURN_S:
+            self._pause(PAUSE_S)
+
+    def _worth_waiting(self, began: float) -> bool:
+        """Offer the run; whether more organizations may still come that are worth waiting for."""
+        self.offer()
+        open_ = {name: answer for name, answer in self._answers.items() if answer in ("", "waiting", "preparing")}
+        taking_part, waited_s = len(self.accepted()), time.monotonic() - began
+        if not open_ or taking_part + len(open_) < self._federation.min_cohort:
+            return False
+        if "preparing" in open_.values() and waited_s <= self._unmeasured_s:
+            return True
+        people_needed = taking_part < self._federation.min_cohort and "waiting" in open_.values()
+        return people_needed or waited_s <= self._federation.exchange_deadline_s
+
+    @property
+    def _unmeasured_s(self) -> float:
+        return min(UNMEASURED_S, self._federation.deadline_limit_s)
+
+    def step_deadline_s(self, model_bytes: int) -> float:
+        """How long those who accepted may train and upload in the next slot."""
+        measured = [self._round_s.get(name, 0.0) for name in self.accepted()]
+        return step_deadline_s(self._run.specification, measured, model_bytes)
+
+    def present(self) -> tuple[str, ...]:
+        """Who accepted and is connected now, sorted; newcomers and those who connected anew are offered the run."""
+        self.offer()
+        presence = self._link.presence()
+        return tuple(name for name in self.accepted() if name in presence and presence[name].online)
+
+    def refused(self) -> dict[str, str]:
+        """Who never takes part, and why."""
+        return {name: "it refused the run" for name in self.names if self._answers[name] == "refused"}
+
+    def connections(self) -> dict[str, int]:
+        """Of each member that is known to be there, how often it has connected."""
+        return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
+
+    def wait_present(self) -> tuple[str, ...]:
+        """As `present`, waiting for the smallest cohort as long as for who prepares. Raises CohortTooSmall."""
+        end = time.monotonic() + self._unmeasured_s
+        while len(present := self.present()) < self._federation.min_cohort:
+            if time.monotonic() > end:
+                raise CohortTooSmall(self._too_small(present))
+            self._pause(PAUSE_S)
+        return present
+
+    def _too_small(self, present: Sequence[str] | None = None) -> str:
+        there = self.accepted() if present is None else present
+        words = {
+            "": "did not answer",
+            "waiting": "waits for a person",
+            "preparing": "is still loading or measuring",
+            "refused": "refused",
+            "accepted": "is away",
+        }
+        others = [f"{name} {words[self._answers[name]]}" for name in self.names if name not in there]
+        return (
+            f"{len(there)} of {len(self.names)} organizations take part, and min_cohort is "
+            f"{self._federation.min_cohort}: {', '.join(others)}"
+        )
+
+    def offer(self) -> None:
+        """Offer the run to every connected member that has yet to answer, waits, prepares, or connected anew."""
+        presence = self._link.presence()
+        due = {}
+        for name in self.names:
+            there = presence.get(name)
+            if there is None or not there.online or self._answers[name] == "refused":
+                continue
+            connection, when = self._offered.get(name, (-1, 0.0))
+            again = self._answers[name] != "accepted" and time.monotonic() - when >= OFFER_AGAIN_S
+            if connection != there.activations or again:
+                due[name] = there.activations
+        if not due:
+            return
+        body = self._offer_body()
+        question = Question(
+            step=fleet_pb2.OFFER,
+            bodies=dict.fromkeys(due, body),
+            deadline_s=self._federation.exchange_deadline_s,
+            payload={},
+            once=True,
+        )
+        for answer in self._courier.ask(question):
+            if isinstance(answer, Answer):
+                self._offered[answer.node] = (due[answer.node], time.monotonic())
+                self._take(answer.node, answer.body)
+            elif answer.answered:
+                self._offered[answer.node] = (due[answer.node], time.monotonic())
+                self._set(answer.node, "refused", f"{answer.code}: {answer.reason}")
+
+    def _offer_body(self) -> bytes:
+        signed = self._run.signed
+        offer = fleet_pb2.Offer(
+            specification=signed.specification,
+            initial_model_sha256=signed.initial_model_sha256,
+            signature=signed.signature,
+            administrator=signed.administrator,
+            roster=self._roster.signed,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
+        )
+        return offer.SerializeToString(deterministic=True)
+
+    def _take(self, node: str, body: bytes) -> None:
+        try:
+            answer = fleet_pb2.OfferAnswer.FromString(body)
+        except DecodeError:
+            self._set(node, "refused", str(TransportError("its answer is not an OfferAnswer")))
+            return
+        if answer.accepted:
+            self._round_s[node] = claimed_s(answer.round_s)
+            self._set(node, "accepted", "", answer.precision if answer.precision in _PRECISIONS else "")
+        elif answer.waiting:
+            self._set(node, "preparing" if answer.preparing else "waiting", printable(answer.reason))
+        else:
+            self._set(node, "refused", printable(answer.reason))
+
+    def _set(self, node: str, answer: str, reason: str, precision: str = "") -> None:
+        if self._answers[node] == answer:
+            return
+        self._answers[node] = answer
+        event = {
+            "node": node,
+            "accepted": answer == "accepted",
+            "waiting": answer in ("waiting", "preparing"),
+            "preparing": answer == "preparing",
+            "reason": reason,
+            "round_s": round(self._round_s.get(node, 0.0), 3),
+            "precision": precision,
+        }
+        self._book.answered(self._run.run_id, node, answer, event)

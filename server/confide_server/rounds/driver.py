@@ -1,0 +1,206 @@
+"""The run driver: takes submitted runs one after the other from offer to last round, and survives being killed.
+
+    RunDriver     a thread; one run at a time, oldest first
+    offering.py   who takes part
+    rounds.py     one round after the other
+    courier.py    questions to nodes, proven answers back
+
+Whatever fails for a reason that can pass (a full disk, a Flower run that lapsed) is tried again from the last durable
+state; whatever cannot pass ends the run with its name. Guarantee: a round that was reported is durable, and a crash
+at any moment loses no reported round.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide.errors import ConfideError, StateError
+from confide.identity.keys import SigningKey
+from confide.identity.roster import RosterStore
+from confide.identity.submission import STOPPED, SignedEnd, sign_end
+from confide.sealing.factory import make_collector
+from confide.sealing.roles import Collector
+
+from confide_server.fleet.port import Link, Session
+from confide_server.rounds.cohort import Cohort
+from confide_server.rounds.exchange import Courier
+from confide_server.rounds.round_loop import Rounds
+from confide_server.state.run_journal import OpenRun, RunJournal
+
+RETRY_S = 5.0
+MOST_RETRY_S = 60.0
+SPARE_REPLY_BYTES = 64 << 20
+"""A reply may hold this much more than four times the model (masks, shares, wide lanes)."""
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """An administrator asked the run to stop."""
+
+
+class GoingDown(Exception):
+    """The process is to end; the run goes on when it is started again."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the driver works with."""
+
+    book: RunJournal
+    link: Link
+    roster: RosterStore
+    name: str
+    """The coordinator's, in the roster."""
+    identity: SigningKey
+    """Signs the end of a run."""
+    folder: Path
+    """Where collectors keep what they must find again: one folder a run."""
+    on_trouble: Callable[[str], None] = lambda trouble: None
+    """Told why no run is driven, and "" when that has passed."""
+    deadline_factor: float = 1.0
+    """Deadlines of the specification times this. Above 1 where nodes take turns on one machine: a simulation."""
+
+
+class RunDriver:
+    """Drives runs in a thread of its own."""
+
+    def __init__(self, parts: Parts, retry_s: float = RETRY_S) -> None:
+        self._parts = parts
+        self._retry_s = retry_s
+        self._down = threading.Event()
+        self._collectors: dict[str, Collector] = {}
+        self.trouble = ""
+        """Why no run is driven just now; "" when nothing is wrong."""
+        self._thread = threading.Thread(target=self._loop, name="run-driver", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with the runs that an earlier process left open first."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave the open run as it is, end the thread, and release the open run's files to whoever goes on with it."""
+        self._down.set()
+        self._parts.book.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        for collector in self._collectors.values():
+            collector.close()
+        self._collectors.clear()
+
+    def _loop(self) -> None:
+        """Never ends but by `stop`: whatever goes wrong is said, and tried again later and later."""
+        failures = 0
+        while not self._down.is_set():
+            try:
+                run = self._parts.book.next_run(timeout_s=1.0)
+                self._say("")
+                if run is not None:
+                    self._drive(run)
+                failures = 0
+            except GoingDown:
+                return
+            except Exception as error:
+                failures += 1
+                named = isinstance(error, StateError)  # a full disk: it passes when somebody frees space
+                wait_s = self._retry_s if named else min(self._retry_s * 2 ** min(failures - 1, 8), MOST_RETRY_S)
+                log.error("%s: %s Trying again in %.0f s.", type(error).__name__, error, wait_s, exc_info=not named)
+                self._say(f"{type(error).__name__}: {error}")
+                self._down.wait(wait_s)
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._parts.on_trouble(trouble)
+
+    def _drive(self, run: OpenRun) -> None:
+        try:
+            self._run(run)
+        except GoingDown:
+            raise
+        except StateError as error:
+            self._parts.book.update(run.run_id, detail=f"waiting: {error}")
+            raise
+        except Exception as error:
+            self._parts.book.fail(run.run_id, error)
+
+    def _run(self, run: OpenRun) -> None:
+        parts = self._parts
+        model_bytes = 4 * run.schema.size
+        session = parts.link.open_session(run.flower_run_id, 4 * model_bytes + SPARE_REPLY_BYTES)
+        try:
+            parts.book.update(run.run_id, flower_run_id=str(session.run_id), detail="")
+            courier = self._courier(run, session, lambda: self._check(run.run_id))
+            closing = self._courier(run, session, self._check_down)
+            cohort = Cohort(run, parts.book, parts.link, parts.roster, courier, lambda s: self._pause(run.run_id, s))
+            rounds = Rounds(
+                run,
+                parts.book,
+                parts.roster,
+                courier,
+                closing,
+                cohort,
+                self._collector(run),
+                lambda s: self._pause(run.run_id, s),
+                lambda end: sign_end(parts.identity, parts.name, end),
+            )
+            self._to_the_end(run, cohort, rounds)
+            session.end()
+            self._collectors.pop(run.run_id).close()
+        finally:
+            session.leave()
+
+    def _courier(self, run: OpenRun, session: Session, check: Callable[[], None]) -> Courier:
+        return Courier(
+            link=self._parts.link,
+            session=session,
+            book=self._parts.book,
+            run_id=run.run_id,
+            roster=lambda: self._parts.roster.current,
+            check=check,
+            silence_s=run.specification.federation.exchange_deadline_s,
+            deadline_factor=self._parts.deadline_factor,
+        )
+
+    def _to_the_end(self, run: OpenRun, cohort: Cohort, rounds: Rounds) -> None:
+        book = self._parts.book
+        try:
+            self._check(run.run_id)
+            cohort.gather()
+            last = rounds.run_all()
+        except Stopped:
+            rounds.abandon_open(STOPPED, "an administrator stopped the run")
+            rounds.farewell(SignedEnd(run.run_id, STOPPED, *book.stop_order(run.run_id)))
+            done = book.committed(run.run_id)
+            book.end(run.run_id, "stopped", {"round": done}, f"stopped after round {done}")
+        except StateError:
+            raise
+        except ConfideError as error:
+            log.warning("run %s failed: %s", run.run_id, error)
+            rounds.abandon_open(error.code, str(error))
+            rounds.farewell(SignedEnd(run.run_id, error.code))
+            book.end(run.run_id, "failed", {"code": error.code, "reason": str(error)}, f"{error.code}: {error}")
+        else:
+            rounds.farewell(SignedEnd(run.run_id, ""))
+            book.end(run.run_id, "finished", {"rounds": last.round, "model_sha256": last.sha256.hex()})
+
+    def _collector(self, run: OpenRun) -> Collector:
+        # Kept while the run is open: it holds its journal, and a second one could not open it.
+        if run.run_id not in self._collectors:
+            folder, roster = self._parts.folder / run.run_id, self._parts.roster.current
+            self._collectors[run.run_id] = make_collector(run.specification, roster, folder, run.run_id, run.schema)
+        return self._collectors[run.run_id]
+
+    def _check_down(self) -> None:
+        if self._down.is_set():
+            raise GoingDown
+
+    def _check(self, run_id: str) -> None:
+        self._check_down()
+        if self._parts.book.stop_requested(run_id):
+            raise Stopped
+
+    def _pause(self, run_id: str, seconds: float) -> None:
+        self._down.wait(seconds)
+        self._check(run_id)

@@ -1,0 +1,1 @@
+"""What the coordinator remembers: database, migrations, checkpoints, the journal of runs, receipts."""

@@ -1,0 +1,589 @@
+"""The run book: what the control service asks and what the run driver records, over database and checkpoints.
+
+Everything that it says happened is durable: a round's checkpoint is on disk before the one transaction that commits
+the round, its slot and its event.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confide import __version__, canonical
+from confide.codec.tensors import TensorSchema, model_digest
+from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
+from confide.identity.roster import RosterStore
+from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
+from confide.models.learned import check_first_model, update_schema_of
+from confide.runs.specification import Specification, parse_canonical
+from confide.sealing.factory import check_promise
+from confide.sealing.roles import Opened, SlotPlan
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from confide_server.state.checkpoints import CheckpointStore
+from confide_server.state.database import (
+    Answer,
+    Checkpoint,
+    Database,
+    Event,
+    Instruction,
+    Round,
+    Run,
+    SignedRoster,
+    Slot,
+    append_audit,
+    locked_head,
+)
+from confide_server.state.progress import ProgressBoard
+from confide_server.state.run_service import RunEvent, RunSummary, Submission
+
+log = logging.getLogger(__name__)
+OPEN = ("submitted", "offering", "running")
+ENDED = ("finished", "failed", "stopped")
+ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """What the driver needs to begin or go on."""
+
+    run_id: str
+    status: str
+    specification: Specification
+    schema: TensorSchema
+    """Of the trainable tensors; unnamed where nothing depends on names."""
+    signed: SignedSubmission
+    round: int
+    cohort: tuple[str, ...]
+    answers: Mapping[str, str]
+    """Of the cohort, by name; "" for none yet."""
+    flower_run_id: int | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model after a committed round."""
+
+    round: int
+    sha256: bytes
+    parent_sha256: bytes
+    data: bytes
+    outer_state: bytes
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What one round brought, to be recorded."""
+
+    plan: SlotPlan
+    opened: Opened
+    model_file: str
+    outer_file: str
+    model_sha256: bytes
+    update_norm: float
+    seconds: float
+
+
+class RunJournal:
+    """Implements run_service.RunService; its other methods are the driver's."""
+
+    def __init__(
+        self,
+        database: Database,
+        checkpoints: CheckpointStore,
+        roster: RosterStore,
+        receipts: ReceiptsOfRun = lambda run_id: (),
+    ) -> None:
+        """receipts: the ledger receipts of a run, for its manifest."""
+        self._database = database
+        self.checkpoints = checkpoints
+        self._roster = roster
+        self._receipts = receipts
+        self._changed = threading.Condition()
+        self.progress = ProgressBoard(lambda: roster.current)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- what the control service asks
+
+    def submit(self, submission: Submission) -> str:
+        """Verify, store durably, and queue; returns the run id, which the administrator drew and signed."""
+        signed = submission.signed
+        specification = verify_submission(self._roster.current, signed)
+        self.check_new(signed)
+        _check_first_model(submission, specification)
+        model_file = self.checkpoints.put(submission.initial_model, "bin")
+        run_id = signed.run_id
+        with self._database.transaction() as session:
+            locked_head(session)
+            _check_unused(session, signed)
+            number = (session.scalar(select(func.max(Run.number))) or 0) + 1
+            session.add(_new_run(number, submission, specification))
+            session.flush()
+            session.add(
+                Checkpoint(
+                    run_id=run_id,
+                    round=0,
+                    model_sha256=signed.initial_model_sha256,
+                    model_file=model_file,
+                    outer_file="",
+                )
+            )
+            append_audit(
+                session,
+                {
+                    "event": "run_submitted",
+                    "run_id": run_id,
+                    "specification_sha256": specification.digest,
+                    "initial_model_sha256": signed.initial_model_sha256.hex(),
+                    "administrator": signed.administrator,
+                    "nonce": signed.nonce.hex(),
+                },
+            )
+        self._notify()
+        return run_id
+
+    def check_new(self, signed: SignedSubmission) -> None:
+        """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED for what need not be looked at any further."""
+        signed.check_in_time(time.time())
+        with self._database.transaction() as session:
+            _check_unused(session, signed)
+
+    def runs(self) -> Sequence[RunSummary]:
+        """Newest first."""
+        with self._database.reading() as session:
+            rows = session.scalars(select(Run).order_by(Run.number.desc())).all()
+        return [
+            RunSummary(
+                run_id=row.run_id,
+                name=row.name,
+                status=row.status,
+                round=row.round,
+                rounds=row.rounds,
+                sealing=row.sealing,
+                detail=row.detail,
+                submitted_at=row.submitted_at,
+            )
+            for row in rows
+        ]
+
+    def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
+        """Events with sequence > after; waits up to timeout_s for the first one."""
+        end = time.monotonic() + timeout_s
+        while True:
+            with self._changed:
+                found = self._events_now(run_id, after)
+                left = end - time.monotonic()
+                if found or left <= 0:
+                    return found
+                self._changed.wait(left)
+
+    def _events_now(self, run_id: str, after: int) -> list[RunEvent]:
+        with self._database.reading() as session:
+            self._row(session, run_id)
+            query = select(Event).where(Event.run_id == run_id, Event.sequence > after).order_by(Event.sequence)
+            return [RunEvent(row.sequence, row.time, row.kind, row.data) for row in session.scalars(query)]
+
+    def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        """(newest change, what nodes said of their work after change `number`); nothing of it is kept."""
+        return self.progress.since(run_id, number)
+
+    def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
+        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
+        verify_stop(self._roster.current, administrator, run_id, signature)
+        with self._database.transaction() as session:
+            run = self._locked(session, run_id)
+            if run.status in ENDED or run.stop_requested_by:
+                return
+            run.stop_requested_by, run.stop_signature = administrator, signature
+            append_audit(session, {"event": "stop_requested", "run_id": run_id, "administrator": administrator})
+            if run.status == "submitted":
+                self._end(session, run, "stopped", {"round": run.round}, "stopped before it began")
+        self._notify()
+
+    def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
+        """(manifest, raw trainable tensors) after a committed round; None is the newest."""
+        with self._database.reading() as session:
+            run = self._row(session, run_id)
+            number = run.round if round is None else round
+            files = session.get(Checkpoint, (run_id, number))
+            if files is None:
+                raise StateError(f"run {run_id} has no round {number}; it has committed {run.round} of {run.rounds}")
+            manifest = self._manifest(session, run, number)
+        return manifest, self.checkpoints.get(files.model_file)
+
+    def _manifest(self, session: Session, run: Run, number: int) -> dict[str, Any]:
+        specification = parse_canonical(run.specification)
+        chain = session.scalars(
+            select(Checkpoint.model_sha256)
+            .where(Checkpoint.run_id == run.run_id, Checkpoint.round <= number)
+            .order_by(Checkpoint.round)
+        ).all()
+        rounds = session.scalars(
+            select(Round).where(Round.run_id == run.run_id, Round.round <= number).order_by(Round.round)
+        ).all()
+        return {
+            "run_id": run.run_id,
+            "specification": json.loads(run.specification),  # what was signed, by whatever release
+            "specification_sha256": specification.digest,
+            "base_model_sha256": specification.model.sha256,
+            "administrator": run.administrator,
+            "signature": run.signature.hex(),
+            "nonce": run.nonce.hex(),
+            "expires_at": run.expires_at,
+            "round": number,
+            "model_sha256": chain[-1].hex(),
+            "chain": [one.hex() for one in chain],
+            "rounds": [_round_entry(row, chain[row.round]) for row in rounds],
+            "rosters": self._rosters(session, rounds),
+            "sealing": run.sealing,
+            "precision": _precisions(session, run.run_id),
+            "receipts": [dict(one) for one in self._receipts(run.run_id)],
+            "release": __version__,
+        }
+
+    def keep_roster(self) -> None:
+        """Keep the newest roster for the manifests of the rounds that are opened under it."""
+        with self._database.transaction() as session:
+            self._keep_roster(session)
+
+    def _keep_roster(self, session: Session) -> None:
+        signed = self._roster.signed
+        session.merge(SignedRoster(sha256=canonical.digest(json.loads(signed)["document"]), signed=signed))
+
+    def _rosters(self, session: Session, rounds: Sequence[Round]) -> list[Any]:
+        """The signed rosters that the rounds were opened under, and the newest."""
+        wanted = {one["roster_sha256"] for row in rounds for one in row.evidence}
+        kept = session.scalars(select(SignedRoster).where(SignedRoster.sha256.in_(wanted))).all()
+        return [json.loads(data) for data in sorted({row.signed for row in kept} | {self._roster.signed})]
+
+    def _row(self, session: Session, run_id: str) -> Run:
+        run = session.get(Run, run_id)
+        if run is None:
+            raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
+        return run
+
+    def _locked(self, session: Session, run_id: str) -> Run:
+        """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
+        held: set[str] = session.info.setdefault("locked_runs", set())
+        if run_id not in held:
+            session.get(Run, run_id, with_for_update=True, populate_existing=True)
+            held.add(run_id)
+        return self._row(session, run_id)
+
+    # --- what the driver records
+
+    def next_run(self, timeout_s: float) -> OpenRun | None:
+        """The oldest run that has not ended, waiting up to timeout_s for one. One that cannot be opened fails by name.
+
+        Raises StateError for what may pass.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            with self._changed:
+                with self._database.reading() as session:
+                    query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
+                    run = session.scalars(query).first()
+                    answers = {} if run is None else _answers(session, run)
+                if run is None:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        return None
+                    self._changed.wait(left)
+                    continue
+            try:
+                return self._open_run(run, answers)
+            except StateError:
+                raise  # a disk or database that fails may be mended
+            except Exception as error:
+                self.fail(run.run_id, error)
+
+    def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
+        specification = parse_canonical(run.specification)
+        return OpenRun(
+            run_id=run.run_id,
+            status=run.status,
+            specification=specification,
+            schema=update_schema_of(specification, run.schema, self.model(run.run_id, 0).data),
+            signed=_signed(run),
+            round=run.round,
+            cohort=tuple(run.cohort),
+            answers=answers,
+            flower_run_id=int(run.flower_run_id) if run.flower_run_id else None,
+        )
+
+    def wake(self) -> None:
+        """End a waiting `next_run` or `events`."""
+        self._notify()
+
+    def stop_requested(self, run_id: str) -> bool:
+        """Whether an administrator asked this run to stop."""
+        return bool(self.stop_order(run_id)[0])
+
+    def stop_order(self, run_id: str) -> tuple[str, bytes]:
+        """(administrator, signature) of the order to stop; ("", b"") when there is none."""
+        with self._database.reading() as session:
+            run = self._row(session, run_id)
+            return run.stop_requested_by or "", run.stop_signature
+
+    def committed(self, run_id: str) -> int:
+        """The last committed round."""
+        with self._database.reading() as session:
+            return self._row(session, run_id).round
+
+    def update(self, run_id: str, **fields: Any) -> None:
+        """Set columns of the run, durably."""
+        with self._database.transaction() as session:
+            run = self._locked(session, run_id)
+            for name, value in fields.items():
+                setattr(run, name, value)
+
+    def answered(self, run_id: str, node: str, answer: str, data: Mapping[str, Any]) -> None:
+        """Keep one node's answer to the offer, with its event, in one transaction. data: of "offer_answered"."""
+        with self._database.transaction() as session:
+            self._locked(session, run_id)
+            session.merge(Answer(run_id=run_id, node=node, answer=answer))
+            self._add_event(session, run_id, "offer_answered", data)
+        self._notify()
+
+    def record(self, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Append an event, durably."""
+        if kind in ("contributed", "dropped"):
+            self.progress.forget(run_id, data["node"])
+        with self._database.transaction() as session:
+            self._add_event(session, run_id, kind, data)
+        self._notify()
+
+    def _add_event(self, session: Session, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        self._locked(session, run_id)
+        last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
+        session.add(Event(run_id=run_id, sequence=last + 1, time=time.time(), kind=kind, data=dict(data)))
+
+    def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
+        """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
+        with self._database.transaction() as session:
+            self._locked(session, run_id)
+            newest = session.scalar(select(func.max(Instruction.sequence)).where(Instruction.run_id == run_id)) or 0
+            numbers: dict[bytes, int] = {}
+            for digest in dict.fromkeys(digests):
+                known = session.get(Instruction, (run_id, digest))
+                if known is None:
+                    newest += 1
+                    known = Instruction(run_id=run_id, digest=digest, sequence=newest)
+                    session.add(known)
+                numbers[digest] = known.sequence
+        return [numbers[digest] for digest in digests]
+
+    def model(self, run_id: str, number: int) -> Model:
+        """The model after this round (0: the first) with the outer optimizer's state."""
+        with self._database.reading() as session:
+            files = session.get(Checkpoint, (run_id, number))
+            before = session.get(Checkpoint, (run_id, number - 1))
+        if files is None:
+            raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
+        return Model(
+            round=number,
+            sha256=files.model_sha256,
+            parent_sha256=before.model_sha256 if before else b"",
+            data=self.checkpoints.get(files.model_file),
+            outer_state=self.checkpoints.get(files.outer_file) if files.outer_file else b"",
+        )
+
+    def plan_slot(self, run_id: str, round: int) -> tuple[int, int]:
+        """(slot, attempt) of a new slot for this round, written to the journal.
+
+        One that was planned before a crash, and that the collector never opened, is used instead.
+        """
+        with self._database.transaction() as session:
+            self._locked(session, run_id)
+            of_round = select(Slot).where(Slot.run_id == run_id, Slot.round == round)
+            unopened = session.scalars(of_round.where(Slot.state == "planned")).first()
+            if unopened is not None:
+                return unopened.slot, unopened.attempt
+            slot = (session.scalar(select(func.max(Slot.slot)).where(Slot.run_id == run_id)) or 0) + 1
+            attempt = len(session.scalars(of_round).all()) + 1
+            row = Slot(run_id=run_id, slot=slot, round=round, attempt=attempt, state="planned", planned_at=time.time())
+            row.code = row.reason = ""
+            session.add(row)
+        return slot, attempt
+
+    def attempts(self, run_id: str, round: int) -> int:
+        """How many slots of this round were abandoned."""
+        with self._database.reading() as session:
+            query = select(func.count()).where(Slot.run_id == run_id, Slot.round == round, Slot.state == "abandoned")
+            return session.scalar(query) or 0
+
+    def abandon_slot(self, run_id: str, plan: SlotPlan, code: str, reason: str) -> None:
+        """Close a slot that opened nothing."""
+        with self._database.transaction() as session:
+            row = session.get(Slot, (run_id, plan.slot))
+            if row is not None:
+                row.state, row.code, row.reason = "abandoned", code, reason
+            data = {"round": plan.round, "attempt": plan.attempt, "code": code, "reason": reason}
+            self._add_event(session, run_id, "slot_abandoned", data)
+        self._notify()
+
+    def commit_round(self, run_id: str, done: Committed) -> None:
+        """Everything about a round in one transaction. Its checkpoint files are durable already."""
+        plan, opened = done.plan, done.opened
+        metrics = {
+            name.value: {"mean": total / count, "count": count} for name, (total, count) in opened.metrics.items()
+        }
+        entry: dict[str, Any] = {
+            "round": plan.round,
+            "metrics": metrics,
+            "contributors": list(opened.contributors),
+            "dropped": dict(opened.dropped),
+            "seconds": done.seconds,
+            "model_sha256": done.model_sha256.hex(),
+            "update_norm": done.update_norm,
+        }
+        with self._database.transaction() as session:
+            run = self._locked(session, run_id)
+            row = session.get(Slot, (run_id, plan.slot))
+            if row is not None:
+                row.state = "committed"
+            session.add(
+                Round(
+                    run_id=run_id,
+                    round=plan.round,
+                    slot=plan.slot,
+                    attempts=plan.attempt,
+                    contributors=list(opened.contributors),
+                    dropped=dict(opened.dropped),
+                    metrics=metrics,
+                    promise=dict(opened.promise),
+                    evidence=[dict(one) for one in opened.evidence],
+                    update_norm=done.update_norm,
+                    seconds=done.seconds,
+                    committed_at=time.time(),
+                )
+            )
+            self._keep_roster(session)
+            session.add(
+                Checkpoint(
+                    run_id=run_id,
+                    round=plan.round,
+                    model_sha256=done.model_sha256,
+                    model_file=done.model_file,
+                    outer_file=done.outer_file,
+                )
+            )
+            run.round, run.detail = plan.round, ""
+            self._add_event(session, run_id, "round_committed", entry)
+            append_audit(session, {"event": "round_committed", "run_id": run_id, **_audited(entry)})
+        self._notify()
+
+    def end(self, run_id: str, status: str, data: Mapping[str, Any], detail: str = "") -> None:
+        """Close the run: finished, failed or stopped, with its event."""
+        with self._database.transaction() as session:
+            self._end(session, self._locked(session, run_id), status, data, detail)
+        self.progress.follow("", ())
+        self._notify()
+
+    def fail(self, run_id: str, error: Exception) -> None:
+        """Close a run that cannot go on, by the error's name; one without a name is in the log as a whole."""
+        if isinstance(error, ConfideError):
+            code, reason = error.code, str(error)
+            log.warning("run %s failed: %s", run_id, error)
+        else:
+            code, reason = "Internal", f"the coordinator failed ({type(error).__name__}); its log says more"
+            log.error("run %s failed for a reason that has no name", run_id, exc_info=error)
+        self.end(run_id, "failed", {"code": code, "reason": reason}, f"{code}: {reason}")
+
+    def _end(self, session: Session, run: Run, status: str, data: Mapping[str, Any], detail: str) -> None:
+        run.status, run.detail = status, detail
+        self._add_event(session, run.run_id, f"run_{status}", data)
+        append_audit(session, {"event": f"run_{status}", "run_id": run.run_id, **data})
+
+
+def _audited(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("round", "contributors", "dropped", "model_sha256")}
+
+
+def _round_entry(row: Round, model_sha256: bytes) -> dict[str, Any]:
+    return {
+        "round": row.round,
+        "contributors": row.contributors,
+        "dropped": row.dropped,
+        "metrics": row.metrics,
+        "promise": row.promise,
+        "evidence": row.evidence,
+        "attempts": row.attempts,
+        "model_sha256": model_sha256.hex(),
+    }
+
+
+def _check_first_model(submission: Submission, specification: Specification) -> None:
+    data, stated = submission.initial_model, submission.signed.initial_model_sha256
+    if model_digest(data) != stated:
+        raise UpdateError(
+            f"the first model hashes to {model_digest(data).hex()[:16]}; {stated.hex()[:16]} was signed. Submit again."
+        )
+    schema = update_schema_of(specification, submission.schema, data)
+    check_first_model(specification, data, schema)
+    check_promise(specification, schema)
+
+
+def _check_unused(session: Session, signed: SignedSubmission) -> None:
+    same = select(Run.run_id).where((Run.run_id == signed.run_id) | (Run.nonce == signed.nonce))
+    known = session.scalars(same).first()
+    if known is not None:
+        raise ProtocolFailure(
+            FailureName.SUBMISSION_REPLAYED,
+            f"this submission, or its run id or nonce, came before: it is run {known[:8]}. Nothing was begun again; "
+            "submit anew for another run",
+        )
+
+
+def _signed(run: Run) -> SignedSubmission:
+    return SignedSubmission(
+        run_id=run.run_id,
+        nonce=run.nonce,
+        expires_at=run.expires_at,
+        specification=run.specification,
+        initial_model_sha256=run.initial_model_sha256,
+        administrator=run.administrator,
+        signature=run.signature,
+    )
+
+
+def _new_run(number: int, submission: Submission, specification: Specification) -> Run:
+    signed = submission.signed
+    return Run(
+        run_id=signed.run_id,
+        number=number,
+        name=specification.name,
+        status="submitted",
+        detail="",
+        specification=signed.specification,
+        initial_model_sha256=signed.initial_model_sha256,
+        signature=signed.signature,
+        administrator=signed.administrator,
+        nonce=signed.nonce,
+        expires_at=signed.expires_at,
+        stop_signature=b"",
+        schema=submission.schema,
+        submitted_at=time.time(),
+        round=0,
+        rounds=specification.federation.rounds,
+        sealing=specification.sealing.kind,
+        cohort=[],
+    )
+
+
+def _precisions(session: Session, run_id: str) -> dict[str, str]:
+    """What each node said it computes in, by name; empty for one that said nothing known."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "offer_answered").order_by(Event.sequence)
+    return {data["node"]: data.get("precision", "") for data in session.scalars(query) if data["accepted"]}
+
+
+def _answers(session: Session, run: Run) -> dict[str, str]:
+    rows = session.scalars(select(Answer).where(Answer.run_id == run.run_id))
+    return dict.fromkeys(run.cohort, "") | {row.node: row.answer for row in rows}

@@ -1,0 +1,100 @@
+"""What may be asked of the coordinator about runs. The control service asks; the run driver's side answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from confide.identity.submission import SignedSubmission
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run as its administrator signed it, with its first model.
+
+    initial_model: raw trainable tensors (confide.codec.tensors), which hash to what was signed.
+    """
+
+    signed: SignedSubmission
+    initial_model: bytes
+    schema: bytes = b""
+    """Names and shapes of the tensors (TensorSchema.to_bytes), where what travels depends on them (models.travel). Not
+    signed: a node computes its own, and a coordinator with another one gets another context and no sum."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `confide run list`."""
+
+    run_id: str
+    name: str
+    status: str  # submitted | offering | running | finished | failed | stopped
+    round: int
+    rounds: int
+    sealing: str
+    detail: str
+    submitted_at: float
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened in a run, in order of `sequence` (1-based per run).
+
+    kinds and their data:
+        offer_answered  {node, accepted, waiting, preparing, reason, round_s: as it measured, 0 if it did not}
+        run_started     {nodes, rounds, sealing, name}
+        epoch_started   {members, slots}
+        round_started   {round, attempt, slot, deadline_s}
+        contributed     {round, node, bytes}
+        dropped         {round, node, code, reason}
+        slot_abandoned  {round, attempt, code, reason}
+        round_committed {round, metrics {name: {"mean", "count"}}, contributors, dropped, seconds, model_sha256,
+                         update_norm}
+        run_finished    {rounds, model_sha256}
+        run_failed      {code, reason}
+        run_stopped     {round}
+
+    One kind is never kept: a watch also brings, in between and with the sequence of the event before,
+        progress        {node, phase, step, steps, seconds_left}: what a node says it is doing (state.progress)
+    """
+
+    sequence: int
+    time: float
+    kind: str
+    data: dict[str, Any]
+
+
+class RunService(Protocol):
+    """Everything the control service needs. Every method raises ConfideError with a remedy."""
+
+    def submit(self, submission: Submission) -> str:
+        """Verify, store durably, and queue; returns the run id, which the administrator drew and signed.
+
+        Raises SUBMISSION_EXPIRED, and SUBMISSION_REPLAYED for a run id or nonce that came before.
+        """
+
+    def check_new(self, signed: SignedSubmission) -> None:
+        """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED, before the first model is read."""
+
+    def runs(self) -> Sequence[RunSummary]:
+        """Newest first."""
+
+    def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
+        """Events with sequence > after; waits up to timeout_s for the first one."""
+
+    def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        """(newest change, data of "progress" after change `number`); at first `number` is 0."""
+
+    def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
+        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent.
+
+        signature: of the administrator's order (confide.identity.submission.sign_stop); nodes check it too.
+        """
+
+    def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
+        """(manifest, raw trainable tensors) after a committed round; None is the newest.
+
+        The manifest holds run_id, specification (document), specification_sha256, base_model_sha256, round,
+        model_sha256, chain (hashes from the initial model on), rounds [{round, contributors, dropped, metrics,
+        promise, attempts, model_sha256}], sealing, precision (what each node said it computes in), receipts, and the
+        confide release.
+        """
