@@ -1,7 +1,8 @@
 """Flower's Fleet protocol, each call behind the check of ownership that Flower's handlers leave out.
 
 Who calls was settled before (request filter, then binding, which holds the request's node id against the signing
-key). Here the request's other ids are held against the record of what is in flight: 403 for what belongs to somebody else.
+key). Here the request's other ids are held against the record of what is in flight: 403 for what belongs to
+somebody else.
 
 Flower's protocol has no word for how far a node's work is: report-progress is Confide's own.
 
