@@ -82,7 +82,7 @@ class MethodFederation:
             "rounds": 2, "data": self.made.data, "clip_norm": CLIP, "exchange_deadline_s": PATIENCE_S,
             **sections.pop("federation", {}),
         }  # fmt: skip
-        sealing = {"kind": "sealed", "bits": 16, "colluding": 1}
+        sealing = {"kind": "sealed", "bits": 16, "colluding": 1, "differences": "accepted"}
         model = {"sha256": sha256, **sections.pop("model", {})}
         return make_specification(model=model, federation=federation, sealing=sealing, **sections)
 

@@ -14,7 +14,8 @@ from confide.text import Formatter, cleaned, identifier, line, markup, paragraph
 from confide.transport.control import _cleaned_event, _cleaned_summary
 from confide.transport.envelope import payload_digest
 from confide.transport.failures import revive
-from confide_client.runs import replies, status
+from confide_client.agent import status
+from confide_client.runs import replies
 from confide_server.admin_cli.run_view import RunView, plain
 from confide_server.rounds.exchange import printable
 from hypothesis import given, settings

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from confide_client.kept_files import CHECKPOINT
 from confide_client.training import checkpoint as module
 from confide_client.training.checkpoint import SlotCheckpoint
-from confide_client.training.kept_files import CHECKPOINT
 
 from tests.tiny_models import tiny_gpt2, tiny_llama
 from tests.training_specs import specification

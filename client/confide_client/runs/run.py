@@ -43,6 +43,7 @@ from confide_client.audit.canaries import planted, with_canaries
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import DataSet, DataSets, LocalData
 from confide_client.data.token_files import erase
+from confide_client.kept_files import forget_checkpoint, forget_from
 from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
 from confide_client.runs.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
@@ -53,7 +54,6 @@ from confide_client.runs.speed import Speeds, Timed
 from confide_client.runs.spending import Spending
 from confide_client.runs.submissions import MEMORY_NAME, Submissions
 from confide_client.state import StateFolder
-from confide_client.training.kept_files import forget_checkpoint, forget_from
 
 if TYPE_CHECKING:
     from confide.sealing.revealed import Memory, Revealed

@@ -28,7 +28,7 @@ from confide.runs.specification import Specification
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from confide_client.training.kept_files import CHECKPOINT, forget_checkpoint
+from confide_client.kept_files import CHECKPOINT, forget_checkpoint
 from confide_client.training.optimizers import Parameters, set_state, state_of
 
 EVERY_S = 60.0

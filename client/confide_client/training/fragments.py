@@ -12,7 +12,7 @@ from confide.files import private_folder, write_atomic
 from confide.models.travel import Travel
 from numpy.typing import NDArray
 
-from confide_client.training.kept_files import VALUES, path_of, rounds_of
+from confide_client.kept_files import VALUES, path_of, rounds_of
 
 Flat = NDArray[np.float32]
 

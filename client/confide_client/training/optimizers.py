@@ -11,7 +11,7 @@ from confide.runs.specification import Training
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from confide_client.training.kept_files import OPTIMIZER, path_of, rounds_of
+from confide_client.kept_files import OPTIMIZER, path_of, rounds_of
 from confide_client.training.shards import placed_like, whole
 
 Parameters = Mapping[str, torch.nn.Parameter]

@@ -327,7 +327,7 @@ def _admit_proven(consortium: Consortium, client: ControlClient, data: bytes, *,
 
 def _answered(consortium: Consortium, admission: bytes, out: Path, admin: Path | None, coordinator: str) -> None:
     parsed, roster = read_admission(admission, time.time(), root=consortium.root.public.hex())
-    write_atomic(out, admission, mode=0o644)
+    write_atomic(out, admission)
     name = parsed.membership.name
     console.print(f"{name} is a member in version {roster.version} of the roster; send it {out}")
     _publish(consortium, admin, coordinator, admission)
