@@ -104,6 +104,7 @@ def test_a_nodes_status(capsys: pytest.CaptureFixture[str]) -> None:
     document = {
         "membership": {"error": HOSTILE},
         "agent": {"running": True, "complaint": HOSTILE},
+        "progress": {"at": 0.0, "run": HOSTILE, "words": HOSTILE},
         "policy": {"error": HOSTILE},
         "data_sets": [HOSTILE],
         "runs": [{"run": "0" * 32, "name": HOSTILE, "status": HOSTILE, "reason": HOSTILE, "sealing": HOSTILE}],

@@ -115,7 +115,7 @@ def _agent_line(agent: dict[str, Any]) -> str:
 
 def _progress_line(progress: dict[str, Any]) -> str:
     ago_s = max(0, round(time.time() - progress["at"]))
-    return f"now: run {progress['run'][:8]}, {progress['words']} (noted {ago_s} s ago)"
+    return line(f"now: run {progress['run'][:8]}, {progress['words']} (noted {ago_s} s ago)")
 
 
 def _runs(runs: list[dict[str, Any]]) -> Table:
