@@ -208,6 +208,11 @@ def test_the_coordinators_folder(stored: Path, tmp_path: Path, then: float) -> N
         known = json.loads((stored / "documents" / "manifest.json").read_text())
         assert len(manifest["receipts"]) == 3 and known.pop("receipts")
         assert known.pop("release") == "0.1.0"
+        # Later releases say more of a round: what was said then is said as it was.
+        rounds = known.pop("rounds")
+        assert [
+            {key: said[key] for key in then_said} for said, then_said in zip(manifest["rounds"], rounds, strict=True)
+        ] == rounds
         assert {key: manifest[key] for key in known} == known
         assert model == (stored / "documents" / "model.bin").read_bytes()
         going_on = book.next_run(0.0)
