@@ -43,8 +43,8 @@ def books(world: World, database_url: str, tmp_path: Path) -> list[RunJournal]: 
 
 def test_everything_that_is_numbered_is_numbered_once(world: World, books: list[RunJournal]) -> None:
     with ThreadPoolExecutor(6) as pool:
-        submission = world.submission(specification(), MODEL)
-        runs = list(pool.map(lambda number: books[number % 2].submit(submission), range(6)))
+        submissions = [world.submission(specification(), MODEL) for _ in range(6)]
+        runs = list(pool.map(lambda number: books[number % 2].submit(submissions[number]), range(6)))
         run_id = runs[0]
         together = threading.Barrier(6)
 

@@ -1,6 +1,7 @@
 """Whole runs over the real fleet port: what comes out, who is reported, what a restart leaves."""
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -523,7 +524,7 @@ def test_damage_on_the_way_to_a_checkpoint_reports_no_round(
         3.0,
     )
     name = f"{hashlib.sha256(expected.tobytes()).hexdigest()}.bin"
-    part = world.server / "checkpoints" / f".{name}.part"
+    part = world.server / "checkpoints" / f".{name}.{os.getpid()}.part"
     monkeypatch.setattr(coordinator._driver, "_retry_s", 1.0)
     part.symlink_to("/dev/full")
     run_id = submit(world, coordinator, rounds=2)

@@ -3,11 +3,11 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,15 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "quickstart.md"
 BLOCK = re.compile(r"^```sh( background)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    tiny_llama(tmp_path / "base-model")
+def put_tiny_in_place(materials: Path) -> None:
+    """A tiny model and short records in the place of the packaged ones, which the page's first command wrote."""
+    assert (materials / "base-model" / "model.safetensors").exists()
+    shutil.rmtree(materials / "base-model")
+    tiny_llama(materials / "base-model")
     for name in ("hospital-a", "bank-b", "law-firm-c"):
+        assert len((materials / f"{name}.jsonl").read_text().splitlines()) > 100
         lines = [{"question": f"How thick is wall {i}?", "answer": f"{i} centimetres for {name}."} for i in range(20)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    yield tmp_path
+        (materials / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def wait_for_port(port: int, processes: ProcessGroup) -> None:
@@ -40,7 +42,8 @@ def wait_for_port(port: int, processes: ProcessGroup) -> None:
     raise AssertionError(f"nothing listens on {port}")
 
 
-def test_every_command_of_the_page_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path
     fleet, control = free_ports(2)
     page = PAGE.read_text("utf-8").replace("9442", str(fleet)).replace("9443", str(control))
     blocks = [(bool(found[1]), found[2]) for found in BLOCK.finditer(page)]
@@ -65,6 +68,8 @@ def test_every_command_of_the_page_works(folder: Path, monkeypatch: pytest.Monke
             )
             assert done.returncode == 0, f"{commands}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
             processes.check_alive()
+            if "recipe files" in commands:
+                put_tiny_in_place(folder / "materials")
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
     assert (folder / "merged" / "model.safetensors").exists()
     manifest = json.loads((folder / "adapter" / "manifest.json").read_text())
