@@ -207,7 +207,9 @@ class Forks:
 
     def _receive(self, channel: socket.socket, timeout_s: float) -> bool:
         """Take what the parent says within the time; whether it said anything. Its end leaves no channel."""
-        if not select.select([channel], [], [], timeout_s)[0]:
+        waiting = select.poll()  # select() takes no descriptor above 1023
+        waiting.register(channel, select.POLLIN)
+        if not waiting.poll(1000 * timeout_s):
             return False
         try:
             data = channel.recv(_LARGEST)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,10 +36,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def books(world: World, database_url: str, tmp_path: Path) -> list[RunJournal]:  # noqa: F811
+def books(world: World, database_url: str, tmp_path: Path) -> Iterator[list[RunJournal]]:  # noqa: F811
     """Two coordinators' run books on one database, as while one takes over from the other."""
     roster, checkpoints = load_member(world.server).roster, CheckpointStore(str(tmp_path / "checkpoints"))
-    return [RunJournal(Database(database_url), checkpoints, roster) for _ in range(2)]
+    databases = [Database(database_url) for _ in range(2)]
+    yield [RunJournal(database, checkpoints, roster) for database in databases]
+    for database in databases:
+        database.close()
 
 
 def test_everything_that_is_numbered_is_numbered_once(world: World, books: list[RunJournal]) -> None:

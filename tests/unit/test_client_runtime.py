@@ -535,8 +535,7 @@ def test_the_end_of_a_run_that_was_never_offered_leaves_nothing(bench: Bench) ->
 
 def test_the_words_of_an_end_are_kept_clean_and_short(bench: Bench) -> None:
     bench.offer()
-    end = fleet_pb2.End(run_ended=True, failure="\x1b[2J" + "x" * 40_000)
-    bench.ask(bench.run.make(fleet_pb2.END, end.SerializeToString()))
+    bench.end("\x1b[2J" + "x" * 40_000)
     record = Record.load(bench.node.state.run(bench.run.run_id))
     assert record is not None and record.reason.isprintable() and len(record.reason) == 500
     reasons = [entry["reason"] for entry in bench.events() if entry["event"] == "run ended"]

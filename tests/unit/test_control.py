@@ -65,10 +65,11 @@ def test_no_client_certificate_no_answer(federation):
         call = channel.unary_unary("/confide.v1.Control/Hello")
         with pytest.raises(grpc.RpcError) as failure:
             call(b"", metadata=failures.own_metadata(), timeout=10)
-        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     with grpc.insecure_channel(federation.address) as channel, pytest.raises(grpc.RpcError) as failure:
         channel.unary_unary("/confide.v1.Control/Hello")(b"", timeout=10)
-    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    # Whether gRPC sees the connection closed or tries again until its deadline is its own affair.
+    assert failure.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def test_a_certificate_of_another_authority_is_refused_in_the_handshake(federation, node, tmp_path):

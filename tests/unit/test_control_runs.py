@@ -122,7 +122,8 @@ def test_runs_are_listed_stopped_and_exported(federation, administrator):
         assert (run.run_id, run.status, run.rounds, run.detail) == (RUN_ID, "running", 3, "über alles")
         client.stop(RUN_ID, administrator.identity)
         assert federation.book.stopped == [(RUN_ID, "admin", sign_stop(administrator.identity, RUN_ID))]
-        assert client.export(RUN_ID, 2) == ({"run_id": RUN_ID, "round": 2}, MODEL)
+        manifest, model = client.export(RUN_ID, 2)
+        assert (manifest["run_id"], manifest["round"], model) == (RUN_ID, 2, MODEL)
         assert client.export(RUN_ID)[0]["round"] == 3
         for unknown, kind in (("ab" * 16, StateError), ("../etc", TransportError)):
             with pytest.raises(kind, match="run list"):

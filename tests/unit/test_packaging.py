@@ -77,7 +77,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == expected
-    assert {"confide/privacy/templates/report.html", "confide_server/migrations/script.py.mako"} <= held
+    assert {"confide/privacy/templates/report.html", "confide_server/state/migrations/script.py.mako"} <= held
 
 
 def test_every_command_helps_from_the_wheel(python: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_equal_tokens_in_the_diloco_grid() -> None:
     ("old", "new", "message"),
     [
         ('name = "federated-iid"', 'name = "federated"', "two runs are called 'federated'"),
-        ("local_steps = 20", "local_step = 20", "unknown field; remove it or correct its name"),
+        ("local_steps = 20", "local_step = 20", "unknown field; did you mean local_steps"),
         ('records = "documents"', 'records = "poems"', "is not a valid result"),
         ("seeds = [1, 2, 3]", "seeds = 1", "is not a valid result"),
     ],

@@ -1,1 +1,8 @@
 """The administrator's and the coordinator operator's commands."""
+
+# What `confide --help` says of each without importing it: the first paragraph of its own help.
+SUMMARIES = {
+    "consortium": "The consortium's root: who is a member. Keep its folder offline.",
+    "run": "Runs: plan, submit, watch, stop, export.",
+    "server": "The coordinator: directs runs over organizations it cannot see into.",
+}

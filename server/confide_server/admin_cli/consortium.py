@@ -17,7 +17,7 @@ from confide.identity.certificates import MEMBER_DAYS
 from confide.identity.consortium import ROSTER_DAYS, Consortium
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.member import load_member, read_text
-from confide.identity.roster import Role, Roster, RosterStore
+from confide.identity.roster import Role, Roster, RosterStore, verify_roster
 from confide.secrecy import private_files
 from confide.transport.control import ControlClient
 from rich.console import Console
@@ -247,9 +247,11 @@ def publish(
 ) -> None:
     """Hand a signed roster to the coordinator. Needs no key of the root."""
     signed = _read(file) if file is not None else _signed_roster(folder).signed
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
+    member = load_member(admin)
+    version = verify_roster(signed, member.root_public, time.time()).version
+    with ControlClient.of_member(member, coordinator) as client:
         client.publish_roster(signed)
-        console.print(f"roster published to {client.address}")
+        console.print(f"roster version {version} published to {client.address}")
 
 
 @roster_app.command()
