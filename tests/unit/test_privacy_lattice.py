@@ -80,13 +80,15 @@ WORDS = st.one_of(st.integers(0, 2**64 - 1), st.integers(1, 2**52), st.integers(
 @given(first=WORDS, more=st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3), log_stddev=st.floats(-3, 40))
 @example(first=2**63 - 1, more=[5, 5, 5], log_stddev=22.0)
 @example(first=1, more=[2**64 - 1, 5, 5], log_stddev=40.0)
+@example(first=0, more=[0, 5, 5], log_stddev=40.0)
 def test_what_is_drawn_is_the_rounded_quantile_of_all_digits(first: int, more: list[int], log_stddev: float) -> None:
-    """Against 80 digits: V = 0.digits of all words that were taken, K = floor(s |quantile of V| + 1/2)."""
+    """Against more digits: V = 0.digits of all words that were taken, K = floor(s |quantile of V| + 1/2)."""
     stddev = 2.0**log_stddev
+    more = [*more, *[0x9E3779B97F4A7C15] * 20]  # after words of zeros, as many as it takes
     random, left = source([first, *more])
     found = abs(int(random.rounded_gaussian(1, stddev=stddev)[0]))
-    taken = 3 - len(list(left))
-    with mpmath.workdps(80):
+    taken = len(more) - len(list(left))
+    with mpmath.workprec(64 * taken + 400):
         known = mpmath.mpf(first & (2**63 - 1)) / mpmath.mpf(2) ** 64
         for number in range(taken):
             known += mpmath.mpf(more[number]) / mpmath.mpf(2) ** (128 + 64 * number)

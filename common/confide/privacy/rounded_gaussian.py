@@ -76,12 +76,24 @@ class _Tail:
         self._words, self._known, self._bits = words, known, bits
 
     def rounded(self, guess: int, stddev: float) -> int:
-        """The k >= 0 whose interval [k - 1/2, k + 1/2) holds |s Z|."""
-        while guess > 0 and not self._beyond(guess - 0.5, stddev):
-            guess -= 1
-        while self._beyond(guess + 0.5, stddev):
-            guess += 1
-        return guess
+        """The k >= 0 whose interval [k - 1/2, k + 1/2) holds |s Z|: the smallest that |s Z| is not beyond.
+
+        A guess that is right, or nearly so, takes two comparisons; one that is far off (known digits that are almost all
+        zero say little of the quantile) is closed in on by doubling steps and halving.
+        """
+        low, high, step = guess, guess, 1
+        while low > 0 and not self._beyond(low - 0.5, stddev):
+            low, high, step = max(0, low - step), low - 1, 2 * step
+        step = 1
+        while self._beyond(high + 0.5, stddev):
+            low, high, step = high + 1, high + step, 2 * step
+        while low < high:
+            middle = (low + high) // 2
+            if self._beyond(middle + 0.5, stddev):
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def _beyond(self, boundary: float, stddev: float) -> bool:
         """Whether |s Z| is above the boundary, a half integer below 2^52: V is below the boundary's own tail."""
