@@ -77,7 +77,7 @@ def test_the_migrations_give_the_tables_that_the_code_uses(tmp_path: Path) -> No
 def test_answers_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'c.db'}"
     config = Config()
-    config.set_main_option("script_location", str(Path(confide_server.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(confide_server.__file__).parent / "state" / "migrations"))
     engine = create_engine(url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
