@@ -68,6 +68,7 @@ check: setup ## ruff, mypy --strict, import-linter, generated protobuf is curren
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python tools/generate_protos.py --check
+	@$(BIN)/python tools/generate_specification_page.py --check
 
 format: setup ## format and sort imports
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
