@@ -78,8 +78,8 @@ class _Tail:
     def rounded(self, guess: int, stddev: float) -> int:
         """The k >= 0 whose interval [k - 1/2, k + 1/2) holds |s Z|: the smallest that |s Z| is not beyond.
 
-        A guess that is right, or nearly so, takes two comparisons; one that is far off (known digits that are almost all
-        zero say little of the quantile) is closed in on by doubling steps and halving.
+        A guess that is right, or nearly so, takes two comparisons; one that is far off (known digits that are almost
+        all zero say little of the quantile) is closed in on by doubling steps and halving.
         """
         low, high, step = guess, guess, 1
         while low > 0 and not self._beyond(low - 0.5, stddev):
