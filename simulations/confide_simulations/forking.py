@@ -70,8 +70,11 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     parent = os.getpid()
+    waiting = select.poll()  # select() takes no descriptor above 1023
+    waiting.register(channel, select.POLLIN)
+    waiting.register(woken, select.POLLIN)
     while True:
-        ready = select.select([channel.fileno(), woken], [], [])[0]
+        ready = {descriptor for descriptor, _ in waiting.poll()}
         if woken in ready:
             os.read(woken, 4096)
             _reap(channel)

@@ -323,7 +323,7 @@ def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> 
             f"the coordinator's certificate does not name {address.rpartition(':')[0]!r}; use an address that was "
             "given to `confide server init`, or renew the coordinator's certificate with this one"
         )
-    if code is grpc.StatusCode.UNAVAILABLE and "Socket closed" in details:
+    if code is grpc.StatusCode.UNAVAILABLE and ("Socket closed" in details or "reset by peer" in details):
         return TransportError(
             f"{address} closed the connection while it was being set up: it does not accept the certificate of {name} "
             "(of another consortium, or expired), or it is just stopping. Check the folder and the address."
