@@ -16,7 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
-EXTRAS = ("dev", "models", "simulation", "evaluation", "postgres")
+EXTRAS = (
+    "dev", "models", "simulation", "evaluation", "postgres", "s3", "rlhf", "rag", "qdrant", "pgvector", "serving",
+    "console", "telemetry",
+)
 CUDA = re.compile(r"(nvidia|cuda)-|triton==")
 BUILD = re.compile(r"setuptools==")
 HEADER = "# Made by `make lock` from pyproject.toml and constraints.txt. Do not edit.\n"
