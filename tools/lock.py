@@ -17,8 +17,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 EXTRAS = (
-    "dev", "models", "simulation", "evaluation", "postgres", "s3", "rlhf", "rag", "qdrant", "pgvector", "serving",
-    "console", "telemetry",
+    "dev",
+    "models",
+    "simulation",
+    "evaluation",
+    "postgres",
+    "s3",
+    "rlhf",
+    "rag",
+    "qdrant",
+    "pgvector",
+    "serving",
+    "console",
+    "telemetry",
 )
 CUDA = re.compile(r"(nvidia|cuda)-|triton==")
 BUILD = re.compile(r"setuptools==")

@@ -13,7 +13,7 @@ from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster, _check_succession
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
-from confide.sealing.differences import Blocks, atoms, check_split, still_away
+from confide.sealing.differences import Blocks, atoms, check_named, check_split, still_away
 from confide.sealing.member import NodeRules
 from confide.sealing.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened
@@ -237,3 +237,28 @@ def test_draws_are_secret_and_kept_unless_the_run_is_reproducible(tmp_path: Path
     assert (tmp_path / "one" / "draws.key").stat().st_mode & 0o777 == 0o600
     one, two = (Draws.of(secret, A, tmp_path / folder).order(0, ROUND_ONE) for folder in ("one", "two"))
     assert one != two
+
+
+# ------------------------------------------------------------------ named nodes
+
+
+def test_named_nodes_are_whole_blocks_already_when_a_run_is_submitted() -> None:
+    keys = {name: SigningKey.generate() for name in names(6)}
+    them = sorted(keys)
+    roster = make_roster(keys, blocks=dict.fromkeys(them[3:], "new"))
+
+    def asked(*nodes: str, **sealing: object) -> Specification:
+        return GUARDED.model_copy(
+            update={
+                "federation": GUARDED.federation.model_copy(update={"nodes": nodes}),
+                "sealing": GUARDED.sealing.model_copy(update=sealing),
+            }
+        )
+
+    for whole in ((), tuple(them[:3]), tuple(them[3:]), tuple(them)):
+        check_named(asked(*whole), roster)
+    check_named(asked(*them[:4], differences="accepted"), roster)
+    with pytest.raises(ProtocolFailure, match=f"BLOCK_SPLIT: {them[4]} of block 'new' is not among them"):
+        check_named(asked(*them[:4]), roster)
+    with pytest.raises(IdentityError, match="nobody"):
+        check_named(asked(*them[:3], "nobody"), roster)

@@ -152,14 +152,31 @@ def test_an_adapter_beside_the_model_is_refused(source: Path, tmp_path: Path) ->
             look(source)
 
 
-def test_a_link_to_nothing_is_named_and_one_to_a_file_is_followed(source: Path, tmp_path: Path) -> None:
+def test_links_stay_in_their_folder_or_in_a_hubs_cache(source: Path, tmp_path: Path) -> None:
     whole = folder_digest(source)
-    (source / "model.safetensors").rename(tmp_path / "blob")
-    (source / "model.safetensors").symlink_to(tmp_path / "blob")
+    weights = source / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"link out of its folder, to .*elsewhere; copy the file itself"):
+        folder_digest(source)
+    weights.unlink()
+    (tmp_path / "elsewhere").rename(source / "kept.bin")
+    weights.symlink_to("kept.bin")
     assert folder_digest(source) == whole
-    (tmp_path / "blob").unlink()
+    (source / "kept.bin").unlink()
     with pytest.raises(ModelError, match="link to nothing"):
         folder_digest(source)
+
+
+def test_a_hubs_cache_is_read_through_its_links(source: Path, tmp_path: Path) -> None:
+    whole = folder_digest(source)
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(source.iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    assert folder_digest(snapshot) == whole
 
 
 def test_equal_hashes_load_equal_models(tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ class Node:
         return Heights(self.state.root, self._ledgers)
 
     def _ledgers(self) -> "dict[str, Ledger]":
-        found: dict[str, Ledger] = {"accepted submissions": self.submissions.journal}
+        found: dict[str, Ledger] = {
+            "accepted submissions": self.submissions.journal,
+            "record of what was revealed": self.revealed.journal,
+        }
         if self.spending.exists:
             found["privacy ledger"] = self.spending.ledger
         return found

@@ -88,14 +88,28 @@ def model_files(folder: Path) -> dict[str, Path]:
 
 
 def hashed_files(folder: Path) -> dict[str, Path]:
-    """Of whatever is in a folder, the files that a model's hash covers. Raises ModelError for a link to nothing."""
+    """Of whatever is in a folder, the files that a model's hash covers.
+
+    Raises ModelError for a link to nothing, and for one out of the folder: a folder that somebody sent could name any
+    file of this machine so. A model hub's cache, whose snapshots link to the blobs beside them, is read.
+    """
     kept = {}
     for path in sorted(folder.iterdir()):
         if path.name in _KEPT or path.name.endswith(".safetensors"):
             if not path.is_file():
                 raise ModelError(f"{path} is no file, or a link to nothing; copy the file itself to this place")
+            if path.is_symlink() and not _stays(path):
+                raise ModelError(
+                    f"{path} is a link out of its folder, to {path.resolve()}; copy the file itself to this place"
+                )
             kept[path.name] = path
     return kept
+
+
+def _stays(link: Path) -> bool:
+    folder = link.parent.resolve()
+    inside = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    return any(link.resolve().is_relative_to(place) for place in inside)
 
 
 @contextlib.contextmanager

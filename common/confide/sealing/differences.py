@@ -110,6 +110,22 @@ def check_split(known: Collection[Collection[str]], names: Collection[str], fewe
         )
 
 
+def check_named(specification: Specification, roster: Roster) -> None:
+    """Raise BLOCK_SPLIT when the nodes that a specification names are no whole blocks: its sums could never be made.
+
+    Nothing is asked of a specification that names nobody, or whose differences are bounded otherwise. A name that the
+    roster does not know raises IdentityError.
+    """
+    named = specification.federation.nodes
+    if not named or not specification.refuses_differences:
+        return
+    by_group: dict[str, list[str]] = {}
+    for name in named:
+        by_group.setdefault(roster.member(name).group, []).append(name)
+    for group, names in sorted(by_group.items()):
+        Blocks.of(specification, roster, group).check(names)
+
+
 def still_away(
     blocks: Blocks, bound: Collection[str], present: Collection[str], out: Mapping[str, str], min_cohort: int
 ) -> tuple[str, ...]:

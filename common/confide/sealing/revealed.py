@@ -42,6 +42,11 @@ class Revealed:
         for event in self._journal:
             self._apply(event)
 
+    @property
+    def journal(self) -> Journal:
+        """Whose length the node's heights remember, so that an older one put in its place is noticed."""
+        return self._journal
+
     def on(self, data: str) -> "Memory":
         """The memory of one group of data sets."""
         return Memory(self, data)

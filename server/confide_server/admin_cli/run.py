@@ -17,7 +17,7 @@ from confide.identity.member import load_member
 from confide.identity.roster import Role
 from confide.identity.submission import MAX_VALID_S, VALID_S
 from confide.runs.specification import Specification, parse_toml
-from confide.sealing.differences import differences_kind
+from confide.sealing.differences import check_named, differences_kind
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.live import Live
@@ -145,11 +145,16 @@ def plan(
     model_folder: Annotated[
         Path | None, typer.Option("--model-folder", help="The base model: traffic, memory and time depend on it.")
     ] = None,
+    admin: Annotated[
+        Path | None, typer.Option(help="Administrator's folder: the nodes are checked against its newest roster.")
+    ] = None,
 ) -> None:
     """Say in words and numbers what a run will do, and what it protects."""
     from confide.runs.plan import render
 
     parsed = _specification(specification)
+    if admin is not None:
+        check_named(parsed, load_member(admin).roster.current)
     if model_folder is not None:
         _check_base(parsed, model_folder)
     typer.echo(render(parsed, nodes=nodes, base=model_folder, groups=groups))
@@ -202,6 +207,7 @@ def submit(
 ) -> None:
     """Sign a specification with its first model, a run id and an expiry, and submit it."""
     member, parsed = load_member(admin), _specification(specification)
+    check_named(parsed, member.roster.current)
     initial, schema = _initial_model(parsed, model_folder)
     with ControlClient.of_member(member, coordinator) as client:
         if from_run:

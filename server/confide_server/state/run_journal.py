@@ -19,6 +19,7 @@ from confide.identity.roster import RosterStore
 from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
 from confide.models.learned import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
+from confide.sealing.differences import check_named
 from confide.sealing.factory import check_promise
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
@@ -116,6 +117,7 @@ class RunJournal:
         """Verify, store durably, and queue; returns the run id, which the administrator drew and signed."""
         signed = submission.signed
         specification = verify_submission(self._roster.current, signed)
+        check_named(specification, self._roster.current)
         self.check_new(signed)
         _check_first_model(submission, specification)
         model_file = self.checkpoints.put(submission.initial_model, "bin")
