@@ -1,0 +1,156 @@
+"""Each attack test is seen to fail without what it guards: the guard is taken out of a copy, and the test has to notice.
+
+A guard is named by its text, which stands once in the packages, so that moving a module changes nothing here.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = ("common", "client", "server", "simulations")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """text: what holds. without: what stands there instead. test: which has to fail then."""
+
+    text: str
+    without: str
+    test: str
+
+
+SUBMISSIONS = "tests/attacks/test_attack_submissions.py"
+DIFFERENCES = "tests/attacks/test_attack_differences.py"
+GUARDS = {
+    "a model is revealed for one list": Guard(
+        "                if known != names:\n                    raise _revealed(model, known, names)\n",
+        "                pass\n",
+        f"{DIFFERENCES}::test_every_road_is_refused_by_name",
+    ),
+    "lists are whole blocks": Guard(
+        "            if inside != set(them):\n                raise split(",
+        "            if False:\n                raise split(",
+        f"{DIFFERENCES}::test_a_list_without_a_member_of_the_only_block",
+    ),
+    "memory of earlier blocks": Guard(
+        "    if small:\n        part = min(small",
+        "    if False:\n        part = min(small",
+        DIFFERENCES,
+    ),
+    "named nodes are whole blocks": Guard(
+        "        Blocks.of(specification, roster, group).check(names)\n",
+        "        Blocks.of(specification, roster, group)\n",
+        f"{DIFFERENCES}::test_named_nodes_are_whole_blocks_already_when_a_run_is_submitted",
+    ),
+    "a submission is one run": Guard(
+        "            if known not in (None, name):\n",
+        "            if False:\n",
+        f"{SUBMISSIONS}::test_a_nonce_is_good_for_one_run_also_under_a_new_signature",
+    ),
+    "an ended run stays ended": Guard(
+        "        if signed.run_id in self._ended:\n",
+        "        if False:\n",
+        f"{SUBMISSIONS}::test_an_ended_run_never_comes_back_even_when_its_folder_is_gone",
+    ),
+    "submissions expire": Guard(
+        "            signed.check_in_time(now)\n",
+        "            pass\n",
+        f"{SUBMISSIONS}::test_an_expired_submission_is_refused_by_name",
+    ),
+    "noise is rounded with the sum, on a lattice": Guard(
+        "        mean = total.double() * (lattice.granularity / mechanism.expected_batch)\n",
+        "        mean = total.double() * (lattice.granularity / mechanism.expected_batch) + 1e-9\n",
+        "tests/unit/test_impossible_outputs.py",
+    ),
+    "a restored disk is noticed": Guard(
+        "        if length <= own and self._journal.head_at(length) == head:\n            return\n",
+        "        return\n",
+        "tests/attacks/test_attack_rollback.py::test_a_disk_restored_between_two_runs_is_noticed_by_the_first_peer",
+    ),
+    "a journal restored alone is noticed": Guard(
+        "            if found is not None and (len(found) < length or found.head_at(length) != head):\n",
+        "            if False:\n",
+        "tests/attacks/test_attack_rollback.py::test_a_journal_that_was_restored_alone_is_noticed_without_a_peer",
+    ),
+    "receipts without a key prove nothing": Guard(
+        "        f\"the receipts' signatures cannot be verified: ",
+        '        f"something: ',
+        "tests/unit/test_privacy_ledger_command.py",
+    ),
+    "constant weights add up": Guard(
+        "    if uniform and sums[0] != contributors * FULL:\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_weights.py::test_a_weight_that_is_not_the_specified_one_fails_the_attempt",
+    ),
+    "text for a terminal is cleaned": Guard(
+        '    return cut if cut.isprintable() else "".join(char if char.isprintable() else " " for char in cut)\n',
+        "    return cut\n",
+        "tests/unit/test_text.py",
+    ),
+    "only hashed files are loaded": Guard(
+        "    if not folder.is_dir() or len(kept) == sum(1 for _ in folder.iterdir()):\n        yield folder\n",
+        "    if True:\n        yield folder\n",
+        "tests/unit/test_models_store.py::test_equal_hashes_load_equal_models",
+    ),
+    "links stay in a model's folder": Guard(
+        "            if path.is_symlink() and not _stays(path):\n",
+        "            if False:\n",
+        "tests/unit/test_models_store.py::test_links_stay_in_their_folder_or_in_a_hubs_cache",
+    ),
+    "connections of one address are counted": Guard(
+        "            if self._open.total() >= self.most or self._open[source] >= self.of_one_address:\n",
+        "            if False:\n",
+        "tests/attacks/test_attack_ports.py::test_one_address_does_not_keep_another_out",
+    ),
+    "an answer ends": Guard(
+        "            if size > MAX_RESPONSE_BYTES:\n",
+        "            if False:\n",
+        "tests/attacks/test_attack_ports.py::test_an_endless_answer_ends",
+    ),
+    "files of libraries are private": Guard(
+        "    os.umask(0o077)\n",
+        "    os.umask(0o022)\n",
+        "tests/unit/test_secrecy.py",
+    ),
+    "writers take turns": Guard(
+        '"BEGIN IMMEDIATE"))',
+        '"BEGIN"))',
+        "tests/integration/test_concurrent_writers.py",
+    ),
+}
+
+
+def where(text: str) -> Path:
+    """The one file of the packages that holds this text."""
+    found = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") if text in path.read_text("utf-8")]
+    assert len(found) == 1, f"{text!r} stands in {[str(path) for path in found]}, not in one file"
+    assert found[0].read_text("utf-8").count(text) == 1
+    return found[0].relative_to(ROOT)
+
+
+@pytest.mark.parametrize("guard", list(GUARDS))
+def test_every_guard_is_where_it_is_looked_for(guard: str) -> None:
+    where(GUARDS[guard].text)
+    path, _, name = GUARDS[guard].test.partition("::")
+    assert f"def {name}" in (ROOT / path).read_text("utf-8")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("guard", list(GUARDS))
+def test_the_attack_succeeds_without_its_guard(guard: str, tmp_path: Path) -> None:
+    found = where(GUARDS[guard].text)
+    for folder in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    mutant = tmp_path / found
+    mutant.write_text(mutant.read_text("utf-8").replace(GUARDS[guard].text, GUARDS[guard].without), "utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(tmp_path / folder) for folder in PACKAGES)}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", GUARDS[guard].test]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 1, f"{GUARDS[guard].test} did not notice:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
