@@ -101,6 +101,23 @@ def test_what_is_packaged_is_found_from_the_wheel(python: Path, tmp_path: Path) 
     assert Path(said.strip()).is_relative_to(python.parents[1]) and (tmp_path / "made.db").stat().st_size > 0
 
 
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("extras", ["", f"[{','.join(sorted(set(PROJECT['optional-dependencies']) - {'dev'}))}]"])
+def test_pip_makes_a_bare_environment_work(wheel: Path, tmp_path: Path, extras: str) -> None:
+    """Every dependency comes from the registry: nothing of this environment is in sight."""
+    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}{extras}"]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    subprocess.run([python, "-m", "pip", "check"], check=True, cwd=tmp_path)
+    said = run(python, tmp_path, "-c", HELP_OF_ALL)
+    assert sorted(re.findall(r"^helped (\w+)$", said, re.MULTILINE)) == sorted(
+        PROJECT["entry-points"]["confide.commands"]
+    )
+    assert Path(said.splitlines()[-1]).is_relative_to(tmp_path)
+
+
 def test_extras_and_pythons_are_declared(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
