@@ -256,14 +256,19 @@ def test_a_compressed_answer_is_refused_before_it_is_unpacked() -> None:
             answered_with(stream=httpx.ByteStream(bomb), headers=[(b"content-encoding", encoding.encode("latin-1"))])
 
 
-def test_an_endless_answer_ends() -> None:
-    class Endless(httpx.SyncByteStream):
+def test_an_answer_that_goes_on_is_cut() -> None:
+    class Long(httpx.SyncByteStream):
+        sent = 0
+
         def __iter__(self) -> Iterator[bytes]:
-            while True:
+            while self.sent < 4 * MAX_RESPONSE_BYTES:  # without the bound the test ends, and fails
+                self.sent += 1 << 20
                 yield bytes(1 << 20)
 
+    long = Long()
     with pytest.raises(TransportError, match=str(MAX_RESPONSE_BYTES)):
-        answered_with(stream=Endless())
+        answered_with(stream=long)
+    assert long.sent <= MAX_RESPONSE_BYTES + (1 << 20)
 
 
 def test_the_nodes_client_is_bounded(federation: Federation, tmp_path: Path) -> None:
