@@ -9,8 +9,8 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore, sign_roster
+from confide.planning.run_plan import render
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.runs.plan import render
 from confide.sealing.factory import make_collector
 from confide.sealing.grouped import GroupedCollector
 from confide.sealing.roles import Abandoned, Metric, Opened

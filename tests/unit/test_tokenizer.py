@@ -12,10 +12,10 @@ from confide.errors import ConfideError, DataError, SpecificationError, UpdateEr
 from confide.models.export import write_tokenizer_export
 from confide.models.learned import check_first_model, first_model, update_schema, update_schema_of
 from confide.models.travel import Travel
+from confide.planning.run_plan import render
 from confide.privacy.counting import counting_plan, floors, private_counts, run_cost
 from confide.privacy.events import GaussianRelease
 from confide.privacy.randomness import SecureRandom
-from confide.runs.plan import render
 from confide.runs.specification import NO_MODEL, parse_canonical
 from confide.sealing.roles import Opened
 from confide.tokenizer.counting import Corpus, texts_of

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
-from confide.methods.timing import time_model
 from confide.methods.token_loss import TokenLoss
 from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
@@ -24,6 +23,8 @@ from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.linear import use_tiles
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.models.travel import Travel
+from confide.planning.fitness import check
+from confide.planning.timing import time_model
 from confide.proto import fleet_pb2
 from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
@@ -99,7 +100,7 @@ class LocalTrainer:
         self._folder = folder
         self._draws = Draws.of(specification, node, folder)
         self._device = torch.device(device or precision.default_device())
-        methods.check(specification, base)
+        check(specification, base)
         self.schema = schema_of(specification, base)
         self._tokenizer = load_tokenizer(base)
         self._method = methods.create(specification, self._tokenizer)

@@ -150,7 +150,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say in words and numbers what a run will do, and what it protects."""
-    from confide.runs.plan import render
+    from confide.planning.run_plan import render
 
     parsed = _specification(specification)
     if admin is not None:
@@ -170,7 +170,7 @@ def _warn_differences(specification: Specification) -> None:
 
 def _measured_here(specification: Specification, base: Path) -> str:
     """What a round takes this machine, and which deadline follows from that."""
-    from confide.methods.timing import time_base
+    from confide.planning.timing import time_base
     from confide.runs.deadline import FLOOR_S
 
     federation = specification.federation
@@ -359,7 +359,7 @@ def _check_base(specification: Specification, model_folder: Path) -> None:
             f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
             "Put the hash into model.sha256, or give the folder that has it."
         )
-    from confide.methods.base import check
+    from confide.planning.fitness import check
 
     check(specification, model_folder)
 

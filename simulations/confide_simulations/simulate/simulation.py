@@ -22,7 +22,7 @@ from confide.identity.submission import sign_submission
 from confide.models.learned import first_model
 from confide.models.store import ModelStore, folder_digest, require_base
 from confide.models.travel import needs_names
-from confide.runs.plan import render
+from confide.planning.run_plan import render
 from confide.runs.specification import Specification
 from confide_server.rounds.driver import Parts, RunDriver
 from confide_server.state.checkpoints import CheckpointStore

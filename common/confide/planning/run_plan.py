@@ -290,7 +290,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
             refuse_impossible(specification, members)
     lines, trainable = _work(specification, nodes), None
     if specification.trains_model and base is not None:
-        from confide.methods.base import check
+        from confide.planning.fitness import check
 
         check(specification, base)
         size = measure(specification, base)
