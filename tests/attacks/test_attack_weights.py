@@ -7,9 +7,10 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.sealing import member_slot, scalars
 from confide.sealing.chain import link_of
-from confide.sealing.roles import Abandoned, Contribution, Opened
+from confide.sealing.roles import Abandoned, Opened
 from confide_server.rounds.outer_step import next_model
 
 from tests.sealing_harness import Federation, names, specify

@@ -14,7 +14,7 @@ from confide.methods.sft import Conversation
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
 from confide.planning.fitness import check
-from confide.sealing.roles import Metric
+from confide.runs.metrics import Metric
 from confide_client.data.datasets import DataSets
 from hypothesis import given, settings
 from hypothesis import strategies as st

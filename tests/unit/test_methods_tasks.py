@@ -16,8 +16,8 @@ from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.planning.fitness import check
 from confide.proto import fleet_pb2
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 from confide_client.training import LocalTrainer
 
 from tests.tiny_models import make_tokenizer, tiny_bert, tiny_gpt2, tiny_llama

@@ -5,7 +5,8 @@ from pathlib import Path
 from confide.errors import FailureName, ProtocolFailure
 from confide.journal import Journal
 from confide.proto import fleet_pb2
-from confide.sealing.roles import Contribution, Opened
+from confide.runs.contribution import Contribution
+from confide.sealing.roles import Opened
 from confide.sealing.seal_log import NoCosts
 
 from tests.sealing_harness import Federation

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from confide.errors import StateError
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution
 
 from confide_client.data.datasets import LocalData
 from confide_client.state import StateFolder

@@ -32,10 +32,11 @@ from confide.methods.fields import check_names
 from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
 from confide.runs.specification import Specification
 from confide.sealing.heights import Heights, Ledger
-from confide.sealing.roles import Contribution, Member
+from confide.sealing.roles import Member
 from confide.text import line
 from google.protobuf.message import DecodeError
 

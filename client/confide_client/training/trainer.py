@@ -26,9 +26,10 @@ from confide.models.travel import Travel
 from confide.planning.fitness import check
 from confide.planning.timing import time_model
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
 from numpy.typing import NDArray
 
 from confide_client.data.token_files import tokens_of

@@ -20,8 +20,8 @@ import torch
 
 from confide.errors import DataError
 from confide.methods.fields import FIELDS, needed
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 if TYPE_CHECKING:
     from confide.methods.documents import DocumentEncoder

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from confide.errors import DataError
 from confide.methods.base import Batch, Record, fields_of, fitting, label_of, pad_right, text_of
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 _ANCHOR, _POSITIVE, _NEGATIVE, _LABELLED = range(4)
 _TOP = 10

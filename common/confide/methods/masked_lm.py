@@ -17,8 +17,8 @@ from confide.methods.documents import DocumentEncoder
 from confide.methods.packing import Packed, PackedSequences, Tokens
 from confide.methods.token_loss import TokenLoss
 from confide.models.pieces import piece_inputs
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 
 class MaskedLanguageModel:
