@@ -17,8 +17,8 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.parameters import Parameters
 from confide.sealing import wire
-from confide.sealing.parameters import Parameters
 
 from tests.attacks.liar import stop_before
 from tests.sealing_harness import Federation, specify

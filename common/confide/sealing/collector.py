@@ -18,6 +18,7 @@ from confide.identity.roster import Role, Roster
 from confide.journal import Journal
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.parameters import Parameters, eligible, for_epoch, too_few, words
 from confide.runs.specification import Specification
 from confide.sealing import bundles, opening, wire
 from confide.sealing.boundaries import reached
@@ -25,7 +26,6 @@ from confide.sealing.collector_state import Books, EpochBook, SlotBook
 from confide.sealing.differences import Blocks, differences_kind, split, still_away
 from confide.sealing.evidence import of_slot
 from confide.sealing.member_slot import check_confirmation
-from confide.sealing.parameters import Parameters, eligible, for_epoch, too_few, words
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 from confide.sealing.uploads import UploadStore
 

@@ -22,9 +22,9 @@ from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 from confide.runs.metrics import Metric
+from confide.runs.parameters import colluding, eligible
 from confide.runs.specification import Specification
 from confide.sealing.collector import SealedCollector
-from confide.sealing.parameters import colluding, eligible
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 
 _ORDER = (fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL)

@@ -19,6 +19,7 @@ from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Roster
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.parameters import Parameters, eligible, for_epoch
 from confide.runs.specification import Specification
 from confide.sealing import bundles, dealing, wire
 from confide.sealing.boundaries import reached
@@ -28,7 +29,6 @@ from confide.sealing.dealing import EpochKey
 from confide.sealing.differences import Blocks
 from confide.sealing.heights import Heights
 from confide.sealing.member_slot import MemberSlot
-from confide.sealing.parameters import Parameters, eligible, for_epoch
 from confide.sealing.revealed import NAME, Memory, Revealed
 from confide.sealing.roles import Answer, Train
 from confide.sealing.seal_log import Costs, NoCosts, SealLog

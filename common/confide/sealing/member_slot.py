@@ -19,9 +19,9 @@ from confide.identity.keys import verify
 from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.contribution import Contribution
+from confide.runs.parameters import too_few
 from confide.sealing import context, dealing, keys, scalars, wire
 from confide.sealing.boundaries import reached
-from confide.sealing.parameters import too_few
 from confide.sealing.plain import clipped, travelling
 from confide.sealing.roles import Answer, SlotPlan, Train
 
