@@ -28,12 +28,12 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
-from confide.methods.fields import check_names
 from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
+from confide.runs.fields import check_names
 from confide.runs.specification import Specification
 from confide.sealing.heights import Heights, Ledger
 from confide.sealing.roles import Member

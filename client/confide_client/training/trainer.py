@@ -28,6 +28,7 @@ from confide.planning.timing import time_model
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
+from confide.runs.fields import Record
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
 from numpy.typing import NDArray
@@ -62,11 +63,11 @@ class LocalData(Protocol):
     """A node's shard of one run: records with the fields of the run's method."""
 
     @property
-    def train(self) -> Sequence[methods.Record]:
+    def train(self) -> Sequence[Record]:
         """What is learned from."""
 
     @property
-    def evaluation(self) -> Sequence[methods.Record]:
+    def evaluation(self) -> Sequence[Record]:
         """The node's fixed evaluation split; may be empty."""
 
     @property
@@ -127,7 +128,7 @@ class LocalTrainer:
             if specification.privacy.unit in PROTECTED
             else None
         )
-        self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
+        self._prepared: dict[str, tuple[Sequence[Record], Sequence[methods.Example]]] = {}
 
     @property
     def model(self) -> Any:
@@ -215,7 +216,7 @@ class LocalTrainer:
             self._prepared[split] = cached
         return cached[1]
 
-    def _encoded(self, split: Split, records: Sequence[methods.Record], digest: str) -> Sequence[methods.Example]:
+    def _encoded(self, split: Split, records: Sequence[Record], digest: str) -> Sequence[methods.Example]:
         """Of pre-training, whose text may be larger than memory, the tokens are in a file of this node's."""
         tell(Phase.ENCODING)
         method = self._method

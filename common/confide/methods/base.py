@@ -12,14 +12,14 @@ by the count over the whole optimizer step, so that micro batches change nothing
 import importlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from confide.errors import DataError
-from confide.methods.fields import FIELDS, needed
+from confide.runs.fields import Record
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
-Record = Mapping[str, Any]
 Example = Any
 """What `prepare` made of a record; only the method that made it looks inside."""
 
@@ -104,25 +103,6 @@ def create(specification: Specification, tokenizer: Any) -> Method:
     module = importlib.import_module(f"confide.methods.{specification.method.name}")
     method: Method = module.METHOD(specification, tokenizer)
     return method
-
-
-def fields_of(method: str, record: Record) -> tuple[str, ...]:
-    """Which alternative of FIELDS a record has. Raises DataError; the text holds nothing of the record."""
-    for alternative in FIELDS[method]:
-        if all(record.get(name) is not None for name in alternative):
-            return alternative
-    raise DataError(
-        f"a record lacks the fields that method {method!r} needs: {needed(method)}. Rename the data set's fields on "
-        "the node"
-    )
-
-
-def text_of(record: Record, name: str) -> str:
-    """A field as text. Raises DataError for anything else."""
-    value = record[name]
-    if not isinstance(value, str):
-        raise DataError(f"field {name!r} of a record is {type(value).__name__}; it must be text")
-    return value
 
 
 def label_of(value: Any, labels: Collection[str] = ()) -> str:

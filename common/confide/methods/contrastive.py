@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from confide.errors import DataError
-from confide.methods.base import Batch, Record, fields_of, fitting, label_of, pad_right, text_of
+from confide.methods.base import Batch, fitting, label_of, pad_right
+from confide.runs.fields import Record, fields_of, text_of
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
 

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from confide.errors import DataError, TrainingError
-from confide.methods.base import Batch, Record
+from confide.methods.base import Batch
+from confide.runs.fields import Record
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification, parse_canonical
 from numpy.typing import NDArray
