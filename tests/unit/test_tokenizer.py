@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import transformers
 from confide.errors import ConfideError, DataError, SpecificationError, UpdateError
+from confide.methods.first_model import check_first_model, first_model, update_schema, update_schema_of
 from confide.models.export import write_tokenizer_export
-from confide.models.learned import check_first_model, first_model, update_schema, update_schema_of
 from confide.models.travel import Travel
 from confide.planning.run_plan import render
 from confide.privacy.counting import counting_plan, floors, private_counts, run_cost

@@ -81,7 +81,7 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
 
 def local_schema(specification: Specification, base: Path) -> "TensorSchema":
     """Of the flat update, from the model's configuration alone: small exchanges need not wait for weights."""
-    from confide.models.learned import update_schema
+    from confide.methods.first_model import update_schema
 
     return update_schema(specification, base)
 

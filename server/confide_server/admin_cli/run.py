@@ -329,7 +329,7 @@ def _from_manifest(manifest: dict[str, Any]) -> Specification:
 
 
 def _initial_model(specification: Specification, model_folder: Path | None) -> "tuple[bytes, TensorSchema]":
-    from confide.models.learned import first_model
+    from confide.methods.first_model import first_model
     from confide.models.store import require_base
 
     if specification.trains_model:

@@ -55,7 +55,7 @@ def check_first_model(specification: Specification, data: bytes, schema: TensorS
         raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
     Travel(specification, schema)  # refuses what it cannot be computed for
     if refactors(specification):
-        from confide.sealing.refactored import Refactored
+        from confide.models.fedsvd import Refactored
 
         Refactored(schema).check_rows(flat)
 
