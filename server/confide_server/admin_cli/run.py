@@ -300,12 +300,13 @@ def write_export(
     from confide.models import export
     from confide.models.store import folder_digest, require_base
     from confide.models.trainable import schema_of
+    from confide.tokenizer.export import write_tokenizer_export
 
     specification = _from_manifest(manifest)
     if model_digest(model).hex() != manifest.get("model_sha256"):
         raise ModelError("the received model does not have the hash that its manifest names; export it again")
     if not specification.trains_model:
-        export.write_tokenizer_export(out, model, manifest, specification)
+        write_tokenizer_export(out, model, manifest, specification)
         return
     base = require_base(specification, model_folder)
     found = folder_digest(base)
