@@ -9,7 +9,8 @@ from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
-from confide.sealing import member_slot, scalars
+from confide.sealing.member import slot as member_slot
+from confide.sealing.primitives import scalars
 from confide.sealing.roles import Abandoned, Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -22,7 +22,7 @@ from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
-from confide.sealing import scalars
+from confide.sealing.primitives import scalars
 from confide.sealing.roles import Opened
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray

@@ -15,7 +15,7 @@ from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.fields import Record
 from confide.runs.specification import Specification
-from confide.sealing.tokenizer_link import TokenizerLink
+from confide.sealing.member.tokenizer_link import TokenizerLink
 from confide.tokenizer.counting import Corpus, texts_of
 from confide.tokenizer.state import TokenizerState, parse_state
 from confide.tokenizer.terms import Terms

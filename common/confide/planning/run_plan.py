@@ -14,7 +14,7 @@ from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.runs import parameters
 from confide.runs.schedule import describe_clip
 from confide.runs.specification import Specification
-from confide.sealing import scalars
+from confide.sealing.primitives import scalars
 
 _SMALL_MESSAGES_BYTES = 4096
 """Of one node and round beside model and update: instruction, list, signatures, shares. Measured at n = 4."""

@@ -26,10 +26,10 @@ from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.metrics import Metric
 from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
-from confide.sealing import scalars, wire
-from confide.sealing.boundaries import reached
+from confide.sealing.collector.uploads import UploadStore
+from confide.sealing.crash_points import reached
+from confide.sealing.primitives import scalars, wire
 from confide.sealing.roles import Abandoned, Answer, Exchange, Opened, SlotPlan, Train
-from confide.sealing.uploads import UploadStore
 
 CHUNK = 1 << 18
 

@@ -25,9 +25,9 @@ from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.collector import SealedCollector
-from confide.sealing.member import NodeRules, SealedMember
-from confide.sealing.revealed import Memory, Revealed
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.revealed import Memory, Revealed
 from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from numpy.typing import NDArray
 

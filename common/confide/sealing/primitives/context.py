@@ -14,8 +14,8 @@ from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters
 from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
-from confide.sealing import scalars, wire
-from confide.sealing.bundles import EpochTerms
+from confide.sealing.primitives import scalars, wire
+from confide.sealing.primitives.bundles import EpochTerms
 from confide.sealing.roles import SlotPlan
 
 if TYPE_CHECKING:
