@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import transformers as t
 from confide.errors import ConfideError
-from confide.methods.base import check, create
+from confide.methods.base import create
 from confide.models.architecture import attention_for, load_config, load_tokenizer
 from confide.models.export import write_adapter
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
+from confide.planning.fitness import check
 from confide.privacy.families import FAMILIES as PRIVATE
 from peft import PeftModel
 from torch import nn

@@ -19,10 +19,13 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, TrainingError
 from confide.identity.member import LocalMember, load_member
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import parse_canonical
 from confide.sealing.factory import make_member
-from confide.sealing.roles import Contribution, Member, Metric
-from confide.transport.envelope import pack, payload_digest, unpack
+from confide.sealing.roles import Member
+from confide.transport.envelope import payload_digest
+from confide_client.agent.envelope import pack, unpack
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto

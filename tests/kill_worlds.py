@@ -13,7 +13,8 @@ import numpy as np
 from confide import journal
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
-from confide.sealing import boundaries, seal_log
+from confide.sealing import crash_points
+from confide.sealing.member import seal_log
 from confide_simulations.benchmarks import stand_in
 from confide_simulations.benchmarks.round import make_federation, specification
 from confide_simulations.local_federation import LocalFederation
@@ -83,7 +84,7 @@ class KillWorld:
     def _start(self, name: str, crash_at: str | None = None) -> None:
         environment = {stand_in.PARAMETERS: str(PARAMETERS)}
         if crash_at is not None:
-            environment[boundaries.VARIABLE] = crash_at
+            environment[crash_points.VARIABLE] = crash_at
         if name == COORDINATOR:
             self.federation.start_server(self.processes, environment)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from confide.codec.tensors import TensorSchema, model_digest
-from confide.models.learned import first_model
+from confide.methods.first_model import first_model
 from confide.models.store import ModelStore
 from confide.models.trainable import build, load_trainable, lora_matrices, schema_of
 from confide.proto import fleet_pb2

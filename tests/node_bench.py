@@ -13,9 +13,10 @@ from confide.codec.tensors import TensorSchema
 from confide.journal import Journal
 from confide.models.store import ModelStore
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
-from confide.transport.envelope import pack, unpack
+from confide_client.agent.envelope import pack, unpack
 from confide_client.agent.runtime import NodeRuntime
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import LocalData

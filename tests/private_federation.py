@@ -10,8 +10,8 @@ import pytest
 from confide.privacy import randomness
 from confide.privacy.organization import SlotNoise, slot_noise
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.roles import Contribution
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.sealing_harness import Federation

@@ -17,12 +17,14 @@ from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.collector import SealedCollector
-from confide.sealing.grouped import GroupedCollector
-from confide.sealing.member import NodeRules, SealedMember
-from confide.sealing.revealed import Revealed
-from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.collector.grouped import GroupedCollector
+from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.revealed import Revealed
+from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from confide_server.rounds.outer_step import next_model
 from numpy.typing import NDArray
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from confide.privacy.receipts import Receipt
 from confide.proto import control_pb2, fleet_pb2, sealing_pb2
-from confide.transport.envelope import pack, unpack
+from confide_client.agent.envelope import pack, unpack
 from flwr.app import Message
 from flwr.proto import fleet_pb2 as flower_fleet
 from flwr.proto import heartbeat_pb2 as flower_heartbeat

@@ -219,7 +219,7 @@ class LocalFederation:
 
     def submit(self, specification: Specification, initial_model: bytes | None = None) -> str:
         """Sign and submit; returns the run id. initial_model: raw tensors, when not the base model's own."""
-        from confide.models.learned import first_model
+        from confide.methods.first_model import first_model
 
         schema = None
         if initial_model is None:

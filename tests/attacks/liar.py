@@ -8,7 +8,7 @@ import pytest
 from confide.errors import FailureName, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import bundles, wire
+from confide.sealing.primitives import bundles, wire
 from confide.sealing.roles import Exchange
 from google.protobuf.message import Message
 

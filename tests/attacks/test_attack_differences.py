@@ -14,8 +14,8 @@ from confide.identity.roster import Roster, _check_succession
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing.differences import Blocks, atoms, check_named, check_split, still_away
-from confide.sealing.member import NodeRules
-from confide.sealing.revealed import Revealed
+from confide.sealing.member.member import NodeRules
+from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened
 from confide_client.training.draws import Draws
 from confide_simulations.benchmarks.differences_roads import ROADS, travel

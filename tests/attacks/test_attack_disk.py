@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from confide.proto import fleet_pb2
-from confide.sealing import bundles, keys, shamir
+from confide.sealing.member.seal_log import rows
+from confide.sealing.primitives import bundles, keys, shamir
 from confide.sealing.roles import Opened
-from confide.sealing.seal_log import rows
 from confide_client.agent.status import show_seal_log
 from rich.console import Console
 

@@ -8,9 +8,9 @@ import pytest
 from confide.errors import FailureName, IdentityError
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import keys
-from confide.sealing.member import NodeRules
-from confide.sealing.parameters import planned
+from confide.runs.parameters import planned
+from confide.sealing.member.member import NodeRules
+from confide.sealing.primitives import keys
 from confide.sealing.roles import Opened
 
 from tests.attacks.liar import A, B, E, refused, resign, rewrite, stop_before

@@ -1,6 +1,6 @@
 """Every assignment of lists to members: none opens an individual, or two sums, or a sum that is too small.
 
-The rules are those of member_slot.py: a member signs one list that holds itself and is large enough, and reveals when
+The rules are those of sealing/member: a member signs one list that holds itself and is large enough, and reveals when
 q members of that list signed it. Colluders sign every list and give every share that they hold. What a coordinator
 can compute from the shares is decided by an argument on graphs: it learns the sum over a set of honest members
 exactly when it has all their self masks and every pairwise mask that leads out of the set.
@@ -17,8 +17,8 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import wire
-from confide.sealing.parameters import Parameters
+from confide.runs.parameters import Parameters
+from confide.sealing.primitives import wire
 
 from tests.attacks.liar import stop_before
 from tests.sealing_harness import Federation, specify

@@ -7,8 +7,8 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing.chain import TensorLink
-from confide.sealing.collector import SealedCollector
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.member.chain import TensorLink
 
 from tests.attacks.liar import A, B, C, D, finish, refused, rewrite, stop_before
 from tests.sealing_harness import RUN, Federation, names

@@ -16,10 +16,10 @@ from confide.identity.submission import sign_submission
 from confide.methods import base as methods
 from confide.models.architecture import load_tokenizer
 from confide.models.store import ModelStore
+from confide.planning.run_plan import render
 from confide.privacy.families import FAMILIES
 from confide.privacy.ledger import LEDGER_NAME
 from confide.proto import fleet_pb2
-from confide.runs.plan import render
 from confide.runs.specification import parse_document
 from confide_client.training.private import units_of
 from confide_client.training.tokens import units_of as texts_of_units

@@ -8,10 +8,10 @@ import pytest
 from confide.errors import ProtocolFailure, StateError
 from confide.identity.keys import SigningKey
 from confide.journal import Journal
-from confide.sealing import bundles
-from confide.sealing.collector import SealedCollector
-from confide.sealing.heights import Heights
-from confide.sealing.member import SealedMember
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.member.heights import Heights
+from confide.sealing.member.member import SealedMember
+from confide.sealing.primitives import bundles
 from confide.sealing.roles import Opened
 
 from tests.sealing_harness import Federation, names

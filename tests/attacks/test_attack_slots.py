@@ -12,8 +12,10 @@ from confide.codec.tensors import model_digest
 from confide.errors import FailureName, IdentityError, UpdateError
 from confide.identity.keys import verify
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import dealing, keys, scalars, shamir
-from confide.sealing.roles import Abandoned, Contribution, Metric, Opened
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
+from confide.sealing.primitives import dealing, keys, scalars, shamir
+from confide.sealing.roles import Abandoned, Opened
 
 from tests.attacks.liar import A, B, C, E, finish, refused, rewrite, stop_before
 from tests.sealing_harness import Federation, names, specify

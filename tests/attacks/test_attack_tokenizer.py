@@ -7,7 +7,8 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing.roles import Contribution, Opened
+from confide.runs.contribution import Contribution
+from confide.sealing.roles import Opened
 from confide.tokenizer.merging import check_step
 from confide.tokenizer.state import TokenizerState, first_state, key_of
 from confide.tokenizer.terms import Terms

@@ -7,9 +7,11 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2
-from confide.sealing import member_slot, scalars
-from confide.sealing.chain import link_of
-from confide.sealing.roles import Abandoned, Contribution, Opened
+from confide.runs.contribution import Contribution
+from confide.sealing.member import slot as member_slot
+from confide.sealing.member.chain import link_of
+from confide.sealing.primitives import scalars
+from confide.sealing.roles import Abandoned, Opened
 from confide_server.rounds.outer_step import next_model
 
 from tests.sealing_harness import Federation, names, specify

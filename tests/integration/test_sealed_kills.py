@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from confide.sealing import boundaries
+from confide.sealing import crash_points
 from confide_simulations.processes import ProcessGroup
 
 from tests.kill_worlds import MEMBERS, VICTIM, Killed, KillWorld, check_logs, check_rounds
@@ -74,7 +74,7 @@ def test_a_stand_in_never_imports_torch() -> None:
 
 
 def test_every_named_boundary_is_killed_at() -> None:
-    documented = re.findall(r"^    ((?:member|collector)\.\w+)", boundaries.__doc__ or "", re.MULTILINE)
+    documented = re.findall(r"^    ((?:member|collector)\.\w+)", crash_points.__doc__ or "", re.MULTILINE)
     assert sorted(names(EVERY_MOMENT)) == sorted(documented)
 
 

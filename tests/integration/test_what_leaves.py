@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confide.models.learned import first_model
+from confide.methods.first_model import first_model
 from confide.proto import control_pb2, sealing_pb2
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup

@@ -12,10 +12,11 @@ from confide.identity.keys import SigningKey
 from confide.models.trainable import initial_state
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
 from confide.sealing.factory import make_collector, make_member
-from confide.sealing.member import NodeRules
-from confide.sealing.roles import Collector, Contribution, Member, Opened, SlotPlan
+from confide.sealing.member.member import NodeRules
+from confide.sealing.roles import Collector, Member, Opened, SlotPlan
 from confide_client.training import LocalTrainer
 from confide_server.rounds.outer_step import next_model
 from confide_simulations.benchmarks.aggregation_error import product_error

@@ -18,8 +18,8 @@ from confide.identity.keys import SigningKey
 from confide.identity.submission import sign_submission
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
-from confide.transport.envelope import pack, unpack
 from confide_client.agent.app import QUERY, TRAIN, make_app
+from confide_client.agent.envelope import pack, unpack
 from confide_client.runs import approvals
 from confide_client.runs.offers import load_offer
 from confide_client.runs.records import Record

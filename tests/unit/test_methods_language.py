@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import DataError, ModelError
-from confide.methods.base import IGNORED, Method, check, create, mean_loss
+from confide.methods.base import IGNORED, Method, create, mean_loss
 from confide.methods.sft import Conversation
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
-from confide.sealing.roles import Metric
+from confide.planning.fitness import check
+from confide.runs.metrics import Metric
 from confide_client.data.datasets import DataSets
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import DataError, ModelError, SpecificationError
-from confide.methods.base import Record, check, create
+from confide.methods.base import create
 from confide.methods.classification import logits_of, macro_f1
 from confide.methods.contrastive import embed, info_nce, supervised_contrastive
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, initial_state, load_trainable
+from confide.planning.fitness import check
 from confide.proto import fleet_pb2
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 from confide_client.training import LocalTrainer
 
 from tests.tiny_models import make_tokenizer, tiny_bert, tiny_gpt2, tiny_llama

@@ -17,7 +17,7 @@ from confide.models.store import ModelStore, float32_copy, folder_digest
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.models.widened import is_narrow, widened
 from confide.proto import fleet_pb2
-from confide.sealing.roles import Metric
+from confide.runs.metrics import Metric
 from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
 from safetensors.torch import load_file, save_file

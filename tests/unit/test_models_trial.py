@@ -7,10 +7,11 @@ import pytest
 import torch
 import transformers
 from confide.errors import ModelError
-from confide.methods.base import check, create
+from confide.methods.base import create
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build
 from confide.models.trial import EAGER
+from confide.planning.fitness import check
 
 from tests import families
 from tests.training_specs import specification

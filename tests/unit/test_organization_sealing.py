@@ -17,10 +17,13 @@ from confide.privacy.organization import SlotNoise, largest_mean, organization_n
 from confide.privacy.randomness import SecureRandom
 from confide.privacy.rounding import conditionally_round, squared_norm
 from confide.proto import fleet_pb2
-from confide.sealing import context, opening
-from confide.sealing.chain import mean_update_bound
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
+from confide.sealing.collector import opening
 from confide.sealing.factory import make_collector, make_member
-from confide.sealing.roles import Abandoned, Contribution, Metric, Opened
+from confide.sealing.member.chain import mean_update_bound
+from confide.sealing.primitives import context
+from confide.sealing.roles import Abandoned, Opened
 from numpy.typing import NDArray
 
 from tests.codec_oracle import dense_rotation, unpacked

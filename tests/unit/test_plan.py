@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from confide.errors import ProtocolFailure
 from confide.models.trainable import schema_of
+from confide.planning.run_plan import measure, render, upload_bytes
 from confide.privacy.organization import slot_noise
-from confide.runs.plan import measure, render, upload_bytes
 from confide.runs.specification import EXAMPLE, parse_toml
 
 from tests.tiny_models import tiny_llama

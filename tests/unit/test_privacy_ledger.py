@@ -21,7 +21,7 @@ from confide.privacy.filter import Budget, filter_epsilon
 from confide.privacy.ledger import LEDGER_NAME, Ledger, balances, replay
 from confide.privacy.ledger_entries import RunCost, events_digest, to_body
 from confide.privacy.receipts import check_receipt, make_receipt, open_receipt, parse_receipt
-from confide.sealing.seal_log import Costs
+from confide.sealing.member.seal_log import Costs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -16,8 +16,9 @@ from confide.privacy.plan_words import (
     describe_unit_plan,
     public_plan,
 )
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.roles import Contribution, Metric
 
 
 def specification(

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from confide.errors import DataError, SpecificationError
-from confide.methods.base import check, fields_of
 from confide.models.store import folder_digest
+from confide.planning.fitness import check
+from confide.runs.fields import fields_of
 from confide.runs.specification import parse_toml
 from confide_simulations.recipes import python_code, running, texts
 from confide_simulations.recipes.catalogue import RECIPES, Recipe, Stage, find

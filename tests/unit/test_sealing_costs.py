@@ -5,8 +5,9 @@ from pathlib import Path
 from confide.errors import FailureName, ProtocolFailure
 from confide.journal import Journal
 from confide.proto import fleet_pb2
-from confide.sealing.roles import Contribution, Opened
-from confide.sealing.seal_log import NoCosts
+from confide.runs.contribution import Contribution
+from confide.sealing.member.seal_log import NoCosts
+from confide.sealing.roles import Opened
 
 from tests.sealing_harness import Federation
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from confide.errors import ConfideError, ProtocolFailure
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import wire
+from confide.sealing.primitives import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,11 +9,12 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore, sign_roster
+from confide.planning.run_plan import render
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.runs.plan import render
+from confide.runs.metrics import Metric
+from confide.sealing.collector.grouped import GroupedCollector
 from confide.sealing.factory import make_collector
-from confide.sealing.grouped import GroupedCollector
-from confide.sealing.roles import Abandoned, Metric, Opened
+from confide.sealing.roles import Abandoned, Opened
 
 from tests.sealing_harness import RUN, STEPS, Federation, names, specify
 from tests.sealing_rosters import ISSUED_AT, make_roster

@@ -10,10 +10,12 @@ from confide.errors import ConfideError, ProtocolFailure, UpdateError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing import wire
 from confide.sealing.factory import make_collector, make_member
-from confide.sealing.roles import Abandoned, Collector, Contribution, Metric, Opened, SlotPlan
+from confide.sealing.primitives import wire
+from confide.sealing.roles import Abandoned, Collector, Opened, SlotPlan
 
 from tests.sealing_rosters import make_roster
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import FailureName, ProtocolFailure
+from confide.runs.parameters import Parameters, for_epoch, planned, words
 from confide.runs.specification import Outer
-from confide.sealing import keys, shamir
-from confide.sealing.chain import mean_update_bound, step_bound
-from confide.sealing.parameters import Parameters, for_epoch, planned, words
+from confide.sealing.member.chain import mean_update_bound, step_bound
+from confide.sealing.primitives import keys, shamir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

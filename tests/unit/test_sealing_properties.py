@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.proto import fleet_pb2
-from confide.sealing import member_slot, scalars
-from confide.sealing.roles import Abandoned, Contribution, Metric, Opened
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
+from confide.sealing.member import slot as member_slot
+from confide.sealing.primitives import scalars
+from confide.sealing.roles import Abandoned, Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

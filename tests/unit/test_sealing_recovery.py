@@ -4,7 +4,9 @@ The end of a process is played by an exception that nothing catches, and a new o
 real processes at the same boundaries is the integration suite's part.
 """
 
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -14,13 +16,18 @@ from pathlib import Path
 import pytest
 from confide.errors import StateError
 from confide.proto import fleet_pb2
-from confide.sealing import boundaries, collector, member, member_slot
+from confide.sealing import collector, crash_points, member
 from confide.sealing.roles import Abandoned, Opened
 
 from tests.sealing_harness import Federation, names
 
-NAMES = re.findall(r"^    ((?:member|collector)\.\w+)  ", boundaries.__doc__ or "", flags=re.MULTILINE)
+NAMES = re.findall(r"^    ((?:member|collector)\.\w+)  ", crash_points.__doc__ or "", flags=re.MULTILINE)
 VICTIM = "hospital-01"
+MODULES = [
+    importlib.import_module(f"{package.__name__}.{found.name}")
+    for package in (member, collector)
+    for found in pkgutil.iter_modules(package.__path__)
+]
 
 
 class Killed(BaseException):
@@ -36,8 +43,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
             if left[name] == 0:
                 raise Killed
 
-    for module in (collector, member, member_slot):
-        monkeypatch.setattr(module, "reached", reached)
+    for module in MODULES:
+        if hasattr(module, "reached"):
+            monkeypatch.setattr(module, "reached", reached)
 
 
 class Watched(Federation):
@@ -66,8 +74,8 @@ class Watched(Federation):
             assert all(count == 1 for count in signed.values())
 
 
-def test_the_boundaries_are_those_of_the_code() -> None:
-    sources = "".join(Path(str(module.__file__)).read_text() for module in (collector, member, member_slot))
+def test_the_crash_points_are_those_of_the_code() -> None:
+    sources = "".join(Path(str(module.__file__)).read_text() for module in MODULES)
     assert sorted(set(re.findall(r'reached\("([\w.]+)"\)', sources))) == sorted(NAMES)
 
 
@@ -259,11 +267,11 @@ def test_a_power_cut_takes_only_what_nobody_was_told(
 
 def test_the_hook_kills_and_does_nothing_else() -> None:
     code = (
-        "from confide.sealing.boundaries import reached\n"
+        "from confide.sealing.crash_points import reached\n"
         "for i in range(3): print(i, flush=True); reached('member.spent')"
     )
     for value, status, printed in ((None, 0, 3), ("member.spent:2", -9, 2), ("member.other", 0, 3)):
-        environment = {} if value is None else {boundaries.VARIABLE: value}
+        environment = {} if value is None else {crash_points.VARIABLE: value}
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from confide.codec.digest import upload_digest
 from confide.codec.keystream import Keystream
-from confide.sealing import keys
+from confide.sealing.primitives import keys
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 

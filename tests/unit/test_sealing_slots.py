@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.proto import fleet_pb2
-from confide.sealing.roles import Abandoned, Metric, Opened
+from confide.runs.metrics import Metric
+from confide.sealing.roles import Abandoned, Opened
 
 from tests.sealing_harness import Federation, names, specify
 

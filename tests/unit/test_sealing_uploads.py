@@ -10,7 +10,7 @@ from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.layout import VectorLayout
 from confide.codec.seal_vector import encode_upload
 from confide.errors import StateError, UpdateError
-from confide.sealing.uploads import UploadStore
+from confide.sealing.collector.uploads import UploadStore
 
 DATA = b"an upload"
 

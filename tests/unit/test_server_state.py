@@ -19,8 +19,9 @@ from confide.errors import IdentityError, ProtocolFailure, SpecificationError, S
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
 from confide.identity.submission import sign_stop, sign_submission
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric, Opened, SlotPlan
+from confide.sealing.roles import Opened, SlotPlan
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
 from confide_server.state.run_journal import Committed, RunJournal, _answers

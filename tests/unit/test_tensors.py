@@ -9,6 +9,7 @@ from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.tensors import TensorSchema
 from confide.errors import TransportError, UpdateError
 from confide.transport import envelope
+from confide_client.agent.envelope import pack, unpack
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +60,7 @@ def test_truncated_and_long_updates_are_refused() -> None:
 
 @given(st.binary(max_size=50), st.dictionaries(st.text(min_size=1, max_size=8), st.binary(max_size=50), max_size=3))
 def test_envelopes_round_trip(body: bytes, payload: dict[str, bytes]) -> None:
-    assert envelope.unpack(envelope.pack(body, payload)) == (body, payload)
+    assert unpack(pack(body, payload)) == (body, payload)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_envelopes_round_trip(body: bytes, payload: dict[str, bytes]) -> None:
 )
 def test_other_records_are_refused(record: RecordDict) -> None:
     with pytest.raises(TransportError):
-        envelope.unpack(record)
+        unpack(record)
 
 
 def test_payload_digest_depends_on_names_and_bytes() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from confide.methods.base import create
-from confide.methods.timing import made_up, time_base, time_model
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
+from confide.planning.timing import made_up, time_base, time_model
 from confide.runs.deadline import Speed, TooSlow, claimed_s, refuse_too_slow, step_deadline_s
 from confide.runs.specification import Specification, parse_canonical
 
@@ -54,7 +54,7 @@ def test_masked_language_modelling_is_timed_too(tmp_path: Path) -> None:
 
 
 def test_a_slow_machine_is_timed_on_one_record_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from confide.methods import timing
+    from confide.planning import timing
 
     spec, sizes = specification(), []
     tokenizer = load_tokenizer(llama)

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import transformers
 from confide.errors import ConfideError, DataError, SpecificationError, UpdateError
-from confide.models.export import write_tokenizer_export
-from confide.models.learned import check_first_model, first_model, update_schema, update_schema_of
+from confide.methods.first_model import check_first_model, first_model, update_schema, update_schema_of
 from confide.models.travel import Travel
+from confide.planning.run_plan import render
 from confide.privacy.counting import counting_plan, floors, private_counts, run_cost
 from confide.privacy.events import GaussianRelease
 from confide.privacy.randomness import SecureRandom
-from confide.runs.plan import render
 from confide.runs.specification import NO_MODEL, parse_canonical
 from confide.sealing.roles import Opened
 from confide.tokenizer.counting import Corpus, texts_of
-from confide.tokenizer.export import byte_characters, bytes_per_token, finished, pre_tokenizer
+from confide.tokenizer.export import byte_characters, bytes_per_token, finished, pre_tokenizer, write_tokenizer_export
 from confide.tokenizer.merging import Floors, check_step, next_state
 from confide.tokenizer.state import TokenizerState, first_state, key_of, left_of, parse_state, right_of
 from confide.tokenizer.terms import Terms

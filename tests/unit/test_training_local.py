@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import ConfideError, DataError, SpecificationError, TrainingError, UpdateError
-from confide.methods.base import Record
 from confide.models import precision
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
 from confide_client.training import LocalTrainer
 from confide_client.training.draws import Draws
 from confide_client.training.loop import batch_indices

@@ -20,8 +20,10 @@ import numpy as np
 from confide.errors import ConfideError
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import scalars
-from confide.sealing.roles import Contribution, Metric, Opened
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
+from confide.sealing.primitives import scalars
+from confide.sealing.roles import Opened
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 

@@ -20,7 +20,7 @@ class Runtime(Protocol):
     """What answers for one node."""
 
     def answer(self, record: RecordDict) -> RecordDict:
-        """A signed reply to one instruction, as confide.transport.envelope packs both. Never raises for bad input."""
+        """A signed reply to one instruction, as `envelope` packs both. Never raises for bad input."""
 
 
 def make_app(runtime_of: Callable[[Context], Runtime]) -> ClientApp:

@@ -13,10 +13,10 @@ from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.runs.deadline import refuse_too_slow
 from confide.text import line
-from confide.transport.envelope import pack, unpack
 from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
 
+from confide_client.agent.envelope import pack, unpack
 from confide_client.runs import approvals
 from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
 from confide_client.runs.records import Record

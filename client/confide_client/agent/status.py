@@ -155,7 +155,7 @@ def _day(seconds: float) -> str:
 
 def show_seal_log(folder: Path, console: Console) -> None:
     """One row per slot of a run: what was reserved, sent, signed and revealed."""
-    from confide.sealing.seal_log import rows
+    from confide.sealing.member.seal_log import rows
 
     path = folder / "member" / "seal-log.jsonl"
     if path.exists():

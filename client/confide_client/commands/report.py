@@ -12,11 +12,11 @@ from confide.errors import IdentityError, LedgerError, StateError
 from confide.files import write_atomic
 from confide.identity.keys import SigningKey
 from confide.identity.signed import parse_document
+from confide.planning.run_plan import two_sums
 from confide.privacy.accounting import epsilon
 from confide.privacy.events import Event, SkellamRelease
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.report import Facts, Spend, build_report, open_report, render_page, sign_report
-from confide.runs.plan import two_sums
 from confide.runs.specification import Specification
 from confide.text import line
 

@@ -33,7 +33,7 @@ from confide.methods.packing import Document, Tokens, token_dtype
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from confide.methods.base import Record
+    from confide.runs.fields import Record
 
 log = logging.getLogger(__name__)
 

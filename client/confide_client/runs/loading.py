@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from confide.errors import StateError
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution
 
 from confide_client.data.datasets import LocalData
 from confide_client.state import StateFolder
@@ -81,7 +81,7 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
 
 def local_schema(specification: Specification, base: Path) -> "TensorSchema":
     """Of the flat update, from the model's configuration alone: small exchanges need not wait for weights."""
-    from confide.models.learned import update_schema
+    from confide.methods.first_model import update_schema
 
     return update_schema(specification, base)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
+from confide.planning.run_plan import two_sums, upload_bytes
 from confide.runs.deadline import Speed, TooSlow, refuse_too_slow
-from confide.runs.plan import two_sums, upload_bytes
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from rich.console import Console
 
@@ -91,7 +91,7 @@ def _refusal(state: StateFolder, specification: Specification, entry: DataSet | 
         policy.check(specification, group=entry.group if entry else specification.federation.data)
         base = ModelStore(state.models).base_of(specification)
         if specification.trains_model:
-            from confide.methods.base import check
+            from confide.planning.fitness import check
 
             check(specification, base)
     except ConfideError as error:
@@ -222,7 +222,7 @@ def _measured(state: StateFolder, specification: Specification, base: Path) -> S
     if known is not None:
         return known
     import torch
-    from confide.methods.timing import time_base
+    from confide.planning.timing import time_base
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

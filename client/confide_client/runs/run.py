@@ -28,14 +28,15 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
-from confide.methods.fields import check_names
 from confide.models.store import ModelStore
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
+from confide.runs.fields import check_names
 from confide.runs.specification import Specification
-from confide.sealing.heights import Heights, Ledger
-from confide.sealing.roles import Contribution, Member
+from confide.sealing.member.heights import Heights, Ledger
+from confide.sealing.roles import Member
 from confide.text import line
 from google.protobuf.message import DecodeError
 
@@ -56,7 +57,7 @@ from confide_client.runs.submissions import MEMORY_NAME, Submissions
 from confide_client.state import StateFolder
 
 if TYPE_CHECKING:
-    from confide.sealing.revealed import Memory, Revealed
+    from confide.sealing.member.revealed import Memory, Revealed
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Node:
     @cached_property
     def revealed(self) -> "Revealed":
         """What was revealed for, over all runs; opened when the first sealed run needs it."""
-        from confide.sealing.revealed import NAME, Revealed
+        from confide.sealing.member.revealed import NAME, Revealed
 
         return Revealed(self.state.root / NAME)
 
@@ -284,7 +285,7 @@ class Run:
         roster = self._node.member.roster.current
         if self._member is None:
             from confide.sealing.factory import make_member
-            from confide.sealing.member import NodeRules
+            from confide.sealing.member.member import NodeRules
 
             policy = self._node.policy
             self._member = make_member(

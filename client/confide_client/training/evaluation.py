@@ -8,8 +8,8 @@ import torch
 from confide.errors import TrainingError
 from confide.methods.base import Example, Method
 from confide.models import precision
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 from confide_client.progress import Phase, tell
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from confide.errors import DataError, TrainingError
-from confide.methods.base import Method, Record
+from confide.methods.base import Method
 from confide.models import precision
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, private_gradients
 from confide.privacy.families import check_trainable
@@ -18,6 +18,7 @@ from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.plan import UnitPlan, check_user_key, unit_plan
 from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2
+from confide.runs.fields import Record
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from confide.errors import DataError
-from confide.methods.base import Record
 from confide.privacy.counting import CountingPlan, counting_plan, private_counts
 from confide.privacy.plan import check_user_key
 from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.fields import Record
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution
-from confide.sealing.tokenizer_link import TokenizerLink
+from confide.sealing.member.tokenizer_link import TokenizerLink
 from confide.tokenizer.counting import Corpus, texts_of
 from confide.tokenizer.state import TokenizerState, parse_state
 from confide.tokenizer.terms import Terms

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
-from confide.methods.timing import time_model
 from confide.methods.token_loss import TokenLoss
 from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
@@ -24,10 +23,14 @@ from confide.models.frozen_prefix import FrozenPrefix
 from confide.models.linear import use_tiles
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.models.travel import Travel
+from confide.planning.fitness import check
+from confide.planning.timing import time_model
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
 from numpy.typing import NDArray
 
 from confide_client.data.token_files import tokens_of
@@ -60,11 +63,11 @@ class LocalData(Protocol):
     """A node's shard of one run: records with the fields of the run's method."""
 
     @property
-    def train(self) -> Sequence[methods.Record]:
+    def train(self) -> Sequence[Record]:
         """What is learned from."""
 
     @property
-    def evaluation(self) -> Sequence[methods.Record]:
+    def evaluation(self) -> Sequence[Record]:
         """The node's fixed evaluation split; may be empty."""
 
     @property
@@ -99,7 +102,7 @@ class LocalTrainer:
         self._folder = folder
         self._draws = Draws.of(specification, node, folder)
         self._device = torch.device(device or precision.default_device())
-        methods.check(specification, base)
+        check(specification, base)
         self.schema = schema_of(specification, base)
         self._tokenizer = load_tokenizer(base)
         self._method = methods.create(specification, self._tokenizer)
@@ -125,7 +128,7 @@ class LocalTrainer:
             if specification.privacy.unit in PROTECTED
             else None
         )
-        self._prepared: dict[str, tuple[Sequence[methods.Record], Sequence[methods.Example]]] = {}
+        self._prepared: dict[str, tuple[Sequence[Record], Sequence[methods.Example]]] = {}
 
     @property
     def model(self) -> Any:
@@ -213,7 +216,7 @@ class LocalTrainer:
             self._prepared[split] = cached
         return cached[1]
 
-    def _encoded(self, split: Split, records: Sequence[methods.Record], digest: str) -> Sequence[methods.Example]:
+    def _encoded(self, split: Split, records: Sequence[Record], digest: str) -> Sequence[methods.Example]:
         """Of pre-training, whose text may be larger than memory, the tokens are in a file of this node's."""
         tell(Phase.ENCODING)
         method = self._method

@@ -12,19 +12,16 @@ by the count over the whole optimizer step, so that micro batches change nothing
 import importlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from confide.errors import DataError, ModelError
-from confide.methods.fields import FIELDS, needed
-from confide.models.architecture import check_family, empty_model, load_config, load_tokenizer
-from confide.privacy.families import check_full, family_of
+from confide.errors import DataError
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 if TYPE_CHECKING:
     from confide.methods.documents import DocumentEncoder
@@ -41,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
-Record = Mapping[str, Any]
 Example = Any
 """What `prepare` made of a record; only the method that made it looks inside."""
 
@@ -107,44 +103,6 @@ def create(specification: Specification, tokenizer: Any) -> Method:
     module = importlib.import_module(f"confide.methods.{specification.method.name}")
     method: Method = module.METHOD(specification, tokenizer)
     return method
-
-
-def check(specification: Specification, base_folder: Path) -> None:
-    """What `plan` can know without data: the model has the head, the tokenizer what the method needs, and gradients of
-    single records are offered for the model's family where privacy needs them.
-
-    Raises ModelError or SpecificationError by name.
-    """
-    config = load_config(base_folder)
-    model = empty_model(specification, base_folder)
-    if specification.privacy.unit in ("record", "user"):
-        check_full(family_of(model), full=specification.adapter.kind == "full")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and specification.method.max_length > limit:
-        raise ModelError(
-            f"method.max_length is {specification.method.max_length}, but this model reads at most {limit} tokens"
-        )
-    create(specification, load_tokenizer(base_folder))
-    check_family(specification, base_folder)
-
-
-def fields_of(method: str, record: Record) -> tuple[str, ...]:
-    """Which alternative of FIELDS a record has. Raises DataError; the text holds nothing of the record."""
-    for alternative in FIELDS[method]:
-        if all(record.get(name) is not None for name in alternative):
-            return alternative
-    raise DataError(
-        f"a record lacks the fields that method {method!r} needs: {needed(method)}. Rename the data set's fields on "
-        "the node"
-    )
-
-
-def text_of(record: Record, name: str) -> str:
-    """A field as text. Raises DataError for anything else."""
-    value = record[name]
-    if not isinstance(value, str):
-        raise DataError(f"field {name!r} of a record is {type(value).__name__}; it must be text")
-    return value
 
 
 def label_of(value: Any, labels: Collection[str] = ()) -> str:

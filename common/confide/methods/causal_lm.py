@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from confide.errors import ModelError
-from confide.methods.base import IGNORED, Batch, Record, mean_loss, pad_right
+from confide.methods.base import IGNORED, Batch, mean_loss, pad_right
 from confide.methods.documents import DocumentEncoder
 from confide.methods.packing import Packed, PackedSequences, Tokens
 from confide.methods.token_loss import TokenLoss
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 
 class CausalLanguageModel:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from confide.errors import DataError, SpecificationError
-from confide.methods.base import Batch, Record, fields_of, fitting, label_of, micro_batches, pad_right, text_of
+from confide.methods.base import Batch, fitting, label_of, micro_batches, pad_right
 from confide.methods.token_loss import body_of
+from confide.runs.fields import Record, fields_of, text_of
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 _MOST_WEIGHT = 10.0
 """Of a record: else the one record of a class in a shard of hundreds would make a whole step by itself."""

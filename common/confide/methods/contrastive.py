@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from confide.errors import DataError
-from confide.methods.base import Batch, Record, fields_of, fitting, label_of, pad_right, text_of
+from confide.methods.base import Batch, fitting, label_of, pad_right
+from confide.runs.fields import Record, fields_of, text_of
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 _ANCHOR, _POSITIVE, _NEGATIVE, _LABELLED = range(4)
 _TOP = 10

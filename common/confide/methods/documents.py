@@ -11,8 +11,8 @@ import transformers
 
 from confide import canonical
 from confide.errors import DataError
-from confide.methods.base import Record, fields_of, text_of
 from confide.methods.packing import Document, Tokens
+from confide.runs.fields import Record, fields_of, text_of
 
 log = logging.getLogger(__name__)
 

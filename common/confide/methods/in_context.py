@@ -16,11 +16,12 @@ import torch
 from torch.nn import functional as F
 
 from confide.errors import DataError, ModelError, SpecificationError
-from confide.methods.base import Batch, Record, fields_of, fitting, label_of
+from confide.methods.base import Batch, fitting, label_of
 from confide.methods.classification import macro_f1
 from confide.models import seeds
+from confide.runs.fields import Record, fields_of
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 _TEMPLATE = "Question: {input}\nAnswer: {output}"
 _BETWEEN = "\n\n"

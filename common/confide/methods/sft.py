@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from confide.errors import DataError
-from confide.methods.base import IGNORED, Batch, Record, fields_of, fitting, micro_batches, pad_right, text_of
+from confide.methods.base import IGNORED, Batch, fitting, micro_batches, pad_right
 from confide.methods.token_loss import TokenLoss
 from confide.models.rendering import Learnable, Rendering
+from confide.runs.fields import Record, fields_of, text_of
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 _ROLES = {"system", "user", "assistant", "tool"}
 

@@ -23,16 +23,14 @@ from transformers.pytorch_utils import Conv1D
 
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
-from confide.files import private_folder, sha256_file, write_atomic
+from confide.files import private_folder, write_atomic
 from confide.models import precision
 from confide.models.architecture import empty_model, head_names, load_base, load_config, load_tokenizer
 from confide.models.model_card import licence_of, model_card
 from confide.models.store import hashed_files
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
+from confide.runs.result_folder import write_manifest
 from confide.runs.specification import Specification
-from confide.tokenizer.export import write_tokenizer
-from confide.tokenizer.state import parse_state
-from confide.tokenizer.terms import Terms
 
 Tensors = Mapping[str, torch.Tensor]
 _PEFT_TASKS = {
@@ -61,7 +59,7 @@ def write_export(
     if specification.method.name == "in_context":
         _check(tensors, specification, base_folder)
         private_folder(folder)
-        _write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
         return folder
     if trains_all(specification):
         return write_merged(folder, tensors, manifest, specification, base_folder)
@@ -105,7 +103,7 @@ def write_adapter(
     write_atomic(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}))
     write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
     _write_card(folder, specification, manifest, base_folder, card_name, adapter=True)
-    _write_manifest(folder, {"base_model_sha256": specification.model.sha256, **manifest})
+    write_manifest(folder, {"base_model_sha256": specification.model.sha256, **manifest})
     return folder
 
 
@@ -135,17 +133,7 @@ def write_merged(
     model.save_pretrained(folder)
     load_tokenizer(base_folder).save_pretrained(folder)
     _write_card(folder, specification, manifest, base_folder, specification.model.name, adapter=False)
-    _write_manifest(folder, manifest)
-    return folder
-
-
-def write_tokenizer_export(
-    folder: Path, state: bytes, manifest: Mapping[str, Any], specification: Specification
-) -> Path:
-    """What a tokenizer run learned, in the tokenizers format, and manifest.json. Raises UpdateError for a bad state."""
-    parsed = parse_state(state, Terms.of(specification))
-    write_tokenizer(folder, parsed, specification.tokenizer)
-    _write_manifest(folder, {**manifest, "tokens": parsed.size + len(specification.tokenizer.special_tokens)})
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -189,14 +177,3 @@ def _write_card(
     licence = licence_of(base_folder)
     text = model_card(specification, manifest, base_name=base_name, licence=licence, adapter=adapter)
     write_atomic(folder / "README.md", text.encode())
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """manifest.json, with the SHA-256 of every other file under "files". Files may be read by everyone: a release."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
-    document = {**manifest, "files": {path.name: sha256_file(path) for path in files}}
-    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
-    write_atomic(folder / "manifest.json", text.encode())
-    folder.chmod(0o755)
-    for path in [*files, folder / "manifest.json"]:
-        path.chmod(0o644)

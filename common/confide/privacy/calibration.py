@@ -196,7 +196,7 @@ def granularity(*, epsilon: float, delta: float, dimension: int, slots: int) -> 
 def check_noise(survivors: int, *, least_survivors: int) -> None:
     """Raise ProtocolFailure NOISE_INSUFFICIENT when a sum would hold less noise than was accounted.
 
-    A node signs no list of fewer (member_slot.py) and the coordinator opens none.
+    A node signs no list of fewer (sealing.member) and the coordinator opens none.
     """
     if survivors < least_survivors:
         raise ProtocolFailure(

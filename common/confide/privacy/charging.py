@@ -1,4 +1,4 @@
-"""The privacy ledger as sealing sees it: confide.sealing.seal_log.Costs, kept in the node's ledger.
+"""The privacy ledger as sealing sees it: confide.sealing.member.seal_log.Costs, kept in the node's ledger.
 
 Sealing calls `reserve` before training, `spend` before the first byte leaves, `ended` when a slot is over. A run
 without privacy is charged nowhere and keeps sealing's own NoCosts.

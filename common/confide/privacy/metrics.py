@@ -7,8 +7,9 @@
 """
 
 from confide.errors import FailureName, ProtocolFailure
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
 
 
 def allowed_metrics(specification: Specification) -> frozenset[Metric]:

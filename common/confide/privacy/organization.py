@@ -27,9 +27,9 @@ from confide.privacy.ledger_entries import RunCost
 from confide.privacy.plan import Usefulness, planned_slots, target, usefulness
 from confide.privacy.randomness import SecureRandom
 from confide.privacy.rounding import conditionally_round
+from confide.runs.parameters import Parameters, for_epoch, planned
+from confide.runs.parameters import colluding as counted_colluding
 from confide.runs.specification import Specification
-from confide.sealing.parameters import Parameters, for_epoch, planned
-from confide.sealing.parameters import colluding as counted_colluding
 
 SCALAR_BITS = 8
 """VectorLayout.bits of a slot with noise: digits of its exact scalars, which are constants. No choice of the run."""

@@ -1,1 +1,9 @@
-"""How updates travel: a coordinator's collector and a node's member, sealed (docs/sealing.md) or in the open."""
+"""The transport of updates: sums leave, single updates do not. docs/sealing.md specifies it.
+
+- `roles`: the two halves as the run driver and the agent see them; `factory` makes what a specification asks for
+- `member`, `collector`: the halves of secure aggregation; `primitives`: what both are made of
+- `plain`: both halves where sealing is off
+- `differences`: which sums may follow each other
+- `evidence`, `manifest`: what an auditor verifies afterwards
+- `crash_points`: named moments at which tests kill a process
+"""

@@ -14,10 +14,10 @@ from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.identity.keys import verify
 from confide.identity.roster import Role, Roster
 from confide.proto import sealing_pb2
+from confide.runs.parameters import Parameters
 from confide.runs.specification import Name, Sha256
-from confide.sealing import context, wire
-from confide.sealing.collector_state import EpochBook, SlotBook
-from confide.sealing.parameters import Parameters
+from confide.sealing.collector.state import EpochBook, SlotBook
+from confide.sealing.primitives import context, wire
 
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]

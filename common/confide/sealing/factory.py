@@ -14,14 +14,14 @@ from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.models.travel import Travel
 from confide.runs.specification import Specification
-from confide.sealing.collector import SealedCollector
-from confide.sealing.grouped import GroupedCollector
-from confide.sealing.heights import Heights
-from confide.sealing.member import NodeRules, SealedMember
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.collector.grouped import GroupedCollector
+from confide.sealing.member.heights import Heights
+from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.revealed import Memory
+from confide.sealing.member.seal_log import Costs
 from confide.sealing.plain import PlainCollector, PlainMember
-from confide.sealing.revealed import Memory
 from confide.sealing.roles import Collector, Member
-from confide.sealing.seal_log import Costs
 
 
 def make_collector(

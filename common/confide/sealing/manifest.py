@@ -20,7 +20,8 @@ from confide.identity.submission import SignedSubmission, verify_submission
 from confide.privacy.receipts import DOMAIN as RECEIPT_DOMAIN
 from confide.privacy.receipts import parse_receipt
 from confide.runs.specification import Specification, parse_canonical
-from confide.sealing import evidence, wire
+from confide.sealing import evidence
+from confide.sealing.primitives import wire
 
 DOMAIN = "manifest"
 _UNSIGNED = frozenset({"coordinator_signature", "files", "tokens"})

@@ -23,12 +23,13 @@ from confide.journal import Journal
 from confide.models.travel import Travel
 from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.metrics import Metric
 from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
-from confide.sealing import scalars, wire
-from confide.sealing.boundaries import reached
-from confide.sealing.roles import Abandoned, Answer, Exchange, Metric, Opened, SlotPlan, Train
-from confide.sealing.uploads import UploadStore
+from confide.sealing.collector.uploads import UploadStore
+from confide.sealing.crash_points import reached
+from confide.sealing.primitives import scalars, wire
+from confide.sealing.roles import Abandoned, Answer, Exchange, Opened, SlotPlan, Train
 
 CHUNK = 1 << 18
 

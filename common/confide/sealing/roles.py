@@ -14,8 +14,7 @@ The driver's loop over one slot, whatever the kind:
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,53 +24,8 @@ from numpy.typing import NDArray
 from confide.codec.digest import DigestedFile
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
-
-
-class Metric(StrEnum):
-    """Everything a node may report beside its update. Unknown names are refused: METRIC_NOT_ALLOWED."""
-
-    TRAIN_LOSS = "train_loss"
-    EVAL_LOSS = "eval_loss"
-    EVAL_ACCURACY = "eval_accuracy"
-    EVAL_MACRO_F1 = "eval_macro_f1"
-    EVAL_BITS_PER_BYTE = "eval_bits_per_byte"
-    EVAL_EXACT_MATCH = "eval_exact_match"
-    EVAL_NDCG_AT_10 = "eval_ndcg_at_10"
-    EVAL_RECALL_AT_10 = "eval_recall_at_10"
-    UPDATE_NORM = "update_norm"
-
-    @property
-    def ceiling(self) -> float:
-        """Values are clipped to [0, ceiling] before they are sent."""
-        return _UPPER[self]
-
-
-_UPPER: dict[Metric, float] = {
-    Metric.TRAIN_LOSS: 20.0,
-    Metric.EVAL_LOSS: 20.0,
-    Metric.EVAL_ACCURACY: 1.0,
-    Metric.EVAL_MACRO_F1: 1.0,
-    Metric.EVAL_BITS_PER_BYTE: 32.0,
-    Metric.EVAL_EXACT_MATCH: 1.0,
-    Metric.EVAL_NDCG_AT_10: 1.0,
-    Metric.EVAL_RECALL_AT_10: 1.0,
-    Metric.UPDATE_NORM: 1e4,
-}
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one node gives to one slot.
-
-    update: float32, shape (parameters,): trained minus received trainable tensors, flattened in schema order,
-        not yet weighted. Empty when the slot only evaluates.
-    weight: in (0, 1]: 1 for uniform weights, else examples / specification's largest example count.
-    metrics: name to value; a name that is absent counts as not reported by this node.
-    """
-
-    update: NDArray[np.float32]
-    weight: float = 1.0
-    metrics: Mapping[Metric, float] = field(default_factory=dict)
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError
+from confide.runs.fields import fields_of, text_of
 from confide.tokenizer.export import pre_tokenizer, segmenter
 from confide.tokenizer.state import TokenizerState, key_of
 
@@ -27,8 +28,6 @@ _ARITHMETIC = 1 - 2.0**-30
 
 def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
     """Every text of a record that a model would read, in whichever alternative of fields it has. Raises DataError."""
-    from confide.methods.base import fields_of, text_of
-
     fields = fields_of("tokenizer", record)
     if fields != ("messages",):
         yield from (text_of(record, name) for name in fields)

@@ -5,15 +5,18 @@ write_tokenizer(folder, state, specification.tokenizer)      # tokenizer.json, t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from confide.files import private_folder, write_atomic
-from confide.runs.specification import TokenizerSection
-from confide.tokenizer.state import TokenizerState
+from confide.runs.result_folder import write_manifest
+from confide.runs.specification import Specification, TokenizerSection
+from confide.tokenizer.state import TokenizerState, parse_state
+from confide.tokenizer.terms import Terms
 
 
 @lru_cache(maxsize=1)
@@ -66,6 +69,16 @@ def write_tokenizer(folder: Path, state: TokenizerState, section: TokenizerSecti
         **{name: token for name, token in section.roles.model_dump().items() if token},
     }
     write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
+    return folder
+
+
+def write_tokenizer_export(
+    folder: Path, state: bytes, manifest: Mapping[str, Any], specification: Specification
+) -> Path:
+    """What a tokenizer run learned, in the tokenizers format, and manifest.json. Raises UpdateError for a bad state."""
+    parsed = parse_state(state, Terms.of(specification))
+    write_tokenizer(folder, parsed, specification.tokenizer)
+    write_manifest(folder, {**manifest, "tokens": parsed.size + len(specification.tokenizer.special_tokens)})
     return folder
 
 

@@ -1,57 +1,42 @@
-"""Confide's messages inside Flower's RecordDict (protos/confide/v1/fleet.proto).
+"""The form of Confide's messages inside Flower's records (protos/confide/v1/fleet.proto), without Flower itself.
 
->>> body, payload = unpack(pack(b"hello", {"model": b"123"}))
->>> body, bytes(payload["model"])
-(b'hello', b'123')
+Record "confide" holds one value, "body": bytes. Record "payload", where there is one, holds arrays of raw bytes by
+name, which Flower sends in chunks. Each side's adapter makes and reads them (confide_client.agent.envelope,
+confide_server.fleet.flower), and both check them here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from confide import canonical
 from confide.codec.digest import upload_digest
 from confide.errors import TransportError
 
-STYPE = "confide.raw.v1"
-_BODY, _PAYLOAD = "confide", "payload"
+BODY_RECORD, PAYLOAD_RECORD = "confide", "payload"
+STYPE, DTYPE = "confide.raw.v1", "uint8"
 
 Bytes = bytes | bytearray | memoryview
 
 
-def pack(body: bytes, payload: Mapping[str, Bytes] | None = None) -> RecordDict:
-    """A RecordDict with a small body and, beside it, big entries that Flower sends in chunks."""
-    record = RecordDict({_BODY: ConfigRecord({"body": body})})
-    if payload:
-        arrays = {
-            name: Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=bytes(data))
-            for name, data in payload.items()
-        }
-        record[_PAYLOAD] = ArrayRecord(arrays)
-    return record
-
-
-def unpack(record: RecordDict) -> tuple[bytes, dict[str, bytes]]:
-    """The body and payload entries. Raises TransportError for anything but what `pack` makes."""
-    names = set(record.keys())
-    if not {_BODY} <= names <= {_BODY, _PAYLOAD}:
+def check_records(names: Collection[str]) -> None:
+    """Raise TransportError unless a message holds the body and perhaps a payload, and nothing else."""
+    if not {BODY_RECORD} <= set(names) <= {BODY_RECORD, PAYLOAD_RECORD}:
         raise TransportError(f"a message holds the records {sorted(names)}; expected 'confide' and perhaps 'payload'")
-    config = record[_BODY]
-    body = config.get("body") if isinstance(config, ConfigRecord) else None
-    if not isinstance(body, bytes):
+
+
+def checked_body(value: object) -> bytes:
+    """The body, as it stood in its record. Raises TransportError when there is none."""
+    if not isinstance(value, bytes):
         raise TransportError("a message's body is missing or is not bytes")
-    payload: dict[str, bytes] = {}
-    arrays = record[_PAYLOAD] if _PAYLOAD in names else None
-    if arrays is not None:
-        if not isinstance(arrays, ArrayRecord):
-            raise TransportError("a message's payload is not an ArrayRecord")
-        for name, array in arrays.items():
-            if array.stype != STYPE or array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
-                raise TransportError(f"payload {name!r} is not raw bytes of the stated length")
-            payload[name] = array.data
-    return body, payload
+    return value
+
+
+def check_entry(name: str, *, stype: str, dtype: str, shape: Collection[int], size: int) -> None:
+    """Raise TransportError unless a payload's entry of `size` bytes says of itself that it is as many raw bytes."""
+    if (stype, dtype, list(shape)) != (STYPE, DTYPE, [size]):
+        raise TransportError(f"payload {name!r} is not raw bytes of the stated length")
 
 
 def payload_digest(payload: Mapping[str, Bytes]) -> bytes:

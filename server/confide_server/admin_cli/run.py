@@ -150,7 +150,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say in words and numbers what a run will do, and what it protects."""
-    from confide.runs.plan import render
+    from confide.planning.run_plan import render
 
     parsed = _specification(specification)
     if admin is not None:
@@ -170,7 +170,7 @@ def _warn_differences(specification: Specification) -> None:
 
 def _measured_here(specification: Specification, base: Path) -> str:
     """What a round takes this machine, and which deadline follows from that."""
-    from confide.methods.timing import time_base
+    from confide.planning.timing import time_base
     from confide.runs.deadline import FLOOR_S
 
     federation = specification.federation
@@ -300,12 +300,13 @@ def write_export(
     from confide.models import export
     from confide.models.store import folder_digest, require_base
     from confide.models.trainable import schema_of
+    from confide.tokenizer.export import write_tokenizer_export
 
     specification = _from_manifest(manifest)
     if model_digest(model).hex() != manifest.get("model_sha256"):
         raise ModelError("the received model does not have the hash that its manifest names; export it again")
     if not specification.trains_model:
-        export.write_tokenizer_export(out, model, manifest, specification)
+        write_tokenizer_export(out, model, manifest, specification)
         return
     base = require_base(specification, model_folder)
     found = folder_digest(base)
@@ -329,7 +330,7 @@ def _from_manifest(manifest: dict[str, Any]) -> Specification:
 
 
 def _initial_model(specification: Specification, model_folder: Path | None) -> "tuple[bytes, TensorSchema]":
-    from confide.models.learned import first_model
+    from confide.methods.first_model import first_model
     from confide.models.store import require_base
 
     if specification.trains_model:
@@ -359,7 +360,7 @@ def _check_base(specification: Specification, model_folder: Path) -> None:
             f"{model_folder} has the hash {found}; the specification asks for {specification.model.sha256}. "
             "Put the hash into model.sha256, or give the folder that has it."
         )
-    from confide.methods.base import check
+    from confide.planning.fitness import check
 
     check(specification, model_folder)
 

@@ -15,7 +15,7 @@ from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2
-from confide.sealing.chain import link_of
+from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.memory import trim

@@ -17,7 +17,7 @@ from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
 from confide.identity.roster import RosterStore
 from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
-from confide.models.learned import check_first_model, update_schema_of
+from confide.methods.first_model import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
 from confide.sealing.differences import check_named
 from confide.sealing.factory import check_promise

@@ -86,7 +86,7 @@ def communicated_bytes(spec: Specification, base: Path) -> dict[str, int]:
     """Bytes that one node uploads in a whole run: {"none": unsealed, "sealed": at the run's bits}."""
     from confide.models.trainable import schema_of
     from confide.models.travel import Travel
-    from confide.runs.plan import upload_bytes
+    from confide.planning.run_plan import upload_bytes
 
     travel = Travel(spec, schema_of(spec, base))
     counts = [travel.count(number) for number in range(1, spec.federation.rounds + 1)]

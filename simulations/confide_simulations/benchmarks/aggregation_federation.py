@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from confide.proto import fleet_pb2
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 from confide_client.data.datasets import LocalData
 from numpy.typing import NDArray
 

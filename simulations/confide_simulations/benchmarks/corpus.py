@@ -94,9 +94,10 @@ def prepare_and_step(folder: Path, way: str) -> Result:
     """Encode all records and take one step. Growth of this process's resident set, and of what of it is no file."""
     from collections.abc import Sequence
 
-    from confide.methods.base import Example, Record
+    from confide.methods.base import Example
     from confide.models.trainable import initial_state
     from confide.proto import fleet_pb2
+    from confide.runs.fields import Record
     from confide_client.data.datasets import DataSets
     from confide_client.training import LocalTrainer
     from confide_client.training.trainer import Split

@@ -78,7 +78,7 @@ class Counter:
 
     def __init__(self, specification: Specification, names: Sequence[str]) -> None:
         """specification: of method "tokenizer"."""
-        from confide.models.learned import first_model
+        from confide.methods.first_model import first_model
 
         self.first, schema = first_model(specification, None)
         self.size = schema.size

@@ -22,11 +22,13 @@ from confide.errors import ProtocolFailure
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.collector import SealedCollector
-from confide.sealing.member import NodeRules, SealedMember
-from confide.sealing.revealed import Memory, Revealed
-from confide.sealing.roles import Abandoned, Contribution, Metric, Opened, SlotPlan
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.revealed import Memory, Revealed
+from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from numpy.typing import NDArray
 
 from confide_simulations.benchmarks.differences_training import Counter, Learner

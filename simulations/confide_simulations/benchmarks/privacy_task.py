@@ -223,7 +223,7 @@ def run_federation(task: Task, size: Size, epsilon: float | None, seed: int) -> 
 
 def _held_out(task: Task, size: Size, model: Any) -> float:
     """Scored by the benchmark, which is nobody's node: under privacy no node reports a loss."""
-    from confide.sealing.roles import Metric
+    from confide.runs.metrics import Metric
     from confide_client.training import LocalTrainer
 
     with tempfile.TemporaryDirectory() as folder:

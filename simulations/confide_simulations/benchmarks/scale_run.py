@@ -19,10 +19,11 @@ from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, Outer, parse_toml
 from confide.sealing.factory import make_collector
-from confide.sealing.member import NodeRules, SealedMember
-from confide.sealing.roles import Answer, Contribution, Exchange, Opened, SlotPlan
+from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.roles import Answer, Exchange, Opened, SlotPlan
 from confide_server.rounds.outer_step import OuterStep
 
 from confide_simulations.benchmarks.scale import PHASES

@@ -14,8 +14,8 @@ from confide.codec.digest import DigestedFile, upload_digest
 from confide.codec.keystream import Keystream
 from confide.codec.layout import TILE, VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
-from confide.sealing.keys import pairwise_mask, public_of
-from confide.sealing.uploads import UploadStore
+from confide.sealing.collector.uploads import UploadStore
+from confide.sealing.primitives.keys import pairwise_mask, public_of
 from numpy.typing import NDArray
 
 from confide_simulations.benchmarks.meta import cpu_seconds, peak_mib

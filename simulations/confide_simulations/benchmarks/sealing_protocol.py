@@ -15,10 +15,11 @@ from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.identity.keys import SigningKey, new_p256, spki
 from confide.identity.roster import Member, Role, Roster
+from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, parse_toml
-from confide.sealing.collector import SealedCollector
-from confide.sealing.member import NodeRules, SealedMember
-from confide.sealing.roles import Contribution, Exchange, Opened, SlotPlan
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.roles import Exchange, Opened, SlotPlan
 
 from confide_simulations.benchmarks.meta import cpu_seconds
 

@@ -16,8 +16,9 @@ import numpy as np
 from confide.codec.tensors import TensorSchema
 from confide.journal import Journal
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Contribution, Metric
 from confide_client.agent.agent import Agent
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import LocalData

@@ -24,6 +24,7 @@ from confide.models.architecture import load_base, load_tokenizer
 from confide.models.linear_kernels import weight_gradient
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.proto import fleet_pb2
+from confide.runs.fields import Record
 from confide.runs.specification import Specification
 from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
@@ -58,7 +59,7 @@ def _slot() -> fleet_pb2.SlotOpen:
 class _Ours:
     """The product's local step."""
 
-    def __init__(self, spec: Specification, base: Path, records: Sequence[methods.Record], folder: Path) -> None:
+    def __init__(self, spec: Specification, base: Path, records: Sequence[Record], folder: Path) -> None:
         self._trainer = LocalTrainer(spec, base, node="bench", folder=folder, threads=1, device="cpu")
         self._data = LocalData(train=list(records), evaluation=[])
         self._model = self._trainer.schema.flatten(initial_state(spec, base))
@@ -71,9 +72,7 @@ class _Ours:
 class _Bare:
     """What one writes with transformers and torch alone, on the batches that the product's step takes."""
 
-    def __init__(
-        self, spec: Specification, base: Path, records: Sequence[methods.Record], *, apart: bool = True
-    ) -> None:
+    def __init__(self, spec: Specification, base: Path, records: Sequence[Record], *, apart: bool = True) -> None:
         if spec.adapter.kind == "full":
             self._model: Any = load_base(spec, base, torch.float32)
             self._model.config.use_cache = False
@@ -120,7 +119,7 @@ def timed(works: Mapping[str, Callable[[], object]], repetitions: int) -> dict[s
 def throughput(
     spec: Specification,
     base: Path,
-    records: Sequence[methods.Record],
+    records: Sequence[Record],
     folder: Path,
     repetitions: int,
     *,
@@ -185,7 +184,7 @@ def flop_per_token(config: Any, parameters: int, length: int) -> float:
 
 
 def peak_fraction(
-    spec: Specification, base: Path, records: Sequence[methods.Record], folder: Path, repetitions: int
+    spec: Specification, base: Path, records: Sequence[Record], folder: Path, repetitions: int
 ) -> dict[str, Any]:
     """How much of the peak of matrix products the local step reaches, compiled and warmed up, in what is faster here.
 

@@ -74,7 +74,7 @@ class _Bench:
 
     def score(self, model: NDArray[np.float32]) -> float:
         from confide.proto import fleet_pb2
-        from confide.sealing.roles import Metric
+        from confide.runs.metrics import Metric
         from confide_client.data.datasets import LocalData
 
         slot = fleet_pb2.SlotOpen(slot=1, round=1, attempt=1, evaluate_only=True)

@@ -13,7 +13,7 @@ from confide.codec.digest import DigestedFile
 from confide.errors import TransportError
 from confide.files import private_folder
 from confide.proto import fleet_pb2
-from confide.transport.envelope import pack, unpack
+from confide_client.agent.envelope import pack, unpack
 from confide_server.fleet.flower import FleetReply, Presence
 from flwr.app import Message, Metadata
 from flwr.app.message import make_message

@@ -21,7 +21,7 @@ from confide.identity.keys import SigningKey, spki, spki_sha256
 from confide.identity.member import LocalMember, Membership
 from confide.identity.roster import Member, Role, Roster, RosterStore, sign_roster
 from confide.journal import Journal
-from confide.runs.plan import group_sizes
+from confide.planning.run_plan import group_sizes
 from confide.runs.specification import Specification
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import DataSets

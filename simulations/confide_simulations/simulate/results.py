@@ -120,9 +120,10 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def write_report(folder: Path, report: Report, model: bytes, base: Path | None) -> None:
     """Everything into `folder`, what was learned as adapter, model or tokenizer folder included."""
-    from confide.models.export import write_export, write_tokenizer_export
+    from confide.models.export import write_export
     from confide.models.store import require_base
     from confide.models.trainable import schema_of
+    from confide.tokenizer.export import write_tokenizer_export
 
     specification = report.specification
     write_rows(folder / "rounds.parquet", report.rows)

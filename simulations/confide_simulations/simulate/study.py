@@ -9,7 +9,7 @@ from typing import Any
 
 from confide.errors import DataError, SpecificationError
 from confide.files import private_folder, write_atomic
-from confide.methods.base import fields_of
+from confide.runs.fields import fields_of
 from confide.runs.specification import Specification, parse_canonical, parse_toml
 from confide_client.data.readers import FORMATS, format_of
 

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from confide.errors import DataError, TrainingError
-from confide.methods.base import Batch, Record
+from confide.methods.base import Batch
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification, parse_canonical
-from confide.sealing.roles import Metric
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from confide.codec.digest import DigestedFile
 from confide.errors import StateError, TransportError
-from confide.transport.envelope import STYPE, unpack
+from confide.transport.envelope import BODY_RECORD, PAYLOAD_RECORD, check_entry, check_records, checked_body
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import Array
 from flwr.app.message.arraychunk import ArrayChunk
@@ -19,7 +19,6 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.object_store import ObjectStore
 
-BODY_RECORD, PAYLOAD_RECORD = "confide", "payload"
 MAX_ENTRIES = 16
 
 
@@ -37,7 +36,7 @@ class FleetReply:
 
 
 def read_reply(store: ObjectStore, message_id: str, reply_id: str, spool: Path) -> FleetReply:
-    """The reply whose root object is `reply_id`. What is not in the form of `pack` becomes a fault.
+    """The reply whose root object is `reply_id`. What is not in the form of an envelope becomes a fault.
 
     Raises StateError when the spool's disk is full.
     """
@@ -72,10 +71,9 @@ class _Spool:
 def _read(store: ObjectStore, reply_id: str, spool: _Spool) -> tuple[bytes, dict[str, DigestedFile]]:
     _, (content_id,), _ = _object(store, reply_id, Message)
     names: dict[str, str] = _table(_object(store, content_id, RecordDict)[2])
-    if not {BODY_RECORD} <= set(names) <= {BODY_RECORD, PAYLOAD_RECORD}:
-        raise TransportError(f"it holds the records {sorted(names)}")
+    check_records(names)
     raw, _, _ = _object(store, names[BODY_RECORD], ConfigRecord)
-    body, _ = unpack(RecordDict({BODY_RECORD: ConfigRecord.inflate(raw)}))
+    body = checked_body(ConfigRecord.inflate(raw).get("body"))
     payload: dict[str, DigestedFile] = {}
     if PAYLOAD_RECORD in names:
         entries: dict[str, str] = _table(_object(store, names[PAYLOAD_RECORD], ArrayRecord)[2])
@@ -94,8 +92,7 @@ def _write_array(store: ObjectStore, name: str, array_id: str, path: Path) -> Di
             yield _object(store, chunk_ids[index], ArrayChunk)[2]
 
     written = DigestedFile.write(path, chunks())
-    if (about["stype"], about["dtype"], about["shape"]) != (STYPE, "uint8", [path.stat().st_size]):
-        raise TransportError(f"payload {name!r} is not raw bytes of the stated length")
+    check_entry(name, stype=about["stype"], dtype=about["dtype"], shape=about["shape"], size=path.stat().st_size)
     return written
 
 

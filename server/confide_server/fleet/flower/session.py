@@ -16,8 +16,8 @@ from typing import Self
 
 from confide.errors import StateError, TransportError
 from confide.proto import fleet_pb2
-from confide.transport.envelope import pack
-from flwr.app import ArrayRecord, Message, Metadata
+from confide.transport.envelope import BODY_RECORD, DTYPE, PAYLOAD_RECORD, STYPE
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status, SubStatus
 from flwr.proto.message_pb2 import ObjectTree
@@ -149,13 +149,13 @@ class FleetSession:
         self, node_id: int, instruction: bytes, payload: Mapping[str, bytes]
     ) -> tuple[Message, ObjectTree, Mapping[str, InflatableObject]]:
         trains = fleet_pb2.Instruction.FromString(instruction).step == fleet_pb2.TRAIN
-        record = pack(instruction)
-        small = next(iter(record.values()))
+        small = ConfigRecord({"body": instruction})
+        record = RecordDict({BODY_RECORD: small})
         children = [get_object_tree(small)]
         objects: dict[str, InflatableObject] = {small.object_id: small}
         if payload:
             shared = self._share(payload)
-            record["payload"] = shared.record
+            record[PAYLOAD_RECORD] = shared.record
             children.append(shared.tree)
             objects |= shared.objects
         metadata = Metadata(
@@ -179,8 +179,12 @@ class FleetSession:
 
     def _share(self, payload: Mapping[str, bytes]) -> _Shared:
         if self._shared is None or self._shared.source is not payload:
-            record = pack(b"", payload)["payload"]
-            assert isinstance(record, ArrayRecord)  # noqa: S101 - pack makes it
+            record = ArrayRecord(
+                {
+                    name: Array(dtype=DTYPE, shape=(len(data),), stype=STYPE, data=bytes(data))
+                    for name, data in payload.items()
+                }
+            )
             self._shared = _Shared(payload, record, get_object_tree(record), get_all_nested_objects(record))
         return self._shared
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from confide.methods.base import Example, Method, Record, create
+from confide.methods.base import Example, Method, create
 from confide.models import precision
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, trainable_tensors
 from confide.runs.deadline import Speed
+from confide.runs.fields import Record
 from confide.runs.specification import Specification
 
 PATIENCE_S = 2.0

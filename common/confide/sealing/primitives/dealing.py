@@ -13,8 +13,8 @@ from confide import canonical
 from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.identity.keys import SigningKey, verify
 from confide.proto import sealing_pb2
-from confide.sealing import keys, shamir, wire
-from confide.sealing.bundles import EpochTerms, OwnSecrets
+from confide.sealing.primitives import keys, shamir, wire
+from confide.sealing.primitives.bundles import EpochTerms, OwnSecrets
 
 DOMAIN = "sealing/share"
 SELF_MASK = sealing_pb2.SELF_MASK

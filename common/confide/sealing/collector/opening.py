@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from confide.codec.seal_vector import UploadSum
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.proto import sealing_pb2
-from confide.sealing import context, dealing, keys, scalars, shamir
-from confide.sealing.collector_state import Books, EpochBook, SlotBook
+from confide.runs.metrics import Metric
+from confide.sealing.collector.state import Books, EpochBook, SlotBook
 from confide.sealing.plain import l2_norm
-from confide.sealing.roles import Metric
+from confide.sealing.primitives import context, dealing, keys, scalars, shamir
 
 # Float32 sums of many coordinates round; this is far above that and far below any attack.
 _NORM_SLACK = 1e-3

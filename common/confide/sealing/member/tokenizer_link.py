@@ -12,7 +12,7 @@ from confide.tokenizer.terms import Terms
 
 
 class TokenizerLink:
-    """A confide.sealing.chain.Link."""
+    """A confide.sealing.member.chain.Link."""
 
     def __init__(self, specification: Specification) -> None:
         self._terms = Terms.of(specification)

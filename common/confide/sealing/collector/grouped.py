@@ -5,7 +5,7 @@ with whom it is summed; each node checks that. Every group has its own epoch, li
 The sums are added here, and the run driver sees one Collector. The groups go in step: an exchange asks all groups that
 stand before the same step.
 
-Guarantee: none of its own. What holds of one sum (member.py) holds of each group's.
+Guarantee: none of its own. What holds of one sum (sealing.member) holds of each group's.
 """
 
 from collections import Counter
@@ -21,10 +21,11 @@ from confide.errors import FailureName, ProtocolFailure
 from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
+from confide.runs.metrics import Metric
+from confide.runs.parameters import colluding, eligible
 from confide.runs.specification import Specification
-from confide.sealing.collector import SealedCollector
-from confide.sealing.parameters import colluding, eligible
-from confide.sealing.roles import Abandoned, Exchange, Metric, Opened, SlotPlan
+from confide.sealing.collector.collector import SealedCollector
+from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 
 _ORDER = (fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL)
 _TRIES = 2

@@ -10,7 +10,7 @@ A journal of events (confide.journal), never of secrets:
     signed    {run, slot, survivors, list_sha256, anchored}   before the signature leaves
     revealed  {run, slot, self_masks, mask_secrets}           before the shares leave
     ended     {run, slot, committed, failure, contributed}
-    heard, stopped                                            of an earlier release (now confide.sealing.heights)
+    heard, stopped                                            of an earlier release (now confide.sealing.member.heights)
 
 `rows` shows it per slot, for `confide node seal-log`.
 """

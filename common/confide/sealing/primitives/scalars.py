@@ -2,7 +2,7 @@
 
 The order is fixed by the installed enumeration: weight, then per metric of roles.Metric its value and its flag.
 
->>> from confide.sealing.roles import Contribution
+>>> from confide.runs.contribution import Contribution
 >>> import numpy as np
 >>> one = encode(Contribution(np.zeros(0, np.float32), weight=1.0, metrics={Metric.TRAIN_LOSS: 2.5}))
 >>> two = encode(Contribution(np.zeros(0, np.float32), weight=0.5))
@@ -15,7 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from confide.errors import FailureName, ProtocolFailure
-from confide.sealing.roles import Contribution, Metric
+from confide.runs.contribution import Contribution
+from confide.runs.metrics import Metric
 
 FULL = 2**32 - 2
 """The integer of a weight of 1, and of a metric at its ceiling: even, so that a half is exact."""

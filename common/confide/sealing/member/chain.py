@@ -18,12 +18,12 @@ from confide.codec.layout import VectorLayout
 from confide.codec.tensors import model_digest
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.files import write_atomic
+from confide.models.fedsvd import Refactored, broken
 from confide.models.travel import Travel, refactors
 from confide.runs.specification import Outer, Specification
-from confide.sealing.refactored import Refactored, broken
+from confide.sealing.member.seal_log import SealLog
+from confide.sealing.member.tokenizer_link import TokenizerLink
 from confide.sealing.roles import SlotPlan
-from confide.sealing.seal_log import SealLog
-from confide.sealing.tokenizer_link import TokenizerLink
 
 _RELATIVE_SLACK = 1e-3
 _FLOAT32_STEP = 2.0**-23

@@ -11,7 +11,7 @@ from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Role, Roster
 from confide.proto import sealing_pb2
-from confide.sealing import keys, wire
+from confide.sealing.primitives import keys, wire
 
 DOMAIN = "sealing/bundle"
 LEDGER_DOMAIN = "sealing/ledger"

@@ -3,9 +3,12 @@
 >>> check_names("sft", ("question", "answer", "id"))
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from confide.errors import DataError
+
+Record = Mapping[str, Any]
 
 FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "completion"), ("question", "answer")),
@@ -32,3 +35,22 @@ def check_names(method: str, names: Collection[str], *, user_key: str | None = N
         )
     if user_key is not None and user_key not in names:
         raise DataError(f"privacy.user_key is {user_key!r}, and the data set has no such field")
+
+
+def fields_of(method: str, record: Record) -> tuple[str, ...]:
+    """Which alternative of FIELDS a record has. Raises DataError; the text holds nothing of the record."""
+    for alternative in FIELDS[method]:
+        if all(record.get(name) is not None for name in alternative):
+            return alternative
+    raise DataError(
+        f"a record lacks the fields that method {method!r} needs: {needed(method)}. Rename the data set's fields on "
+        "the node"
+    )
+
+
+def text_of(record: Record, name: str) -> str:
+    """A field as text. Raises DataError for anything else."""
+    value = record[name]
+    if not isinstance(value, str):
+        raise DataError(f"field {name!r} of a record is {type(value).__name__}; it must be text")
+    return value

@@ -18,14 +18,15 @@ from confide.files import fsync_file, fsync_folder
 from confide.identity.keys import verify
 from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
-from confide.sealing import context, dealing, keys, scalars, wire
-from confide.sealing.boundaries import reached
-from confide.sealing.parameters import too_few
+from confide.runs.contribution import Contribution
+from confide.runs.parameters import too_few
+from confide.sealing.crash_points import reached
 from confide.sealing.plain import clipped, travelling
-from confide.sealing.roles import Answer, Contribution, SlotPlan, Train
+from confide.sealing.primitives import context, dealing, keys, scalars, wire
+from confide.sealing.roles import Answer, SlotPlan, Train
 
 if TYPE_CHECKING:
-    from confide.sealing.member import MemberEpoch, SealedMember
+    from confide.sealing.member.member import MemberEpoch, SealedMember
 
 
 @dataclass(repr=False)

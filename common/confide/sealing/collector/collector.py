@@ -1,7 +1,7 @@
 """The coordinator half of sealing: asks, keeps every answer durably, decides, opens.
 
-collector_state.py holds what is known; this module decides what is asked next. What it asks after a crash has the
-bytes that it had before. It cannot learn more than a sum, whatever it does: that is the members' doing (member.py).
+state.py holds what is known; this module decides what is asked next. What it asks after a crash has the
+bytes that it had before. It cannot learn more than a sum, whatever it does: the members see to that.
 """
 
 from collections.abc import Callable, Collection, Container, Mapping
@@ -18,16 +18,17 @@ from confide.identity.roster import Role, Roster
 from confide.journal import Journal
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.parameters import Parameters, eligible, for_epoch, too_few, words
 from confide.runs.specification import Specification
-from confide.sealing import bundles, opening, wire
-from confide.sealing.boundaries import reached
-from confide.sealing.collector_state import Books, EpochBook, SlotBook
+from confide.sealing.collector import opening
+from confide.sealing.collector.state import Books, EpochBook, SlotBook
+from confide.sealing.collector.uploads import UploadStore
+from confide.sealing.crash_points import reached
 from confide.sealing.differences import Blocks, differences_kind, split, still_away
 from confide.sealing.evidence import of_slot
-from confide.sealing.member_slot import check_confirmation
-from confide.sealing.parameters import Parameters, eligible, for_epoch, too_few, words
+from confide.sealing.member.slot import check_confirmation
+from confide.sealing.primitives import bundles, wire
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
-from confide.sealing.uploads import UploadStore
 
 # After these the node needs an epoch of which it holds the secrets, under one roster.
 _RENEWS = {

@@ -31,11 +31,11 @@ from google.protobuf.message import Message
 from confide.codec.layout import VectorLayout
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.parameters import Parameters, for_epoch
 from confide.runs.specification import Specification
-from confide.sealing import bundles, context, wire
-from confide.sealing.bundles import EpochTerms
-from confide.sealing.dealing import EpochKey
-from confide.sealing.parameters import Parameters, for_epoch
+from confide.sealing.primitives import bundles, context, wire
+from confide.sealing.primitives.bundles import EpochTerms
+from confide.sealing.primitives.dealing import EpochKey
 from confide.sealing.roles import SlotPlan
 
 _M = TypeVar("_M", bound=Message)

@@ -2,7 +2,7 @@
 
     no epoch -> ADVERTISE -> SHARE -> (TRAIN -> CONFIRM -> REVEAL -> slot_ended)* -> no epoch
 
-This module holds the epoch; member_slot.py holds a slot. Epoch secrets live in memory only: a restarted member
+This module holds the epoch; slot.py holds a slot. Epoch secrets live in memory only: a restarted member
 has none, refuses the rest of the epoch by name, and takes part again in the next.
 """
 
@@ -19,19 +19,19 @@ from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Roster
 from confide.models.travel import Travel
 from confide.proto import fleet_pb2, sealing_pb2
+from confide.runs.parameters import Parameters, eligible, for_epoch
 from confide.runs.specification import Specification
-from confide.sealing import bundles, dealing, wire
-from confide.sealing.boundaries import reached
-from confide.sealing.bundles import EpochTerms, OwnSecrets
-from confide.sealing.chain import ModelChain
-from confide.sealing.dealing import EpochKey
+from confide.sealing.crash_points import reached
 from confide.sealing.differences import Blocks
-from confide.sealing.heights import Heights
-from confide.sealing.member_slot import MemberSlot
-from confide.sealing.parameters import Parameters, eligible, for_epoch
-from confide.sealing.revealed import NAME, Memory, Revealed
+from confide.sealing.member.chain import ModelChain
+from confide.sealing.member.heights import Heights
+from confide.sealing.member.revealed import NAME, Memory, Revealed
+from confide.sealing.member.seal_log import Costs, NoCosts, SealLog
+from confide.sealing.member.slot import MemberSlot
+from confide.sealing.primitives import bundles, dealing, wire
+from confide.sealing.primitives.bundles import EpochTerms, OwnSecrets
+from confide.sealing.primitives.dealing import EpochKey
 from confide.sealing.roles import Answer, Train
-from confide.sealing.seal_log import Costs, NoCosts, SealLog
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from confide import canonical
 from confide.codec.layout import VectorLayout
 from confide.models.travel import Travel
 from confide.proto import sealing_pb2
+from confide.runs.parameters import Parameters
 from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
-from confide.sealing import scalars, wire
-from confide.sealing.bundles import EpochTerms
-from confide.sealing.parameters import Parameters
+from confide.sealing.primitives import scalars, wire
+from confide.sealing.primitives.bundles import EpochTerms
 from confide.sealing.roles import SlotPlan
 
 if TYPE_CHECKING:

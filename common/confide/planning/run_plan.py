@@ -11,9 +11,10 @@ from pathlib import Path
 
 from confide.codec.layout import VectorLayout
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
+from confide.runs import parameters
 from confide.runs.schedule import describe_clip
 from confide.runs.specification import Specification
-from confide.sealing import parameters, scalars
+from confide.sealing.primitives import scalars
 
 _SMALL_MESSAGES_BYTES = 4096
 """Of one node and round beside model and update: instruction, list, signatures, shares. Measured at n = 4."""
@@ -290,7 +291,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
             refuse_impossible(specification, members)
     lines, trainable = _work(specification, nodes), None
     if specification.trains_model and base is not None:
-        from confide.methods.base import check
+        from confide.planning.fitness import check
 
         check(specification, base)
         size = measure(specification, base)

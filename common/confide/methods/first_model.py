@@ -1,8 +1,8 @@
 """What a run learns and passes on, by method: a model's trainable tensors, or a tokenizer's state.
 
 The bytes of payload "model" are one or the other. What they are at first, whether the coordinator may take them as a
-first model, and the schema of an update, stands here; how they may change stands in confide.sealing.chain on the node's
-side and in confide_server.rounds.outer_step on the coordinator's.
+first model, and the schema of an update, stands here; how they may change stands in confide.sealing.member.chain on the
+node's side and in confide_server.rounds.outer_step on the coordinator's.
 
     data, schema = first_model(specification, base)
 """
@@ -55,7 +55,7 @@ def check_first_model(specification: Specification, data: bytes, schema: TensorS
         raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
     Travel(specification, schema)  # refuses what it cannot be computed for
     if refactors(specification):
-        from confide.sealing.refactored import Refactored
+        from confide.models.fedsvd import Refactored
 
         Refactored(schema).check_rows(flat)
 
