@@ -13,7 +13,7 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import load_p256
 from confide.identity.member import LocalMember
 from confide.transport.control import ControlClient
-from confide_server.api.grpc.control import ControlServer
+from confide_server.api.grpc.server import ControlServer
 from confide_server.state.run_service import RunEvent, RunSummary, Submission
 
 MODEL = bytes(range(256)) * 20000  # 5 chunks
@@ -40,6 +40,9 @@ class MemoryRunService:
 
     def runs(self):
         return [RunSummary(RUN_ID, "example", self.status, 1, 3, "none", "über alles", 12.5)]
+
+    def ended(self, run_id):
+        return self.status in ("finished", "failed", "stopped")
 
     def add(self, kind, data):
         with self.changed:

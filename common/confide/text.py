@@ -11,7 +11,10 @@ bounded and cleaned where it is parsed, with `line` or `cleaned`, and escaped wh
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 LINE_CHARS = 500
 """Of a reason. Names are shorter, and their patterns say so."""
@@ -62,6 +65,32 @@ def cleaned(document: Any, limit: int = PARAGRAPH_CHARS) -> Any:
     if isinstance(document, dict):
         return {line(key, limit): cleaned(value, limit) for key, value in list(document.items())[:MAX_ITEMS]}
     return document
+
+
+_Message = TypeVar("_Message", bound="Message")
+_LONG_FIELDS = frozenset({"specification_toml", "plan", "notes"})
+"""Texts of several lines, in answers of the coordinator."""
+
+
+def cleaned_message(message: _Message) -> _Message:
+    """A protobuf message from elsewhere with every text in it made fit to be shown, in place."""
+    for field, value in message.ListFields():
+        is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+        if is_map:
+            for key in list(value):
+                if isinstance(value[key], str):
+                    value[key] = line(value[key], PARAGRAPH_CHARS)
+        elif field.message_type is not None:
+            for one in value if field.is_repeated else [value]:
+                cleaned_message(one)
+        elif field.type == field.TYPE_STRING:
+            limit = 1 << 20 if field.name in _LONG_FIELDS else PARAGRAPH_CHARS
+            clean = paragraph if field.name in _LONG_FIELDS else line
+            if field.is_repeated:
+                value[:] = [clean(one, limit) for one in value]
+            else:
+                setattr(message, field.name, clean(value, limit))
+    return message
 
 
 def log_to_stderr(level: int, form: str = "%(asctime)s %(levelname)s %(message)s") -> None:

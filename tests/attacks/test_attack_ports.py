@@ -20,7 +20,7 @@ import uvicorn
 from confide.errors import TransportError
 from confide.identity.member import LocalMember
 from confide_client.agent.fleet import MAX_RESPONSE_BYTES, FleetSettings, _bound_response, _client
-from confide_server.api.grpc import control, passage
+from confide_server.api.grpc import passage, server
 from confide_server.api.grpc.passage import offers_tls13
 from confide_server.fleet.flower import serving
 from confide_server.quota import Quota, listening
@@ -57,7 +57,7 @@ class Port:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passage, "HANDSHAKE_TIMEOUT_S", SOON_S)
-        patch.setattr(control, "MAX_CONNECTIONS_OF_ADDRESS", 8)
+        patch.setattr(server, "MAX_CONNECTIONS_OF_ADDRESS", 8)
         with running_federation(tmp_path_factory.mktemp("federation")) as federation:
             yield federation
 

@@ -11,7 +11,9 @@ import pytest
 from confide.identity.member import load_member
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
+from confide_server.state.events import Contributed
 from confide_server.state.run_journal import RunJournal
+from confide_server.state.views import Views
 
 from tests.audit_writer import append_many
 from tests.coordinator_world import World, specification
@@ -56,13 +58,14 @@ def test_everything_that_is_numbered_is_numbered_once(world: World, books: list[
             book = books[number % 2]
             together.wait(60)
             for index in range(5):
-                book.record(run_id, "example", {"writer": number, "index": index})
+                book.record(run_id, Contributed(round=index, node=f"writer-{number}", bytes=1))
             return book.sequences(run_id, [bytes([number, index]) * 16 for index in range(5)])
 
         given = sorted(sequence for sequences in pool.map(write, range(6)) for sequence in sequences)
         slots = list(pool.map(lambda number: books[number % 2].plan_slot(run_id, number + 1), range(6)))
     assert given == list(range(1, 31))
-    assert [event.sequence for event in books[0].events(run_id, 0, 0.0)] == list(range(1, 31))
+    assert [event.sequence for event in books[0].events(run_id, 0, 0.0)] == list(range(1, 32))
+    assert [event.number for event in Views(books[1]._database).events_after(0)] == list(range(1, 37))
     assert sorted(slot for slot, _ in slots) == list(range(1, 7))
     assert {run.run_id for run in books[0].runs()} == set(runs)
     assert books[1]._database.verify_audit() == 6

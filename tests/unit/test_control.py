@@ -24,7 +24,7 @@ from confide.proto import control_pb2 as pb
 from confide.runs.specification import EXAMPLE, parse_toml
 from confide.transport import failures
 from confide.transport.control import ControlClient
-from confide_server.api.grpc.control import ControlServer
+from confide_server.api.grpc.server import ControlServer
 
 from tests.control_federation import MODEL, RUN_ID, running_federation
 

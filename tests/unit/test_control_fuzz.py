@@ -11,7 +11,7 @@ from confide.proto import control_pb2 as pb
 from confide.transport import failures
 from confide.transport.control import ControlClient
 from confide_server.api.grpc.access import RULES
-from confide_server.api.grpc.control import ControlServer
+from confide_server.api.grpc.server import ControlServer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +60,7 @@ def channel(request, tmp_path_factory):
 
 
 def test_every_method_has_a_rule():
-    assert set(METHODS) == set(RULES)
+    assert {f"Control/{name}" for name in METHODS} <= set(RULES)
 
 
 @settings(max_examples=150)

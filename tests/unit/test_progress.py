@@ -207,7 +207,7 @@ def test_the_newest_report_of_each_node_is_there_for_those_who_watch(
     assert [(one["node"], one["step"]) for one in board.since(RUN, number)[1]] == [("node-b", 3), ("node-a", 4)]
     board.forget(RUN, "node-a")
     assert [one["node"] for one in board.since(RUN, 0)[1]] == ["node-b"]
-    board.follow("", ())
+    board.leave(RUN)
     assert board.since(RUN, 0)[1] == []
 
 

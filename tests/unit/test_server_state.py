@@ -24,6 +24,7 @@ from confide.runs.specification import Specification
 from confide.sealing.roles import Opened, SlotPlan
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
+from confide_server.state.events import OfferAnswered, RoundStarted
 from confide_server.state.run_journal import Committed, RunJournal, _answers
 from confide_server.state.run_service import Submission
 from sqlalchemy import MetaData, Table, create_engine, select
@@ -60,7 +61,8 @@ def commit(book: RunJournal, run_id: str, number: int, data: bytes) -> None:
     slot, attempt = book.plan_slot(run_id, number)
     plan = SlotPlan(slot=slot, round=number, attempt=attempt, model_sha256=b"", parent_model_sha256=b"")
     file = book.checkpoints.put(data, "bin")
-    done = Committed(plan, opened("hospital-a", "hospital-b"), file, "", model_digest(data), 0.5, 1.25)
+    contributed = opened("hospital-a", "hospital-b")
+    done = Committed(plan, contributed, file, "", model_digest(data), len(data), 0.5, 1.25, {"train": 1.0}, {})
     book.commit_round(run_id, done)
 
 
@@ -114,15 +116,15 @@ def test_an_answer_is_written_alone(world: World, book: RunJournal) -> None:
     written: list[str] = []
     listen(book._database._engine, "before_cursor_execute", lambda *given: written.append(f"{given[2]} {given[3]}"))
     for name in names[:2]:
-        book.answered(run_id, name, "waiting", {"node": name})
-    book.answered(run_id, names[0], "accepted", {"node": names[0]})
+        book.answered(run_id, "waiting", OfferAnswered(node=name, accepted=False, waiting=True))
+    book.answered(run_id, "accepted", OfferAnswered(node=names[0], accepted=True))
     changes = [statement for statement in written if statement.split()[0] in ("INSERT", "UPDATE")]
-    assert len(changes) == 6, changes
+    assert len(changes) == 9, changes  # the answer, its event, and how far the events are numbered
     assert not [statement for statement in changes if names[39] in statement]
     run = book.next_run(0.0)
     assert run is not None and run.cohort == tuple(names)
     assert run.answers == dict.fromkeys(names, "") | {names[0]: "accepted", names[1]: "waiting"}
-    assert [event.data["node"] for event in book.events(run_id, 0, 0.0)] == [names[0], names[1], names[0]]
+    assert [event.data["node"] for event in book.events(run_id, 1, 0.0)] == [names[0], names[1], names[0]]
 
 
 def test_durable_settings_of_sqlite(tmp_path: Path) -> None:
@@ -336,10 +338,10 @@ def test_a_run_stops_by_an_administrators_order_alone(world: World, book: RunJou
 def test_events_are_waited_for(world: World, book: RunJournal) -> None:
     run_id = book.submit(world.submission(specification(), MODEL))
     began = time.monotonic()
-    assert book.events(run_id, 0, 0.2) == [] and time.monotonic() - began >= 0.2
-    threading.Timer(0.1, lambda: book.record(run_id, "round_started", {"round": 1})).start()
-    found = book.events(run_id, 0, 30.0)
-    assert [(event.sequence, event.kind) for event in found] == [(1, "round_started")]
+    assert book.events(run_id, 1, 0.2) == [] and time.monotonic() - began >= 0.2
+    threading.Timer(0.1, lambda: book.record(run_id, RoundStarted(round=1, attempt=1, slot=1, deadline_s=9.0))).start()
+    found = book.events(run_id, 1, 30.0)
+    assert [(event.sequence, event.kind) for event in found] == [(2, "round_started")]
     assert time.monotonic() - began < 20
 
 
@@ -347,7 +349,7 @@ def test_a_queued_run_stops_at_once_and_stays_stopped(world: World, book: RunJou
     run_id = book.submit(world.submission(specification(), MODEL))
     book.stop(run_id, *world.stop_order(run_id))
     book.stop(run_id, *world.stop_order(run_id))
-    assert [event.kind for event in book.events(run_id, 0, 0)] == ["run_stopped"]
+    assert [event.kind for event in book.events(run_id, 0, 0)] == ["run_submitted", "run_stopped"]
     assert book.runs()[0].status == "stopped" and book.next_run(0) is None
 
 

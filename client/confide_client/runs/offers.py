@@ -79,6 +79,8 @@ def verify_offer(
         initial_model_sha256=offer.initial_model_sha256,
         administrator=offer.administrator,
         signature=offer.signature,
+        parent_run_id=offer.parent_run_id,
+        parent_round=offer.parent_round,
     )
     if offer.run_id != run_id and not (stored and signed.earlier):
         raise ProtocolFailure(

@@ -39,8 +39,18 @@ class Role(StrEnum):
     """What a member may do."""
 
     NODE = "node"
+    """An organization: trains, and sees its own things."""
     COORDINATOR = "coordinator"
     ADMINISTRATOR = "administrator"
+    """Submits, stops and releases, over its signature; may see and do everything that anybody may."""
+    OPERATOR = "operator"
+    """Pauses, resumes and orders runs, publishes what the root signed; sees everything but the audit log."""
+    AUDITOR = "auditor"
+    """Sees everything and changes nothing."""
+    ANNOTATOR = "annotator"
+    """Compares answers of models; sees releases."""
+    CONSOLE = "console"
+    """The web console: asks on behalf of people whom it signed in, of whose roles it tells."""
 
 
 class Member(Document):
@@ -78,6 +88,14 @@ class Member(Document):
         return self
 
 
+class Rules(Document):
+    """How many different administrators have to sign. A submission and a release are checked by whoever takes them."""
+
+    submission: Annotated[int, Field(ge=1, le=2)] = 1
+    release: Annotated[int, Field(ge=1, le=2)] = 1
+    revocation: Annotated[int, Field(ge=1, le=2)] = 1
+
+
 class Roster(Document):
     """One version of the membership. Members stand in order of their names."""
 
@@ -93,6 +111,7 @@ class Roster(Document):
     ca_certificate: str
     """PEM: issues every member's TLS certificate."""
     members: tuple[Member, ...]
+    rules: Rules = Rules()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -186,7 +205,13 @@ def sign_roster(roster: Roster, root_key: SigningKey) -> bytes:
 
 def open_roster(data: bytes, root_public: bytes) -> Roster:
     """The roster, verified under the root's key, expired or not. Raises IdentityError."""
-    return validated(Roster, open_document(data, DOMAIN, root_public), "the roster")
+    document = open_document(data, DOMAIN, root_public)
+    roster = validated(Roster, document, "the roster")
+    if roster.model_dump(mode="json") != document:
+        raise IdentityError(
+            "the roster is not in canonical form: a field is written out that says what its default does"
+        )
+    return roster
 
 
 def verify_roster(data: bytes, root_public: bytes, now: float) -> Roster:

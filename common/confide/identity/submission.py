@@ -24,6 +24,7 @@ from confide.runs.specification import Specification, parse_canonical
 DOMAIN = "submission"
 STOP_DOMAIN = "stop"
 END_DOMAIN = "run-end"
+RELEASE_DOMAIN = "release"
 STOPPED = "STOPPED"
 """Why a run ended that an administrator stopped: the one reason that needs an administrator's signature."""
 NONCE_BYTES = 32
@@ -48,6 +49,9 @@ class SignedSubmission:
     initial_model_sha256: bytes
     administrator: str
     signature: bytes
+    parent_run_id: str = ""
+    """The run whose model after `parent_round` is this one's first; "" for none."""
+    parent_round: int = 0
 
     @property
     def earlier(self) -> bool:
@@ -70,14 +74,22 @@ class SignedSubmission:
             )
         if not 0 < self.expires_at < _LAST_SECOND:
             raise SpecificationError(f"the submission expires at {self.expires_at}, which is no time; submit it anew")
-        return canonical.hash_fields(
-            "confide/v1/submission",
+        said = (
             self.run_id.encode(),
             self.nonce,
             self.expires_at.to_bytes(8, "big"),
             hashlib.sha256(self.specification).digest(),
             self.initial_model_sha256,
         )
+        if not self.parent_run_id and not self.parent_round:
+            return canonical.hash_fields("confide/v1/submission", *said)
+        if not _RUN_ID.fullmatch(self.parent_run_id) or not 0 <= self.parent_round < 1 << 31:
+            raise SpecificationError(
+                f"the submission goes on from round {self.parent_round} of run {self.parent_run_id[:40]!r}, which is "
+                "no run id: 32 characters of hex"
+            )
+        parent = (self.parent_run_id.encode(), self.parent_round.to_bytes(8, "big"))
+        return canonical.hash_fields("confide/v1/continuation", *said, *parent)
 
     def check_in_time(self, now: float) -> None:
         """Raise SUBMISSION_EXPIRED, or SpecificationError when it is valid for longer than 90 days from now.
@@ -106,8 +118,13 @@ def sign_submission(
     run_id: str = "",
     valid_s: int = VALID_S,
     now: float | None = None,
+    parent_run_id: str = "",
+    parent_round: int = 0,
 ) -> SignedSubmission:
-    """A new submission with a fresh nonce, and a fresh run id unless one is given. now: Unix seconds."""
+    """A new submission with a fresh nonce, and a fresh run id unless one is given. now: Unix seconds.
+
+    parent_run_id, parent_round: whose checkpoint the first model is, for a run that goes on from another one.
+    """
     unsigned = SignedSubmission(
         run_id=run_id or secrets.token_hex(16),
         nonce=secrets.token_bytes(NONCE_BYTES),
@@ -116,6 +133,8 @@ def sign_submission(
         initial_model_sha256=initial_model_sha256,
         administrator=administrator,
         signature=b"",
+        parent_run_id=parent_run_id,
+        parent_round=parent_round,
     )
     return SignedSubmission(**(vars(unsigned) | {"signature": key.sign(DOMAIN, unsigned.statement)}))
 
@@ -148,6 +167,16 @@ def sign_stop(key: SigningKey, run_id: str) -> bytes:
 def verify_stop(roster: Roster, administrator: str, run_id: str, signature: bytes) -> None:
     """Raise unless an active administrator ordered this run to stop. Raises as `verify_submission`."""
     verify(_administrator(roster, administrator, "stops"), STOP_DOMAIN, run_id.encode(), signature)
+
+
+def sign_release(key: SigningKey, document: bytes) -> bytes:
+    """An administrator's word that this model is to be released under this name (canonical bytes of a release)."""
+    return key.sign(RELEASE_DOMAIN, document)
+
+
+def verify_release(roster: Roster, administrator: str, document: bytes, signature: bytes) -> None:
+    """Raise unless an active administrator signed this release. Raises as `verify_submission`."""
+    verify(_administrator(roster, administrator, "releases models of"), RELEASE_DOMAIN, document, signature)
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ class RoundPage(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., rounds: _Optional[_Iterable[_Union[RoundLine, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class RoundLine(_message.Message):
-    __slots__ = ("round", "attempts", "committed_at", "seconds", "phases", "update_norm", "metrics", "model_sha256", "participation", "contributors", "received_bytes", "epsilon")
+    __slots__ = ("round", "attempts", "committed_at", "seconds", "phases", "update_norm", "metrics", "model_sha256", "participation", "contributors", "received_bytes")
     class PhasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -288,7 +288,6 @@ class RoundLine(_message.Message):
     PARTICIPATION_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
-    EPSILON_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempts: int
     committed_at: float
@@ -300,8 +299,7 @@ class RoundLine(_message.Message):
     participation: _containers.RepeatedCompositeFieldContainer[Participation]
     contributors: int
     received_bytes: int
-    epsilon: float
-    def __init__(self, round: _Optional[int] = ..., attempts: _Optional[int] = ..., committed_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phases: _Optional[_Mapping[str, float]] = ..., update_norm: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Metric]] = ..., model_sha256: _Optional[str] = ..., participation: _Optional[_Iterable[_Union[Participation, _Mapping]]] = ..., contributors: _Optional[int] = ..., received_bytes: _Optional[int] = ..., epsilon: _Optional[float] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., attempts: _Optional[int] = ..., committed_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phases: _Optional[_Mapping[str, float]] = ..., update_norm: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Metric]] = ..., model_sha256: _Optional[str] = ..., participation: _Optional[_Iterable[_Union[Participation, _Mapping]]] = ..., contributors: _Optional[int] = ..., received_bytes: _Optional[int] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("mean", "count")

@@ -111,7 +111,7 @@ class SubmitRunRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[SubmitRunHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class SubmitRunHeader(_message.Message):
-    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes", "schema", "run_id", "nonce", "expires_at")
+    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes", "schema", "run_id", "nonce", "expires_at", "parent_run_id", "parent_round")
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,8 @@ class SubmitRunHeader(_message.Message):
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_ROUND_FIELD_NUMBER: _ClassVar[int]
     specification: bytes
     initial_model_sha256: bytes
     signature: bytes
@@ -128,7 +130,9 @@ class SubmitRunHeader(_message.Message):
     run_id: str
     nonce: bytes
     expires_at: int
-    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ..., schema: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ...) -> None: ...
+    parent_run_id: str
+    parent_round: int
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ..., schema: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ...) -> None: ...
 
 class SubmitRunReply(_message.Message):
     __slots__ = ("run_id",)

@@ -104,7 +104,7 @@ class SignedReply(_message.Message):
     def __init__(self, reply: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster", "run_id", "nonce", "expires_at")
+    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster", "run_id", "nonce", "expires_at", "parent_run_id", "parent_round")
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,8 @@ class Offer(_message.Message):
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_ROUND_FIELD_NUMBER: _ClassVar[int]
     specification: bytes
     initial_model_sha256: bytes
     signature: bytes
@@ -121,7 +123,9 @@ class Offer(_message.Message):
     run_id: str
     nonce: bytes
     expires_at: int
-    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ...) -> None: ...
+    parent_run_id: str
+    parent_round: int
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
     __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision")

@@ -14,6 +14,9 @@ from confide.text import line, paragraph
 
 PROTOCOL = 1
 PROTOCOL_KEY, RELEASE_KEY, CODE_KEY = "confide-protocol", "confide-release", "confide-code"
+ACTING_USER_KEY, ACTING_ROLE_KEY = "confide-acting-user", "confide-acting-role"
+ACTING_ORGANIZATION_KEY = "confide-acting-organization"
+"""For whom a console calls."""
 MAX_MESSAGE_CHARS = 2000
 
 _KINDS: dict[str, type[ConfideError]] = {

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -26,16 +27,28 @@ from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
 from pydantic import Field
 
-from confide_server.api.grpc.control import PASSAGE_DESCRIPTORS, ControlServer
+from confide_server.api.grpc.admin import functions
+from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
+from confide_server.api.grpc.endpoint import Surroundings
+from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.fleet.flower import FleetLink
 from confide_server.fleet.flower.serving import BoundedServer
+from confide_server.membership.enrolment import EnrolmentQueue
+from confide_server.membership.intake import RosterIntake
 from confide_server.memory import map_big_buffers
 from confide_server.quota import Quota, listening, room_for
 from confide_server.rounds.driver import Parts, RunDriver
+from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
+from confide_server.state.event_tail import EventTail
+from confide_server.state.idempotency import Idempotency
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.releases import Releases
+from confide_server.state.run_control import RunControl
 from confide_server.state.run_journal import RunJournal
+from confide_server.state.sightings import Sightings
+from confide_server.state.views import Views
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
@@ -142,13 +155,36 @@ class Coordinator:
             on_trouble=self._note_driver,
         )
         self._driver = RunDriver(parts)
+        self._started_at = time.time()
+        idempotency, sightings = Idempotency(self.database), Sightings(self.database)
+        enrolment = EnrolmentQueue(folder / "enrolment")
+        intake = RosterIntake(self.member.roster, self._take_roster)
+        views = Views(self.database)
+        self.admin = AdminParts(
+            member=self.member,
+            journal=self.book,
+            views=views,
+            control=RunControl(self.database, self.book, self._driver.forget),
+            tail=EventTail(self.book, views),
+            releases=Releases(self.database, self.member.roster),
+            receipts=self._receipts,
+            audit=AuditLog(self.database),
+            enrolment=enrolment,
+            intake=intake,
+            sightings=sightings,
+            standing=self.link.standing,
+            facts=self.facts,
+        )
         self._control = ControlServer(
             member=self.member,
             run_service=self.book,
             folder=folder,
             address=f"{self.settings.bind}:{self.settings.control_port}",
             receipts=self._receipts,
-            on_roster=self._take_roster,
+            enrolment=enrolment,
+            intake=intake,
+            admin=functions(self.admin),
+            surroundings=Surroundings(self.member, idempotency, sightings.note),
         )
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
         quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
@@ -168,12 +204,32 @@ class Coordinator:
             quota,
         )
 
+    def facts(self) -> ServerFacts:
+        """What the administration service tells of this process."""
+        found = standing(self.folder)
+        threads = {thread.name: thread.is_alive() for thread in (self._fleet_thread, *self._driver.threads)}
+        return ServerFacts(
+            started_at=self._started_at,
+            trouble=found["trouble"],
+            trouble_since=found["since"] if found["trouble"] else 0.0,
+            disks=self._disks(),
+            threads=threads,
+            max_concurrent_runs=1,
+        )
+
+    def _disks(self) -> list[Disk]:
+        places = {"state": self.folder}
+        if not self.settings.checkpoints:
+            places["checkpoints"] = self.folder / "checkpoints"
+        return [_disk(what, path) for what, path in places.items()]
+
     def _note_driver(self, trouble: str) -> None:
         with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
             write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
 
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
+        self.book.keep_roster()
         with self.database.transaction() as session:
             append_audit(session, {"event": "roster", "version": roster.version, "sha256": roster.digest})
 
@@ -230,6 +286,13 @@ class Coordinator:
             if newest != stamp:
                 _load_chain(self._tls, self.member)
                 stamp = newest
+
+
+def _disk(what: str, path: Path) -> Disk:
+    usage = shutil.disk_usage(path)
+    with os.scandir(path) as entries:
+        used = sum(entry.stat().st_size for entry in entries if entry.is_file())
+    return Disk(what, str(path), used, usage.free, usage.total)
 
 
 def _exclusive(folder: Path) -> int:

@@ -7,7 +7,9 @@ The run driver and all below it know these two roles only. `confide_server.fleet
 from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
-from confide_server.fleet.flower import FleetReply, Presence
+from confide_server.fleet.flower import FleetReply, Presence, Standing
+
+__all__ = ["FleetReply", "Link", "Presence", "Session", "Standing"]
 
 
 class Session(Protocol):

@@ -18,7 +18,9 @@ from google.protobuf.message import DecodeError
 
 from confide_server.fleet.port import Link
 from confide_server.rounds.exchange import Answer, Courier, Question, printable
+from confide_server.state.events import OfferAnswered, RunStarted
 from confide_server.state.run_journal import OpenRun, RunJournal
+from confide_server.state.run_status import RunStatus
 
 OFFER_AGAIN_S = 1.0
 PAUSE_S = 0.2
@@ -94,26 +96,34 @@ class Cohort:
             self._book.update(self._run.run_id, cohort=list(self.names))
         self._book.progress.follow(self._run.run_id, self.names)
         if self._run.status == "submitted":
-            self._book.update(self._run.run_id, status="offering")
+            self._book.update(self._run.run_id, status=RunStatus.OFFERING)
         began = time.monotonic()
         while self._worth_waiting(began):
+            self._say_waiting()
             self._pause(PAUSE_S)
+        self._book.waits(self._run.run_id, (), "")
         if len(self.accepted()) < self._federation.min_cohort:
             raise CohortTooSmall(self._too_small())
         self._await_connections()
         if self._run.status != "running":
-            self._book.update(self._run.run_id, status="running")
-            self._book.record(
-                self._run.run_id,
-                "run_started",
-                {
-                    "nodes": list(self.accepted()),
-                    "rounds": self._federation.rounds,
-                    "sealing": self._run.specification.sealing.kind,
-                    "name": self._run.specification.name,
-                    "differences": differences_kind(self._run.specification),
-                },
+            self._book.update(self._run.run_id, status=RunStatus.RUNNING, started_at=time.time())
+            begun = RunStarted(
+                nodes=list(self.accepted()),
+                rounds=self._federation.rounds,
+                sealing=self._run.specification.sealing.kind,
+                name=self._run.specification.name,
+                differences=differences_kind(self._run.specification),
             )
+            self._book.record(self._run.run_id, begun)
+
+    def _say_waiting(self) -> None:
+        """For whom the run waits before it begins."""
+        open_ = [name for name in self.names if self._answers[name] in ("", "waiting", "preparing")]
+        people = [name for name in open_ if self._answers[name] == "waiting"]
+        if people:
+            self._book.waits(self._run.run_id, people, f"waits for approval by {', '.join(people)}")
+        elif open_:
+            self._book.waits(self._run.run_id, open_, f"waits for the answers of {', '.join(open_)}")
 
     def _await_connections(self) -> None:
         """Let those who take part connect again, above all after a restart; else an epoch leaves out the slowest."""
@@ -221,6 +231,8 @@ class Cohort:
             run_id=signed.run_id,
             nonce=signed.nonce,
             expires_at=signed.expires_at,
+            parent_run_id=signed.parent_run_id,
+            parent_round=signed.parent_round,
         )
         return offer.SerializeToString(deterministic=True)
 
@@ -242,13 +254,13 @@ class Cohort:
         if self._answers[node] == answer:
             return
         self._answers[node] = answer
-        event = {
-            "node": node,
-            "accepted": answer == "accepted",
-            "waiting": answer in ("waiting", "preparing"),
-            "preparing": answer == "preparing",
-            "reason": reason,
-            "round_s": round(self._round_s.get(node, 0.0), 3),
-            "precision": precision,
-        }
-        self._book.answered(self._run.run_id, node, answer, event)
+        event = OfferAnswered(
+            node=node,
+            accepted=answer == "accepted",
+            waiting=answer in ("waiting", "preparing"),
+            preparing=answer == "preparing",
+            reason=reason,
+            round_s=round(self._round_s.get(node, 0.0), 3),
+            precision=precision,
+        )
+        self._book.answered(self._run.run_id, answer, event)

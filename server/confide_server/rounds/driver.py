@@ -11,8 +11,9 @@ at any moment loses no reported round.
 """
 
 import logging
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from confide_server.fleet.port import Link, Session
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Courier
 from confide_server.rounds.round_loop import Rounds
+from confide_server.state.events import RunFailed, RunFinished, RunStopped
 from confide_server.state.run_journal import OpenRun, RunJournal
+from confide_server.state.run_status import RunStatus
 
 RETRY_S = 5.0
 MOST_RETRY_S = 60.0
@@ -38,6 +41,10 @@ log = logging.getLogger(__name__)
 
 class Stopped(Exception):
     """An administrator asked the run to stop."""
+
+
+class Resting(Exception):
+    """An operator lets the run rest; it goes on from here when it is resumed."""
 
 
 class GoingDown(Exception):
@@ -82,12 +89,21 @@ class RunDriver:
     def stop(self) -> None:
         """Leave the open run as it is, end the thread, and release the open run's files to whoever goes on with it."""
         self._down.set()
-        self._parts.book.wake()
+        self._parts.book.notify()
         if self._thread.is_alive():
             self._thread.join()
         for collector in self._collectors.values():
             collector.close()
         self._collectors.clear()
+
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """Those that should live."""
+        return (self._thread,)
+
+    def forget(self, run_id: str) -> None:
+        """Remove what the protocol keeps in files of a run that has ended."""
+        shutil.rmtree(self._parts.folder / run_id, ignore_errors=True)
 
     def _loop(self) -> None:
         """Never ends but by `stop`: whatever goes wrong is said, and tried again later and later."""
@@ -119,6 +135,10 @@ class RunDriver:
             self._run(run)
         except GoingDown:
             raise
+        except Resting:
+            self._parts.book.progress.leave(run.run_id)
+            self._parts.book.waits(run.run_id, (), "")
+            self._parts.book.update(run.run_id, detail="rests")
         except StateError as error:
             self._parts.book.update(run.run_id, detail=f"waiting: {error}")
             raise
@@ -173,17 +193,19 @@ class RunDriver:
             rounds.abandon_open(STOPPED, "an administrator stopped the run")
             rounds.farewell(SignedEnd(run.run_id, STOPPED, *book.stop_order(run.run_id)))
             done = book.committed(run.run_id)
-            book.end(run.run_id, "stopped", {"round": done}, f"stopped after round {done}")
+            book.end(run.run_id, RunStatus.STOPPED, RunStopped(round=done), f"stopped after round {done}")
         except StateError:
             raise
         except ConfideError as error:
             log.warning("run %s failed: %s", run.run_id, error)
             rounds.abandon_open(error.code, str(error))
             rounds.farewell(SignedEnd(run.run_id, error.code))
-            book.end(run.run_id, "failed", {"code": error.code, "reason": str(error)}, f"{error.code}: {error}")
+            failed = RunFailed(code=error.code, reason=str(error))
+            book.end(run.run_id, RunStatus.FAILED, failed, f"{error.code}: {error}")
         else:
             rounds.farewell(SignedEnd(run.run_id, ""))
-            book.end(run.run_id, "finished", {"rounds": last.round, "model_sha256": last.sha256.hex()})
+            finished = RunFinished(rounds=last.round, model_sha256=last.sha256.hex())
+            book.end(run.run_id, RunStatus.FINISHED, finished)
 
     def _collector(self, run: OpenRun) -> Collector:
         # Kept while the run is open: it holds its journal, and a second one could not open it.
@@ -202,5 +224,8 @@ class RunDriver:
             raise Stopped
 
     def _pause(self, run_id: str, seconds: float) -> None:
+        """Sleep where no question is out: there an operator may let the run rest. What is done is durable."""
         self._down.wait(seconds)
         self._check(run_id)
+        if self._parts.book.paused(run_id):
+            raise Resting

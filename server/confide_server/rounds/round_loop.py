@@ -22,6 +22,14 @@ from confide_server.memory import trim
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
 from confide_server.rounds.outer_step import next_model
+from confide_server.state.events import (
+    Contributed,
+    Dropped,
+    EpochStarted,
+    MembersReturned,
+    RoundStarted,
+    WaitingForMembers,
+)
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
 
 END_DEADLINE_S = 5.0
@@ -80,12 +88,16 @@ class Rounds:
         """Who was dropped since the last epoch was begun."""
         self._untold: list[str] = []
         self._connections: dict[str, int] = {}
+        self._phases: dict[str, float] = {}
+        """Seconds of the open round by step of the protocol."""
+        self._received: dict[str, int] = {}
 
     def run_all(self) -> Model:
         """All rounds that are left; returns the last model."""
         model = self._book.model(self._run.run_id, self._run.round)
         self._settle(model)
         while model.round < self._federation.rounds:
+            self._pause(0.0)  # between rounds an operator may let the run rest
             model = self._round(model)
             trim()
         return model
@@ -101,6 +113,7 @@ class Rounds:
     def _round(self, model: Model) -> Model:
         number = model.round + 1
         began = time.monotonic()
+        self._phases, self._received = {}, {}
         while True:
             self._refresh_roster()
             plan = self._resumed(number) or self._planned(number, model)
@@ -136,14 +149,19 @@ class Rounds:
             self._roster_version = roster.version
 
     def _fresh_roster(self) -> Roster:
+        waited = False
         while True:
             roster = self._roster.current
             try:
                 roster.check_fresh(time.time())
             except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
+                self._book.waits(self._run.run_id, (), str(error))
                 self._pause(ROSTER_PAUSE_S)
+                waited = True
             else:
+                if waited:
+                    self._book.waits(self._run.run_id, (), "")
                 return roster
 
     def _resumed(self, number: int) -> SlotPlan | None:
@@ -172,8 +190,8 @@ class Rounds:
             evaluate_only=self._specification.training.local_steps == 0,
         )
         deadline_s = self._cohort.step_deadline_s(len(model.data))
-        data = {"round": number, "attempt": attempt, "slot": slot, "deadline_s": round(deadline_s)}
-        self._book.record(self._run.run_id, "round_started", data)
+        begun = RoundStarted(round=number, attempt=attempt, slot=slot, deadline_s=round(deadline_s))
+        self._book.record(self._run.run_id, begun)
         self._open, self._heard = plan, set()
         return plan
 
@@ -190,8 +208,8 @@ class Rounds:
             outcome = self._collector.outcome
             if not isinstance(outcome, Abandoned) and not self._collector.epoch_needed(present):
                 members = [name for name in present if name not in self._missing]
-                data = {"members": members, "slots": self._specification.sealing.slots_per_epoch}
-                self._book.record(self._run.run_id, "epoch_started", data)
+                begun = EpochStarted(members=members, slots=self._specification.sealing.slots_per_epoch)
+                self._book.record(self._run.run_id, begun)
                 return
         raise ProtocolFailure(
             FailureName.COHORT_NOT_EPOCH,
@@ -219,8 +237,9 @@ class Rounds:
     def _say_paused(self, number: int, missing: tuple[str, ...]) -> None:
         waits = f"paused before round {number}: waits for {', '.join(missing)}; a sum without it would show its update"
         self._book.update(self._run.run_id, detail=waits if missing else "")
-        kind, data = ("paused", {"round": number, "missing": list(missing)}) if missing else ("resumed", {})
-        self._book.record(self._run.run_id, kind, data or {"round": number})
+        self._book.waits(self._run.run_id, missing, waits if missing else "")
+        event = WaitingForMembers(round=number, missing=list(missing)) if missing else MembersReturned(round=number)
+        self._book.record(self._run.run_id, event)
 
     def _note_connections(self) -> None:
         """Tell the collector who connected anew since it last asked: a node that restarted lost its secrets."""
@@ -239,8 +258,10 @@ class Rounds:
 
     def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:
         while (exchange := self._collector.exchange()) is not None:
+            began, step = time.monotonic(), fleet_pb2.Step.Name(exchange.step).lower()
             self._exchange(number, exchange, model)
             self._collector.close_exchange()
+            self._phases[step] = self._phases.get(step, 0.0) + time.monotonic() - began
 
     def _exchange(self, number: int, exchange: Exchange, model: Mapping[str, bytes]) -> None:
         question = Question(
@@ -264,8 +285,8 @@ class Rounds:
                 self._dropped(number, answer.node, error.code, str(error), answered=True)
                 continue
             if exchange.step == fleet_pb2.TRAIN:
-                data = {"round": number, "node": answer.node, "bytes": size}
-                self._book.record(self._run.run_id, "contributed", data)
+                self._received[answer.node] = size
+                self._book.record(self._run.run_id, Contributed(round=number, node=answer.node, bytes=size))
 
     def _deadline_s(self, exchange: Exchange, model: Mapping[str, bytes]) -> float:
         """The collector knows how long the specification allows at most; the cohort what its nodes need."""
@@ -284,8 +305,7 @@ class Rounds:
         else:
             self._heard.discard(node)
         self._missing.add(node)
-        data = {"round": number, "node": node, "code": code, "reason": reason}
-        self._book.record(self._run.run_id, "dropped", data)
+        self._book.record(self._run.run_id, Dropped(round=number, node=node, code=code, reason=reason))
 
     # --- ends
 
@@ -304,8 +324,11 @@ class Rounds:
             model_file=store.put(data, "bin"),
             outer_file=store.put(outer_state, "safetensors") if outer_state else "",
             model_sha256=model_digest(data),
+            model_bytes=len(data),
             update_norm=update_norm,
             seconds=round(seconds, 3),
+            phases={step: round(spent_s, 3) for step, spent_s in self._phases.items()},
+            received={name: self._received[name] for name in opened.contributors if name in self._received},
         )
         self._book.commit_round(self._run.run_id, done)
         self._tell_end(plan, done.model_sha256, tuple(self._heard), self._courier)

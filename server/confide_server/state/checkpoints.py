@@ -67,6 +67,10 @@ class CheckpointStore:
         except OSError:
             return
 
+    def remove(self, name: str) -> None:
+        """Forget the bytes of this name; nothing happens when they are gone already."""
+        self._discard(f"{self._root}/{name}")
+
     def get(self, name: str) -> bytes:
         """The bytes of this name. Raises StateError when they are missing or do not hash to it."""
         try:

@@ -5,7 +5,7 @@ in it. Tables change through migrations/ only.
 
 Several threads and processes may write at once. On SQLite a writing transaction takes the database's one write lock
 when it begins (BEGIN IMMEDIATE) and waits for it; on PostgreSQL whoever numbers something locks a row first: the run's
-own for what is numbered within it, the audit log's head for the log and for runs.
+own for what is numbered within it, then the events' head, then the audit log's head for the log and for runs.
 
 >>> import tempfile; database = Database(f"sqlite:///{tempfile.mkdtemp()}/coordinator.db")
 >>> with database.transaction() as session: append_audit(session, {"event": "example"})
@@ -92,6 +92,29 @@ class Run(Base):
     """The administrator's order to stop."""
     flower_run_id: Mapped[str | None] = mapped_column(String(20))
     """The Flower run in which this run goes on, decimal."""
+    method: Mapped[str] = mapped_column(String(32), default="")
+    data: Mapped[str] = mapped_column(String(64), default="")
+    privacy_unit: Mapped[str] = mapped_column(String(16), default="")
+    """These three are the specification's, for lists."""
+    parent_run_id: Mapped[str] = mapped_column(String(32), default="")
+    """The run whose model it began with, as its administrator signed; "" for none."""
+    parent_round: Mapped[int] = mapped_column(Integer, default=0)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    """Higher goes first; among equals the older one."""
+    paused_by: Mapped[str] = mapped_column(String(64), default="")
+    paused_at: Mapped[float | None] = mapped_column(Float)
+    """Since when it is to rest, at an operator's wish."""
+    pause_reason: Mapped[str] = mapped_column(Text, default="")
+    waits_for: Mapped[list[str]] = mapped_column(default=list)
+    waits_reason: Mapped[str] = mapped_column(Text, default="")
+    waiting_since: Mapped[float | None] = mapped_column(Float)
+    """Since when it waits by itself, for whom `waits_for` names or for what `waits_reason` says."""
+    started_at: Mapped[float | None] = mapped_column(Float)
+    ended_at: Mapped[float | None] = mapped_column(Float)
+    short_rounds: Mapped[int] = mapped_column(Integer, default=0)
+    """Committed rounds to which not everybody who had accepted contributed."""
+    deleted_at: Mapped[float | None] = mapped_column(Float)
+    """When everything of it but this row was removed: its id and nonce stay used."""
 
 
 class Answer(Base):
@@ -135,14 +158,19 @@ class Round(Base):
     update_norm: Mapped[float] = mapped_column(Float)
     seconds: Mapped[float] = mapped_column(Float)
     committed_at: Mapped[float] = mapped_column(Float)
+    phases: Mapped[Json] = mapped_column(default=dict)
+    """Seconds by step of the protocol; empty for rounds of a release that did not record them."""
+    received: Mapped[Json] = mapped_column(default=dict)
+    """Bytes of each node's upload."""
 
 
 class SignedRoster(Base):
-    """A roster under which a round was opened, as the root signed it: manifests carry it."""
+    """A roster that this coordinator took, as the root signed it: manifests carry those under which rounds opened."""
 
     __tablename__ = "rosters"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     signed: Mapped[bytes] = mapped_column(LargeBinary)
+    version: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Checkpoint(Base):
@@ -156,6 +184,8 @@ class Checkpoint(Base):
     model_file: Mapped[str] = mapped_column(String(80))
     outer_file: Mapped[str] = mapped_column(String(80))
     """The outer optimizer's state after this round; "" for none."""
+    size: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Bytes of the model's file; 0 for one of a release that did not record it."""
 
 
 class Event(Base):
@@ -167,6 +197,8 @@ class Event(Base):
     time: Mapped[float] = mapped_column(Float)
     kind: Mapped[str] = mapped_column(String(32))
     data: Mapped[Json]
+    number: Mapped[int] = mapped_column(BigInteger, index=True, unique=True)
+    """Rises over all runs."""
 
 
 class Instruction(Base):
@@ -212,9 +244,9 @@ def append_audit(session: Session, body: Json) -> None:
     session.flush()
 
 
-def locked_head(session: Session) -> Head:
-    """The audit log's head, held against other writers until the transaction ends."""
-    return session.get_one(Head, "audit", with_for_update=True, populate_existing=True)
+def locked_head(session: Session, name: str = "audit") -> Head:
+    """The end of the audit log or of "events", held against other writers until the transaction ends."""
+    return session.get_one(Head, name, with_for_update=True, populate_existing=True)
 
 
 class Database:
@@ -231,6 +263,11 @@ class Database:
             self.verify_audit()
         except (DBAPIError, ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
             raise StateError(self._explain(error)) from error
+
+    @property
+    def dialect(self) -> str:
+        """SQLAlchemy's name of it: "sqlite" or "postgresql"."""
+        return self._engine.dialect.name
 
     def _explain(self, error: Exception) -> str:
         shown = make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else repr(self.url)

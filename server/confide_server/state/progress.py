@@ -1,7 +1,7 @@
 """What nodes say they are doing: the newest word of each, for people to see. Nothing else depends on it.
 
     board = ProgressBoard(roster)
-    board.follow(run_id, ("hospital-a", ...))       # the run that is driven now
+    board.follow(run_id, ("hospital-a", ...))       # a run that is driven now
     board.take("hospital-a", report)                # from the fleet port: kept, or dropped without a word
     number, reports = board.since(run_id, number)   # for those who watch
 
@@ -45,36 +45,40 @@ class _Heard:
 
 
 class ProgressBoard:
-    """Shared by the fleet port's threads, the run driver and the control service."""
+    """Shared by the fleet port's threads, the run drivers and the control service."""
 
     def __init__(self, roster: Callable[[], Roster], clock: Callable[[], float] = time.monotonic) -> None:
         self._roster = roster
         self._clock = clock
         self._lock = threading.Lock()
-        self._run_id = ""
-        self._nodes: frozenset[str] = frozenset()
-        self._heard: dict[str, _Heard] = {}
+        self._nodes: dict[str, frozenset[str]] = {}
+        """Of each run that is followed."""
+        self._heard: dict[tuple[str, str], _Heard] = {}
+        """By run and node."""
         self._last: dict[str, float] = {}
         self._changes = 0
 
     def follow(self, run_id: str, nodes: Collection[str]) -> None:
-        """From now on reports of these nodes on this run are taken, and no others."""
+        """From now on reports of these nodes on this run are taken."""
         with self._lock:
-            if run_id != self._run_id:
-                self._heard.clear()
-            self._run_id, self._nodes = run_id, frozenset(nodes)
+            self._nodes[run_id] = frozenset(nodes)
+
+    def leave(self, run_id: str) -> None:
+        """The run has ended, or rests."""
+        with self._lock:
+            self._nodes.pop(run_id, None)
+            self._heard = {key: heard for key, heard in self._heard.items() if key[0] != run_id}
 
     def forget(self, run_id: str, node: str) -> None:
         """The node's work of the moment is done or was given up: what it said last is old."""
         with self._lock:
-            if run_id == self._run_id:
-                self._heard.pop(node, None)
+            self._heard.pop((run_id, node), None)
 
     def take(self, node: str, report: fleet_pb2.ProgressReport) -> None:
-        """Keep what this node signed, if it is new, well-formed and about the run that is followed; else drop it."""
+        """Keep what this node signed, if it is new, well-formed and about a run that is followed; else drop it."""
         with self._lock:
-            now = self._clock()
-            if node not in self._nodes or now - self._last.get(node, -FASTEST_S) < FASTEST_S:
+            now, known = self._clock(), any(node in nodes for nodes in self._nodes.values())
+            if not known or now - self._last.get(node, -FASTEST_S) < FASTEST_S:
                 return
             self._last[node] = now
         try:
@@ -82,11 +86,17 @@ class ProgressBoard:
         except (ConfideError, DecodeError):
             return
         with self._lock:
-            before = self._heard.get(node)
-            if said.run_id != self._run_id or (before is not None and said.number <= before.of_node):
+            before = self._heard.get((said.run_id, node))
+            if node not in self._nodes.get(said.run_id, ()) or (before is not None and said.number <= before.of_node):
                 return
             self._changes += 1
-            self._heard[node] = _Heard(self._changes, said.number, _data(node, said))
+            self._heard[said.run_id, node] = _Heard(self._changes, said.number, _data(node, said))
+
+    def working(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """(run id, newest report) of each node that works, by name."""
+        with self._lock:
+            newest = sorted(self._heard.items(), key=lambda item: item[1].number)
+            return {node: (run_id, dict(heard.data)) for (run_id, node), heard in newest}
 
     def _verified(self, node: str, report: fleet_pb2.ProgressReport) -> fleet_pb2.Progress:
         """Raises ConfideError or DecodeError."""
@@ -100,12 +110,18 @@ class ProgressBoard:
         return said
 
     def since(self, run_id: str, number: int) -> tuple[int, list[dict[str, Any]]]:
-        """(number of the newest change, what was heard after change `number`), oldest first."""
+        """(number of the newest change, what was heard of this run after change `number`), oldest first."""
         with self._lock:
-            if run_id != self._run_id:
+            if run_id not in self._nodes:
                 return number, []
-            heard = sorted((one for one in self._heard.values() if one.number > number), key=lambda one: one.number)
-            return self._changes, [dict(one.data) for one in heard]
+            ours = [one for (run, _), one in self._heard.items() if run == run_id and one.number > number]
+            return self._changes, [dict(one.data) for one in sorted(ours, key=lambda one: one.number)]
+
+    def changes(self, number: int) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+        """As `since`, of all runs: (run id, report)."""
+        with self._lock:
+            newer = [(run, one) for (run, _), one in self._heard.items() if one.number > number]
+            return self._changes, [(run, dict(one.data)) for run, one in sorted(newer, key=lambda it: it[1].number)]
 
 
 def _data(node: str, said: fleet_pb2.Progress) -> dict[str, Any]:

@@ -57,9 +57,38 @@ class ReceiptStore:
         fields = ("node", "receipt", "signature")
         return [{key: entry[key] for key in fields} for entry in self._journal if entry["run_id"] == run_id]
 
+    def page(
+        self, *, run_id: str = "", organization: str = "", after: int = 0, limit: int = 100
+    ) -> tuple[Sequence[tuple[int, dict[str, Any]]], bool]:
+        """((number, entry) with a number above `after`, in order of arrival; whether there are more)."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        for number, entry in enumerate(self._journal, start=1):
+            if number <= after or run_id not in ("", entry["run_id"]) or organization not in ("", entry["node"]):
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append((number, entry))
+        return found, False
+
+    def newest(self, run_id: str = "", organization: str = "") -> Sequence[dict[str, Any]]:
+        """Of each organization, run and group of data: the entry whose receipt says that most slots were spent."""
+        best: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for entry in self._journal:
+            if run_id not in ("", entry["run_id"]) or organization not in ("", entry["node"]):
+                continue
+            key = (entry["node"], str(entry["receipt"].get("group", "")), entry["run_id"])
+            if key not in best or _spent(entry) >= _spent(best[key]):
+                best[key] = entry
+        return [best[key] for key in sorted(best)]
+
     def close(self) -> None:
         """Release the file."""
         self._journal.close()
+
+
+def _spent(entry: dict[str, Any]) -> int:
+    spent = entry["receipt"].get("spent_slots", 0)
+    return spent if isinstance(spent, int) else 0
 
 
 def _parsed(receipt: bytes) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from confide import __version__, canonical
 from confide.codec.tensors import TensorSchema, model_digest
@@ -39,12 +39,26 @@ from confide_server.state.database import (
     append_audit,
     locked_head,
 )
+from confide_server.state.events import (
+    Contributed,
+    Dropped,
+    Happening,
+    OfferAnswered,
+    RoundCommitted,
+    RunFailed,
+    RunFinished,
+    RunStopped,
+    RunSubmitted,
+    RunWaits,
+    SlotAbandoned,
+    data_of,
+)
 from confide_server.state.progress import ProgressBoard
 from confide_server.state.run_service import RunEvent, RunSummary, Submission
+from confide_server.state.run_status import ENDED, OPEN, RunStatus
 
 log = logging.getLogger(__name__)
-OPEN = ("submitted", "offering", "running")
-ENDED = ("finished", "failed", "stopped")
+T = TypeVar("T")
 ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
 
 
@@ -85,8 +99,13 @@ class Committed:
     model_file: str
     outer_file: str
     model_sha256: bytes
+    model_bytes: int
     update_norm: float
     seconds: float
+    phases: Mapping[str, float]
+    """Seconds by step of the protocol, over all attempts."""
+    received: Mapping[str, int]
+    """Bytes of each node's upload."""
 
 
 class RunJournal:
@@ -105,11 +124,27 @@ class RunJournal:
         self._roster = roster
         self._receipts = receipts
         self._changed = threading.Condition()
+        self.changes = 0
+        """How often something was written."""
+        self._waiting: dict[str, tuple[tuple[str, ...], str]] = {}
+        """What `waits` wrote last, by run: it is told again and again."""
         self.progress = ProgressBoard(lambda: roster.current)
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Something was written that somebody may wait for: ends a waiting `next_run` or `wait`."""
         with self._changed:
+            self.changes += 1
             self._changed.notify_all()
+
+    def wait(self, found: Callable[[], T], timeout_s: float) -> T:
+        """What `found` returns, once it is true or the time is over; it is asked again after every change."""
+        end = time.monotonic() + timeout_s
+        while True:
+            with self._changed:
+                result, left = found(), end - time.monotonic()
+                if result or left <= 0:
+                    return result
+                self._changed.wait(left)
 
     # --- what the control service asks
 
@@ -119,6 +154,8 @@ class RunJournal:
         specification = verify_submission(self._roster.current, signed)
         check_named(specification, self._roster.current)
         self.check_new(signed)
+        if signed.parent_run_id:
+            self._parent(signed)
         _check_first_model(submission, specification)
         model_file = self.checkpoints.put(submission.initial_model, "bin")
         run_id = signed.run_id
@@ -135,21 +172,44 @@ class RunJournal:
                     model_sha256=signed.initial_model_sha256,
                     model_file=model_file,
                     outer_file="",
+                    size=len(submission.initial_model),
                 )
             )
-            append_audit(
-                session,
-                {
-                    "event": "run_submitted",
-                    "run_id": run_id,
-                    "specification_sha256": specification.digest,
-                    "initial_model_sha256": signed.initial_model_sha256.hex(),
-                    "administrator": signed.administrator,
-                    "nonce": signed.nonce.hex(),
-                },
+            begun = RunSubmitted(
+                name=specification.name,
+                administrator=signed.administrator,
+                parent_run_id=signed.parent_run_id,
+                parent_round=signed.parent_round,
             )
-        self._notify()
+            self.add_event(session, run_id, begun)
+            append_audit(session, _submitted(signed, specification))
+        self.notify()
         return run_id
+
+    def continue_from(self, signed: SignedSubmission) -> str:
+        """Submit a run that begins with the model of another one's round, which is here already; returns its id.
+
+        Raises StateError when that round is not there, UpdateError when another model was signed, and as `submit`.
+        """
+        schema, files = self._parent(signed)
+        return self.submit(Submission(signed, self.checkpoints.get(files.model_file), schema))
+
+    def _parent(self, signed: SignedSubmission) -> tuple[bytes, Checkpoint]:
+        """(schema, files) of the round with whose model it says it begins. Raises StateError, UpdateError."""
+        with self._database.reading() as session:
+            parent = self._row(session, signed.parent_run_id)
+            files = session.get(Checkpoint, (signed.parent_run_id, signed.parent_round))
+        if files is None:
+            raise StateError(
+                f"run {parent.run_id} has no round {signed.parent_round}; it has committed {parent.round} rounds"
+            )
+        if files.model_sha256 != signed.initial_model_sha256:
+            made = files.model_sha256.hex()[:16]
+            raise UpdateError(
+                f"round {signed.parent_round} of run {parent.run_id[:8]} made the model {made}; "
+                f"{signed.initial_model_sha256.hex()[:16]} was signed as the first one. Submit again"
+            )
+        return parent.schema, files
 
     def check_new(self, signed: SignedSubmission) -> None:
         """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED for what need not be looked at any further."""
@@ -160,7 +220,18 @@ class RunJournal:
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
         with self._database.reading() as session:
-            rows = session.scalars(select(Run).order_by(Run.number.desc())).all()
+            columns = (
+                Run.run_id,
+                Run.name,
+                Run.status,
+                Run.round,
+                Run.rounds,
+                Run.sealing,
+                Run.detail,
+                Run.submitted_at,
+            )
+            query = select(*columns).where(Run.deleted_at.is_(None)).order_by(Run.number.desc())
+            rows = session.execute(query).all()
         return [
             RunSummary(
                 run_id=row.run_id,
@@ -175,16 +246,14 @@ class RunJournal:
             for row in rows
         ]
 
+    def ended(self, run_id: str) -> bool:
+        """Whether nothing more will happen in this run."""
+        with self._database.reading() as session:
+            return session.scalar(select(Run.status).where(Run.run_id == run_id)) in ENDED
+
     def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
         """Events with sequence > after; waits up to timeout_s for the first one."""
-        end = time.monotonic() + timeout_s
-        while True:
-            with self._changed:
-                found = self._events_now(run_id, after)
-                left = end - time.monotonic()
-                if found or left <= 0:
-                    return found
-                self._changed.wait(left)
+        return self.wait(lambda: self._events_now(run_id, after), timeout_s)
 
     def _events_now(self, run_id: str, after: int) -> list[RunEvent]:
         with self._database.reading() as session:
@@ -200,14 +269,14 @@ class RunJournal:
         """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
         verify_stop(self._roster.current, administrator, run_id, signature)
         with self._database.transaction() as session:
-            run = self._locked(session, run_id)
+            run = self.locked(session, run_id)
             if run.status in ENDED or run.stop_requested_by:
                 return
             run.stop_requested_by, run.stop_signature = administrator, signature
             append_audit(session, {"event": "stop_requested", "run_id": run_id, "administrator": administrator})
             if run.status == "submitted":
-                self._end(session, run, "stopped", {"round": run.round}, "stopped before it began")
-        self._notify()
+                self._end(session, run, RunStatus.STOPPED, RunStopped(round=run.round), "stopped before it began")
+        self.notify()
 
     def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) after a committed round; None is the newest."""
@@ -239,6 +308,7 @@ class RunJournal:
             "signature": run.signature.hex(),
             "nonce": run.nonce.hex(),
             "expires_at": run.expires_at,
+            **({"parent_run_id": run.parent_run_id, "parent_round": run.parent_round} if run.parent_run_id else {}),
             "round": number,
             "model_sha256": chain[-1].hex(),
             "chain": [one.hex() for one in chain],
@@ -256,8 +326,9 @@ class RunJournal:
             self._keep_roster(session)
 
     def _keep_roster(self, session: Session) -> None:
-        signed = self._roster.signed
-        session.merge(SignedRoster(sha256=canonical.digest(json.loads(signed)["document"]), signed=signed))
+        signed, version = self._roster.signed, self._roster.current.version
+        sha256 = canonical.digest(json.loads(signed)["document"])
+        session.merge(SignedRoster(sha256=sha256, signed=signed, version=version))
 
     def _rosters(self, session: Session, rounds: Sequence[Round]) -> list[Any]:
         """The signed rosters that the rounds were opened under, and the newest."""
@@ -267,11 +338,11 @@ class RunJournal:
 
     def _row(self, session: Session, run_id: str) -> Run:
         run = session.get(Run, run_id)
-        if run is None:
+        if run is None or run.deleted_at is not None:
             raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
         return run
 
-    def _locked(self, session: Session, run_id: str) -> Run:
+    def locked(self, session: Session, run_id: str) -> Run:
         """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
         held: set[str] = session.info.setdefault("locked_runs", set())
         if run_id not in held:
@@ -281,30 +352,30 @@ class RunJournal:
 
     # --- what the driver records
 
-    def next_run(self, timeout_s: float) -> OpenRun | None:
-        """The oldest run that has not ended, waiting up to timeout_s for one. One that cannot be opened fails by name.
+    def next_run(self, timeout_s: float, besides: Collection[str] = ()) -> OpenRun | None:
+        """The next run to be driven, waiting up to timeout_s for one. One that cannot be opened fails by name.
 
-        Raises StateError for what may pass.
+        Higher priorities first, then the older run. Runs that rest are passed over, unless they are to be stopped.
+        besides: runs that are driven already. Raises StateError for what may pass.
         """
         end = time.monotonic() + timeout_s
         while True:
-            with self._changed:
-                with self._database.reading() as session:
-                    query = select(Run).where(Run.status.in_(OPEN)).order_by(Run.number).limit(1)
-                    run = session.scalars(query).first()
-                    answers = {} if run is None else _answers(session, run)
-                if run is None:
-                    left = end - time.monotonic()
-                    if left <= 0:
-                        return None
-                    self._changed.wait(left)
-                    continue
+            run = self.wait(lambda: self._next(besides), end - time.monotonic())
+            if run is None:
+                return None
             try:
-                return self._open_run(run, answers)
+                return self._open_run(*run)
             except StateError:
                 raise  # a disk or database that fails may be mended
             except Exception as error:
-                self.fail(run.run_id, error)
+                self.fail(run[0].run_id, error)
+
+    def _next(self, besides: Collection[str]) -> tuple[Run, dict[str, str]] | None:
+        awake = Run.paused_at.is_(None) | Run.stop_requested_by.is_not(None)
+        query = select(Run).where(Run.status.in_(OPEN), awake, Run.run_id.not_in(besides))
+        with self._database.reading() as session:
+            run = session.scalars(query.order_by(Run.priority.desc(), Run.number).limit(1)).first()
+            return None if run is None else (run, _answers(session, run))
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
@@ -320,10 +391,6 @@ class RunJournal:
             flower_run_id=int(run.flower_run_id) if run.flower_run_id else None,
         )
 
-    def wake(self) -> None:
-        """End a waiting `next_run` or `events`."""
-        self._notify()
-
     def stop_requested(self, run_id: str) -> bool:
         """Whether an administrator asked this run to stop."""
         return bool(self.stop_order(run_id)[0])
@@ -334,6 +401,11 @@ class RunJournal:
             run = self._row(session, run_id)
             return run.stop_requested_by or "", run.stop_signature
 
+    def paused(self, run_id: str) -> bool:
+        """Whether the run is to rest."""
+        with self._database.reading() as session:
+            return session.scalar(select(Run.paused_at).where(Run.run_id == run_id)) is not None
+
     def committed(self, run_id: str) -> int:
         """The last committed round."""
         with self._database.reading() as session:
@@ -342,35 +414,56 @@ class RunJournal:
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
         with self._database.transaction() as session:
-            run = self._locked(session, run_id)
+            run = self.locked(session, run_id)
             for name, value in fields.items():
                 setattr(run, name, value)
 
-    def answered(self, run_id: str, node: str, answer: str, data: Mapping[str, Any]) -> None:
-        """Keep one node's answer to the offer, with its event, in one transaction. data: of "offer_answered"."""
+    def waits(self, run_id: str, names: Sequence[str], reason: str) -> None:
+        """Note for whom and for what the run waits from now on; an empty reason: it does not any more."""
+        said = (tuple(names), reason)
+        if self._waiting.get(run_id, ((), "")) == said:
+            return
+        self._waiting[run_id] = said
         with self._database.transaction() as session:
-            self._locked(session, run_id)
-            session.merge(Answer(run_id=run_id, node=node, answer=answer))
-            self._add_event(session, run_id, "offer_answered", data)
-        self._notify()
+            run = self.locked(session, run_id)
+            if (run.waits_for, run.waits_reason) == (list(names), reason):
+                return
+            since = run.waiting_since if reason and run.waiting_since is not None else time.time()
+            run.waits_for, run.waits_reason, run.waiting_since = list(names), reason, since if reason else None
+            self.add_event(session, run_id, RunWaits(waits_for=list(names), reason=reason))
+        self.notify()
 
-    def record(self, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
+    def answered(self, run_id: str, answer: str, event: OfferAnswered) -> None:
+        """Keep one node's answer to the offer, with its event, in one transaction."""
+        with self._database.transaction() as session:
+            self.locked(session, run_id)
+            session.merge(Answer(run_id=run_id, node=event.node, answer=answer))
+            self.add_event(session, run_id, event)
+        self.notify()
+
+    def record(self, run_id: str, event: Happening) -> None:
         """Append an event, durably."""
-        if kind in ("contributed", "dropped"):
-            self.progress.forget(run_id, data["node"])
+        if isinstance(event, Contributed | Dropped):
+            self.progress.forget(run_id, event.node)
         with self._database.transaction() as session:
-            self._add_event(session, run_id, kind, data)
-        self._notify()
+            self.add_event(session, run_id, event)
+        self.notify()
 
-    def _add_event(self, session: Session, run_id: str, kind: str, data: Mapping[str, Any]) -> None:
-        self._locked(session, run_id)
+    def add_event(self, session: Session, run_id: str, event: Happening) -> None:
+        """Append an event in the caller's transaction, which holds the run and the events' head until it ends."""
+        self.locked(session, run_id)
+        head, now = locked_head(session, "events"), time.time()
         last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
-        session.add(Event(run_id=run_id, sequence=last + 1, time=time.time(), kind=kind, data=dict(data)))
+        head.number += 1
+        row = Event(run_id=run_id, sequence=last + 1, time=now, kind=event.kind, data=data_of(event))
+        row.number = head.number
+        session.add(row)
+        session.flush()
 
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
         with self._database.transaction() as session:
-            self._locked(session, run_id)
+            self.locked(session, run_id)
             newest = session.scalar(select(func.max(Instruction.sequence)).where(Instruction.run_id == run_id)) or 0
             numbers: dict[bytes, int] = {}
             for digest in dict.fromkeys(digests):
@@ -403,7 +496,7 @@ class RunJournal:
         One that was planned before a crash, and that the collector never opened, is used instead.
         """
         with self._database.transaction() as session:
-            self._locked(session, run_id)
+            self.locked(session, run_id)
             of_round = select(Slot).where(Slot.run_id == run_id, Slot.round == round)
             unopened = session.scalars(of_round.where(Slot.state == "planned")).first()
             if unopened is not None:
@@ -427,9 +520,9 @@ class RunJournal:
             row = session.get(Slot, (run_id, plan.slot))
             if row is not None:
                 row.state, row.code, row.reason = "abandoned", code, reason
-            data = {"round": plan.round, "attempt": plan.attempt, "code": code, "reason": reason}
-            self._add_event(session, run_id, "slot_abandoned", data)
-        self._notify()
+            event = SlotAbandoned(round=plan.round, attempt=plan.attempt, code=code, reason=reason)
+            self.add_event(session, run_id, event)
+        self.notify()
 
     def commit_round(self, run_id: str, done: Committed) -> None:
         """Everything about a round in one transaction. Its checkpoint files are durable already."""
@@ -437,17 +530,17 @@ class RunJournal:
         metrics = {
             name.value: {"mean": total / count, "count": count} for name, (total, count) in opened.metrics.items()
         }
-        entry: dict[str, Any] = {
-            "round": plan.round,
-            "metrics": metrics,
-            "contributors": list(opened.contributors),
-            "dropped": dict(opened.dropped),
-            "seconds": done.seconds,
-            "model_sha256": done.model_sha256.hex(),
-            "update_norm": done.update_norm,
-        }
+        event = RoundCommitted(
+            round=plan.round,
+            metrics=metrics,
+            contributors=list(opened.contributors),
+            dropped=dict(opened.dropped),
+            seconds=done.seconds,
+            model_sha256=done.model_sha256.hex(),
+            update_norm=done.update_norm,
+        )
         with self._database.transaction() as session:
-            run = self._locked(session, run_id)
+            run = self.locked(session, run_id)
             row = session.get(Slot, (run_id, plan.slot))
             if row is not None:
                 row.state = "committed"
@@ -465,6 +558,8 @@ class RunJournal:
                     update_norm=done.update_norm,
                     seconds=done.seconds,
                     committed_at=time.time(),
+                    phases=dict(done.phases),
+                    received=dict(done.received),
                 )
             )
             self._keep_roster(session)
@@ -475,19 +570,23 @@ class RunJournal:
                     model_sha256=done.model_sha256,
                     model_file=done.model_file,
                     outer_file=done.outer_file,
+                    size=done.model_bytes,
                 )
             )
             run.round, run.detail = plan.round, ""
-            self._add_event(session, run_id, "round_committed", entry)
-            append_audit(session, {"event": "round_committed", "run_id": run_id, **_audited(entry)})
-        self._notify()
+            run.short_rounds += bool(_accepted(session, run_id) - set(opened.contributors))
+            self.add_event(session, run_id, event)
+            append_audit(session, {"event": "round_committed", "run_id": run_id, **_audited(data_of(event))})
+        self.notify()
 
-    def end(self, run_id: str, status: str, data: Mapping[str, Any], detail: str = "") -> None:
+    def end(
+        self, run_id: str, status: RunStatus, event: RunFinished | RunFailed | RunStopped, detail: str = ""
+    ) -> None:
         """Close the run: finished, failed or stopped, with its event."""
         with self._database.transaction() as session:
-            self._end(session, self._locked(session, run_id), status, data, detail)
-        self.progress.follow("", ())
-        self._notify()
+            self._end(session, self.locked(session, run_id), status, event, detail)
+        self.progress.leave(run_id)
+        self.notify()
 
     def fail(self, run_id: str, error: Exception) -> None:
         """Close a run that cannot go on, by the error's name; one without a name is in the log as a whole."""
@@ -497,12 +596,27 @@ class RunJournal:
         else:
             code, reason = "Internal", f"the coordinator failed ({type(error).__name__}); its log says more"
             log.error("run %s failed for a reason that has no name", run_id, exc_info=error)
-        self.end(run_id, "failed", {"code": code, "reason": reason}, f"{code}: {reason}")
+        self.end(run_id, RunStatus.FAILED, RunFailed(code=code, reason=reason), f"{code}: {reason}")
 
-    def _end(self, session: Session, run: Run, status: str, data: Mapping[str, Any], detail: str) -> None:
-        run.status, run.detail = status, detail
-        self._add_event(session, run.run_id, f"run_{status}", data)
-        append_audit(session, {"event": f"run_{status}", "run_id": run.run_id, **data})
+    def _end(self, session: Session, run: Run, status: RunStatus, event: Happening, detail: str) -> None:
+        run.status, run.detail, run.ended_at = status, detail, time.time()
+        run.waits_for, run.waits_reason, run.waiting_since, run.paused_at = [], "", None, None
+        self.add_event(session, run.run_id, event)
+        append_audit(session, {"event": event.kind, "run_id": run.run_id, **data_of(event)})
+
+
+def _submitted(signed: SignedSubmission, specification: Specification) -> dict[str, Any]:
+    said = {
+        "event": "run_submitted",
+        "run_id": signed.run_id,
+        "specification_sha256": specification.digest,
+        "initial_model_sha256": signed.initial_model_sha256.hex(),
+        "administrator": signed.administrator,
+        "nonce": signed.nonce.hex(),
+    }
+    if signed.parent_run_id:
+        said["parent"] = f"{signed.parent_run_id}/{signed.parent_round}"
+    return said
 
 
 def _audited(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -553,6 +667,8 @@ def _signed(run: Run) -> SignedSubmission:
         initial_model_sha256=run.initial_model_sha256,
         administrator=run.administrator,
         signature=run.signature,
+        parent_run_id=run.parent_run_id,
+        parent_round=run.parent_round,
     )
 
 
@@ -577,6 +693,11 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         rounds=specification.federation.rounds,
         sealing=specification.sealing.kind,
         cohort=[],
+        method=specification.method.name,
+        data=specification.federation.data,
+        privacy_unit=specification.privacy.unit,
+        parent_run_id=signed.parent_run_id,
+        parent_round=signed.parent_round,
     )
 
 
@@ -584,6 +705,10 @@ def _precisions(session: Session, run_id: str) -> dict[str, str]:
     """What each node said it computes in, by name; empty for one that said nothing known."""
     query = select(Event.data).where(Event.run_id == run_id, Event.kind == "offer_answered").order_by(Event.sequence)
     return {data["node"]: data.get("precision", "") for data in session.scalars(query) if data["accepted"]}
+
+
+def _accepted(session: Session, run_id: str) -> set[str]:
+    return set(session.scalars(select(Answer.node).where(Answer.run_id == run_id, Answer.answer == "accepted")))
 
 
 def _answers(session: Session, run: Run) -> dict[str, str]:

@@ -78,6 +78,9 @@ class RunService(Protocol):
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
 
+    def ended(self, run_id: str) -> bool:
+        """Whether nothing more will happen in this run."""
+
     def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
         """Events with sequence > after; waits up to timeout_s for the first one."""
 

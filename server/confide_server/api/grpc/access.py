@@ -1,4 +1,4 @@
-"""Who calls the control service, and whether that one may: decided before a byte of the request is parsed.
+"""Who calls the control port's services, and whether that one may: decided before a byte of the request is parsed.
 
 TLS has already checked that the caller's certificate was issued by the consortium's authority and holds now. Here
 its name, role and key are set against the root-signed roster.
@@ -7,12 +7,20 @@ its name, role and key are set against the root-signed roster.
 import hmac
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from confide.errors import IdentityError
 from confide.identity.certificates import BOOTSTRAP, CertificateClaim, load_certificate, read_claim
 from confide.identity.roster import Member, Role, Roster
-from confide.transport.failures import PROTOCOL_KEY, RELEASE_KEY, check_protocol
+from confide.text import line
+from confide.transport.failures import (
+    ACTING_ORGANIZATION_KEY,
+    ACTING_ROLE_KEY,
+    ACTING_USER_KEY,
+    PROTOCOL_KEY,
+    RELEASE_KEY,
+    check_protocol,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,10 @@ class Rule:
     """Who may call a method. A revoked member may call none."""
 
     roles: frozenset[Role]
+    own: frozenset[Role] = frozenset()
+    """Also these, who see their own things only."""
+    change: bool = False
+    """It changes something: done once for each idempotency key."""
     bootstrap: bool = False
     """Also the holder of an invitation."""
     certified: bool = False
@@ -28,26 +40,76 @@ class Rule:
     """Also a member's certificate from before its renewal."""
     expired_roster: bool = False
     """Also while this coordinator's own roster is expired."""
+    console: bool = False
+    """Also the console, for a person whose role is among these."""
 
 
 EVERY_MEMBER = frozenset(Role)
-ADMINISTRATORS = Rule(frozenset({Role.ADMINISTRATOR}))
-NODES = Rule(frozenset({Role.NODE}))
+_ADMINISTRATOR, _OPERATOR, _AUDITOR, _ANNOTATOR = Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR, Role.ANNOTATOR
+_NODE = frozenset({Role.NODE})
+ADMINISTRATORS = Rule(frozenset({_ADMINISTRATOR}))
+NODES = Rule(_NODE)
+_WATCH = Rule(frozenset({_ADMINISTRATOR, _OPERATOR, _AUDITOR}), own=_NODE, console=True)
+_OVERSEE = replace(_WATCH, own=frozenset())
+_OPERATE = Rule(frozenset({_ADMINISTRATOR, _OPERATOR}), change=True, console=True)
+_ADMINISTER = Rule(frozenset({_ADMINISTRATOR}), change=True, console=True)
+_AUDIT = Rule(frozenset({_ADMINISTRATOR, _AUDITOR}), console=True)
+_EVERYBODY = Rule(frozenset({_ADMINISTRATOR, _OPERATOR, _AUDITOR, _ANNOTATOR, Role.NODE}), console=True)
+
 RULES: Mapping[str, Rule] = {
-    "Hello": Rule(EVERY_MEMBER, bootstrap=True, certified=True, superseded=True, expired_roster=True),
-    "PublishRoster": Rule(EVERY_MEMBER, certified=True, superseded=True, expired_roster=True),
-    "Enrol": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
-    "FetchAdmission": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
-    "GetRoster": Rule(EVERY_MEMBER),
-    "PutReceipt": NODES,
-    "ListRequests": ADMINISTRATORS,
-    "PublishAdmission": Rule(frozenset({Role.ADMINISTRATOR}), expired_roster=True),
-    "SubmitRun": ADMINISTRATORS,
-    "ListRuns": ADMINISTRATORS,
-    "WatchRun": ADMINISTRATORS,
-    "StopRun": ADMINISTRATORS,
-    "ExportRun": ADMINISTRATORS,
+    "Control/Hello": Rule(EVERY_MEMBER, bootstrap=True, certified=True, superseded=True, expired_roster=True),
+    "Control/PublishRoster": Rule(EVERY_MEMBER, certified=True, superseded=True, expired_roster=True),
+    "Control/Enrol": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
+    "Control/FetchAdmission": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
+    "Control/GetRoster": Rule(EVERY_MEMBER),
+    "Control/PutReceipt": NODES,
+    "Control/ListRequests": ADMINISTRATORS,
+    "Control/PublishAdmission": Rule(frozenset({_ADMINISTRATOR}), expired_roster=True),
+    "Control/SubmitRun": ADMINISTRATORS,
+    "Control/ListRuns": ADMINISTRATORS,
+    "Control/WatchRun": ADMINISTRATORS,
+    "Control/StopRun": ADMINISTRATORS,
+    "Control/ExportRun": ADMINISTRATORS,
+    "Admin/GetServerStatus": _OVERSEE,
+    "Admin/ListRuns": _WATCH,
+    "Admin/GetRun": _WATCH,
+    "Admin/ListRounds": _WATCH,
+    "Admin/StreamEvents": _WATCH,
+    "Admin/PauseRun": _OPERATE,
+    "Admin/ResumeRun": _OPERATE,
+    "Admin/OrderStop": _ADMINISTER,
+    "Admin/ContinueRun": _ADMINISTER,
+    "Admin/DeleteRun": _ADMINISTER,
+    "Admin/SetPriority": _OPERATE,
+    "Admin/ListMembers": _WATCH,
+    "Admin/GetSignedRoster": _EVERYBODY,
+    "Admin/ListRosters": _EVERYBODY,
+    "Admin/TakeRoster": replace(_OPERATE, expired_roster=True),
+    "Admin/ListEnrolments": _OVERSEE,
+    "Admin/AdmitMember": replace(_OPERATE, expired_roster=True),
+    "Admin/ListReceipts": _WATCH,
+    "Admin/GetPrivacySpent": _WATCH,
+    "Admin/ListCheckpoints": _WATCH,
+    "Admin/CreateRelease": _ADMINISTER,
+    "Admin/SignRelease": _ADMINISTER,
+    "Admin/PublishRelease": _ADMINISTER,
+    "Admin/RollBackRelease": _ADMINISTER,
+    "Admin/ListReleases": _EVERYBODY,
+    "Admin/GetLineage": _OVERSEE,
+    "Admin/ListAudit": _AUDIT,
+    "Admin/VerifyAudit": _AUDIT,
+    "Admin/ExportAudit": _AUDIT,
 }
+
+
+@dataclass(frozen=True)
+class Acting:
+    """For whom a console calls, as it says: it signed that person in, and answers for it."""
+
+    user: str = ""
+    role: str = ""
+    organization: str = ""
+    """The node that a person of an organization belongs to."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +121,9 @@ class Caller:
     """The roster's entry, when the caller has exactly its key; None for everybody else."""
     listed: Member | None
     """The roster's entry of this name, also when the caller's key is one from before a renewal."""
+    acting: Acting = field(default_factory=Acting)
+    scope: str = ""
+    """The organization whose things alone it may see; "" for all."""
 
     @property
     def name(self) -> str:
@@ -66,15 +131,41 @@ class Caller:
         return self.claim.name
 
     @property
+    def by(self) -> str:
+        """For the audit log: the caller, or the person for whom the console called."""
+        return f"{self.acting.user}@{self.name}"[:64] if self.acting.user else self.name
+
+    @property
     def invited(self) -> bool:
         """Whether it came with an invitation's certificate."""
         return self.claim.role == BOOTSTRAP
 
+    def check_sees(self, organization: str) -> None:
+        """Raise IdentityError for an organization that asks for another one's things."""
+        if self.scope and organization != self.scope:
+            raise IdentityError(f"{self.name} asked about {organization[:64]!r}; an organization sees its own only")
+
 
 def check_version(metadata: Iterable[tuple[str, str | bytes]]) -> None:
     """Refuse a caller of another protocol version. Raises TransportError saying which side to upgrade."""
-    said = {key: value if isinstance(value, str) else "" for key, value in metadata}
+    said = _texts(metadata)
     check_protocol(said.get(PROTOCOL_KEY, ""), said.get(RELEASE_KEY, ""), peer="the caller", own="this coordinator")
+
+
+def release_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The caller's release, as it says."""
+    return _texts(metadata).get(RELEASE_KEY, "")
+
+
+def acting_of(metadata: Iterable[tuple[str, str | bytes]]) -> Acting:
+    """For whom the caller says that it calls; believed of a console only."""
+    said = _texts(metadata)
+    user, role = line(said.get(ACTING_USER_KEY, ""), 64), said.get(ACTING_ROLE_KEY, "")
+    return Acting(user, role, said.get(ACTING_ORGANIZATION_KEY, ""))
+
+
+def _texts(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else "" for key, value in metadata}
 
 
 def claim_of(auth_context: Mapping[str, Iterable[bytes]]) -> CertificateClaim:
@@ -85,7 +176,14 @@ def claim_of(auth_context: Mapping[str, Iterable[bytes]]) -> CertificateClaim:
     return read_claim(load_certificate(certificates[0].decode("ascii", "replace"), "the caller's certificate"))
 
 
-def identify(claim: CertificateClaim, rule: Rule, roster: Roster, *, now: float | None = None) -> Caller:
+def identify(
+    claim: CertificateClaim,
+    rule: Rule,
+    roster: Roster,
+    *,
+    now: float | None = None,
+    acting: Acting | None = None,
+) -> Caller:
     """The caller, if the rule lets it in. Raises IdentityError, or ProtocolFailure REVOKED or ROSTER_STALE.
 
     Guarantee: a caller with `member` set holds the TLS key that the root signed for that name, and was not revoked
@@ -103,10 +201,32 @@ def identify(claim: CertificateClaim, rule: Rule, roster: Roster, *, now: float 
         return Caller(claim, None, None)
     if member is None or not hmac.compare_digest(member.tls_key, claim.tls_key):
         return _outside(claim, member, rule, roster)
-    if member.role != claim.role or member.role not in rule.roles:
-        allowed = " or ".join(sorted(rule.roles))
-        raise IdentityError(f"{claim.name} is a {member.role.value}; this is for the role {allowed} only")
-    return Caller(claim, member, member)
+    if rule.console and member.role is Role.CONSOLE and member.role == claim.role:
+        return _for_a_person(claim, member, rule, acting or Acting(), roster)
+    if member.role != claim.role or member.role not in rule.roles | rule.own:
+        raise IdentityError(f"{claim.name} is a {member.role.value}; this is for the role {_allowed(rule)} only")
+    own = member.name if member.role not in rule.roles else ""
+    return Caller(claim, member, member, scope=own)
+
+
+def _for_a_person(claim: CertificateClaim, member: Member, rule: Rule, acting: Acting, roster: Roster) -> Caller:
+    if not acting.user:
+        raise IdentityError(f"{claim.name} is a console, which calls for people only, and named nobody")
+    if acting.role not in rule.roles | rule.own:
+        raise IdentityError(
+            f"{claim.name} called for {acting.user}, whose role is {acting.role[:40]!r}; this is for the role "
+            f"{_allowed(rule)} only"
+        )
+    if acting.role != Role.NODE:
+        return Caller(claim, member, member, acting)
+    organization = roster.member(acting.organization)
+    if organization.role is not Role.NODE:
+        raise IdentityError(f"{acting.user} belongs to {organization.name}, which is a {organization.role.value}")
+    return Caller(claim, member, member, acting, scope=organization.name if Role.NODE not in rule.roles else "")
+
+
+def _allowed(rule: Rule) -> str:
+    return " or ".join(sorted(rule.roles | rule.own))
 
 
 def check_listed(claim: CertificateClaim, roster: Roster) -> None:

@@ -13,8 +13,8 @@
 Nothing else of this package imports flwr.
 """
 
-from confide_server.fleet.flower.link import FleetLink, Presence
+from confide_server.fleet.flower.link import FleetLink, Presence, Standing
 from confide_server.fleet.flower.replies import FleetReply
 from confide_server.fleet.flower.session import FleetSession
 
-__all__ = ["FleetLink", "FleetReply", "FleetSession", "Presence"]
+__all__ = ["FleetLink", "FleetReply", "FleetSession", "Presence", "Standing"]

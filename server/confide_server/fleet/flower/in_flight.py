@@ -50,6 +50,7 @@ class InFlight:
         self._open: dict[str, _Open] = {}
         self._sessions: dict[str, str] = {}
         self._activations: dict[int, int] = {}
+        self._said_goodbye: set[int] = set()
         self._waiting: dict[int, asyncio.Event] = {}
         self._mail: set[int] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -78,7 +79,17 @@ class InFlight:
         """The node began a new connection: what it had pulled before is lost."""
         with self._changed:
             self._activations[node_id] = self._activations.get(node_id, 0) + 1
+            self._said_goodbye.discard(node_id)
             self._changed.notify_all()
+
+    def said_goodbye(self, node_id: int) -> None:
+        """A node left by itself: its operator stopped it."""
+        with self._changed:
+            self._said_goodbye.add(node_id)
+
+    def has_left(self, node_id: int) -> bool:
+        """Whether the node said goodbye to this process, and has not come back."""
+        return node_id in self._said_goodbye
 
     def activations(self, node_id: int) -> int:
         """How often the node connected since this process started."""

@@ -22,7 +22,7 @@ from confide.secrecy import private_file
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from fastapi import FastAPI
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.common.constant import HEARTBEAT_PATIENCE, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NodeStatus
 from flwr.supercore.error import http_error_translator
@@ -54,6 +54,17 @@ class Presence:
     """It sent a heartbeat within the last minute."""
     activations: int
     """How often it connected since this process started; what it pulled before its last connection is lost."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """When a node of the roster was there, over restarts of this process."""
+
+    online: bool
+    last_seen: float
+    """Unix seconds of its last heartbeat, about; 0: never."""
+    stopped: bool
+    """It said goodbye: its operator stopped it."""
 
 
 class FleetLink:
@@ -119,6 +130,22 @@ class FleetLink:
             node.name: Presence(online.get(node.node_id, False), self.board.activations(node.node_id))
             for node in self.board.nodes()
         }
+
+    def standing(self) -> dict[str, Standing]:
+        """How each node of the roster stands, by name."""
+        infos = {info.node_id: info for info in self.state.get_node_info()}
+        now = time.time()
+        found: dict[str, Standing] = {}
+        for node in self.board.nodes():
+            info = infos.get(node.node_id)
+            if info is None or not info.last_activated_at:
+                found[node.name] = Standing(online=False, last_seen=0.0, stopped=False)
+                continue
+            online, stopped = info.status == NodeStatus.ONLINE, self.board.has_left(node.node_id)
+            # Flower remembers until when it would have waited for a heartbeat; after a goodbye, when that came.
+            heard = info.online_until - (0.0 if stopped else HEARTBEAT_PATIENCE * HEARTBEAT_S)
+            found[node.name] = Standing(online, now if online else min(now, heard), stopped and not online)
+        return found
 
     def open_session(self, previous_run_id: int | None, reply_limit_bytes: int) -> FleetSession:
         """The Flower run of this id if it is still alive, else a new one (the old one is stopped).

@@ -94,10 +94,12 @@ def activate_node(
 
 @router.post("/deactivate-node")
 def deactivate_node(
-    request: Annotated[DeactivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State
+    request: Annotated[DeactivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> DeactivateNodeResponse:
     """A node leaves."""
-    return fleet_handlers.deactivate_node(request=request, state=state)
+    response = fleet_handlers.deactivate_node(request=request, state=state)
+    board.said_goodbye(request.node_id)
+    return response
 
 
 @router.post("/send-node-heartbeat")

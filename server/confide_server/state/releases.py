@@ -1,0 +1,272 @@
+"""Releases: a round's model under a name and a number, signed by administrators, published, superseded, rolled back.
+
+What is signed is a document (canonical JSON) that names model, run, round and the release before it, so that releases
+of one name form a chain. At most one release of a name is published: it is what the name stands for.
+
+    created -> signed (as many administrators as the roster's rules ask) -> published -> superseded | withdrawn
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confide import canonical
+from confide.errors import SpecificationError, StateError
+from confide.identity.roster import RosterStore
+from confide.identity.submission import verify_release
+from confide.runs.specification import parse_canonical
+from sqlalchemy import Float, ForeignKey, Integer, LargeBinary, String, func, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from confide_server.state.database import Base, Checkpoint, Database, Run, append_audit
+
+VERSION = 1
+MAX_NOTES_CHARS = 4000
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class ReleaseRow(Base):
+    """One release."""
+
+    __tablename__ = "releases"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    """created | signed | published | superseded | withdrawn"""
+    document: Mapped[bytes] = mapped_column(LargeBinary)
+    sha256: Mapped[str] = mapped_column(String(64))
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    round: Mapped[int] = mapped_column(Integer)
+    created_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+    published_by: Mapped[str] = mapped_column(String(64), default="")
+    published_at: Mapped[float | None] = mapped_column(Float)
+
+
+class ReleaseSignatureRow(Base):
+    """One administrator's signature over one release's document."""
+
+    __tablename__ = "release_signatures"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    administrator: Mapped[str] = mapped_column(String(64), primary_key=True)
+    signature: Mapped[bytes] = mapped_column(LargeBinary)
+    at: Mapped[float] = mapped_column(Float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One release as it is told."""
+
+    name: str
+    number: int
+    status: str
+    document: bytes
+    sha256: str
+    run_id: str
+    round: int
+    created_by: str
+    created_at: float
+    published_by: str
+    published_at: float | None
+    signatures: Sequence[tuple[str, bytes, float]]
+    """(administrator, signature, when)."""
+
+    @property
+    def said(self) -> Mapping[str, Any]:
+        """The document."""
+        document: dict[str, Any] = json.loads(self.document)
+        return document
+
+
+class Releases:
+    """All releases of this coordinator. Every change is in the audit log."""
+
+    def __init__(self, database: Database, roster: RosterStore) -> None:
+        self._database = database
+        self._roster = roster
+
+    @property
+    def signatures_needed(self) -> int:
+        """By different administrators, before a release is published."""
+        return self._roster.current.rules.release
+
+    def create(self, name: str, run_id: str, round: int, notes: str, by: str) -> Release:
+        """A new release of a committed round (0: the newest). The same model again under its newest number is that one.
+
+        Raises SpecificationError for a name or notes that cannot be, StateError for a run without that round.
+        """
+        if not _NAME.fullmatch(name):
+            raise SpecificationError(
+                f"{name[:70]!r} is no release's name: lower-case letters, digits, dot, dash and underscore, at most 64"
+            )
+        if len(notes) > MAX_NOTES_CHARS:
+            raise SpecificationError(f"the notes have {len(notes)} characters; at most {MAX_NOTES_CHARS} are kept")
+        with self._database.transaction() as session:
+            newest = session.scalar(select(func.max(ReleaseRow.number)).where(ReleaseRow.name == name)) or 0
+            before = session.get(ReleaseRow, (name, newest)) if newest else None
+            document = _document(session, name, newest + 1, run_id, round, notes, before)
+            if before is not None and _same(json.loads(before.document), document):
+                return _told(session, before)
+            row = ReleaseRow(
+                name=name,
+                number=newest + 1,
+                status="created",
+                document=canonical.encode(document),
+                sha256=canonical.digest(document),
+                run_id=run_id,
+                round=document["round"],
+                created_by=by,
+                created_at=time.time(),
+                published_by="",
+            )
+            session.add(row)
+            session.flush()
+            _audit(session, "release_created", row, by)
+            return _told(session, row)
+
+    def sign(self, name: str, number: int, administrator: str, signature: bytes) -> Release:
+        """Keep an administrator's signature. The same again changes nothing.
+
+        Raises IdentityError or REVOKED unless an active administrator signed this very document.
+        """
+        with self._database.transaction() as session:
+            row = _row(session, name, number)
+            verify_release(self._roster.current, administrator, row.document, signature)
+            if session.get(ReleaseSignatureRow, (name, number, administrator)) is None:
+                kept = ReleaseSignatureRow(
+                    name=name, number=number, administrator=administrator, signature=signature, at=time.time()
+                )
+                session.add(kept)
+                session.flush()
+                _audit(session, "release_signed", row, administrator)
+            told = _told(session, row)
+            if row.status == "created" and len(self._valid(told)) >= self.signatures_needed:
+                row.status = "signed"
+            session.flush()
+            return _told(session, row)
+
+    def publish(self, name: str, number: int, by: str) -> Release:
+        """Let the name stand for this release. Idempotent. Raises StateError while signatures are missing."""
+        with self._database.transaction() as session:
+            row = _row(session, name, number)
+            if row.status == "published":
+                return _told(session, row)
+            if row.status == "withdrawn":
+                raise StateError(f"release {name}/{number} was rolled back; make a new release of its model")
+            self._check_signed(_told(session, row))
+            self._stand_for(session, row, "superseded", by, "release_published")
+            return _told(session, row)
+
+    def roll_back(self, name: str, number: int, reason: str, by: str) -> Release:
+        """Let the name stand for an earlier release again; the one that is published is withdrawn. Idempotent."""
+        with self._database.transaction() as session:
+            row = _row(session, name, number)
+            if row.status == "published":
+                return _told(session, row)
+            if row.published_at is None or row.status == "withdrawn":
+                raise StateError(
+                    f"release {name}/{number} is {row.status}; only one that was published before, and was not "
+                    "withdrawn, can be rolled back to"
+                )
+            self._check_signed(_told(session, row))  # an administrator may have been revoked since
+            self._stand_for(session, row, "withdrawn", by, "release_rolled_back", reason=reason[:MAX_NOTES_CHARS])
+            return _told(session, row)
+
+    def _stand_for(self, session: Session, row: ReleaseRow, others: str, by: str, event: str, **more: Any) -> None:
+        current = (ReleaseRow.name == row.name) & (ReleaseRow.status == "published")
+        session.execute(update(ReleaseRow).where(current).values(status=others))
+        row.status, row.published_by, row.published_at = "published", by, time.time()
+        session.flush()
+        _audit(session, event, row, by, **more)
+
+    def _check_signed(self, release: Release) -> None:
+        valid, needed = self._valid(release), self.signatures_needed
+        if len(valid) < needed:
+            raise StateError(
+                f"release {release.name}/{release.number} has the signatures of {', '.join(valid) or 'nobody'}; "
+                f"{needed} of different administrators are needed. Sign it with `confide release sign`"
+            )
+
+    def _valid(self, release: Release) -> list[str]:
+        """Names of the administrators whose signatures count today."""
+        active = {member.name for member in self._roster.current.active("administrator")}
+        return [name for name, _, _ in release.signatures if name in active]
+
+    def list(self, *, name: str = "", limit: int = 50, before: tuple[float, str, int] | None = None) -> list[Release]:
+        """Newest first."""
+        query = select(ReleaseRow)
+        if name:
+            query = query.where(ReleaseRow.name == name)
+        if before is not None:
+            at, last_name, last_number = before
+            same = (ReleaseRow.created_at == at) & (
+                (ReleaseRow.name > last_name) | ((ReleaseRow.name == last_name) & (ReleaseRow.number < last_number))
+            )
+            query = query.where((ReleaseRow.created_at < at) | same)
+        query = query.order_by(ReleaseRow.created_at.desc(), ReleaseRow.name, ReleaseRow.number.desc()).limit(limit)
+        with self._database.reading() as session:
+            return [_told(session, row) for row in session.scalars(query).all()]
+
+
+def _same(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    fields = ("run_id", "round", "model_sha256", "notes")
+    return all(before[field] == new[field] for field in fields)
+
+
+def _document(
+    session: Session, name: str, number: int, run_id: str, round: int, notes: str, before: ReleaseRow | None
+) -> dict[str, Any]:
+    run = session.get(Run, run_id)
+    if run is None or run.deleted_at is not None:
+        raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
+    checkpoint = session.get(Checkpoint, (run_id, round or run.round))
+    if checkpoint is None or checkpoint.round == 0:
+        raise StateError(f"run {run_id} has committed {run.round} rounds; there is no round {round or 1} to release")
+    specification = parse_canonical(run.specification)
+    return {
+        "version": VERSION,
+        "name": name,
+        "number": number,
+        "run_id": run_id,
+        "round": checkpoint.round,
+        "model_sha256": checkpoint.model_sha256.hex(),
+        "specification_sha256": specification.digest,
+        "base_model_sha256": specification.model.sha256,
+        "previous": before.sha256 if before is not None else "",
+        "notes": notes,
+    }
+
+
+def _row(session: Session, name: str, number: int) -> ReleaseRow:
+    row = session.get(ReleaseRow, (name, number), with_for_update=True)
+    if row is None:
+        raise StateError(f"there is no release {name[:64]}/{number}; `confide release list` shows those there are")
+    return row
+
+
+def _told(session: Session, row: ReleaseRow) -> Release:
+    of_release = (ReleaseSignatureRow.name == row.name) & (ReleaseSignatureRow.number == row.number)
+    signed = session.scalars(select(ReleaseSignatureRow).where(of_release).order_by(ReleaseSignatureRow.at)).all()
+    return Release(
+        name=row.name,
+        number=row.number,
+        status=row.status,
+        document=row.document,
+        sha256=row.sha256,
+        run_id=row.run_id,
+        round=row.round,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        published_by=row.published_by,
+        published_at=row.published_at,
+        signatures=[(one.administrator, one.signature, one.at) for one in signed],
+    )
+
+
+def _audit(session: Session, event: str, row: ReleaseRow, by: str, **more: Any) -> None:
+    said = {"event": event, "release": f"{row.name}/{row.number}", "sha256": row.sha256, "run_id": row.run_id, "by": by}
+    append_audit(session, said | more)
