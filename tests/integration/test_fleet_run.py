@@ -288,9 +288,8 @@ def test_a_refusal_is_reported_and_a_person_is_waited_for(
     nodes[0].answer_offers, nodes[1].answer_offers = "refuse", "wait"
     run_id = submit(world, coordinator)
     seen: list[RunEvent] = []
-    while len(seen) < 3:
+    while len(answers := {event.data["node"]: event.data for event in seen if event.kind == "offer_answered"}) < 3:
         seen += coordinator.book.events(run_id, len(seen), 5.0)
-    answers = {event.data["node"]: event.data for event in seen}
     assert answers["hospital-a"]["reason"] == "policy says refuse" and not answers["hospital-a"]["waiting"]
     assert answers["hospital-b"]["waiting"] and answers["hospital-c"]["accepted"]
     time.sleep(1.5)

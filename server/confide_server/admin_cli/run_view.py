@@ -114,6 +114,28 @@ class RunView:
     def _on_epoch_started(self, data: Mapping[str, Any]) -> str:
         return f"epoch of {len(data['members'])} members, {data['slots']} slots"
 
+    def _on_run_submitted(self, data: Mapping[str, Any]) -> str:
+        self.name = data["name"]
+        parent = (
+            f", from round {data['parent_round']} of run {data['parent_run_id'][:8]}" if data["parent_run_id"] else ""
+        )
+        return f"{self.name} submitted by {data['administrator']}{parent}"
+
+    def _on_run_waits(self, data: Mapping[str, Any]) -> str:
+        self.detail = data["reason"]
+        return self.detail
+
+    def _on_run_paused(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = (
+            "paused",
+            f"paused by {data['by']}" + (f": {data['reason']}" if data["reason"] else ""),
+        )
+        return f"{self.detail}; an open round is brought to its end first"
+
+    def _on_run_resumed(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = "running" if self.nodes else "submitted", ""
+        return f"resumed by {data['by']}, after round {data['round']}"
+
     def _on_paused(self, data: Mapping[str, Any]) -> str:
         who = ", ".join(data["missing"])
         self.detail = f"paused before round {data['round']}: waits for {who}; a sum without it would show its update"

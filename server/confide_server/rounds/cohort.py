@@ -24,6 +24,8 @@ from confide_server.state.run_status import RunStatus
 
 OFFER_AGAIN_S = 1.0
 PAUSE_S = 0.2
+SAY_WAITING_S = 2.0
+"""Answers that come sooner are not waited for in a way that is worth telling."""
 _PRECISIONS = ("float32", "bfloat16")
 RETURN_S = 10.0
 """Nodes look for a coordinator that went away every 5 s at least."""
@@ -99,7 +101,8 @@ class Cohort:
             self._book.update(self._run.run_id, status=RunStatus.OFFERING)
         began = time.monotonic()
         while self._worth_waiting(began):
-            self._say_waiting()
+            if time.monotonic() - began >= SAY_WAITING_S:
+                self._say_waiting()
             self._pause(PAUSE_S)
         self._book.waits(self._run.run_id, (), "")
         if len(self.accepted()) < self._federation.min_cohort:
