@@ -15,8 +15,9 @@ from confide.identity.member import LocalMember
 from confide.identity.roster import Role
 from confide.identity.submission import sign_submission
 from confide.privacy.receipts import Receipt
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric, Opened, SlotPlan
+from confide.sealing.roles import Opened, SlotPlan
 from confide.transport.admin import ActingUser, AdminClient
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts

@@ -277,7 +277,7 @@ def _part(name: str, row: RunRow) -> pb.Participation:
 @functools.lru_cache(maxsize=256)
 def _plan(specification: bytes, nodes: int) -> str:
     """In words; computed once, since noise takes a moment."""
-    from confide.runs.plan import render
+    from confide.planning.run_plan import render
 
     try:
         return render(parse_canonical(specification), nodes=nodes)
