@@ -1,0 +1,28 @@
+"""Tiny models with strong random weights, adapters to them, and what is served of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from confide.models.export import write_adapter, write_merged
+from confide.models.store import folder_digest
+from confide.models.trainable import initial_state
+
+from tests.tiny_models import tiny_llama
+from tests.training_specs import specification
+
+
+def strong_llama(root: Path, **options: Any) -> Path:
+    """A Llama whose answers vary: the small weights of a fresh model would only repeat the last token."""
+    fresh, spec = tiny_llama(root / "fresh", **options), specification(adapter={"kind": "full"})
+    noise = torch.Generator().manual_seed(2)
+    state = {name: t + 0.3 * torch.randn(t.shape, generator=noise) for name, t in initial_state(spec, fresh).items()}
+    return write_merged(root / "llama", state, {}, spec, fresh)
+
+
+def strong_adapter(base: Path, folder: Path, seed: int, **adapter: Any) -> Path:
+    """An adapter of this base that changes what it says."""
+    spec = specification(model={"sha256": folder_digest(base)}, adapter=adapter)
+    noise = torch.Generator().manual_seed(seed)
+    state = {name: t + torch.randn(t.shape, generator=noise) for name, t in initial_state(spec, base).items()}
+    return write_adapter(folder, state, {}, spec, base)
