@@ -1,9 +1,14 @@
 """Tiny models with strong random weights, adapters to them, and what is served of them."""
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import uvicorn
 from confide.models.export import write_adapter, write_merged
 from confide.models.store import folder_digest
 from confide.models.trainable import initial_state
@@ -26,3 +31,19 @@ def strong_adapter(base: Path, folder: Path, seed: int, **adapter: Any) -> Path:
     noise = torch.Generator().manual_seed(seed)
     state = {name: t + torch.randn(t.shape, generator=noise) for name, t in initial_state(spec, base).items()}
     return write_adapter(folder, state, {}, spec, base)
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The application on a free port of this machine; gives its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive(), "the server ends"

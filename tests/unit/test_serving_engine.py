@@ -108,7 +108,9 @@ def test_logprobs_in_a_batch_are_those_alone(engine: LocalEngine) -> None:
 
     for one, deltas in zip(wanted, run(together()), strict=True):
         alone = run(written(engine, one))
-        pairs = [(a, b) for x, y in zip(deltas, alone, strict=True) for a, b in zip(x.logprobs, y.logprobs, strict=True)]
+        pairs = [
+            (a, b) for x, y in zip(deltas, alone, strict=True) for a, b in zip(x.logprobs, y.logprobs, strict=True)
+        ]
         assert pairs and all(abs((a.logprob or 0) - (b.logprob or 0)) < 1e-4 for a, b in pairs)
         assert all(a.text == b.text and a.logprob == pytest.approx(a.top[0][1]) for a, b in pairs)
 

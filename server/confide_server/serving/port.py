@@ -103,6 +103,9 @@ class Prompts(Protocol):
     def text(self, text: str) -> tuple[int, ...]:
         """A text to go on with, begun as the tokenizer begins texts."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+
 
 class Engine(Protocol):
     """A base model with adapters by hash."""
@@ -133,6 +136,9 @@ class Embedder(Protocol):
 
     sha256: str
     dimensions: int
+
+    def count(self, text: str) -> int:
+        """The tokens of a text, as they are paid for."""
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """(one vector a text, tokens read). Raises Unanswerable for a text that is too long, Overloaded."""

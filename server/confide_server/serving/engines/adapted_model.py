@@ -82,9 +82,7 @@ class AdaptedModel:
         """An empty batch for rows with this mask."""
         return PaddedBatch(self._model.config, mask_BT.to(self.device), plain=self.plain)
 
-    def forward(
-        self, ids_BT: torch.Tensor, batch: PaddedBatch, adapters: Sequence[str], keep: int = 1
-    ) -> torch.Tensor:
+    def forward(self, ids_BT: torch.Tensor, batch: PaddedBatch, adapters: Sequence[str], keep: int = 1) -> torch.Tensor:
         """float32 logits of the last `keep` columns, shape (rows, keep, vocabulary); the batch has seen the columns.
 
         adapters: one hash (or BASE) a row.
@@ -164,12 +162,14 @@ class AdaptedModel:
             raise ModelError(f"adapter {sha256[:12]} makes numbers that are not finite of this base model; train anew")
         if effect <= _CLEAR * noise:
             raise ModelError(
-                f"adapter {sha256[:12]} changes nothing on this base model ({effect:.2g} at most, rounding {noise:.2g}): "
-                "its names do not match the model's, or it is as training began. Export it again for this base"
+                f"adapter {sha256[:12]} changes nothing on this base model ({effect:.2g} at most, rounding {noise:.2g}"
+                "): its names do not match the model's, or it is as training began. Export it again for this base"
             )
         scale = float(first.abs().max())
         if noise > 0.05 * scale:
-            raise ModelError(f"with adapter {sha256[:12]} beside it the base model answers differently; do not serve it")
+            raise ModelError(
+                f"with adapter {sha256[:12]} beside it the base model answers differently; do not serve it"
+            )
 
 
 def _check_plain(folder: Path) -> None:

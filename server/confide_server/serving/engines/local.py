@@ -67,6 +67,11 @@ class LocalPrompts:
         """A text with what the tokenizer by itself puts before it, once."""
         return tuple(self._tokenizer(text)["input_ids"])
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
 
 @dataclass
 class _Waiting:
@@ -293,7 +298,7 @@ class LocalEngine:
     def _has_room(self, row: Row, groups: list[list[Row]]) -> bool:
         held = [one for group in [*self._reading, *self._writing] for one in group.rows]
         held += [one for group in groups for one in group]
-        longest = max((one.most for one in [*held, row]))
+        longest = max(one.most for one in [*held, row])
         return len(held) < self.room.rows and (len(held) + 1) * longest <= self.room.tokens
 
     def _place(self, row: Row, groups: list[list[Row]]) -> None:
@@ -302,7 +307,12 @@ class LocalEngine:
             others = [len(one.generation.prompt) for one in group]
             longest = max([*others, length])
             alike = 2 * min([*others, length]) >= longest
-            if alike and _alone_not(row, *group) and longest * (len(group) + 1) <= self.room.chunk and self._model.plain:
+            if (
+                alike
+                and _alone_not(row, *group)
+                and longest * (len(group) + 1) <= self.room.chunk
+                and self._model.plain
+            ):
                 group.append(row)
                 return
         groups.append([row])
