@@ -127,7 +127,9 @@ def test_completions_go_on_with_texts_and_tokens(client: openai.OpenAI, base: Pa
     assert "".join(chunk.choices[0].text for chunk in streamed) == one.choices[0].text
     scored = client.completions.create(prompt=text, echo=True, logprobs=1, model="wall", max_tokens=0)
     found = scored.choices[0].logprobs
-    assert found and found.token_logprobs and found.token_logprobs[0] is None and len(found.token_logprobs) > 2  # type: ignore[comparison-overlap]
+    assert found
+    values: list[Any] = list(found.token_logprobs or [])
+    assert len(values) > 2 and values[0] is None and all(value < 0 for value in values[1:])
     assert scored.choices[0].text == text and "".join(found.tokens or []) == text
 
 

@@ -27,8 +27,8 @@ from confide.identity.signed import Document, validated
 from pydantic import Field
 
 from confide_server.api.grpc.control import PASSAGE_DESCRIPTORS, ControlServer
+from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
-from confide_server.fleet.flower.serving import BoundedServer
 from confide_server.memory import map_big_buffers
 from confide_server.quota import Quota, listening, room_for
 from confide_server.rounds.driver import Parts, RunDriver

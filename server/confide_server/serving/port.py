@@ -110,10 +110,17 @@ class Prompts(Protocol):
 class Engine(Protocol):
     """A base model with adapters by hash."""
 
-    base_sha256: str
-    context: int
-    """Most tokens of prompt and answer together."""
-    prompts: Prompts
+    @property
+    def base_sha256(self) -> str:
+        """Of the base model's files."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """How text becomes tokens here."""
 
     def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         """Deltas, the last with `finish`. Raises Overloaded, Unanswerable, EngineFailed; at the first step at once."""
@@ -134,11 +141,19 @@ class Engine(Protocol):
 class Embedder(Protocol):
     """Texts to vectors of length 1."""
 
-    sha256: str
-    dimensions: int
+    @property
+    def sha256(self) -> str:
+        """Of the model's files."""
+
+    @property
+    def dimensions(self) -> int:
+        """Of a vector."""
 
     def count(self, text: str) -> int:
         """The tokens of a text, as they are paid for."""
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """(one vector a text, tokens read). Raises Unanswerable for a text that is too long, Overloaded."""
+
+    async def close(self) -> None:
+        """End."""

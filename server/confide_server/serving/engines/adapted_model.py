@@ -140,7 +140,7 @@ class AdaptedModel:
         """Tell every adapted layer, at each pass, which adapter each row has."""
         for module in self._model.modules():
             if isinstance(module, LoraLayer) and id(module) not in self._hooked:
-                module.register_forward_pre_hook(self._name_rows, with_kwargs=True)  # type: ignore[attr-defined]
+                module.register_forward_pre_hook(self._name_rows, with_kwargs=True)
                 self._hooked.add(id(module))
 
     def _name_rows(self, _: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -17,7 +17,7 @@ _SPARE = 64
 """Columns of room that a cache has more than it needs when it is made anew."""
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
     """A layer's keys and values with room on the right: a step writes one column and copies nothing."""
 
     def __init__(self) -> None:
