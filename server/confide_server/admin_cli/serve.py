@@ -239,15 +239,13 @@ def set_alias(
     database: DatabaseUrl = "",
 ) -> None:
     """Keep a copy of an adapter, checked, and point an alias at it. A running endpoint follows within a second."""
-    from confide.models.store import folder_digest
-
     from confide_server.serving.adapters import AdapterStore
     from confide_server.serving.process import open_database
     from confide_server.state import serving_aliases
 
     if bool(root) == unsigned:
         raise StateError("say --root KEY to have the adapter's manifest verified, or --unsigned to waive that")
-    kept = AdapterStore(state.expanduser() / "adapters").keep(adapter, folder_digest(base), _root_key(root))
+    kept = AdapterStore(state.expanduser() / "adapters", base).keep(adapter, _root_key(root))
     standing = serving_aliases.Standing(alias, kept.sha256, kept.base_sha256, root.strip().lower(), kept.run_id)
     opened = open_database(state.expanduser(), database)
     serving_aliases.point(opened, standing)

@@ -121,7 +121,7 @@ class Serving:
                 opened.callback(keyed.close)
                 self.access = keyed
             self.engine = _engine(settings)
-            self.store = AdapterStore(settings.state / "adapters")
+            self.store = AdapterStore(settings.state / "adapters", settings.base)
             self._opened = opened.pop_all()
         self.base_alias = settings.name or settings.base.resolve().name
         self._seen = -1
@@ -172,7 +172,7 @@ class Serving:
         if standing.adapter_sha256 == BASE or standing.adapter_sha256 in self.engine.load().adapters:
             return
         root = bytes.fromhex(standing.root) if standing.root else None
-        folder = await asyncio.to_thread(self.store.verify, standing.adapter_sha256, base, root)
+        folder = await asyncio.to_thread(self.store.verify, standing.adapter_sha256, root)
         await self.engine.add_adapter(standing.adapter_sha256, str(folder))
 
     async def run(self, ready: Callable[[int], None] | None = None) -> None:
