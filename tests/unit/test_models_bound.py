@@ -1,4 +1,4 @@
-"""An exported adapter is the model that was signed, or is refused: the file list beside the signature is not trusted."""
+"""An exported adapter is the model that was signed, or is refused; the file list beside the signature proves nothing."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_an_adapter_of_any_scheme_is_bound_to_its_signature(
         save_file(altered, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         listed_again(folder)
         verify_manifest(manifest_of(folder), root, folder)
-        with pytest.raises(ModelError, match="not the model|does not follow from the signed run"):
+        with pytest.raises(ModelError, match=r"not the model|does not follow from the signed run"):
             check_bound(folder, manifest_of(folder), base)
 
 

@@ -166,7 +166,9 @@ class Endpoint:
         head = replies.Head("chat", asked.model, target.fingerprint)
         work = _Work(self, caller, target, _CHAT, head, len(ids), generations, str(messages))
         if asked.stream:
-            return await work.stream(request, _ChatForm(), include_usage=asked.wants_usage)
+            return await work.stream(
+                request, _ChatForm(), usage=_Usage(asked.wants_usage, asked.wants_usage_throughout)
+            )
         return await work.whole(request, _ChatForm())
 
     async def completions(self, request: Request) -> Response:
@@ -189,7 +191,7 @@ class Endpoint:
         work = _Work(self, caller, target, _TEXT, head, read, generations, str(asked.prompt))
         form = _TextForm(_echoes(target, asked, prompts))
         if asked.stream:
-            return await work.stream(request, form, include_usage=asked.wants_usage)
+            return await work.stream(request, form, usage=_Usage(asked.wants_usage, asked.wants_usage_throughout))
         return await work.whole(request, form)
 
     async def embeddings(self, request: Request) -> Response:
@@ -259,6 +261,14 @@ class Endpoint:
     def ended(self, route: str, model: str, outcome: str, seconds: float, *, read: int, written: int) -> None:
         """Count a request that has ended."""
         self._metrics.ended(route, model, outcome, seconds, read=read, written=written)
+
+
+@dataclass(frozen=True)
+class _Usage:
+    """Where a stream says how many tokens it was."""
+
+    at_end: bool
+    throughout: bool
 
 
 class _ChatForm:
@@ -336,7 +346,7 @@ class _Work:
         choices = [form.whole(choice) for choice in self._answer.choices]
         return JSONResponse(self._head.document(self._head.whole_kind, choices, self._usage()))
 
-    async def stream(self, request: Request, form: _Form, *, include_usage: bool) -> Response:
+    async def stream(self, request: Request, form: _Form, *, usage: "_Usage") -> Response:
         """The answer as it comes. What is refused before anything was written is raised, and has its own status."""
         self._charge = await self._endpoint.begin(self._caller, self._asked)
         parts = self._answer.parts()
@@ -351,15 +361,14 @@ class _Work:
             await parts.aclose()
             self._settle("cancelled" if isinstance(error, Gone | asyncio.CancelledError) else "failed")
             raise
-        return EventStream(self._documents(first, parts, form, include_usage=include_usage))
+        return EventStream(self._documents(first, parts, form, usage))
 
     async def _documents(
         self,
         first: "asyncio.Future[Part | None]",
         parts: AsyncGenerator[Part, None],
         form: _Form,
-        *,
-        include_usage: bool,
+        usage: "_Usage",
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks; an error as OpenAI's clients understand it, in place of the rest."""
         outcome, kind, nothing = "cancelled", self._head.chunk_kind, None
@@ -369,15 +378,15 @@ class _Work:
                 for choice in self._answer.choices:
                     opening = form.first(choice.index)
                     if opening is not None:
-                        yield self._chunk(kind, [opening], include_usage)
+                        yield self._chunk(kind, [opening], usage)
                 part = await first
                 while part is not nothing:
                     index, delta = part
-                    if delta.text or delta.logprobs or delta.finish is not None:
-                        yield self._chunk(kind, [form.part(index, delta)], include_usage)
+                    if delta.text or delta.logprobs or delta.finish is not None or usage.throughout:
+                        yield self._chunk(kind, [form.part(index, delta)], usage)
                     part = await anext(parts, nothing)
             outcome = "done"
-            if include_usage:
+            if usage.at_end:
                 yield self._head.document(kind, [], self._usage())
         except (GeneratorExit, asyncio.CancelledError):
             raise
@@ -391,9 +400,11 @@ class _Work:
             first.cancel()
             self._settle(outcome)
 
-    def _chunk(self, kind: str, choices: list[dict[str, Any]], include_usage: bool) -> dict[str, Any]:
+    def _chunk(self, kind: str, choices: list[dict[str, Any]], usage: "_Usage") -> dict[str, Any]:
         document = self._head.document(kind, choices)
-        return {**document, "usage": None} if include_usage else document
+        if usage.throughout:
+            return {**document, "usage": self._usage()}
+        return {**document, "usage": None} if usage.at_end else document
 
     def _usage(self) -> dict[str, Any]:
         return replies.usage(self._read, self._answer.tokens)

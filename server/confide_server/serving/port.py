@@ -122,6 +122,9 @@ class Engine(Protocol):
     def prompts(self) -> Prompts:
         """How text becomes tokens here."""
 
+    async def check(self) -> None:
+        """Wait until it answers. Raises EngineFailed, or ModelError where it serves another base."""
+
     def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         """Deltas, the last with `finish`. Raises Overloaded, Unanswerable, EngineFailed; at the first step at once."""
 

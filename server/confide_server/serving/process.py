@@ -180,6 +180,7 @@ class Serving:
         settings = self.settings
         listener = listening(settings.bind, settings.port, "serving", "choose another port with --port")
         try:
+            await self.engine.check()
             await self.refresh()
             server = self.server = self._http()
             with _until_signal(server):
@@ -243,12 +244,22 @@ class Serving:
 
 
 def _engine(settings: Settings) -> Engine:
+    if settings.upstream:
+        from confide_server.serving.engines.upstream import UpstreamEngine
+
+        return UpstreamEngine(settings.base, settings.upstream, _upstream_key(settings.upstream_key_file))
+    from confide_server.serving.engines.adapted_model import AdaptedModel
     from confide_server.serving.engines.local import LocalEngine, Room
 
     room = Room(rows=settings.rows, tokens=settings.cache_tokens, waiting=settings.waiting)
-    from confide_server.serving.engines.adapted_model import AdaptedModel
-
     return LocalEngine(AdaptedModel(settings.base), room).start()
+
+
+def _upstream_key(path: Path | None) -> str:
+    try:
+        return "" if path is None else path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"the upstream's key {path} cannot be read: {error}") from error
 
 
 def _exclusive(state: Path) -> int:

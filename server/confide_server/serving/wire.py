@@ -45,9 +45,13 @@ class Message(Body):
 
 
 class StreamOptions(Body):
-    """include_usage: the last chunk says how many tokens it was."""
+    """include_usage: the last chunk says how many tokens it was.
+
+    continuous_usage_stats (vLLM's): every chunk does, so that it is known also of a stream that is cut.
+    """
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
@@ -107,6 +111,11 @@ class Sampling(Body):
     def wants_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_usage_throughout(self) -> bool:
+        """Whether each chunk says the usage until then."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 class ChatRequest(Sampling):

@@ -116,6 +116,9 @@ class LocalEngine:
         self._thread.start()
         return self
 
+    async def check(self) -> None:
+        """It is here."""
+
     def load(self) -> Load:
         """How busy it is."""
         running = sum(len(group.rows) for group in [*self._reading, *self._writing])
