@@ -1,4 +1,4 @@
-"""An exported adapter is the model that was signed, or is refused; the file list beside the signature proves nothing."""
+"""An exported adapter is the model that was signed, or is refused; its list of file hashes proves nothing."""
 
 import json
 import shutil

@@ -206,7 +206,7 @@ def junk_url() -> Iterator[str]:
         yield url
 
 
-_FIELDS = "choices text usage completion_tokens logprobs tokens token_logprobs finish_reason error".split()
+_FIELDS = ["choices", "text", "usage", "completion_tokens", "logprobs", "tokens", "token_logprobs", "error"]
 _JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_FIELDS), inner, max_size=4),

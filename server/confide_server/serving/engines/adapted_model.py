@@ -78,6 +78,11 @@ class AdaptedModel:
         self._hooked: set[int] = set()
         self.adapters: set[str] = set()
 
+    @property
+    def bare(self) -> Any:
+        """transformers' own model, for who compares."""
+        return self._model
+
     def batch(self, mask_BT: torch.Tensor) -> PaddedBatch:
         """An empty batch for rows with this mask."""
         return PaddedBatch(self._model.config, mask_BT.to(self.device), plain=self.plain)
