@@ -39,7 +39,7 @@ class Quota:
 
     def admit(self, address: str) -> "Ticket | None":
         """A ticket for one more connection from this address; None when it is one too many."""
-        source = _source(address)
+        source = source_of(address)
         with self._lock:
             if self._open.total() >= self.most or self._open[source] >= self.of_one_address:
                 return None
@@ -72,7 +72,7 @@ class Ticket:
             quota.release(self._source)
 
 
-def _source(address: str) -> str:
+def source_of(address: str) -> str:
     """Who counts as one: an IPv4 address, and of IPv6 a /64, which one machine can fill with addresses."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

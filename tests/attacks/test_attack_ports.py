@@ -20,9 +20,9 @@ import uvicorn
 from confide.errors import TransportError
 from confide.identity.member import LocalMember
 from confide_client.agent.fleet import MAX_RESPONSE_BYTES, FleetSettings, _bound_response, _client
+from confide_server import bounded_http as serving
 from confide_server.api.grpc import passage, server
 from confide_server.api.grpc.passage import offers_tls13
-from confide_server.fleet.flower import serving
 from confide_server.quota import Quota, listening
 
 from tests.control_federation import Federation, running_federation

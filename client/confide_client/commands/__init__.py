@@ -3,7 +3,7 @@
 # What `confide --help` says of each without importing it: the first paragraph of its own help.
 SUMMARIES = {
     "audit": "Audit what training remembers, with made-up records (canaries).",
-    "chat": "Talk to a model. Nothing leaves this machine. Ctrl-D or /quit ends, /new starts afresh.",
+    "chat": "Talk to a model here, of which nothing leaves this machine, or to a served one (--url).",
     "data": "Register and check data sets.",
     "evaluate": "Measure a model on evaluation tasks, on this machine: nothing is fetched and nothing leaves.",
     "ledger": "The privacy ledger: what was set aside, spent and released.",

@@ -30,6 +30,16 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
     Raises ModelError for a base that writes no text, and for an adapter that was trained on another base, for another
     task, or that has no effect.
     """
+    weights = None if adapter is None else adapter_weights(adapter, base_folder)
+    model, tokenizer = load_writer(base_folder, device)
+    if adapter is not None and weights is not None:
+        model = with_adapter(model, adapter, weights)
+        model.to(model.device)
+    return model.eval(), tokenizer
+
+
+def load_writer(base_folder: Path, device: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) of the base alone, which writes text. Raises ModelError for one that does not."""
     check_whole(model_files(base_folder))
     config = load_config(base_folder)
     if not _writes_text(config):
@@ -37,7 +47,6 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
             f"{base_folder} holds a {config.model_type} model, which does not write text from left to right; "
             "name a causal language model"
         )
-    weights = None if adapter is None else _check_adapter(adapter, base_folder)
     tokenizer = load_tokenizer(base_folder)
     device = device or precision.default_device()
     try:
@@ -58,10 +67,7 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
             f"the weights in {base_folder} lack {sorted(report['missing_keys'])[0]!r}, without which it writes at "
             "random; name a causal language model with its head"
         )
-    if adapter is not None and weights is not None:
-        model = _with_adapter(model, adapter, weights)
-    model.to(device)
-    return model.eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def _writes_text(config: Any) -> bool:
@@ -72,8 +78,8 @@ def _writes_text(config: Any) -> bool:
     return not masked or bool(getattr(config, "is_decoder", False))
 
 
-def _check_adapter(adapter: Path, base_folder: Path) -> frozenset[str]:
-    """The names of its tensors."""
+def adapter_weights(adapter: Path, base_folder: Path) -> frozenset[str]:
+    """The names of an adapter's tensors. Raises ModelError for one of another base or task, or without effect."""
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
         raise ModelError(f"{adapter} holds no adapter_model.safetensors; name a folder that `confide run export` wrote")
@@ -97,11 +103,16 @@ def _check_adapter(adapter: Path, base_folder: Path) -> frozenset[str]:
     return names
 
 
-def _with_adapter(model: Any, adapter: Path, weights: frozenset[str]) -> Any:
+def with_adapter(model: Any, adapter: Path, weights: frozenset[str], name: str = "default") -> Any:
+    """The model with one more adapter, under a name. Raises ModelError where a tensor has no place in the model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tensors without a place: an error below
-        adapted = PeftModel.from_pretrained(model, str(adapter))
-    odd = sorted(weights ^ set(get_peft_model_state_dict(adapted)))
+        if isinstance(model, PeftModel):
+            adapted = model
+            adapted.load_adapter(str(adapter), adapter_name=name)
+        else:
+            adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+    odd = sorted(weights ^ set(get_peft_model_state_dict(adapted, adapter_name=name)))
     if odd:
         raise ModelError(f"the adapter in {adapter} does not fit this model: {odd[0]!r} has no counterpart in it")
     return adapted
@@ -140,7 +151,7 @@ def answer(
             output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             token = _next(output.logits[0, -1].float(), temperature, random)
-            if token in _ends(model, tokenizer):
+            if token in ends(model, tokenizer):
                 break
             written.append(token)
             ids = torch.tensor([[token]], device=model.device)
@@ -157,6 +168,7 @@ def _next(logits: torch.Tensor, temperature: float, random: torch.Generator) -> 
     return int(torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=random))
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+def ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    named = model.generation_config.eos_token_id
+    return {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}

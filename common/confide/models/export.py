@@ -39,6 +39,8 @@ _PEFT_TASKS = {
     "classification": "SEQ_CLS",
     "contrastive": "FEATURE_EXTRACTION",
 }
+TRAINED = "trained.safetensors"
+"""Beside an adapter whose matrices are products: the tensors that were trained, whose hash is the signed one."""
 _OF_THE_MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
 """Of a base folder's files those that are no tokenizer's, beside its weights."""
 
@@ -101,6 +103,8 @@ def write_adapter(
     # A path is no name for the model card, which is read elsewhere.
     card_name = base_name or specification.model.name
     write_atomic(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}))
+    if any(name.endswith(".lora_core") for name in tensors):
+        write_atomic(folder / TRAINED, save({name: tensors[name].detach().cpu().contiguous() for name in tensors}))
     write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
     _write_card(folder, specification, manifest, base_folder, card_name, adapter=True)
     write_manifest(folder, {"base_model_sha256": specification.model.sha256, **manifest})

@@ -4,5 +4,6 @@
 SUMMARIES = {
     "consortium": "The consortium's root: who is a member. Keep its folder offline.",
     "run": "Runs: plan, submit, watch, stop, export.",
+    "serve": "Serve a trained model over an OpenAI-compatible endpoint: keys, budgets, adapters by alias.",
     "server": "The coordinator: directs runs over organizations it cannot see into.",
 }

@@ -31,8 +31,8 @@ from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
 from confide_server.api.grpc.endpoint import Surroundings
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
+from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
-from confide_server.fleet.flower.serving import BoundedServer
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.memory import map_big_buffers

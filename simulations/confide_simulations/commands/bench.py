@@ -33,6 +33,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.sealing:sealing",
         "Cost of a sealed sum per parameter: node, coordinator, wire and memory, with 0 and 2 dropouts.",
     ),
+    "serving": (
+        "confide_simulations.benchmarks.serving:serving",
+        "Compare batched answers with one at a time, the engine with bare generate, and time the endpoint itself.",
+    ),
     "simulation": (
         "confide_simulations.benchmarks.simulation:simulation",
         "Wall time of a simulation over that of its bare local steps; unsealed, and sealed beside it.",

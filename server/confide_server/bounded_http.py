@@ -1,7 +1,7 @@
-"""The fleet port's connections: counted before TLS begins, and bounded in time and size until a request is there.
+"""An HTTP port's connections: counted before TLS begins, and bounded in time and size until a request is there.
 
 In this order: the address's quota, TLS 1.3 within HANDSHAKE_TIMEOUT_S, a request's headers within HEADER_TIMEOUT_S and
-MAX_HEADER_BYTES; then the request filter judges them. A peer that does not read its answer is dropped after
+MAX_HEADER_BYTES; then the application judges them. A peer that does not read its answer is dropped after
 WRITE_TIMEOUT_S.
 """
 

@@ -1,0 +1,1 @@
+"""The served model: an OpenAI-compatible endpoint over engines that know models by their content's hash only."""

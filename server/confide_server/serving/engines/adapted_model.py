@@ -1,0 +1,199 @@
+"""A base model with adapters side by side, each under its content's hash, in one batch.
+
+    model = AdaptedModel(base_folder)
+    model.add(sha256, folder)                      # checked, loaded, tried
+    logits = model.forward(ids_BT, batch, [sha256, BASE])
+
+Guarantee: a row is computed with the adapter that is named for it, or with none; which one is said anew for every
+forward pass, and there is no "active" adapter that two requests could disagree about.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from confide.errors import ModelError
+from confide.models.answering import adapter_weights, ends, load_writer, with_adapter
+from confide.models.store import folder_digest
+from peft.tuners.lora import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
+
+from confide_server.serving.engines.padded_batch import PaddedBatch, batches_rows
+from confide_server.serving.port import BASE
+
+log = logging.getLogger(__name__)
+
+_PEFT_BASE = "__base__"
+_PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "use_qalora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "use_bdlora": None,
+    "velora_config": None,
+    "monteclora_config": None,
+    "kasa_config": None,
+    "megatron_config": None,
+}
+"""What an adapter must be to share a batch with others: two matrices beside a linear layer, and nothing else."""
+_PROBE = "The quick brown fox jumps over the lazy dog. 0123456789 Does a sole trader need a permit?"
+_CLEAR = 10.0
+"""How many times rounding's own difference an adapter's effect must be."""
+
+
+class AdaptedModel:
+    """Used from one thread at a time."""
+
+    def __init__(self, base_folder: Path, device: str | None = None) -> None:
+        """Raises ModelError for a base that writes no text, or whose attention is not torch's (sdpa)."""
+        self.folder = base_folder
+        self.sha256 = folder_digest(base_folder)
+        self._model, self.tokenizer = load_writer(base_folder, device)
+        self.config = self._model.config.get_text_config(decoder=True)
+        used = self._model.config._attn_implementation
+        if used != "sdpa":
+            raise ModelError(
+                f"the {self.config.model_type} model in {base_folder} computes attention by {used!r}; only sdpa is "
+                "served, since other ways were seen to answer padded batches wrongly. Serve another base model"
+            )
+        self._takes_positions = "position_ids" in _parameters(self._model.forward)
+        self.device = self._model.device
+        self.vocabulary = int(self.config.vocab_size)
+        self.ends = frozenset(ends(self._model, self.tokenizer))
+        self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 20)
+        self.plain = batches_rows(self._model.config)
+        """Whether rows can share a batch."""
+        self._names: list[str] = []
+        self._hooked: set[int] = set()
+        self.adapters: set[str] = set()
+
+    @property
+    def bare(self) -> Any:
+        """transformers' own model, for who compares."""
+        return self._model
+
+    def batch(self, mask_BT: torch.Tensor) -> PaddedBatch:
+        """An empty batch for rows with this mask."""
+        return PaddedBatch(self._model.config, mask_BT.to(self.device), plain=self.plain)
+
+    def forward(self, ids_BT: torch.Tensor, batch: PaddedBatch, adapters: Sequence[str], keep: int = 1) -> torch.Tensor:
+        """float32 logits of the last `keep` columns, shape (rows, keep, vocabulary); the batch has seen the columns.
+
+        adapters: one hash (or BASE) a row.
+        """
+        unknown = set(adapters) - self.adapters - {BASE}
+        if unknown:  # else PEFT would answer with the base model, in silence
+            raise ModelError(f"adapter {min(unknown)[:12]} is not loaded here")
+        self._names[:] = [name or _PEFT_BASE for name in adapters]
+        fed = batch.feed(ids_BT.shape[1])
+        if not self._takes_positions:
+            fed.pop("position_ids")
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids_BT.to(self.device),
+                past_key_values=batch.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+                **fed,
+            )
+        logits: torch.Tensor = output.logits[:, -keep:].float()
+        return logits
+
+    def add(self, sha256: str, folder: Path) -> None:
+        """Load an adapter and try it. Raises ModelError for one that does not fit, or changes nothing."""
+        if sha256 in self.adapters:
+            return
+        weights = adapter_weights(folder, self.folder)
+        _check_plain(folder)
+        before = self._logits(BASE)
+        try:
+            self._model = with_adapter(self._model, folder, weights, sha256)
+            self._model.to(self.device).eval()
+            self._hook()
+            self.adapters.add(sha256)
+            self._probe(sha256, before)
+        except Exception as error:
+            self.remove(sha256)
+            if isinstance(error, ModelError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"the adapter in {folder} cannot be loaded onto this base model: {reason}") from error
+
+    def remove(self, sha256: str) -> None:
+        """Forget an adapter; no row may use it any more."""
+        self.adapters.discard(sha256)
+        if sha256 not in getattr(self._model, "peft_config", {}):
+            return
+        if len(self._model.peft_config) > 1:
+            self._model.delete_adapter(sha256)
+        else:
+            self._model = self._model.unload()
+            self._hooked.clear()
+
+    def _hook(self) -> None:
+        """Tell every adapted layer, at each pass, which adapter each row has."""
+        for module in self._model.modules():
+            if isinstance(module, LoraLayer) and id(module) not in self._hooked:
+                module.register_forward_pre_hook(self._name_rows, with_kwargs=True)
+                self._hooked.add(id(module))
+
+    def _name_rows(self, _: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {**options, "adapter_names": self._names}
+
+    def _logits(self, *adapters: str) -> torch.Tensor:
+        ids = torch.tensor([self.tokenizer(_PROBE)["input_ids"][: self.context]] * len(adapters))
+        if not self.plain:
+            rows = [self.forward(ids[:1], self.batch(torch.ones_like(ids[:1])), [one]) for one in adapters]
+            return torch.cat(rows)[:, -1]
+        return self.forward(ids, self.batch(torch.ones_like(ids)), adapters)[:, -1]
+
+    def _probe(self, sha256: str, before: torch.Tensor) -> None:
+        """The adapter must change an answer by clearly more than rounding does, and the base must answer as before."""
+        first, second, adapted = self._logits(BASE, BASE, sha256)
+        noise = max(float((first - second).abs().max()), float((first - before[0]).abs().max()))
+        effect = float((adapted - first).abs().max())
+        if not bool(adapted.isfinite().all()):
+            raise ModelError(f"adapter {sha256[:12]} makes numbers that are not finite of this base model; train anew")
+        if effect <= _CLEAR * noise:
+            raise ModelError(
+                f"adapter {sha256[:12]} changes nothing on this base model ({effect:.2g} at most, rounding {noise:.2g}"
+                "): its names do not match the model's, or it is as training began. Export it again for this base"
+            )
+        scale = float(first.abs().max())
+        if noise > 0.05 * scale:
+            raise ModelError(
+                f"with adapter {sha256[:12]} beside it the base model answers differently; do not serve it"
+            )
+
+
+def _check_plain(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fields that a newer release of PEFT wrote: each is judged here
+        try:
+            config = LoraConfig.from_pretrained(str(folder)).to_dict()
+        except (TypeError, ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{folder / 'adapter_config.json'} describes no LoRA adapter: {error}") from error
+    for name, wanted in _PLAIN.items():
+        found = config.get(name, wanted)
+        if (getattr(found, "value", found) or None) != (wanted or None):
+            raise ModelError(
+                f"the adapter in {folder} has {name} = {found!r}; adapters with {name} = {wanted!r} are served. Merge "
+                "it into its base (`confide run export --merged`) and serve that"
+            )
+
+
+def _parameters(function: Any) -> frozenset[str]:
+    import inspect
+
+    return frozenset(inspect.signature(function).parameters)
