@@ -1,13 +1,15 @@
 """Database, checkpoints and run book: durable, chained, and clear about what is wrong."""
 
+import importlib
 import os
+import pkgutil
 import sqlite3
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import confide_server
+import confide_server.state
 import numpy as np
 import pytest
 from alembic import command
@@ -70,6 +72,8 @@ def commit(book: RunJournal, run_id: str, number: int, data: bytes) -> None:
 
 
 def test_the_migrations_give_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    for module in pkgutil.iter_modules(confide_server.state.__path__):  # tables stand beside what uses them
+        importlib.import_module(f"confide_server.state.{module.name}")
     url = f"sqlite:///{tmp_path / 'c.db'}"
     Database(url).close()
     with create_engine(url).connect() as connection:
