@@ -60,6 +60,7 @@ TABLE: dict[str, Why] = {
     **_fields(
         "confide.v1.Progress", version=C, run_id=P, node=P, phase=T, step=C, steps=C, seconds_left=T, number=T
     ),
+    **_fields("confide.v1.RunEndsQuery", node_id=P, run_ids=P),
     # sealing: epoch
     **_fields("confide.v1.SignedBundle", bundle=H, signature=F),
     **_fields(
@@ -134,6 +135,7 @@ _REQUESTS: dict[str, type[Protobuf]] = {
     "/v1/fleet/confirm-message-received": flower_message.ConfirmMessageReceivedRequest,
     "/v1/fleet/send-node-heartbeat": flower_heartbeat.SendNodeHeartbeatRequest,
     "/v1/fleet/report-progress": fleet_pb2.ProgressReport,
+    "/v1/fleet/run-ends": fleet_pb2.RunEndsQuery,
     "/confide.v1.Control/Hello": control_pb2.HelloRequest,
     "/confide.v1.Control/GetRoster": control_pb2.GetRosterRequest,
     "/confide.v1.Control/PublishRoster": control_pb2.PublishRosterRequest,

@@ -114,6 +114,7 @@ IN_ANOTHERS_NAME: dict[str, Callable[[FleetNode], Message]] = {
     "push-object": lambda victim: PushObjectRequest(node=victim.node),
     "confirm-message-received": lambda victim: ConfirmMessageReceivedRequest(node=victim.node),
     "report-progress": lambda victim: fleet_pb2.ProgressReport(node_id=victim.node_id),
+    "run-ends": lambda victim: fleet_pb2.RunEndsQuery(node_id=victim.node_id),
 }
 
 
@@ -332,7 +333,7 @@ def test_a_body_without_a_length_is_counted(scene: Scene) -> None:
 def test_only_fleet_routes_exist(scene: Scene) -> None:
     offered = {"pull-messages", "push-messages", "pull-object", "push-object"}
     offered |= {"activate-node", "deactivate-node", "send-node-heartbeat", "confirm-message-received"}
-    offered |= {"report-progress"}
+    offered |= {"report-progress", "run-ends"}
     others = {path for _, path in PROTOBUF_REQUEST_TYPES if path.removeprefix("/v1/fleet/") not in offered}
     assert len([path for path in others if path.startswith(("/v1/control/", "/v1/runtime/"))]) > 50
     others |= {"/", "/docs", "/openapi.json", "/redoc", "/v1/health", "/health", "/v1/fleet", "/v1/fleet/get-fab/"}

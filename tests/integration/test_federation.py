@@ -20,7 +20,7 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide_client.data.datasets import DataSets
 from confide_client.training import LocalTrainer
-from confide_simulations.local_federation import LocalFederation, run_command
+from confide_simulations.local_federation import LocalFederation, policy_text, run_command
 from confide_simulations.processes import ProcessGroup
 from numpy.typing import NDArray
 
@@ -188,6 +188,41 @@ def test_a_node_that_dies_is_left_out_by_name_and_comes_back(federation: tuple[L
     assert any(kind == "dropped" and data["node"] == "law-firm-c" and data["reason"] for kind, data in events)
     contributors = [data["contributors"] for kind, data in events if kind == "round_committed"]
     assert contributors[0] == sorted(NODES) and sorted(NODES[:2]) in contributors
+
+
+def test_a_node_that_was_dead_when_the_run_ended_erases_its_text_on_return(
+    federation: tuple[LocalFederation, ProcessGroup], tmp_path: Path
+) -> None:
+    made, processes = federation
+    node = "law-firm-c"
+    specification = specification_for(
+        made,
+        method={"name": "causal_lm"},
+        federation={"rounds": 50, "data": "texts", "min_cohort": 2, "clip_norm": 4.0, "exchange_deadline_s": 15.0},
+    )
+    for name in NODES:
+        text = tmp_path / f"{name}.jsonl"
+        text.write_text("".join(json.dumps({"text": record["answer"]}) + "\n" for record in RECORDS))
+        DataSets(made.node_folder(name)).add("texts", text)
+        policy = policy_text(specification, root_public=made.root_public, data="texts")
+        (made.node_folder(name) / "policy.toml").write_text(policy)
+    run_id = made.submit(specification)
+    folder = made.node_folder(node) / "runs" / run_id
+    for kind, data in made.watch(run_id):
+        if kind == "round_committed" and data["round"] == 1:
+            processes.children[node].send_signal(signal.SIGKILL)
+            processes.children.pop(node).wait()
+            assert list(folder.glob("training/tokens-*.bin")), "the test needs text that is there to be erased"
+            run_command("run", "stop", run_id, "--admin", str(made.admin_folder))
+    assert kind == "run_stopped"
+    assert json.loads((folder / "run.json").read_bytes())["status"] == "accepted"
+    made.start_node(processes, node)
+    deadline = time.monotonic() + 120
+    while (record := json.loads((folder / "run.json").read_bytes()))["status"] != "ended":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert record["reason"] == "STOPPED"
+    assert not (folder / "training").exists() and not list(folder.glob("member/upload*"))
 
 
 def test_a_private_run_is_charged_noised_and_refused_at_the_limit(

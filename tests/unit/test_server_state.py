@@ -20,13 +20,14 @@ from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import IdentityError, ProtocolFailure, SpecificationError, StateError, UpdateError
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
-from confide.identity.submission import sign_stop, sign_submission
+from confide.identity.submission import STOPPED, SignedEnd, sign_stop, sign_submission, verify_end
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
 from confide.sealing.roles import Opened, SlotPlan
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
 from confide_server.state.events import OfferAnswered, RoundStarted
+from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import Committed, RunJournal, _answers
 from confide_server.state.run_service import Submission
 from sqlalchemy import MetaData, Table, create_engine, select
@@ -337,6 +338,25 @@ def test_a_run_stops_by_an_administrators_order_alone(world: World, book: RunJou
     book.update(run_id, status="running")
     book.stop(run_id, name, order)
     assert book.stop_requested(run_id) and book.stop_order(run_id) == (name, order)
+
+
+def test_how_runs_ended_is_said_again_over_the_coordinators_signature(world: World, book: RunJournal) -> None:
+    stopped, failed, finished, going = (book.submit(world.submission(specification(), MODEL)) for _ in range(4))
+    book.stop(stopped, *world.stop_order(stopped))
+    book.end(failed, "failed", {"code": "CohortTooSmall", "reason": "nobody came"})
+    book.end(finished, "finished", {"rounds": 2})
+    book.update(going, status="paused")
+    member = load_member(world.server)
+    answer = RunEnds(book._database, member).of([stopped, failed, finished, going, "f" * 32, stopped])
+    said = {item.run_id: item.end for item in answer.ends}
+    assert {run: end.failure for run, end in said.items()} == {stopped: STOPPED, failed: "CohortTooSmall", finished: ""}
+    assert list(answer.unknown) == ["f" * 32]
+    for run_id, end in said.items():
+        assert end.run_ended and end.slot == 0
+        verify_end(
+            member.roster.current,
+            SignedEnd(run_id, end.failure, end.stopped_by, end.stop_signature, end.coordinator, end.signature),
+        )
 
 
 def test_events_are_waited_for(world: World, book: RunJournal) -> None:

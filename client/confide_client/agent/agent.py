@@ -21,7 +21,7 @@ from flwr.app import Context, RecordDict
 
 from confide_client.agent.app import make_app
 from confide_client.agent.control_sync import ControlSync
-from confide_client.agent.fleet import FleetLink, FleetSettings, RunOver
+from confide_client.agent.fleet import FleetLink, FleetRefusal, FleetSettings, RunOver
 from confide_client.agent.runtime import NodeRuntime
 from confide_client.agent.telling import Teller
 from confide_client.audit.log import Audit
@@ -36,6 +36,7 @@ SLOWEST_POLL_S = 1.0
 SLOWEST_OPEN_POLL_S = 0.25
 HELD_POLL_S = 0.2
 """A poll that took longer was held open by the coordinator: the next one may follow at once."""
+RECONCILE_EVERY_S = 300.0
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 
@@ -147,9 +148,12 @@ class Agent:
             retry_s = min(2 * retry_s, LAST_RETRY_S)
 
     def _serve(self, link: FleetLink) -> None:
-        pace = Pace()
+        pace, reconcile_at = Pace(), 0.0
         while True:
             began = time.monotonic()
+            if began >= reconcile_at:
+                self._reconcile(link)
+                reconcile_at = began + RECONCILE_EVERY_S
             try:
                 message = link.receive()
                 if message is not None:
@@ -160,9 +164,17 @@ class Agent:
                     continue
             except RunOver as over:
                 log.info("dropped: %s", over)
+                reconcile_at = 0.0
                 continue
             polled_s = time.monotonic() - began
             time.sleep(pace.pause_s(polled_s, self._runtime.open_runs))
+
+    def _reconcile(self, link: FleetLink) -> None:
+        """At every connection, and now and then: a run may have ended while this node was away or busy."""
+        try:
+            self._runtime.reconcile(link.run_ends)
+        except FleetRefusal as error:
+            log.info("the coordinator does not say which runs have ended: %s", error)
 
     def _connected(self, coordinator: str) -> None:
         log.info("connected to %s as %s", coordinator, self._member.name)

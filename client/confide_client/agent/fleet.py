@@ -64,6 +64,7 @@ CALL_TIMEOUT_S = 30.0
 LEAVE_TIMEOUT_S = 2.0
 REPORT_TIMEOUT_S = 5.0
 REPORT_PATH = "/v1/fleet/report-progress"
+RUN_ENDS_PATH = "/v1/fleet/run-ends"
 PULL_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 16 * 2**30
 """More than any trainable model that one message carries; a coordinator cannot fill the node's memory beyond it."""
@@ -325,6 +326,20 @@ class FleetLink:
                 request=report,
                 response_type=fleet_pb2.ProgressTaken,
                 timeout=REPORT_TIMEOUT_S,
+            ),
+        )
+
+    def run_ends(self, run_ids: list[str]) -> fleet_pb2.RunEnds:
+        """Which of these runs have ended, as the coordinator says. Raises as `receive` does."""
+        request = fleet_pb2.RunEndsQuery(node_id=self.node_id, run_ids=run_ids)
+        return _translated(
+            self._where,
+            lambda: self._client._unary_unary(
+                path=RUN_ENDS_PATH,
+                rpc_method="/confide.v1.Fleet/RunEnds",
+                request=request,
+                response_type=fleet_pb2.RunEnds,
+                timeout=CALL_TIMEOUT_S,
             ),
         )
 

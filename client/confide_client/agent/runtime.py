@@ -5,6 +5,7 @@ write the audit log; send. What goes wrong becomes a Failure with a code and a m
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from confide_client.agent.envelope import pack, unpack
 from confide_client.runs import approvals
+from confide_client.runs.endings import OPEN, finish, forget_text, settle_alone, unended
 from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
 from confide_client.runs.records import Record
 from confide_client.runs.replies import (
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
 """Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
+MOST_ASKED = 200
+"""Runs in one question about their ends; a coordinator answers no more at once."""
 READY_SHARE = 1 / 3
 """Of the time that an answer may take: how long that to an offer waits until the run's libraries are loaded."""
 
@@ -47,6 +51,8 @@ class NodeRuntime:
         self._runs: dict[str, Run] = {}
         self._preparing: dict[str, Run] = {}
         """Allowed, and not accepted before it is known how fast this machine is for them."""
+        self._unknown: set[str] = set()
+        """Runs that the coordinator does not know, as was said already."""
 
     @property
     def open_runs(self) -> int:
@@ -250,26 +256,61 @@ class NodeRuntime:
             end.ParseFromString(instruction.body)
         except DecodeError as error:
             raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
-        record = Record.load(self._node.state.run(instruction.run_id))
         if end.run_ended:
-            self._check_run_end(instruction.run_id, end)
-        if record is None:
-            return Outgoing(b"")  # of a run that was never offered here: nothing of it is kept
-        if end.run_ended:
-            self._node.submissions.ended(instruction.run_id)
-        if record.status == "accepted":
-            self._run(instruction.run_id).end(end)
-        elif record.status in ("waiting", "preparing") and end.run_ended:
-            self._let_go(instruction.run_id)
-            record.status, record.reason = "ended", f"it ended while it was {record.status} here"
-            record.save(self._node.state.run(instruction.run_id))
-        if end.run_ended:
-            self._runs.pop(instruction.run_id, None)
-            who = {"stopped_by": end.stopped_by} if end.stopped_by else {}
-            self._node.audit.note(
-                "run ended", run=instruction.run_id, reason=line(end.failure), said_by=end.coordinator, **who
-            )
+            self._end_run(instruction.run_id, end)
+        else:
+            record = Record.load(self._node.state.run(instruction.run_id))
+            if record is not None and record.status == "accepted":
+                self._run(instruction.run_id).slot_ended(end)
         return Outgoing(b"")
+
+    def _end_run(self, run_id: str, end: fleet_pb2.End) -> None:
+        self._check_run_end(run_id, end)
+        record = Record.load(self._node.state.run(run_id))
+        if record is None:
+            return  # it was never offered here: nothing of it is kept
+        self._node.submissions.ended(run_id)
+        if record.status in OPEN:
+            self._let_go(run_id)
+            run: Run | None = self._runs.pop(run_id, None)
+            if run is not None:
+                run.run_ended(end)
+            finish(self._node, run_id, end)
+        who = {"stopped_by": end.stopped_by} if end.stopped_by else {}
+        self._node.audit.note("run ended", run=run_id, reason=line(end.failure), said_by=end.coordinator, **who)
+
+    def reconcile(self, ask: Callable[[list[str]], fleet_pb2.RunEnds]) -> None:
+        """End the runs whose end this node missed. ask: the coordinator, which of these runs have ended, and how.
+
+        Guarantee: an end that comes so is checked as any other; what a coordinator says without a signature, or not at
+        all, ends nothing.
+        """
+        for run_id in settle_alone(self._node):
+            self._let_go(run_id)
+            self._node.audit.note("run ended", run=run_id, reason="nobody accepted it in time", said_by="this node")
+        waiting = unended(self._node.state)
+        for start in range(0, len(waiting), MOST_ASKED):
+            asked = waiting[start : start + MOST_ASKED]
+            answer = ask(asked)
+            for item in answer.ends:
+                if item.run_id in asked:
+                    self._end_missed(item.run_id, item.end)
+            unknown = [run_id for run_id in asked if run_id in answer.unknown]
+            forget_text(self._node.state, unknown)
+            for run_id in set(unknown) - self._unknown:
+                log.warning("run %s is not known to the coordinator; its encoded text was erased", run_id[:8])
+            self._unknown.update(unknown)
+
+    def _end_missed(self, run_id: str, end: fleet_pb2.End) -> None:
+        try:
+            if not end.run_ended:
+                raise TransportError("the coordinator answered with the end of a slot")
+            self._end_run(run_id, end)
+        except ConfideError as error:
+            log.warning("run %s was not ended: %s", run_id[:8], error)
+            self._node.audit.note(
+                "step failed", run=run_id, step="END", code=error.code, reason=public_text(str(error))
+            )
 
     def _check_run_end(self, run_id: str, end: fleet_pb2.End) -> None:
         """What a run's end erases does not come back: only the coordinator says it, over its signature."""

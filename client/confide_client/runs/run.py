@@ -37,13 +37,11 @@ from confide.runs.fields import check_names
 from confide.runs.specification import Specification
 from confide.sealing.member.heights import Heights, Ledger
 from confide.sealing.roles import Member
-from confide.text import line
 from google.protobuf.message import DecodeError
 
 from confide_client.audit.canaries import planted, with_canaries
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import DataSet, DataSets, LocalData
-from confide_client.data.token_files import erase
 from confide_client.kept_files import forget_checkpoint, forget_from
 from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
@@ -367,21 +365,21 @@ class Run:
                 evaluate_only=slot.evaluate_only,
             )
 
-    def end(self, end: fleet_pb2.End) -> None:
-        """A slot ended, or the whole run: forget what may be forgotten."""
+    def slot_ended(self, end: fleet_pb2.End) -> None:
+        """Forget what the slot needed."""
         if self._member is not None or (self.folder / "member").is_dir():
             self.member.slot_ended(end)
         if self.private and end.slot:
             self._node.spending.write_receipt(self.folder, self._run_id, end.slot, self._node.member.identity)
-        self.replies.erase(None if end.run_ended else end.slot)
-        if end.run_ended or end.slot >= self.slot:
+        self.replies.erase(end.slot)
+        if end.slot >= self.slot:
             forget_checkpoint(self.folder / "training")
-        if end.run_ended:
-            if self.private:
-                self._node.spending.release(self._run_id)
-            self.close()
-            erase(self.folder / "training")
-            self._note(status="ended", reason=line(end.failure))
+
+    def run_ended(self, end: fleet_pb2.End) -> None:
+        """Drop what is in memory; confide_client.runs.endings erases what is on disk."""
+        if self._member is not None:
+            self._member.slot_ended(end)
+        self.close()
 
     def close(self) -> None:
         """Let go of files and of the loaded model."""

@@ -216,3 +216,27 @@ class ProgressReport(_message.Message):
 class ProgressTaken(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RunEndsQuery(_message.Message):
+    __slots__ = ("node_id", "run_ids")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node_id: _Optional[int] = ..., run_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RunEnds(_message.Message):
+    __slots__ = ("ends", "unknown")
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    ends: _containers.RepeatedCompositeFieldContainer[RunEnd]
+    unknown: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ends: _Optional[_Iterable[_Union[RunEnd, _Mapping]]] = ..., unknown: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RunEnd(_message.Message):
+    __slots__ = ("run_id", "end")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    end: End
+    def __init__(self, run_id: _Optional[str] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...

@@ -46,6 +46,7 @@ from confide_server.state.idempotency import Idempotency
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.releases import Releases
 from confide_server.state.run_control import RunControl
+from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
@@ -145,6 +146,7 @@ class Coordinator:
         checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
+        self.link.run_ends = RunEnds(self.database, self.member).of
         parts = Parts(
             book=self.book,
             link=self.link,

@@ -30,6 +30,7 @@ from confide_server.state.events import (
     RoundStarted,
     WaitingForMembers,
 )
+from confide_server.state.run_ends import end_message
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
 
 END_DEADLINE_S = 5.0
@@ -366,15 +367,4 @@ class Rounds:
 
     def farewell(self, end: SignedEnd) -> None:
         """Tell everyone who is connected that the run has ended, over the coordinator's signature."""
-        signed = self._sign(end)
-        message = fleet_pb2.End(
-            slot=0,
-            committed=not signed.failure,
-            failure=signed.failure,
-            run_ended=True,
-            coordinator=signed.coordinator,
-            signature=signed.signature,
-            stopped_by=signed.stopped_by,
-            stop_signature=signed.stop_signature,
-        )
-        self._say(message, self._cohort.connected(), self._closing)
+        self._say(end_message(self._sign(end)), self._cohort.connected(), self._closing)

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from confide.errors import StateError
 from confide.files import private_folder
 from confide.identity.roster import Role, Roster
-from confide.proto.fleet_pb2 import ProgressReport
+from confide.proto.fleet_pb2 import ProgressReport, RunEnds
 from confide.secrecy import private_file
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -38,7 +38,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from confide_server.fleet.flower.binding import Binding
 from confide_server.fleet.flower.in_flight import InFlight, Node
 from confide_server.fleet.flower.request_filter import RequestFilter
-from confide_server.fleet.flower.routes import OnReport, router
+from confide_server.fleet.flower.routes import OnReport, TellEnds, router
 from confide_server.fleet.flower.session import FleetSession
 from confide_server.fleet.flower.store import FileObjectStore
 
@@ -78,6 +78,8 @@ class FleetLink:
         self.board = InFlight()
         self.on_report: OnReport = lambda node, report: None
         """Takes what a node reports of its work, on the fleet port's threads."""
+        self.run_ends: TellEnds = lambda run_ids: RunEnds()
+        """How these runs ended, for a node that missed it."""
         self._spool = private_folder(folder / "replies")
         for left_over in self._spool.iterdir():
             left_over.unlink()
@@ -177,11 +179,15 @@ class FleetLink:
         app.state.linkstate_factory = self._factory
         app.state.board = self.board
         app.state.on_report = self._report
+        app.state.run_ends = self._run_ends
         app.include_router(router)
         return app
 
     def _report(self, node: str, report: ProgressReport) -> None:
         self.on_report(node, report)
+
+    def _run_ends(self, run_ids: Sequence[str]) -> RunEnds:
+        return self.run_ends(run_ids)
 
     def close(self) -> None:
         """End all waiting calls."""

@@ -29,6 +29,7 @@ from confide_server.fleet.flower.in_flight import InFlight, Node
 
 SMALL_BODY_BYTES = 1 << 20
 REPORT_BODY_BYTES = 1 << 10
+RUN_ENDS_BODY_BYTES = 1 << 14
 OBJECT_BODY_BYTES = 8 << 20
 """Flower cuts arrays into chunks of 5 MiB; a small message's body is one object."""
 PATH_LIMITS = {
@@ -41,6 +42,7 @@ PATH_LIMITS = {
     "/v1/fleet/push-object": OBJECT_BODY_BYTES,
     "/v1/fleet/confirm-message-received": SMALL_BODY_BYTES,
     "/v1/fleet/report-progress": REPORT_BODY_BYTES,
+    "/v1/fleet/run-ends": RUN_ENDS_BODY_BYTES,
 }
 """Everything that this port answers. Flower's other fleet routes (self-registration, code) are not offered."""
 

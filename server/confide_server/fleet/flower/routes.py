@@ -4,7 +4,8 @@ Who calls was settled before (request filter, then binding, which holds the requ
 key). Here the request's other ids are held against the record of what is in flight: 403 for what belongs to
 somebody else.
 
-Flower's protocol has no word for how far a node's work is: report-progress is Confide's own.
+Flower's protocol has no word for how far a node's work is, nor for what ended while a node was away: report-progress
+and run-ends are Confide's own.
 
 Connections and instructions go through Flower's handlers and its state. Objects and replies go straight to the object
 store: the record of what is in flight knows what is awaited, so that Flower's bookkeeping of push sessions, traffic
@@ -12,10 +13,10 @@ and reply rows (a dozen statements for each object) is not needed.
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
-from confide.proto.fleet_pb2 import ProgressReport, ProgressTaken
+from confide.proto.fleet_pb2 import ProgressReport, ProgressTaken, RunEnds, RunEndsQuery
 from fastapi import APIRouter, Depends, HTTPException, Request
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -53,10 +54,12 @@ MAX_OBJECTS = 20_000
 """In one reply: 100 GB in chunks of 5 MiB."""
 
 OnReport = Callable[[str, ProgressReport], None]
+TellEnds = Callable[[Sequence[str]], RunEnds]
 
 router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
-# Flower's decoder goes by this table; the one call that is Confide's own stands in it too.
+# Flower's decoder goes by this table; the two calls that are Confide's own stand in it too.
 PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/report-progress"] = ProgressReport
+PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/run-ends"] = RunEndsQuery
 
 
 def get_board(request: Request) -> InFlight:
@@ -72,9 +75,16 @@ def get_on_report(request: Request) -> OnReport:
     return told
 
 
+def get_run_ends(request: Request) -> TellEnds:
+    """Who says how runs ended."""
+    ends: TellEnds = request.app.state.run_ends
+    return ends
+
+
 State = Annotated[LinkState, Depends(get_linkstate)]
 Board = Annotated[InFlight, Depends(get_board)]
 Told = Annotated[OnReport, Depends(get_on_report)]
+Ends = Annotated[TellEnds, Depends(get_run_ends)]
 
 
 def _refuse(what: str) -> NoReturn:
@@ -207,3 +217,9 @@ def report_progress(
         if node.node_id == request.node_id:
             told(node.name, request)
     return ProgressTaken()
+
+
+@router.post("/run-ends")
+def run_ends(request: Annotated[RunEndsQuery, PROTOBUF_REQUEST_DEPENDENCY], ends: Ends) -> RunEnds:
+    """Which of the runs that a node takes for open have ended."""
+    return ends(list(request.run_ids))
