@@ -56,6 +56,8 @@ class Settings(BaseModel):
     """What this machine computes in where a run allows bfloat16; auto: what it measures to be faster."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that share a local step (docs/larger-nodes.md); none: one per GPU, and one without a GPU."""
+    notify: tuple[str, ...] = Field(default=(), strict=False)
+    """Program and arguments that are run when a run waits for a person (agent/notifying.py); empty: nobody is told."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from confide.errors import IdentityError, StateError, TransportError
+from confide.identity.expiry import DailyWarning, notices
 from confide.identity.member import LocalMember
 from confide.journal import Journal
 from flwr.app import Context, RecordDict
@@ -95,7 +96,9 @@ class Agent:
         self._runtime = NodeRuntime(parts)
         self._teller = Teller(parts.progress, self._member, state.progress)
         self._app = make_app(lambda _: self._runtime)
-        self._complaint = ""
+        self._errands = ControlSync(state, self._member)
+        self._warning = DailyWarning(state.root)
+        self._complaint = self._refusal = ""
 
     @property
     def coordinator(self) -> str:
@@ -116,17 +119,16 @@ class Agent:
         )
         self._audit.note("agent started", coordinator=settings.coordinator)
         reason = "error"
-        errands = ControlSync(self._state, self._member)
         try:
             with stoppable():
-                errands.start()
+                self._errands.start()
                 self._teller.start()
                 self._serve_forever(settings)
         except Stopped as stopped:
             reason = str(stopped)
         finally:
             self._teller.stop()
-            errands.stop()
+            self._errands.stop()
             self._audit.note("agent stopped", reason=reason)
             self._note(connected=False, running=False)
             self._runtime.close()
@@ -135,6 +137,7 @@ class Agent:
     def _serve_forever(self, settings: FleetSettings) -> None:
         retry_s = FIRST_RETRY_S
         while True:
+            self._warning.look()
             try:
                 with FleetLink(settings) as link:
                     self._connected(settings.coordinator)
@@ -171,6 +174,7 @@ class Agent:
 
     def _reconcile(self, link: FleetLink) -> None:
         """At every connection, and now and then: a run may have ended while this node was away or busy."""
+        self._warning.look()
         try:
             self._runtime.reconcile(link.run_ends)
         except FleetRefusal as error:
@@ -178,16 +182,26 @@ class Agent:
 
     def _connected(self, coordinator: str) -> None:
         log.info("connected to %s as %s", coordinator, self._member.name)
-        self._complaint = ""
+        self._complaint = self._refusal = ""
         self._audit.note("connected", coordinator=coordinator)
         self._note(connected=True, running=True)
 
     def _disconnected(self, error: Exception) -> None:
-        complaint = str(error)
+        if str(error) == self._refusal:
+            return
+        self._refusal = str(error)
+        complaint = self._explained(error)
         if complaint != self._complaint:
             log.warning("waiting for the coordinator: %s", complaint)
             self._complaint = complaint
             self._note(connected=False, running=True, complaint=complaint)
+
+    def _explained(self, error: Exception) -> str:
+        """A fleet port that refuses a node does not say why: what has ended here, or the control service, may."""
+        if not isinstance(error, IdentityError):
+            return str(error)
+        over = [notice.text for notice in notices(self._state.root, time.time()) if notice.over]
+        return "; ".join(over) or self._errands.refusal() or str(error)
 
     def _note(self, **facts: object) -> None:
         self._state.note_agent(pid=os.getpid(), name=self._member.name, coordinator=self.coordinator, **facts)

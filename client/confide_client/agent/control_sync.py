@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from confide.errors import ConfideError
+from confide.errors import ConfideError, FailureName, IdentityError, ProtocolFailure
 from confide.identity.member import LocalMember
 
 from confide_client.state import StateFolder
@@ -57,6 +57,23 @@ class ControlSync:
     def receipts(self) -> list[Path]:
         """Receipts that have yet to be sent: runs/<run id>/receipts/<slot>.json."""
         return sorted(self._state.runs.glob("*/receipts/*.json"))
+
+    def refusal(self) -> str:
+        """Why the coordinator does not have this node, if its control service says so; its fleet port cannot say it."""
+        from confide.transport.control import ControlClient
+
+        if not self._member.membership.control_address:
+            return ""
+        try:
+            with ControlClient.of_member(self._member, proxy=self._state.settings.proxy) as client:
+                client.hello()
+        except ProtocolFailure as error:
+            return f"the coordinator says: {error}" if error.name is FailureName.REVOKED else str(error)
+        except IdentityError as error:
+            return str(error)
+        except ConfideError:
+            pass
+        return ""
 
     def run_once(self) -> None:
         """Fetch the newest roster, and send what is to be sent; a receipt is removed when it has arrived."""

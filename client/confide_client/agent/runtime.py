@@ -18,6 +18,7 @@ from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
 
 from confide_client.agent.envelope import pack, unpack
+from confide_client.agent.notifying import notify
 from confide_client.runs import approvals
 from confide_client.runs.endings import OPEN, finish, forget_text, settle_alone, unended
 from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
@@ -196,7 +197,10 @@ class NodeRuntime:
         if decision is None:
             record.save(folder)
             if new:
-                node.audit.note("offer waits for approval", **asked)
+                node.audit.note(
+                    "offer waits for approval", **asked, **({"reason": record.reason} if record.reason else {})
+                )
+                self._tell_people(run_id, offer, record)
             return fleet_pb2.OfferAnswer(
                 accepted=False, waiting=True, reason="the node's operator has not approved this run yet"
             )
@@ -211,6 +215,13 @@ class NodeRuntime:
         node.audit.note("offer accepted", **asked, by=by)
         self._open(run_id, offer)
         return self._ready(run_id)
+
+    def _tell_people(self, run_id: str, offer: VerifiedOffer, record: Record) -> None:
+        why = f" ({record.reason})" if record.reason else ""
+        said = (
+            f"confide: run {run_id[:8]}, {offer.specification.name} of {offer.administrator}, waits for approval{why}"
+        )
+        notify(self._node.state.settings.notify, run_id, f"{said} at node {self._node.member.name}")
 
     def _prepared(self, run_id: str, offer: VerifiedOffer) -> bool:
         """Whether it is known how long a round takes this machine, which may need the base model. Raises TooSlow."""
@@ -262,7 +273,22 @@ class NodeRuntime:
             record = Record.load(self._node.state.run(instruction.run_id))
             if record is not None and record.status == "accepted":
                 self._run(instruction.run_id).slot_ended(end)
+                self._note_round_end(instruction.run_id, end)
         return Outgoing(b"")
+
+    def _note_round_end(self, run_id: str, end: fleet_pb2.End) -> None:
+        run = self._runs[run_id]
+        if run.slot == end.slot and run.told_slot != end.slot:  # an end may come twice, and of a slot unknown here
+            run.told_slot = end.slot
+            self._node.audit.note(
+                "round ended",
+                run=run_id,
+                round=run.round,
+                slot=end.slot,
+                committed=end.committed,
+                contributed=end.committed and self._node.member.name in end.contributors,
+                reason=line(end.failure),
+            )
 
     def _end_run(self, run_id: str, end: fleet_pb2.End) -> None:
         self._check_run_end(run_id, end)

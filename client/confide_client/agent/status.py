@@ -11,6 +11,7 @@ from typing import Any
 
 from confide import journal
 from confide.errors import ConfideError
+from confide.identity.expiry import Notice, notices
 from confide.identity.member import load_member
 from confide.text import line, markup
 from rich.console import Console
@@ -24,9 +25,11 @@ from confide_client.state import StateFolder, read_json
 def gather(state: StateFolder, *, entries: int = 20) -> dict[str, Any]:
     """Everything that `confide node status` shows, as one document."""
     bodies, head = journal.read(state.audit)
+    found = _notices(state.root)
     return {
         "folder": str(state.root),
         "membership": _attempt(lambda: _membership(state.root)),
+        "notices": [vars(notice) for notice in found],
         "agent": _agent(state),
         "progress": _progress(state),
         "policy": _attempt(lambda: load_policy(state.policy).model_dump(mode="json")),
@@ -48,6 +51,13 @@ def _membership(folder: Path) -> dict[str, Any]:
         "roster_expires_at": roster.expires_at,
         "certificate_expires_at": member.claim.expires_at,
     }
+
+
+def _notices(folder: Path) -> list[Notice]:
+    try:
+        return notices(folder, time.time())
+    except ConfideError as error:
+        return [Notice(str(error), over=True)]
 
 
 def _attempt(read: Any) -> dict[str, Any]:
@@ -83,9 +93,12 @@ def _alive(pid: object) -> bool:
 def show(document: dict[str, Any], console: Console) -> None:
     """For people. A run without sealing is red wherever it appears."""
     membership, agent = document["membership"], document["agent"]
-    if "error" in membership:
+    for notice in document["notices"]:
+        colour = "bold red" if notice["over"] else "yellow"
+        console.print(f"[{colour}]{markup(notice['text'], 1000)}[/]", highlight=False)
+    if "error" in membership and not document["notices"]:
         console.print(f"[yellow]not a member yet:[/] {markup(membership['error'])}", highlight=False)
-    else:
+    elif "error" not in membership:
         demo = " [red](a demo's root)[/]" if membership["demo"] else ""
         console.print(
             f"[bold]{membership['name']}[/] of {membership['consortium']}{demo}, root {membership['root'][:16]}…, "
@@ -129,9 +142,18 @@ def _runs(runs: list[dict[str, Any]]) -> Table:
             f"{run.get('links', {}).get('round', 0)}/{run.get('rounds', 0)}",
             sealing,
             f"{run.get('bytes_sent', 0):,} bytes",
-            markup(run.get("reason", "")),
+            markup(_standing(run)),
         )
     return table
+
+
+def _standing(run: dict[str, Any]) -> str:
+    """For whom and since when an open run waits; else why it stands as it does."""
+    reason = str(run.get("reason", ""))
+    if run.get("status") != "waiting":
+        return reason
+    since = time.strftime("%m-%d %H:%M", time.localtime(run.get("offered_at", 0)))
+    return f"for a person here, since {since}" + (f": {reason}" if reason else "")
 
 
 def _audit(entries: list[dict[str, Any]]) -> Table:

@@ -4,6 +4,7 @@ Its lines never hold records, keys or paths of data; an operator may show it to 
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,10 @@ from typing import Any
 
 from confide.journal import Journal
 from confide.transport.envelope import Bytes
+
+from confide_client.audit.sentences import sentence
+
+log = logging.getLogger(__name__)
 
 
 class Audit:
@@ -20,8 +25,11 @@ class Audit:
         self._journal = journal
 
     def note(self, event: str, **facts: Any) -> None:
-        """One entry. Facts are strings, numbers, booleans, lists and dictionaries of these."""
+        """One entry. Facts are strings, numbers, booleans, lists and dictionaries of these. News is logged as well."""
         self._journal.append({"at": datetime.fromtimestamp(time.time(), UTC).isoformat(), "event": event, **facts})
+        news = sentence(event, facts)
+        if news is not None:
+            log.info("%s", news)
 
     def sent(self, run_id: str, step: str, signed: bytes, payload: Mapping[str, Bytes], *, again: bool) -> None:
         """What leaves the node: sizes and hashes of the reply and of each payload entry."""

@@ -12,11 +12,13 @@ import typer
 from confide.errors import IdentityError, StateError, TransportError
 from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
+from confide.identity.expiry import Notice, exit_status
 from confide.identity.member import LocalMember, load_member, read_membership
 from confide.secrecy import private_files, private_process
 from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
+from confide_client.agent.notifying import parse_command
 from confide_client.policy.policy import TEMPLATE
 from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
@@ -54,6 +56,13 @@ def init(
     processes: Annotated[
         int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
     ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            help="a command to run when a run waits for a person, such as 'mail -s {text} ops@example.org'; no shell. "
+            "'' for none"
+        ),
+    ] = None,
 ) -> None:
     """Make keys and request.json; later take the admission. Run again to change a setting."""
     if name:
@@ -68,6 +77,7 @@ def init(
         max_rank=max_rank,
         precision=precision,
         processes=processes,
+        notify=None if notify is None else tuple(parse_command(notify)),
     )
     if not state.policy.exists():
         write_atomic(state.policy, TEMPLATE.format(root=root or "").encode())
@@ -243,7 +253,10 @@ def status(
     entries: Annotated[int, typer.Option(help="audit entries to show", min=0)] = 20,
     waiting: Annotated[bool, typer.Option("--waiting", help="print the ids of runs that wait for approval")] = False,
 ) -> None:
-    """Show the agent, its runs and data, and what was asked, allowed, refused and sent."""
+    """Show the agent, its runs and data, and what was asked, allowed, refused and sent.
+
+    Exit status 4: roster or certificate end within two weeks; 5: one has ended, or the node was revoked.
+    """
     from confide_client.agent.status import gather, show
 
     document = gather(StateFolder.at(folder), entries=entries)
@@ -251,10 +264,12 @@ def status(
         for run in document["runs"]:
             if run.get("status") == "waiting":
                 typer.echo(run["run"])
-    elif as_json:
+        return
+    if as_json:
         typer.echo(json.dumps(cleaned(document), indent=1, ensure_ascii=False))
     else:
         show(document, Console())
+    raise typer.Exit(exit_status(Notice(**notice) for notice in document["notices"]))
 
 
 @app.command()

@@ -191,6 +191,8 @@ class Run:
         self._links = Links(**record.links) if record else Links()
         self.slot = self._links.slot
         """The newest slot that was opened here."""
+        self.told_slot = 0
+        """The newest whose end stands in the audit log."""
 
     @classmethod
     def load(cls, node: Node, run_id: str) -> "Run":
@@ -335,6 +337,11 @@ class Run:
         if self._charged_here:
             self._node.spending.costs.spend(run_id=self._run_id, slot=slot.slot, upload_digest="")
         return Outgoing(answer.body, answer.payload)
+
+    @property
+    def round(self) -> int:
+        """The newest round that was trained for here."""
+        return self._links.round
 
     @property
     def private(self) -> bool:

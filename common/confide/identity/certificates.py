@@ -27,6 +27,7 @@ CLOCK_SKEW = timedelta(minutes=5)
 BOOTSTRAP = "bootstrap"
 """The role written into an invitation's certificate: it may enrol and do nothing else."""
 
+_COMMANDS = {Role.NODE: "node", Role.COORDINATOR: "server", Role.ADMINISTRATOR: "run"}
 _HOST = re.compile(r"^(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9]([a-z0-9-]{0,62}))*$")
 
 
@@ -145,8 +146,11 @@ def check_certificate(
     *,
     name: str | None = None,
     key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey | None = None,
+    folder: object = "FOLDER",
 ) -> CertificateClaim:
     """What the certificate says, after checking issuer, time, and (when given) name and key.
+
+    folder: of the member, for the command that renews.
 
     Raises IdentityError naming the value and the remedy: expired, foreign, of another name, of another key.
     """
@@ -160,7 +164,7 @@ def check_certificate(
             f"({authority.subject.rfc4514_string()}); use the one from its admission"
         ) from error
     claim = read_claim(certificate)
-    _check_time(certificate, claim.name, now)
+    _check_time(certificate, claim, now, folder)
     if name is not None and claim.name != name:
         raise IdentityError(f"the certificate is that of {claim.name!r}; {name!r} was expected. Check the folder.")
     if key is not None and claim.tls_key != spki_sha256(key):
@@ -206,16 +210,26 @@ def general_names(addresses: Sequence[str]) -> list[x509.GeneralName]:
     return names
 
 
-def _check_time(certificate: x509.Certificate, name: str, now: float) -> None:
+def renewal_of(role: str, folder: object = "FOLDER") -> str:
+    """The command by which a member of this role asks for a new certificate."""
+    return f"confide {_COMMANDS[Role(role)]} renew {folder}"
+
+
+def _check_time(certificate: x509.Certificate, claim: CertificateClaim, now: float, folder: object) -> None:
     moment = datetime.fromtimestamp(now, UTC)
+    if moment >= certificate.not_valid_after_utc and claim.role == BOOTSTRAP:
+        raise IdentityError(
+            f"the invitation of {claim.name} expired on {claim.expires_on}; ask the consortium's administrator for "
+            f"another one, or another start kit: `confide consortium invite {claim.name} --out FILE`"
+        )
     if moment >= certificate.not_valid_after_utc:
         raise IdentityError(
-            f"the certificate of {name} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; renew it: "
-            "make a renewal request and have the administrator run `confide consortium renew REQUEST.json`"
+            f"the certificate of {claim.name} expired on {claim.expires_on}; renew it: "
+            f"`{renewal_of(claim.role, folder)}`"
         )
     if moment < certificate.not_valid_before_utc:
         raise IdentityError(
-            f"the certificate of {name} holds from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; "
+            f"the certificate of {claim.name} holds from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; "
             "set this machine's clock"
         )
 

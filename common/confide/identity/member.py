@@ -118,6 +118,7 @@ def load_member(folder: Path, *, now: float | None = None) -> LocalMember:
         time.time() if now is None else now,
         name=membership.name,
         key=tls_key,
+        folder=folder,
     )
     if claim.role != membership.role:
         raise IdentityError(f"the certificate in {folder} is that of a {claim.role}, not of a {membership.role.value}")

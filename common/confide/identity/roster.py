@@ -192,10 +192,16 @@ class Roster(Document):
         if member.revoked_at is not None:
             raise ProtocolFailure(
                 FailureName.REVOKED,
-                f"{member.name} was revoked in the roster of {self.consortium} (at Unix time {member.revoked_at})",
+                f"{member.name} was revoked on {utc(member.revoked_at)} in version {self.version} of the roster of "
+                f"{self.consortium}, for good; it can come back under another name only, by another admission",
                 culprit=member.name,
             )
         return member
+
+
+def utc(seconds: float) -> str:
+    """A moment for people."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def sign_roster(roster: Roster, root_key: SigningKey) -> bytes:

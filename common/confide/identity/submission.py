@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from confide import canonical
 from confide.errors import FailureName, IdentityError, ProtocolFailure, SpecificationError
 from confide.identity.keys import SigningKey, verify
-from confide.identity.roster import MAX_CLOCK_SKEW_S, Role, Roster
+from confide.identity.roster import MAX_CLOCK_SKEW_S, Role, Roster, utc
 from confide.runs.specification import Specification, parse_canonical
 
 DOMAIN = "submission"
@@ -99,12 +99,12 @@ class SignedSubmission:
         if now > self.expires_at + MAX_CLOCK_SKEW_S:
             raise ProtocolFailure(
                 FailureName.SUBMISSION_EXPIRED,
-                f"run {self.run_id[:8]} could be accepted until {_utc(self.expires_at)}, and it is {_utc(now)} here; "
+                f"run {self.run_id[:8]} could be accepted until {utc(self.expires_at)}, and it is {utc(now)} here; "
                 "submit it anew, or set this machine's clock",
             )
         if self.expires_at > now + MAX_VALID_S + MAX_CLOCK_SKEW_S:
             raise SpecificationError(
-                f"run {self.run_id[:8]} may be accepted until {_utc(self.expires_at)}, and it is {_utc(now)} here; at "
+                f"run {self.run_id[:8]} may be accepted until {utc(self.expires_at)}, and it is {utc(now)} here; at "
                 f"most {MAX_VALID_S // 86400} days are allowed. Submit it with a shorter --valid-days"
             )
 
@@ -229,7 +229,3 @@ def _administrator(roster: Roster, name: str, does: str) -> bytes:
     if member.role is not Role.ADMINISTRATOR:
         raise IdentityError(f"{name} is a {member.role.value}; only an administrator {does} runs")
     return bytes.fromhex(member.identity_key)
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -16,7 +16,8 @@ from confide.files import write_atomic
 from confide.identity.certificates import MEMBER_DAYS
 from confide.identity.consortium import ROSTER_DAYS, Consortium
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
-from confide.identity.member import load_member, read_text
+from confide.identity.expiry import roster_notices
+from confide.identity.member import read_text
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
 from confide.secrecy import private_files
 from confide.transport.control import ControlClient
@@ -25,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from confide_server.admin_cli import start_kit as kits
+from confide_server.admin_cli.papers import load_member, say
 from confide_server.admin_cli.root_keys import NoPassphrase, PassphraseFile, new_passphrase, open_root
 
 app = typer.Typer(
@@ -234,6 +236,8 @@ def show(folder: Root = DEFAULT_ROOT) -> None:
     """Print the members of the newest roster. Any member's folder will do too."""
     roster = _any_roster(folder)
     console.print(roster_table(roster))
+    if (folder / "root.key").exists():
+        say(roster_notices(roster, time.time()))
 
 
 @roster_app.command()

@@ -13,7 +13,6 @@ import typer
 from confide import canonical
 from confide.errors import ConfideError, IdentityError, ModelError, SpecificationError, TransportError
 from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
-from confide.identity.member import load_member
 from confide.identity.roster import Role
 from confide.identity.submission import MAX_VALID_S, VALID_S
 from confide.runs.specification import Specification, parse_toml
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from confide_server.admin_cli.papers import load_member
 from confide_server.admin_cli.run_view import ACCEPTED, RunView, plain, sealing_markup
 
 if TYPE_CHECKING:

@@ -13,10 +13,12 @@ from typing import Annotated
 import typer
 from confide.errors import IdentityError, StateError
 from confide.identity.enrolment import accept_admission, make_renewal, make_request
+from confide.identity.expiry import exit_status
 from confide.identity.roster import Role
 from confide.secrecy import private_files, private_process
 from confide.text import log_to_stderr
 
+from confide_server.admin_cli.papers import warn
 from confide_server.admin_cli.run_view import plain as printable
 
 app = typer.Typer(
@@ -86,11 +88,15 @@ def renew(
 
 @app.command()
 def status(folder: Folder) -> None:
-    """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not."""
+    """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not.
+
+    Exit status 4: roster or certificate end within two weeks; 5: one has ended, or the coordinator was revoked.
+    """
     from confide_server.coordinator.process import standing
 
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    due = warn(folder)
     found = standing(folder)
     if not found["running"]:
         typer.echo(f"not running; start it with `confide server start {folder}`")
@@ -101,6 +107,7 @@ def status(folder: Folder) -> None:
         typer.echo(f"no run is driven since {since}, and it is tried again: {printable(found['trouble'])}")
         raise typer.Exit(1)
     typer.echo("runs are driven")
+    raise typer.Exit(exit_status(due))
 
 
 @app.command()
@@ -109,6 +116,7 @@ def start(
     fleet_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
     control_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
     if not folder.is_dir():
@@ -118,10 +126,13 @@ def start(
     level = logging.INFO if verbose else logging.WARNING
     private_process()
     log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not quiet:
+        logging.getLogger("confide_server").setLevel(logging.INFO)
     ports = {"fleet_port": fleet_port, "control_port": control_port}
     chosen = {key: value for key, value in ports.items() if value is not None}
     if chosen:
         write_settings(folder, read_settings(folder).model_copy(update=chosen))
+    warn(folder)
     coordinator = Coordinator(folder)
     try:
         coordinator.start()

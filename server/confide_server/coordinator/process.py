@@ -22,6 +22,7 @@ import uvicorn
 from confide import canonical
 from confide.errors import IdentityError, StateError
 from confide.files import private_folder, write_atomic
+from confide.identity.expiry import DailyWarning
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
@@ -283,7 +284,9 @@ class Coordinator:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         stamp = self.member.tls_certificate_path.stat().st_mtime_ns
+        papers = DailyWarning(self.folder)
         while not ended.wait(RENEWAL_CHECK_S):
+            papers.look()
             newest = self.member.tls_certificate_path.stat().st_mtime_ns
             if newest != stamp:
                 _load_chain(self._tls, self.member)

@@ -39,6 +39,7 @@ from confide_server.state.database import (
     append_audit,
     locked_head,
 )
+from confide_server.state.event_lines import log_event
 from confide_server.state.events import (
     Contributed,
     Dropped,
@@ -459,6 +460,7 @@ class RunJournal:
         row.number = head.number
         session.add(row)
         session.flush()
+        log_event(run_id, event.kind, row.data)
 
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""

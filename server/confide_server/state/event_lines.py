@@ -1,0 +1,37 @@
+"""What the coordinator's log says of a run's events: one line each, for whoever reads in the morning what happened.
+
+>>> line_of("1f" * 16, "contributed", {"round": 2, "node": "bank-b", "bytes": 1024})
+'run 1f1f1f1f: contributed round=2 node=bank-b bytes=1024'
+
+Contributions are named and not valued: metrics, norms and hashes are left to `confide run watch` and the manifest.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from confide.text import line
+
+_NOT_TOLD = frozenset({"metrics", "update_norm", "promise", "evidence", "model_sha256", "precision", "round_s"})
+_WARNINGS = frozenset({"dropped", "slot_abandoned", "paused", "run_failed"})
+log = logging.getLogger(__name__)
+
+
+def line_of(run_id: str, kind: str, data: Mapping[str, Any]) -> str:
+    """The event in one line; what is false, empty or 0 is left out."""
+    facts = [f"{key}={_value(value)}" for key, value in data.items() if key not in _NOT_TOLD and value]
+    return " ".join([f"run {run_id[:8]}: {kind}", *facts])
+
+
+def log_event(run_id: str, kind: str, data: Mapping[str, Any]) -> None:
+    """INFO; WARNING for what somebody may want to mend."""
+    log.log(logging.WARNING if kind in _WARNINGS else logging.INFO, "%s", line_of(run_id, kind, data))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{line(key, 64)}({line(one, 200)})" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(line(one, 64) for one in value)
+    text = line(value, 300)
+    return f'"{text}"' if " " in text else text
