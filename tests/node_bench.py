@@ -127,6 +127,7 @@ def open_bench(
         audit=Audit(Journal(state.audit)),
         make_trainer=lambda *_, **__: trainer,
         schema=lambda *_: TensorSchema.unnamed(SIZE),
+        tries=lambda *_: None,
     )
     federation = {"data": "faq", "min_cohort": 2, "clip_norm": clip_norm}
     spec = specification(model={"sha256": store[1]}, federation=federation, **sections)

@@ -45,6 +45,13 @@ def test_records_that_teach_nothing_are_counted_by_reason_and_line(base: Path, t
     assert (well.warnings(), well.lines()) == ([], ["all 2 training records fit the method"])
 
 
+def test_of_many_records_an_even_share_is_tried(base: Path) -> None:
+    found = try_method(specification(), base, [BAD, GOOD, GOOD, GOOD, GOOD] * 8, most=8)
+    assert (found.records, found.unfit) == (8, 8)
+    found = try_method(specification(), base, [BAD, GOOD, GOOD, GOOD, GOOD] * 8, most=13)
+    assert found.records == 10 and 0 < found.unfit < 10
+
+
 def test_labels_and_empty_texts(tmp_path: Path) -> None:
     bert = tiny_bert(tmp_path)
     labels = specification(method={"name": "classification", "labels": ["0", "1"]})

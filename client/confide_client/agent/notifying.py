@@ -73,7 +73,8 @@ def _run(command: list[str], text: str) -> None:
 
 
 def _pieces(argument: str) -> list[str]:
-    pieces, rest = [], argument
+    pieces: list[str] = []
+    rest = argument
     while rest:
         found = [(rest.find(name), name) for name in ("{text}", "{run}") if name in rest]
         if not found:

@@ -33,6 +33,7 @@ from confide_client.runs.replies import (
     signed_reply,
 )
 from confide_client.runs.run import Node, Run
+from confide_client.runs.trial import Trial
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class NodeRuntime:
         self._runs: dict[str, Run] = {}
         self._preparing: dict[str, Run] = {}
         """Allowed, and not accepted before it is known how fast this machine is for them."""
+        self._trials: dict[str, Trial] = {}
+        """Of runs that the policy alone may approve."""
         self._unknown: set[str] = set()
         """Runs that the coordinator does not know, as was said already."""
 
@@ -166,7 +169,11 @@ class NodeRuntime:
             node.check_allowed(offer.specification)
             decision = approvals.decision(folder, offer.sha256)
             if node.policy.approval == "auto" and decision is None:
-                decision = "approved"
+                if not self._tried(run_id, offer):
+                    return self._not_ready(folder, record)
+                trial = self._trials[run_id]
+                record.reason = trial.summary
+                decision = None if trial.asks_person(node.policy) else "approved"
             if decision == "approved":
                 if not self._prepared(run_id, offer):
                     return self._not_ready(folder, record)
@@ -223,6 +230,13 @@ class NodeRuntime:
         )
         notify(self._node.state.settings.notify, run_id, f"{said} at node {self._node.member.name}")
 
+    def _tried(self, run_id: str, offer: VerifiedOffer) -> bool:
+        """Whether it is known if this node's records go with the run's method."""
+        if run_id not in self._trials:
+            node = self._node
+            self._trials[run_id] = Trial(run_id, lambda: node.tries(node.state, offer.specification))
+        return self._trials[run_id].ended(READY_SHARE * offer.specification.federation.exchange_deadline_s)
+
     def _prepared(self, run_id: str, offer: VerifiedOffer) -> bool:
         """Whether it is known how long a round takes this machine, which may need the base model. Raises TooSlow."""
         if run_id not in self._preparing:
@@ -239,6 +253,7 @@ class NodeRuntime:
         return fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=f"it {record.reason}")
 
     def _let_go(self, run_id: str) -> None:
+        self._trials.pop(run_id, None)
         run: Run | None = self._preparing.pop(run_id, None)
         if run is not None:
             run.close()
@@ -255,6 +270,7 @@ class NodeRuntime:
         )
 
     def _open(self, run_id: str, offer: VerifiedOffer) -> None:
+        self._trials.pop(run_id, None)
         prepared: Run | None = self._preparing.pop(run_id, None)
         self._runs[run_id] = prepared if prepared is not None else Run(self._node, run_id, offer)
         self._runs[run_id].warm_up()

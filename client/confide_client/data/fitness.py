@@ -6,7 +6,8 @@
 The run's own encoding goes over every training record: its tokenizer, template, labels and longest length.
 
 Guarantee: what is found is for this node's operator and is sent nowhere, not even as a refusal. Whoever chooses labels
-and lengths would learn from one whether a record is here (docs/privacy.md).
+and lengths would learn from one whether a record is here (docs/privacy.md). With approval = "auto" a run that no record
+fits waits for a person, and that it waits is seen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from confide_client.data.datasets import DataSets
 from confide_client.data.rows import place_of
 from confide_client.state import StateFolder
 
+MOST_TRIED = 2000
 _MOST_REASONS = 3
 
 
@@ -53,8 +55,11 @@ class Fitness:
         return [f"nothing can be learned from {self.unfit} of {self.records} training records", *said]
 
 
-def try_method(specification: Specification, base: Path, records: Sequence[Any]) -> Fitness:
-    """Encode every training record as the run would. Raises ModelError for a base that does not go with the method."""
+def try_method(specification: Specification, base: Path, records: Sequence[Any], most: int | None = None) -> Fitness:
+    """Encode training records as the run would. Raises ModelError for a base that does not go with the method.
+
+    most: so many of them at most, evenly spread; None: all.
+    """
     # Imported late: torch takes seconds, and most commands need none of it.
     from confide.methods.base import UNFIT, Streamed, create
     from confide.models.architecture import load_tokenizer
@@ -63,10 +68,13 @@ def try_method(specification: Specification, base: Path, records: Sequence[Any])
     encode = _tokens_of(method.encoder) if isinstance(method, Streamed) else _examples_of(method)
     unfit = 0
     reasons: dict[str, tuple[int, str]] = {}
-    for index in range(len(records)):
+    step = 1 if most is None else max(1, -(-len(records) // most))
+    tried = 0
+    for index in range(0, len(records), step):
         record = records[index]
         if record is None:
             continue
+        tried += 1
         try:
             encode(record)
         except UNFIT as error:
@@ -74,10 +82,15 @@ def try_method(specification: Specification, base: Path, records: Sequence[Any])
             reason = str(error) if isinstance(error, DataError) else f"cannot be encoded ({type(error).__name__})"
             count, place = reasons.get(reason) or (0, place_of(records, index))
             reasons[reason] = count + 1, place
-    return Fitness(sum(record is not None for record in records), unfit, reasons)
+    return Fitness(tried, unfit, reasons)
 
 
-def try_offer(state: StateFolder, specification: Specification) -> Fitness | None:
+def try_offered(state: StateFolder, specification: Specification) -> Fitness | None:
+    """As `try_offer`, of at most MOST_TRIED records: an offer's answer is waited for."""
+    return try_offer(state, specification, MOST_TRIED)
+
+
+def try_offer(state: StateFolder, specification: Specification, most: int | None = None) -> Fitness | None:
     """As `try_method`, of a run that trains a model on a registered data set; None where there is none to try.
 
     What is missing here (base model, data set) is said elsewhere: the agent refuses the offer for it.
@@ -89,7 +102,7 @@ def try_offer(state: StateFolder, specification: Specification) -> Fitness | Non
         base = ModelStore(state.models).path(specification.model.sha256)
     except ModelError:
         return None
-    return try_method(specification, base, DataSets(state.root).load(name).train)
+    return try_method(specification, base, DataSets(state.root).load(name).train, most)
 
 
 def check_worth_approving(state: StateFolder, specification: Specification) -> list[str]:

@@ -72,7 +72,11 @@ class Policy(_Frozen):
     canaries: bool = False
     """Consent to planting made-up records into training for a privacy audit."""
     approval: Literal["auto", "ask"] = "ask"
-    """ask: a person approves each run with `confide node approve`."""
+    """ask: a person approves each run with `confide node approve`. auto: what the policy allows and this node's records
+    can teach needs no person; a run that could learn nothing here asks one all the same."""
+    unfit_records: Literal["skip", "ask"] = "skip"
+    """Of records that a run's method cannot learn from. skip: they are left out, counted and named in this node's log.
+    ask: with approval = "auto" a run with such records waits for a person."""
 
     def check_root(self, root_public: bytes, demo: bool) -> None:
         """Raise PolicyRefusal unless this is the consortium that the node obeys."""
@@ -267,6 +271,7 @@ differences = "refused"             # "accepted": two sums of which one lacks th
 sealing = "required"                # "optional" lets a run show this node's update to the coordinator: research only
 privacy_units = ["record", "user", "organization"]   # add "none" to allow runs without differential privacy
 approval = "ask"                    # "auto": what passes the rules above needs no person
+unfit_records = "skip"              # "ask": a run that some records do not fit waits for a person also under "auto"
 
 # What may be spent in all, per group of data sets.
 # [budgets.faq]

@@ -42,6 +42,7 @@ from google.protobuf.message import DecodeError
 from confide_client.audit.canaries import planted, with_canaries
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import DataSet, DataSets, LocalData
+from confide_client.data.fitness import Fitness, try_offered
 from confide_client.kept_files import forget_checkpoint, forget_from
 from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
@@ -73,6 +74,8 @@ class Node:
     progress: Progress = field(default_factory=Progress)
     measures: bool = True
     """Whether it says how long a round takes it. A simulation's nodes take turns: the time of one says nothing."""
+    tries: Callable[[StateFolder, Specification], Fitness | None] = try_offered
+    """What is found of a run's method on this node's records, before the policy alone approves the run."""
 
     @property
     def policy(self) -> Policy:

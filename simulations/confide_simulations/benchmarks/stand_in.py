@@ -82,6 +82,7 @@ def main() -> None:
         audit=Audit(Journal(state.audit)),
         make_trainer=make_stand_in,
         schema=lambda specification, base: TensorSchema.unnamed(int(os.environ[PARAMETERS])),
+        tries=lambda *_: None,  # its base is no model
     )
     Agent(state, parts).run()
 
