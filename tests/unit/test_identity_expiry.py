@@ -15,7 +15,7 @@ from confide.identity.member import load_member
 from confide.transport.control import ControlClient
 from confide_client.agent.agent import Agent
 from confide_client.state import StateFolder
-from confide_server.api.grpc.control import ControlServer
+from confide_server.api.grpc.server import ControlServer
 from confide_server.coordinator.process import Settings, write_settings
 from typer.testing import CliRunner
 

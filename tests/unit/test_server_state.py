@@ -26,10 +26,11 @@ from confide.runs.specification import Specification
 from confide.sealing.roles import Opened, SlotPlan
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
-from confide_server.state.events import OfferAnswered, RoundStarted
+from confide_server.state.events import OfferAnswered, RoundStarted, RunFailed, RunFinished
 from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import Committed, RunJournal, _answers
 from confide_server.state.run_service import Submission
+from confide_server.state.run_status import RunStatus
 from sqlalchemy import MetaData, Table, create_engine, select
 from sqlalchemy.event import listen
 
@@ -343,9 +344,9 @@ def test_a_run_stops_by_an_administrators_order_alone(world: World, book: RunJou
 def test_how_runs_ended_is_said_again_over_the_coordinators_signature(world: World, book: RunJournal) -> None:
     stopped, failed, finished, going = (book.submit(world.submission(specification(), MODEL)) for _ in range(4))
     book.stop(stopped, *world.stop_order(stopped))
-    book.end(failed, "failed", {"code": "CohortTooSmall", "reason": "nobody came"})
-    book.end(finished, "finished", {"rounds": 2})
-    book.update(going, status="paused")
+    book.end(failed, RunStatus.FAILED, RunFailed(code="CohortTooSmall", reason="nobody came"))
+    book.end(finished, RunStatus.FINISHED, RunFinished(rounds=2, model_sha256="0" * 64))
+    book.update(going, status=RunStatus.PAUSED)
     member = load_member(world.server)
     answer = RunEnds(book._database, member).of([stopped, failed, finished, going, "f" * 32, stopped])
     said = {item.run_id: item.end for item in answer.ends}

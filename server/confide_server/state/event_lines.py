@@ -13,7 +13,7 @@ from typing import Any
 from confide.text import line
 
 _NOT_TOLD = frozenset({"metrics", "update_norm", "promise", "evidence", "model_sha256", "precision", "round_s"})
-_WARNINGS = frozenset({"dropped", "slot_abandoned", "paused", "run_failed"})
+_WARNINGS = frozenset({"dropped", "slot_abandoned", "paused", "run_failed", "run_waits", "run_paused"})
 log = logging.getLogger(__name__)
 
 
