@@ -2,16 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from confide.errors import PolicyRefusal
 from confide.models.answering import answer, load_answering
-from confide_server.serving.access import OpenAccess
+from confide.text import paragraph
+from confide_server.serving.access import Caller, OpenAccess
 from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.documents import Cited
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.embedding import LocalEmbedder
 from confide_server.serving.engines.local import LocalEngine, Room
@@ -183,3 +186,69 @@ def test_what_is_no_route_or_no_json_is_told_in_the_same_form(url: str) -> None:
         assert plain.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
         metrics = plain.get("/metrics").text
         assert 'confide_serving_tokens_total{kind="completion",model="wall"}' in metrics
+
+
+class Leaflets:
+    """Documents of one organization: the text of one leaflet. (The real ones are in confide_server.rag.)"""
+
+    def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
+        if (organization, set(collections)) != ("clinic", {"leaflets"}):
+            raise PolicyRefusal("not there")
+        cited = {"start_index": 0, "end_index": 13, "title": "fees", "url": "confide:clinic/leaflets/1#char=0,9"}
+        return Cited('"Nine euros" [1]', [{"type": "url_citation", "url_citation": cited}])
+
+
+class OneReader(OpenAccess):
+    """A key for one collection that is there, and one that is not."""
+
+    async def caller(self, authorization: str | None, address: str) -> Caller:
+        return Caller("1", "desk", ("*",), ("clinic/leaflets", "clinic/gone"))
+
+
+def test_answers_from_documents_have_citations_for_readers_only(base: Path) -> None:
+    engine = LocalEngine(AdaptedModel(base, "cpu")).start()
+    catalogue = Catalogue()
+    catalogue.point(Target("wall", engine, BASE))
+    app = build_app(Parts(catalogue, OneReader(), documents=Leaflets()))
+    with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+
+        def ask(*collections: str, **options: Any) -> Any:
+            more = {"collections": list(collections)}
+            return client.chat.completions.create(model="wall", messages=QUESTION, extra_body=more, **options)
+
+        message = ask("clinic/leaflets").choices[0].message
+        assert message.content == '"Nine euros" [1]' and message.annotations
+        assert message.annotations[0].url_citation.url.startswith("confide:clinic/leaflets/")
+        chunks = list(ask("clinic/leaflets", stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == message.content
+        assert chunks[-1].choices[0].delta.model_dump()["annotations"] == [a.model_dump() for a in message.annotations]
+        refusals = []
+        for names in (["clinic/gone"], ["bank/accounts"], ["clinic/leaflets", "bank/accounts"]):
+            with pytest.raises(openai.NotFoundError) as refused:
+                ask(*names)
+            refusals.append(str(refused.value).replace(names[-1], ""))
+        assert len(set(refusals)) == 1, "what is there is not told"
+        with pytest.raises(openai.BadRequestError, match="no ORGANIZATION/COLLECTION"):
+            ask("leaflets")
+    asyncio.run(engine.close())
+
+
+def test_the_terminal_asks_an_endpoint(url: str, tmp_path: Path) -> None:
+    from confide_client.commands.chat import chat
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    app = Typer()
+    app.command()(chat)
+
+    def said(*arguments: str) -> Any:
+        return CliRunner().invoke(app, [*arguments, "--prompt", QUESTION[0]["content"], "--max-tokens", "12"])
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        made = client.chat.completions.create(model="wall", messages=QUESTION, temperature=0, max_tokens=12)
+    (tmp_path / "key").write_text("confide-none\n")
+    answered = said("--url", f"{url}/v1", "--key-file", str(tmp_path / "key"))
+    assert answered.exit_code == 0 and paragraph(made.choices[0].message.content) in answered.output
+    assert "does not exist here" in str(said("--url", f"{url}/v1", "--model", "roof").exception)
+    assert "cannot be reached" in str(said("--url", "http://127.0.0.1:9/v1").exception)
+    assert "name a model here" in str(said().exception)

@@ -26,6 +26,7 @@ from confide.errors import ModelError
 from confide.files import private_folder, write_atomic
 from confide.models import precision
 from confide.models.architecture import empty_model, head_names, load_base, load_config, load_tokenizer
+from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
 from confide.models.store import hashed_files
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
@@ -112,11 +113,17 @@ def write_adapter(
 
 
 def write_merged(
-    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+    folder: Path,
+    tensors: Tensors,
+    manifest: Mapping[str, Any],
+    specification: Specification,
+    base_folder: Path,
+    *,
+    gguf: bool = False,
 ) -> Path:
     """A whole model folder, tokenizer included, in the dtype in which the base is stored.
 
-    Adapters are added to the weights in float32.
+    Adapters are added to the weights in float32. gguf: with the same model as model.gguf beside it.
     """
     _check(tensors, specification, base_folder)
     model = load_base(specification, base_folder, torch.float32)
@@ -136,6 +143,8 @@ def write_merged(
     private_folder(folder)
     model.save_pretrained(folder)
     load_tokenizer(base_folder).save_pretrained(folder)
+    if gguf:
+        write_gguf(folder, folder / "model.gguf")
     _write_card(folder, specification, manifest, base_folder, specification.model.name, adapter=False)
     write_manifest(folder, manifest)
     return folder

@@ -272,6 +272,9 @@ def export(
     run: Annotated[str, typer.Option(help="Run id or its beginning; default: the newest run.")] = "",
     round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
     merged: Annotated[bool, typer.Option("--merged", help="A whole model instead of an adapter.")] = False,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="A whole model, and model.gguf beside it for llama.cpp and Ollama.")
+    ] = False,
     base_name: Annotated[
         str, typer.Option(help="The base model's hub id for an adapter that is passed on; default: its folder's path.")
     ] = "",
@@ -282,7 +285,7 @@ def export(
         raise ModelError(f"{out} is not empty; choose another folder")
     with ControlClient.of_member(load_member(admin), coordinator) as client:
         manifest, model = client.export(_resolve(client, run), round or None)
-    write_export(out, manifest, model, model_folder, merged=merged, base_name=base_name or None)
+    write_export(out, manifest, model, model_folder, merged=merged, gguf=gguf, base_name=base_name or None)
     console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
 
 
@@ -293,6 +296,7 @@ def write_export(
     model_folder: Path | None,
     *,
     merged: bool,
+    gguf: bool = False,
     base_name: str | None = None,
 ) -> None:
     """Check a received checkpoint against its manifest, and write it. Raises ModelError when they do not agree."""
@@ -314,8 +318,8 @@ def write_export(
         raise ModelError(f"{base} has the hash {found}; the run's base model is {specification.model.sha256}")
     schema = schema_of(specification, base)
     tensors = schema.unflatten(schema.decode(model))
-    if merged:
-        export.write_merged(out, tensors, manifest, specification, base)
+    if merged or gguf:
+        export.write_merged(out, tensors, manifest, specification, base, gguf=gguf)
     else:
         export.write_export(out, tensors, manifest, specification, base, base_name=base_name)
 

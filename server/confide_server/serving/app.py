@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from confide.errors import ConfideError
+from confide.errors import ConfideError, PolicyRefusal
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -23,6 +23,7 @@ from confide_server.serving import replies
 from confide_server.serving.access import Access, Asked, Caller, Charge, Spent
 from confide_server.serving.answers import Answer, Part
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.documents import Cited, Documents, no_collection, readable
 from confide_server.serving.failures import DENIED, Refused, as_refused
 from confide_server.serving.http import EventStream, Gone, read_body, unless_gone
 from confide_server.serving.metrics import Metrics
@@ -38,6 +39,8 @@ _CHAT, _TEXT, _EMBED, _MODELS, _METRICS = (
     "/v1/models",
     "/metrics",
 )
+_CITED = 1024
+"""Tokens that an answer out of documents stays below: it is a few quotations."""
 _FIRST_PART_S = 10.0
 """So long a stream waits for its first part before it says 200: what is refused by then has a status of its own."""
 
@@ -64,6 +67,7 @@ class Parts:
     catalogue: Catalogue
     access: Access
     limits: Limits = field(default_factory=Limits)
+    documents: Documents | None = None
 
 
 def build_app(parts: Parts) -> FastAPI:
@@ -118,6 +122,7 @@ class Endpoint:
 
     def __init__(self, parts: Parts) -> None:
         self._catalogue, self._access, self._limits = parts.catalogue, parts.access, parts.limits
+        self._documents = parts.documents
         self._metrics = Metrics(parts.catalogue)
 
     async def health(self, _: Request) -> Response:
@@ -160,6 +165,8 @@ class Endpoint:
         asked = parsed(ChatRequest, await read_body(request, self._limits.body_bytes))
         target = self._target(caller, asked.model)
         messages = [message.plain() for message in asked.messages]
+        if asked.collections:
+            return await self._from_documents(request, caller, target, asked, messages[-1]["content"])
         ids = await asyncio.to_thread(target.engine.prompts.chat, messages)
         limit = self._limit(target, len(ids), asked.limit)
         generations = _variants(asked, asked.alternatives, prompt=ids, adapter=target.adapter, max_tokens=limit)
@@ -170,6 +177,48 @@ class Endpoint:
                 request, _ChatForm(), usage=_Usage(asked.wants_usage, asked.wants_usage_throughout)
             )
         return await work.whole(request, _ChatForm())
+
+    async def _from_documents(
+        self, request: Request, caller: Caller, target: Target, asked: ChatRequest, question: str
+    ) -> Response:
+        """An answer out of documents, with its citations. It is paid for as if the model had written it."""
+        organization, collections = readable(caller, asked.collections or [])
+        documents = self._documents
+        if documents is None:
+            raise no_collection((asked.collections or [""])[0])
+        if (asked.n or 1) != 1 or asked.logprobs or asked.response_format is not None:
+            raise Refused(
+                400, "collections: such an answer is one text of quotations; leave n, logprobs and response_format out"
+            )
+        read = len(await asyncio.to_thread(target.engine.prompts.text, question))
+        limit = self._limit(target, read, asked.limit)
+        text = question if self.keeps_text else None
+        most = Asked(_CHAT, target.alias, target.engine.base_sha256, target.adapter, read + max(limit, _CITED), text)
+        began, outcome, written = time.monotonic(), "failed", 0
+        charge = await self._access.begin(caller, most)
+        found = Cited("")
+        try:
+            work = asyncio.to_thread(
+                documents.answer, question, reader=caller.name, organization=organization, collections=collections
+            )
+            found = await unless_gone(request, self._timed(work))
+            written = len(await asyncio.to_thread(target.engine.prompts.text, found.text))
+            outcome = "done"
+        except PolicyRefusal:
+            raise no_collection((asked.collections or [""])[0]) from None
+        except Gone:
+            outcome = "cancelled"
+            raise
+        finally:
+            charge.settle(Spent(read, written, outcome, found.text if self.keeps_text else None))
+            seconds = time.monotonic() - began
+            self._metrics.ended(_CHAT, target.alias, outcome, seconds, read=read, written=written)
+        head = replies.Head("chat", asked.model, target.fingerprint)
+        if asked.stream:
+            return EventStream(_cited_chunks(head, found, replies.usage(read, written), asked))
+        choice = replies.Choice(0, [found.text], tokens=written, finish="stop")
+        choices = [replies.chat_choice(choice, found.annotations)]
+        return JSONResponse(head.document(head.whole_kind, choices, replies.usage(read, written)))
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -418,6 +467,18 @@ class _Work:
         seconds = time.monotonic() - self._began
         read, written = self._read, self._answer.tokens
         self._endpoint.ended(self._route, self._target.alias, outcome, seconds, read=read, written=written)
+
+
+async def _cited_chunks(
+    head: replies.Head, found: Cited, usage: dict[str, Any], asked: ChatRequest
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The whole text at once: it was verified as a whole."""
+    yield head.document(head.chunk_kind, [replies.chat_chunk(0, None)])
+    chunk = replies.chat_chunk(0, Delta(found.text, finish="stop"))
+    chunk["delta"]["annotations"] = list(found.annotations)
+    yield head.document(head.chunk_kind, [chunk])
+    if asked.wants_usage:
+        yield head.document(head.chunk_kind, [], usage)
 
 
 async def _briefly(first: "asyncio.Future[Part | None]") -> None:

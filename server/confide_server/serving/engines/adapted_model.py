@@ -48,6 +48,8 @@ _PLAIN = {
 }
 """What an adapter must be to share a batch with others: two matrices beside a linear layer, and nothing else."""
 _PROBE = "The quick brown fox jumps over the lazy dog. 0123456789 Does a sole trader need a permit?"
+_ROUNDING = 0.03
+"""Of the largest logit: so far two shapes of one batch may lie apart (bfloat16)."""
 _CLEAR = 10.0
 """How many times rounding's own difference an adapter's effect must be."""
 
@@ -77,6 +79,7 @@ class AdaptedModel:
         self._names: list[str] = []
         self._hooked: set[int] = set()
         self.adapters: set[str] = set()
+        self._try_out()
 
     @property
     def bare(self) -> Any:
@@ -109,6 +112,29 @@ class AdaptedModel:
             )
         logits: torch.Tensor = output.logits[:, -keep:].float()
         return logits
+
+    def _try_out(self) -> None:
+        """Raises ModelError where the model does not compute; one that batching disturbs takes one row at a time."""
+        whole = [int(token) for token in self.tokenizer(_PROBE)["input_ids"][: self.context]]
+        prompts = [whole, whole[: max(1, len(whole) // 3)]]
+        try:
+            alone = [self._last_logits([prompt])[0] for prompt in prompts]
+            together = self._last_logits(prompts) if self.plain else None
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"the model in {self.folder} does not compute here: {reason}; serve another") from error
+        if not all(bool(one.isfinite().all()) for one in alone):
+            raise ModelError(f"the model in {self.folder} makes numbers that are not finite; serve another one")
+        scale = max(float(one.abs().max()) for one in alone)
+        if together is not None and float((together - torch.stack(alone)).abs().max()) > _ROUNDING * scale:
+            log.warning("padding disturbs this %s model; answers are written one at a time", self.config.model_type)
+            self.plain = False
+
+    def _last_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        return self.forward(ids, self.batch(mask), [BASE] * len(prompts))[:, -1]
 
     def add(self, sha256: str, folder: Path) -> None:
         """Load an adapter and try it. Raises ModelError for one that does not fit, or changes nothing."""
