@@ -54,7 +54,8 @@ class GateWeights(StoredDocument):
 class Calibration(StoredDocument):
     """lexical_weight: see retrieval.py. questions: how many it rests on. The rest is measured by cross-validation.
 
-    auroc: of answering against questions whose gold passage was taken away. most_risk: what was asked for.
+    auroc: of right answers against wrong ones and against questions whose gold passage was taken away.
+    auroc_removed: of all questions that the documents answer, found or not, against those. most_risk: what was asked.
     risk, coverage: of the questions at the threshold, how many answers are wrong, how many are answered.
     """
 
@@ -63,6 +64,7 @@ class Calibration(StoredDocument):
     gate: GateWeights | None = None
     questions: Annotated[int, Field(ge=0)] = 0
     auroc: float | None = None
+    auroc_removed: float | None = None
     most_risk: float | None = None
     risk: float | None = None
     coverage: float | None = None

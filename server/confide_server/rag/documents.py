@@ -6,8 +6,10 @@
 Both are hashed in the catalogue, and checked whenever they are read: a text that was changed on disk is not quoted.
 """
 
+import bisect
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +35,9 @@ class Content:
 
     def marks_of(self, span: Span) -> list[Mark]:
         """The blocks that a passage reaches into, in order."""
-        return [mark for mark in self.marks if mark.start < span.stop and mark.stop > span.start]
+        first = bisect.bisect_right(self.marks, span.start, key=lambda mark: mark.stop)
+        last = bisect.bisect_left(self.marks, span.stop, key=lambda mark: mark.start)
+        return list(self.marks[first:last])
 
     def heading_of(self, span: Span) -> tuple[str, ...]:
         """The path of headings above a passage, with its own where it begins with one."""
@@ -73,7 +77,8 @@ def parsed_structure(data: bytes, characters: int, what: str) -> tuple[tuple[Mar
         spans = tuple(Span(*_range(row, characters)) for row in document["passages"])
     except (ValueError, TypeError, KeyError, RecursionError):
         raise StateError(f"{what} is damaged; erase the document and add its file again") from None
-    if any(not any(m.start < s.stop and m.stop > s.start for m in marks) for s in spans[:1]):
+    ordered = all(one.stop <= other.start for one, other in itertools.pairwise(marks))
+    if not ordered or not all(Content("", marks, ()).marks_of(span) for span in spans):
         raise StateError(f"{what} is damaged; erase the document and add its file again")
     return marks, spans
 

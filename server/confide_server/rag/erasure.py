@@ -181,8 +181,8 @@ def _check_sight(collection: Collection, needles: Needles, before: Scan, stored:
     if blind:
         raise StateError(
             f"the search over {collection.folder} does not see what is there (text {before.text_found} of "
-            f"{len(needles.text)}, embeddings {before.vectors_found} of {len(needles.vectors)}), so that it could prove "
-            "nothing. The document is hidden; tell the developers which store this is"
+            f"{len(needles.text)}, embeddings {before.vectors_found} of {len(needles.vectors)}), so that it could "
+            "prove nothing. The document is hidden; tell the developers which store this is"
         )
 
 

@@ -1,9 +1,10 @@
 """Answer, or say that the documents do not: a small trained head over what retrieval saw.
 
-Features of one question, all from the ranking: how near the best passage and sentence are, how far the rest lies behind,
+Features of one question, all from the ranking: how near the best passage and sentence are, how far the rest lies
+behind, whether the best passage is one of many alike (cross-domain similarity local scaling, Conneau et al. 2018),
 whether both parts of the search agree, and how much of the question's words stands in the passage. The head is a
-logistic regression (ridge, Newton's method); it learns from questions asked twice, once with their gold passage there
-and once with it taken away.
+logistic regression (ridge, Newton's method). It learns whether the answer would be right from questions asked twice:
+once as they are, once with their gold passage taken away.
 
 >>> rng = np.random.default_rng(0)
 >>> there = rng.normal(1, 1, (200, 2)); away = rng.normal(0, 1, (200, 2))
@@ -35,8 +36,13 @@ FEATURES = (
     "best_sentence",
     "sentence_margin",
     "question_words",
+    "uncrowded",
+    "uncrowded_margin",
+    "above_neighbour",
+    "head_above_tail",
+    "score_margin",
 )
-RIDGE = 1.0
+RIDGE = 10.0
 _STEPS = 50
 
 
@@ -61,6 +67,10 @@ def features(ranking: Ranking, coverage: float, sentences: Sequence[float]) -> A
     dense = np.array(sorted((one.dense for one in ranking.found), reverse=True) or [0.0])
     lexical = np.array(sorted((one.lexical_part for one in ranking.found), reverse=True) or [0.0])
     near = sorted(sentences, reverse=True) or [0.0]
+    scores = [one.score for one in ranking.found] or [0.0]
+    crowd = ranking.crowding if len(ranking.crowding) else np.zeros((1, 1))
+    own = np.array([one.dense for one in ranking.found] or [0.0])
+    uncrowded = np.sort(2 * own - crowd.mean(axis=1))[::-1]
     first, second = set(ranking.by_dense[:5]), set(ranking.by_lexical[:5])
     return np.array(
         [
@@ -76,6 +86,11 @@ def features(ranking: Ranking, coverage: float, sentences: Sequence[float]) -> A
             near[0],
             near[0] - near[1] if len(near) > 1 else 0.0,
             min(40, len(ranking.question.split())) / 40,
+            uncrowded[0],
+            uncrowded[0] - uncrowded[1] if len(uncrowded) > 1 else 0.0,
+            own[0] - crowd[0].max(),
+            dense[1:5].mean() - dense[5:].mean() if len(dense) > 5 else 0.0,
+            scores[0] - scores[1] if len(scores) > 1 else 0.0,
         ]
     )
 
@@ -118,7 +133,7 @@ def auroc(scores: Array, y: Array) -> float:
 
 
 def risk_coverage(scores: Array, correct: Array) -> tuple[Array, Array, Array]:
-    """(thresholds, coverage, risk), from the strictest on: of all questions how many are answered, of those how many wrong."""
+    """(thresholds, coverage, risk), from the strictest on: how many questions are answered, and of those how many wrong."""
     order = np.argsort(-scores, kind="stable")
     answered = np.arange(1, len(scores) + 1)
     wrong = np.cumsum(1 - correct[order])

@@ -15,7 +15,8 @@ import re
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (
         "asks to ignore instructions",
-        r"\b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{0,40}\b(?:previous|prior|above|earlier|all|any|your|the|system)\b"
+        r"\b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{0,40}"
+        r"\b(?:previous|prior|above|earlier|all|any|your|the|system)\b"
         r"[^.\n]{0,30}\b(?:instructions?|prompts?|rules|guidelines|messages?|directives?|context|training)\b",
     ),
     ("speaks to a model of its prompt", r"\b(?:your|the|hidden|initial) system (?:prompt|message)\b"),
@@ -38,11 +39,13 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     (
         "pretends to be a message to the model",
-        r"\b(?:important|urgent) message (?:from|for|to)\b[^.\n]{0,60}\b(?:model|assistant|ai|you)\b|\bthis is an important message from me\b",
+        r"\b(?:important|urgent) message (?:from|for|to)\b[^.\n]{0,60}\b(?:model|assistant|ai|you)\b"
+        r"|\bthis is an important message from me\b",
     ),
     (
         "sets a condition for the task",
-        r"\bbefore you (?:can )?(?:solve|answer|complete|continue|proceed)\b[^\n]{0,120}\b(?:please|must|need to|have to|first|do the following)\b",
+        r"\bbefore you (?:can )?(?:solve|answer|complete|continue|proceed)\b[^\n]{0,120}"
+        r"\b(?:please|must|need to|have to|first|do the following)\b",
     ),
     (
         "sets a condition for the task",
@@ -51,7 +54,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("asks a model to leak or hide", r"\bdo not (?:tell|mention|reveal|inform)\b[^.\n]{0,40}\b(?:user|anyone|human)\b"),
     (
         "asks a model to leak or hide",
-        r"\b(?:reveal|print|repeat|output|leak)\b[^.\n]{0,30}\b(?:system prompt|your instructions|api key|password)s?\b",
+        r"\b(?:reveal|print|repeat|output|leak)\b[^.\n]{0,30}"
+        r"\b(?:system prompt|your instructions|api key|password)s?\b",
     ),
 )
 _COMPILED = tuple((reason, re.compile(pattern, re.IGNORECASE)) for reason, pattern in _PATTERNS)

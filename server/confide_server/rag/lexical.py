@@ -1,7 +1,7 @@
 """BM25 over a collection's passages (bm25s), the same over every store.
 
-The index is made from the stored texts and can be made again at any time: it carries the catalogue's generation, and one
-of another generation is not used. Its vocabulary holds words of the documents, so an erasure makes it anew.
+The index is made from the stored texts and can be made again at any time: it carries the catalogue's generation, and
+one of another generation is not used. Its vocabulary holds words of the documents, so an erasure makes it anew.
 
 >>> index = LexicalIndex.build(["a", "b"], ["The scaffold needs a permit.", "Permits cost forty crowns."])
 >>> index.names[int(index.scores("who permits a scaffold?").argmax())]

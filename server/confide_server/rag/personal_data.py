@@ -32,7 +32,7 @@ class Finding:
 
 
 def findings(text: str, region: str | None = None) -> list[Finding]:
-    """All that is found, in order, without overlaps (the first of two that overlap, the longer of two that begin alike).
+    """All that is found, in order, without overlaps (of two the one that begins first, or else is longer).
 
     region: two letters of the country whose national telephone numbers are meant; None finds those with a + only.
     """

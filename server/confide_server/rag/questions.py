@@ -1,6 +1,6 @@
 """Question files: what calibration and evaluation ask, and where the answer stands. docs/formats.md describes them.
 
-    {"id": "7", "question": "Who pays?", "gold": [{"source": "fees.pdf", "quote": "The patient pays."}], "answer": "..."}
+    {"id": "7", "question": "Who pays?", "gold": [{"source": "fees.pdf", "quote": "The patient pays."}], "answer": "."}
 
 A line names where its answer stands: a source with a `record` of it, or a `quote` in it. "gold": [] asks for what no
 document says.

@@ -20,8 +20,9 @@ from confide_server.rag.lexical import LexicalIndex
 
 DEFAULT_WEIGHT = 0.1
 RESIDENT_PASSAGES = 100_000
-"""Up to so many, embeddings are held in memory and every passage is scored; above, the store and BM25 name candidates."""
+"""Up to so many, embeddings are held in memory and all passages are scored; above, store and BM25 name candidates."""
 _CANDIDATES = 200
+_NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one question found, best first, and the two parts' own orders (names of passages, best first)."""
+    """What one question found, best first, and the two parts' own orders (names of passages, best first).
+
+    crowding: (found, 10) the cosines of each found passage with its nearest others: how much it is one of many.
+    """
 
     question: str
     found: tuple[Found, ...]
     by_dense: tuple[str, ...] = ()
     by_lexical: tuple[str, ...] = ()
-    vector: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    crowding: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, _NEIGHBOURS), np.float32))
 
 
 class Searcher:
@@ -123,21 +127,41 @@ class Searcher:
             tuple(self._still_allowed(found, caller)),
             tuple(names[places[place]] for place in order(dense, limit)),
             tuple(names[places[place]] for place in order(parts, limit) if parts[place] > 0),
-            vector,
+            self._crowding([one.passage.name for one in found], shown),
         )
+
+    def parts(
+        self, question: str, vector: NDArray[np.float32], caller: Caller
+    ) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32]]:
+        """(names, cosines, lexical parts) of every candidate, for calibration and evaluation."""
+        allow(caller, self._collection.name)
+        self._refresh(self._collection.catalogue())
+        lexical = self._lexical.scores(question)
+        places, dense = self._dense(vector, lexical, self._shown, 0)
+        names = [self._lexical.names[place] for place in places]
+        return names, dense, lexical[places] / self._lexical.ceiling(question)
 
     def coverage(self, question: str, text: str) -> float:
         """How much of the question's words stands in the text (lexical.LexicalIndex.coverage)."""
         self._refresh(self._collection.catalogue())
         return self._lexical.coverage(question, text)
 
-    def vectors(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D) embeddings of passages that were found."""
-        self._refresh(self._collection.catalogue())
-        if self._matrix is not None:
-            return self._matrix[[self._places[name] for name in names]]
-        known = self._collection.store.vectors(names)
-        return np.stack([known[name] for name in names])
+    def _crowding(self, names: Sequence[str], shown: NDArray[np.bool_]) -> NDArray[np.float32]:
+        rows = np.zeros((len(names), _NEIGHBOURS), np.float32)
+        own = [self._places[name] for name in names]
+        if self._matrix is not None and own:
+            near = self._matrix @ self._matrix[own].T
+            near[~shown] = 0.0
+            near[own, range(len(own))] = 0.0
+            best = -np.sort(-near, axis=0)[:_NEIGHBOURS] if len(near) <= 4 * _NEIGHBOURS else _top(near, _NEIGHBOURS)
+            rows[:, : len(best)] = best.T
+        elif own:
+            known = self._collection.store.vectors(names)
+            for place, name in enumerate(names):
+                found = self._collection.store.search(known[name], _NEIGHBOURS + 1)
+                near_by = [score for other, score in found if other != name][:_NEIGHBOURS]
+                rows[place, : len(near_by)] = near_by
+        return rows
 
     def _still_allowed(self, found: Sequence[Found], caller: Caller) -> list[Found]:
         """Asked again, of what is on disk now: a document may have been erased while the search ran."""
@@ -196,6 +220,13 @@ class Searcher:
         identifier, ordinal = split_passage_name(name)
         document = catalogue.live()[identifier]
         return passage_of(self._collection.name, document, self._collection.content(document), ordinal)
+
+
+def _top(columns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """(most, N): the largest of each column, descending."""
+    part = np.partition(columns, len(columns) - most, axis=0)[-most:]
+    found: NDArray[np.float32] = -np.sort(-part, axis=0)
+    return found
 
 
 def passage_of(collection: CollectionName, document: Document, content: Content, ordinal: int) -> Passage:

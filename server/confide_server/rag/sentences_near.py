@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from confide_server.rag.chunks import Span
 from confide_server.rag.collection import Collection
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.retrieval import Found
@@ -37,33 +38,45 @@ class SentenceVectors:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D)."""
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        if new:
-            self._known.update(zip(new, self._embedder.embed(new), strict=True))
+        self.know(texts)
         found = np.stack([self._known[text] for text in texts])
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return found
 
+    def know(self, texts: Sequence[str]) -> None:
+        """Embed those that are new, all at once."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        if new:
+            self._known.update(zip(new, self._embedder.embed(new), strict=True))
 
-def near_sentences(
-    collection: Collection,
-    found: Sequence[Found],
-    vector: NDArray[np.float32],
-    embed: SentenceVectors,
-) -> list[Near]:
-    """Sentences of these passages with their cosines, passage by passage, in reading order. Headings are none."""
-    places: list[tuple[Found, int, int, str]] = []
+
+@dataclass(frozen=True)
+class Sentence:
+    """Characters [start, stop) of the document of a passage that was found."""
+
+    found: Found
+    start: int
+    stop: int
+    text: str
+
+
+def sentences_of(collection: Collection, found: Sequence[Found]) -> list[Sentence]:
+    """Of these passages, passage by passage in reading order, at most _MOST_SENTENCES. Headings are none."""
+    places: list[Sentence] = []
     for one in found:
         content = collection.content(one.passage.document)
-        for mark in content.marks:
-            if mark.level or mark.start >= one.passage.stop or mark.stop <= one.passage.start:
-                continue
-            start, stop = max(mark.start, one.passage.start), min(mark.stop, one.passage.stop)
-            spans = long_enough(sentence_spans(content.text, start, stop), content.text, FEWEST_WORDS)
-            places += [(one, a, b, content.text[a:b]) for a, b in spans]
-    places = places[:_MOST_SENTENCES]
+        for mark in content.marks_of(Span(one.passage.start, one.passage.stop)):
+            if not mark.level:
+                start, stop = max(mark.start, one.passage.start), min(mark.stop, one.passage.stop)
+                spans = long_enough(sentence_spans(content.text, start, stop), content.text, FEWEST_WORDS)
+                places += [Sentence(one, a, b, content.text[a:b]) for a, b in spans]
+    return places[:_MOST_SENTENCES]
+
+
+def near(places: Sequence[Sentence], vector: NDArray[np.float32], embed: SentenceVectors) -> list[Near]:
+    """Each with its cosine."""
     if not places:
         return []
-    cosines = embed([text for *_, text in places]) @ vector
-    return [Near(one, a, b, text, float(c)) for (one, a, b, text), c in zip(places, cosines, strict=True)]
+    cosines = embed([one.text for one in places]) @ vector
+    return [Near(o.found, o.start, o.stop, o.text, float(c)) for o, c in zip(places, cosines, strict=True)]

@@ -40,7 +40,7 @@ def _check_size(data: bytes) -> None:
         raise Unreadable("is no docx document: it is not a zip archive, or a damaged one; save it again") from None
     if unpacked > MOST_UNPACKED_BYTES:
         raise Unreadable(
-            f"unpacks to {unpacked >> 20} MiB; at most {MOST_UNPACKED_BYTES >> 20} MiB are read. Take pictures out of it"
+            f"unpacks to {unpacked >> 20} MiB; at most {MOST_UNPACKED_BYTES >> 20} MiB are read. Take pictures out"
         )
 
 

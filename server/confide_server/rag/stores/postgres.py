@@ -96,7 +96,8 @@ class PostgresStore:
         with self._connection() as connection:
             found = connection.execute(
                 self._with_table(
-                    "SELECT passage, 1 - (embedding <=> %s) FROM {} WHERE added >= %s ORDER BY embedding <=> %s LIMIT %s"
+                    "SELECT passage, 1 - (embedding <=> %s) FROM {} WHERE added >= %s "
+                    "ORDER BY embedding <=> %s LIMIT %s"
                 ),
                 (vector.astype(np.float32), int(since), vector.astype(np.float32), int(limit)),
             ).fetchall()
