@@ -1,0 +1,176 @@
+"""A question in, a verified answer or an abstention out: retrieve, gate, quote, verify.
+
+    answerer = Answerer(Library(Path("library")), Embedder(Path("minilm")))
+    answer = answerer.answer("Who pays?", caller, ["leaflets"])
+    answer.text, [one.annotation() for one in answer.citations]
+
+Guarantee: a text that comes out of `answer` consists of verified quotations (verifying.py), or is REFUSAL to the word.
+An instruction in a document can be quoted like any other sentence; it cannot make the answer say anything else.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide_server.rag.access import Caller
+from confide_server.rag.calibration import DEFAULT_THRESHOLD, Calibration
+from confide_server.rag.collection import Collection
+from confide_server.rag.embedder import Embedder
+from confide_server.rag.gate import Array, features
+from confide_server.rag.library import Library, checked_question
+from confide_server.rag.quoting import Quote, pick
+from confide_server.rag.retrieval import Ranking, Searcher
+from confide_server.rag.sentences_near import Near, SentenceVectors, near, sentences_of
+from confide_server.rag.verifying import REFUSAL, Citation, CitationError, rendered, verify_answer
+
+LOOKED_AT = 5
+"""Passages whose sentences are looked at."""
+RANKED = 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: what to say. citations: empty when it abstained. reason: why it did, for people; confidence: the gate's."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    abstained: bool
+    reason: str
+    confidence: float | None = None
+
+
+class QueryPort(Protocol):
+    """What serving needs of this package."""
+
+    def answer(self, question: str, caller: Caller, collections: Sequence[str]) -> Answer:
+        """Raises AccessRefused for a collection that is not the caller's, StateError when a store is down."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one collection has to say to a question, before anything is decided."""
+
+    collection: Collection
+    ranking: Ranking
+    sentences: list[Near]
+    coverage: float
+
+    def features(self) -> Array:
+        """For the gate (gate.py)."""
+        return features(self.ranking, self.coverage, [one.cosine for one in self.sentences])
+
+
+class Answerer:
+    """Implements QueryPort; used by any number of threads, one at a time."""
+
+    def __init__(self, library: Library, embedder: Embedder, *, most_quotes: int = 1) -> None:
+        self._library, self._embedder, self._most_quotes = library, embedder, most_quotes
+        self._sentences = SentenceVectors(embedder)
+        self._lock = threading.Lock()
+
+    def answer(self, question: str, caller: Caller, collections: Sequence[str]) -> Answer:
+        """From the collection whose gate is surest; every named collection must be the caller's."""
+        question = checked_question(question)
+        with self._lock:
+            best: tuple[float, float, Seen] | None = None
+            for name in dict.fromkeys(collections):
+                seen, calibration = self._seen(question, caller, name)
+                confidence, threshold = confidence_of(seen, calibration)
+                if best is None or confidence - threshold > best[0] - best[1]:
+                    best = (confidence, threshold, seen)
+            if best is None:
+                return _abstained("no collection was named", None)
+            return self._decided(caller, *best)
+
+    def _seen(self, question: str, caller: Caller, name: str) -> tuple[Seen, Calibration]:
+        collection, searcher = self._library.opened(caller, name)
+        collection.check_embedder(self._embedder)
+        calibration = Calibration.load(collection.calibration_folder)
+        weight = calibration.lexical_weight
+        [vector] = self._embedder.embed([question])
+        seen = look(question, vector, caller, collection, searcher, self._sentences, weight=weight)
+        return seen, calibration
+
+    def _decided(self, caller: Caller, confidence: float, threshold: float, seen: Seen) -> Answer:
+        if not seen.ranking.found or not seen.sentences:
+            return _abstained("nothing was found", None)
+        if confidence < threshold:
+            return _abstained("nothing that was found is near enough to the question", confidence)
+        quotes = pick(seen.sentences, seen.ranking.found, most=self._most_quotes)
+        text, citations = cited(seen.collection, quotes)
+        try:
+            verify_answer(text, citations, caller, self._library.root)
+        except CitationError as error:
+            return _abstained(f"what was found could not be verified: {error}", confidence)
+        return Answer(text, tuple(citations), False, "", confidence)
+
+
+def look(
+    question: str,
+    vector: NDArray[np.float32],
+    caller: Caller,
+    collection: Collection,
+    searcher: Searcher,
+    sentences: SentenceVectors,
+    *,
+    weight: float,
+) -> Seen:
+    """Retrieve, and look at the sentences of the best passages. vector: the question's embedding."""
+    ranking = searcher.search(question, vector, caller, limit=RANKED, weight=weight)
+    return seen_of(ranking, vector, collection, searcher, sentences)
+
+
+def seen_of(
+    ranking: Ranking,
+    vector: NDArray[np.float32],
+    collection: Collection,
+    searcher: Searcher,
+    sentences: SentenceVectors,
+) -> Seen:
+    """What a ranking shows."""
+    found = near(sentences_of(collection, ranking.found[:LOOKED_AT]), vector, sentences)
+    coverage = searcher.coverage(ranking.question, ranking.found[0].passage.text) if ranking.found else 0.0
+    return Seen(collection, ranking, found, coverage)
+
+
+def confidence_of(seen: Seen, calibration: Calibration) -> tuple[float, float]:
+    """(confidence, threshold): the gate's; the best sentence's cosine where the collection was not calibrated."""
+    if calibration.gate is not None:
+        [confidence] = calibration.gate.head().scores(seen.features()[None])
+        return float(confidence), calibration.gate.threshold
+    return max((one.cosine for one in seen.sentences), default=-1.0), DEFAULT_THRESHOLD
+
+
+def cited(collection: Collection, quotes: Sequence[Quote]) -> tuple[str, list[Citation]]:
+    """The answer that these quotations make."""
+    texts = [collection.content(one.found.passage.document).text[one.start : one.stop] for one in quotes]
+    text, places = rendered(texts)
+    citations = []
+    for number, (one, quote, place) in enumerate(zip(quotes, texts, places, strict=True), start=1):
+        passage = one.found.passage
+        citations.append(
+            Citation(
+                number=number,
+                collection=passage.collection,
+                document=passage.document.id,
+                source=passage.document.source,
+                version=passage.document.version,
+                text_sha256=passage.document.text_sha256,
+                start=one.start,
+                stop=one.stop,
+                quote=quote,
+                text_start=place[0],
+                text_stop=place[1],
+                page=passage.page,
+                headings=passage.headings,
+            )
+        )
+    return text, citations
+
+
+def _abstained(reason: str, confidence: float | None) -> Answer:
+    return Answer(REFUSAL, (), True, reason, confidence)

@@ -1,0 +1,161 @@
+"""Calibrate a collection on questions whose answers' places are known: the fusion's weight, and when to answer.
+
+The gate learns whether the passage that would be quoted holds the answer, from each question asked twice: as it is, and
+with its gold passages taken out of the search, which is what a question looks like that the documents do not answer.
+Its quality is told by cross-validation in which both copies of a question are held out together. docs/rag.md has what
+came out on real collections.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from confide.errors import DataError
+from numpy.typing import NDArray
+
+from confide_server.rag.access import Caller
+from confide_server.rag.answering import LOOKED_AT, RANKED, seen_of
+from confide_server.rag.calibration import Calibration, GateWeights
+from confide_server.rag.collection import Collection
+from confide_server.rag.embedder import Embedder
+from confide_server.rag.gate import Array, auroc, cross_validated, fit, risk_coverage, threshold_for
+from confide_server.rag.questions import Asked
+from confide_server.rag.retrieval import Searcher
+from confide_server.rag.sentences_near import SentenceVectors, sentences_of
+
+WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 1000.0)
+"""The first is embeddings alone, the last BM25 alone."""
+FEWEST_QUESTIONS = 20
+_TOP = 10
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What to keep, and the curve to draw: scores of cross-validation, and whether each answer was right."""
+
+    calibration: Calibration
+    scores: Array
+    correct: Array
+
+
+def calibrate(
+    collection: Collection,
+    searcher: Searcher,
+    embedder: Embedder,
+    asked: Sequence[Asked],
+    caller: Caller,
+    *,
+    most_risk: float,
+) -> Calibrated:
+    """Raises DataError with fewer than FEWEST_QUESTIONS answerable questions."""
+    answerable = [one for one in asked if one.passages]
+    if len(answerable) < FEWEST_QUESTIONS:
+        raise DataError(f"{len(answerable)} questions name where their answer is; calibration needs {FEWEST_QUESTIONS}")
+    vectors = embedder.embed([one.question.question for one in asked])
+    weight = best_weight(searcher, asked, vectors, caller)
+    seen = examples(collection, searcher, embedder, asked, vectors, caller, weight)
+    right = seen.right
+    scores = cross_validated(seen.features, right, seen.question)
+    threshold = threshold_for(scores, right, most_risk)
+    answered = scores >= threshold
+    calibration = Calibration(
+        lexical_weight=weight,
+        gate=GateWeights.of(fit(seen.features, right), threshold),
+        questions=len(asked),
+        auroc=auroc(scores, right),
+        auroc_removed=auroc(scores, seen.answers),
+        most_risk=most_risk,
+        risk=float(1 - right[answered].mean()) if answered.any() else 0.0,
+        coverage=float(answered.mean()),
+    )
+    return Calibrated(calibration, scores, right)
+
+
+def best_weight(searcher: Searcher, asked: Sequence[Asked], vectors: NDArray[np.float32], caller: Caller) -> float:
+    """The weight with the best mean nDCG@10; a part alone unless the mixture beats it by a standard error."""
+    gains = []
+    for one, vector in zip(asked, vectors, strict=True):
+        if one.passages:
+            names, dense, lexical = searcher.parts(one.question.question, vector, caller)
+            gold = np.array([name in one.passages for name in names])
+            gains.append([gain(dense + weight * lexical, gold) for weight in WEIGHTS])
+    table = np.array(gains)
+    means = table.mean(axis=0)
+    alone = 0 if means[0] >= means[-1] else len(WEIGHTS) - 1
+    best = int(means.argmax())
+    difference = table[:, best] - table[:, alone]
+    error = difference.std() / np.sqrt(len(difference))
+    return WEIGHTS[best if difference.mean() > error else alone]
+
+
+def gain(scores: NDArray[np.float32], gold: NDArray[np.bool_]) -> float:
+    """nDCG@10 of one ranking with binary gains."""
+    order = np.argsort(-scores, kind="stable")[:_TOP]
+    discounts = 1 / np.log2(np.arange(2, _TOP + 2))
+    ideal = discounts[: min(_TOP, int(gold.sum()))].sum()
+    return float((discounts[: len(order)] * gold[order]).sum() / ideal) if ideal else 0.0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """features (N, F); answers: whether the documents answer (N,); question: its number (N,), a question and its copy
+    without gold have one; right: whether the passage that is ranked first is gold (N,).
+    """
+
+    features: Array
+    answers: Array
+    question: NDArray[np.int64]
+    right: Array
+
+
+def examples(
+    collection: Collection,
+    searcher: Searcher,
+    embedder: Embedder,
+    asked: Sequence[Asked],
+    vectors: NDArray[np.float32],
+    caller: Caller,
+    weight: float,
+) -> Examples:
+    """Every question as it is, and without its gold passages. vectors: the questions' embeddings."""
+    rankings = []
+    for number, one in enumerate(asked):
+        for without in ((), tuple(one.passages)) if one.passages else ((),):
+            found = searcher.search(
+                one.question.question, vectors[number], caller, limit=RANKED, weight=weight, without=without
+            )
+            rankings.append((number, found, not without))
+    sentences = SentenceVectors(embedder)
+    # All at once: texts of like length are embedded together.
+    texts = [s.text for _, found, _ in rankings for s in sentences_of(collection, found.found[:LOOKED_AT])]
+    sentences.know(texts)
+    rows, answers, right = [], [], []
+    for number, found, whole in rankings:
+        gold = asked[number].passages if whole else frozenset()
+        rows.append(seen_of(found, vectors[number], collection, searcher, sentences).features())
+        answers.append(float(bool(gold)))
+        right.append(float(bool(found.found) and found.found[0].passage.name in gold))
+    return Examples(np.array(rows), np.array(answers), np.array([n for n, _, _ in rankings]), np.array(right))
+
+
+def plot(calibrated: Calibrated, path: Path) -> None:
+    """The risk-coverage curve as a picture: of all questions how many are answered, and how many of those wrongly."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    _, coverage, risk = risk_coverage(calibrated.scores, calibrated.correct)
+    kept = calibrated.calibration
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    axes.plot(coverage, risk, color="#1f5fa8")
+    if kept.coverage is not None and kept.risk is not None:
+        axes.plot([kept.coverage], [kept.risk], "o", color="#b03a2e", label="threshold")
+        axes.legend(frameon=False)
+    axes.set_xlabel("questions answered")
+    axes.set_ylabel("of those answered wrongly")
+    axes.set_title(f"{kept.questions} questions, AUROC {kept.auroc:.3f}; half of them with their passage taken away")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

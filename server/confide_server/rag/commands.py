@@ -1,0 +1,268 @@
+"""`confide rag`: an organization's documents on this machine.
+
+confide rag add leaflets fees.pdf rules.docx --organization clinic --embedder minilm
+confide rag search leaflets "What does a visit cost?" --organization clinic --embedder minilm
+confide rag ask leaflets "What does a visit cost?" --organization clinic --embedder minilm
+confide rag erase leaflets fees.pdf --organization clinic
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from confide.errors import DataError, IdentityError, StateError
+from confide.secrecy import private_files
+from confide.text import line
+
+from confide_server.rag import SUMMARIES
+from confide_server.rag.access import Caller
+from confide_server.rag.personal_data import HANDLINGS
+
+app = typer.Typer(callback=private_files, no_args_is_help=True, help=SUMMARIES["rag"])
+
+Root = Annotated[Path, typer.Option("--library", help="The folder of all collections.", file_okay=False)]
+Name = Annotated[str, typer.Argument(help="The collection's name.")]
+Organization = Annotated[str, typer.Option(help="Whose documents they are.")]
+Model = Annotated[
+    Path | None, typer.Option("--embedder", help="The model folder that embeds.", exists=True, file_okay=False)
+]
+AsJson = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", dir_okay=False)]
+_ROOT = Path("library")
+
+
+def _say(text: str) -> None:
+    typer.echo(line(text))
+
+
+def _caller(organization: str) -> Caller:
+    return Caller.operator(organization)
+
+
+def _embedder(model: Path | None) -> Any:
+    from confide_server.rag.embedder import Embedder
+
+    if model is None:
+        raise StateError("--embedder is missing: the folder of the model that embeds, for example all-MiniLM-L6-v2")
+    return Embedder(model)
+
+
+@app.command()
+def add(
+    collection: Name,
+    files: Annotated[list[Path], typer.Argument(help="pdf, docx, html, md, txt or jsonl.")],
+    organization: Organization,
+    embedder: Model = None,
+    library: Root = _ROOT,
+    personal_data: Annotated[str, typer.Option(help=f"{', '.join(HANDLINGS)}: of a new collection.")] = "mask",
+    region: Annotated[str, typer.Option(help="Country whose national telephone numbers are meant, as DE.")] = "",
+    store: Annotated[str, typer.Option(help="lancedb, or postgresql://USER@HOST/DATABASE.")] = "lancedb",
+    again: Annotated[bool, typer.Option("--again", help="Also files that were erased before.")] = False,
+) -> None:
+    """Add files. One that cannot be read is named and the rest goes on; exit status 1 says that there was one."""
+    from confide_server.rag.library import Library, settings_for
+
+    if personal_data not in HANDLINGS:
+        raise StateError(f"--personal-data is {line(personal_data, 40)!r}; use one of {', '.join(HANDLINGS)}")
+    model = _embedder(embedder)
+    settings = settings_for(model, personal_data=personal_data, region=region, store=store)
+    report = Library(library).add(_caller(organization), collection, files, model, settings, _say, again=again)
+    for name in report.there:
+        _say(f"{name}: is there already")
+    for name, reason in report.failed:
+        typer.secho(line(f"{name}: {reason}", 1000), fg=typer.colors.RED, err=True)
+    passages = sum(one.passages for one in report.added)
+    _say(f"{len(report.added)} added with {passages} passages, {len(report.there)} there, {len(report.failed)} failed")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(
+    organization: Organization,
+    collection: Annotated[str | None, typer.Argument(help="The collection; without it, all are named.")] = None,
+    library: Root = _ROOT,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Passages that are kept back, and why.")] = False,
+) -> None:
+    """Name collections, or a collection's documents in every state."""
+    from confide_server.rag.library import Library
+
+    opened, caller = Library(library), _caller(organization)
+    if collection is None:
+        for name in opened.collections(caller):
+            _say(str(name))
+        return
+    for one in opened.documents(caller, collection):
+        day = time.strftime("%Y-%m-%d", time.gmtime(one.added))
+        _say(
+            f"{one.id}  {one.state.value:9} v{one.version} {day} {one.passages:6} passages  {one.source or one.receipt}"
+        )
+        for kept in one.quarantined if quarantine else ():
+            _say(f"    passage {kept.ordinal}: {kept.reason}")
+
+
+@app.command()
+def search(
+    collection: Name,
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    organization: Organization,
+    embedder: Model = None,
+    library: Root = _ROOT,
+    limit: Annotated[int, typer.Option(help="Passages.", min=1, max=200)] = 5,
+    since: Annotated[str, typer.Option(help="Only documents added on this day (YYYY-MM-DD, UTC) or later.")] = "",
+) -> None:
+    """Show the best passages with their scores by part."""
+    from confide_server.rag.library import Library
+
+    ranking = Library(library).search(
+        _caller(organization), collection, question, _embedder(embedder), limit=limit, since=_day(since)
+    )
+    for one in ranking.found:
+        page = f" page {one.passage.page}" if one.passage.page is not None else ""
+        scores = f"{one.score:.3f} = embedding {one.dense:.3f}, words {one.lexical_part:.3f} (BM25 {one.lexical:.2f})"
+        _say(f"{scores}  {one.passage.document.source}{page}  {' > '.join(one.passage.headings)}")
+        _say(f"    {line(one.passage.text, 200)}")
+
+
+def _day(text: str) -> int:
+    import datetime
+
+    if not text:
+        return 0
+    try:
+        day = datetime.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
+    except ValueError:
+        raise StateError(f"--since is {line(text, 40)!r}; write a day as 2026-01-31") from None
+    return int(day.timestamp())
+
+
+@app.command()
+def ask(
+    collection: Annotated[list[str], typer.Argument(help="Collections, then the question as the last argument.")],
+    organization: Organization,
+    embedder: Model = None,
+    library: Root = _ROOT,
+    quotes: Annotated[int, typer.Option(help="Quotations at most.", min=1, max=5)] = 1,
+) -> None:
+    """Answer with checked quotations, or say that the documents do not say. Exit status 3 for the latter."""
+    from confide_server.rag.answering import Answerer
+    from confide_server.rag.library import Library
+
+    if len(collection) < 2:
+        raise StateError("name at least one collection, and then the question")
+    *collections, question = collection
+    answerer = Answerer(Library(library), _embedder(embedder), most_quotes=quotes)
+    answer = answerer.answer(question, _caller(organization), collections)
+    typer.echo(answer.text)
+    for one in answer.citations:
+        _say(f"[{one.number}] {one.source} version {one.version}, page {one.page or '-'}: {one.url}")
+    if answer.abstained:
+        _say(f"({answer.reason})")
+        raise typer.Exit(3)
+
+
+@app.command()
+def calibrate(
+    collection: Name,
+    questions: Annotated[Path, typer.Argument(help="A question file (docs/formats.md).", exists=True, dir_okay=False)],
+    organization: Organization,
+    embedder: Model = None,
+    library: Root = _ROOT,
+    most_risk: Annotated[float, typer.Option(help="Of answers, how many may be wrong.", min=0.0, max=1.0)] = 0.2,
+) -> None:
+    """Find the weight of the search's parts and when to answer, from questions whose answers' places are known."""
+    from confide_server.rag.calibrating import calibrate as run
+    from confide_server.rag.calibrating import plot
+    from confide_server.rag.library import Library
+    from confide_server.rag.questions import read_questions, resolved
+
+    caller = _caller(organization)
+    target, searcher = Library(library).opened(caller, collection)
+    model = _embedder(embedder)
+    target.check_embedder(model)
+    asked = resolved(target, read_questions(questions))
+    done = run(target, searcher, model, asked, caller, most_risk=most_risk)
+    done.calibration.save(target.calibration_folder)
+    plot(done, target.calibration_folder / "risk-coverage.png")
+    kept = done.calibration
+    _say(f"weight of the words' part: {kept.lexical_weight:g}")
+    _say(f"right answers against others: AUROC {kept.auroc:.3f}; answerable against not: {kept.auroc_removed:.3f}")
+    _say(f"at the threshold {kept.coverage:.1%} of questions are answered, {kept.risk:.1%} of them wrongly")
+    _say("(measured by cross-validation, half of the questions with their passage taken away)")
+    _say(f"plot: {target.calibration_folder / 'risk-coverage.png'}")
+
+
+@app.command()
+def evaluate(
+    collection: Name,
+    questions: Annotated[Path, typer.Argument(help="A question file (docs/formats.md).", exists=True, dir_okay=False)],
+    organization: Organization,
+    embedder: Model = None,
+    library: Root = _ROOT,
+    out: AsJson = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw recall@5 by part.", dir_okay=False)] = None,
+) -> None:
+    """Measure retrieval, citations and abstention on questions that calibration did not see."""
+    from confide.files import write_atomic
+
+    from confide_server.rag import evaluating
+    from confide_server.rag.library import Library
+    from confide_server.rag.questions import read_questions, resolved
+
+    opened, caller = Library(library), _caller(organization)
+    target, searcher = opened.opened(caller, collection)
+    asked = resolved(target, read_questions(questions))
+    found = evaluating.evaluate(target, searcher, _embedder(embedder), asked, caller, opened.root)
+    for part, table in found.figures["retrieval"].items():
+        said = ", ".join(
+            f"{name} {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for name, one in table.items()
+        )
+        _say(f"{part:7} {said}")
+    for name, value in found.figures["answers"].items():
+        _say(f"{name}: {_shown(value)}")
+    if out is not None:
+        write_atomic(out, (json.dumps(found.figures, indent=2) + "\n").encode(), mode=0o644)
+    if plot is not None:
+        evaluating.plot(found, plot)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+def erase(
+    collection: Name,
+    document: Annotated[str, typer.Argument(help="A source's name or SHA-256 (all its versions), or an identifier.")],
+    organization: Organization,
+    library: Root = _ROOT,
+) -> None:
+    """Erase a document everywhere in the collection, search for what might be left, and write a signed receipt."""
+    from confide_server.rag.library import Library
+
+    for receipt in Library(library).erase(_caller(organization), collection, document, _say):
+        _say(f"erased; receipt: {receipt}")
+
+
+@app.command()
+def receipt(
+    file: Annotated[Path, typer.Argument(help="A receipt.", exists=True, dir_okay=False)],
+    key: Annotated[str, typer.Option(help="The library's public key in hex, as you learned it elsewhere.")] = "",
+    library: Root = _ROOT,
+) -> None:
+    """Check a receipt's signature and show it."""
+    from confide_server.rag.erasure import read_receipt
+    from confide_server.rag.library import Library
+
+    try:
+        public = bytes.fromhex(key) if key else Library(library).receipt_key().public
+        data = file.read_bytes()
+    except ValueError:
+        raise IdentityError("--key is no hex; it has 64 digits") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    _say(f"signed by {public.hex()}")
+    typer.echo(json.dumps(read_receipt(data, public), indent=2, ensure_ascii=True))

@@ -1,0 +1,240 @@
+"""How good retrieval, citations and abstention are on questions that calibration did not see.
+
+Retrieval is scored by pytrec-eval for BM25, embeddings and their fusion. Every question is answered as it is and with
+its gold passages taken away; an answer then is a false one. Intervals are 95 % bootstraps over questions.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide_server.rag.access import Caller
+from confide_server.rag.answering import RANKED, Seen, cited, confidence_of, seen_of
+from confide_server.rag.calibration import Calibration
+from confide_server.rag.collection import Collection
+from confide_server.rag.embedder import Embedder
+from confide_server.rag.gate import auroc
+from confide_server.rag.questions import Asked
+from confide_server.rag.quoting import pick
+from confide_server.rag.retrieval import Searcher
+from confide_server.rag.sentences_near import SentenceVectors
+from confide_server.rag.verifying import CitationError, verify_answer
+
+MEASURES = {"ndcg_cut_10": "ndcg_at_10", "recall_1": "recall_at_1", "recall_5": "recall_at_5", "recip_rank": "mrr"}
+PARTS = ("bm25", "dense", "hybrid")
+_RESAMPLES = 1000
+_DEPTH = 100
+
+
+@dataclass
+class _Asked:
+    """What one question came to. whole: with its gold passages there."""
+
+    whole: bool
+    answerable: bool
+    confidence: float
+    answered: bool
+    right: bool
+    verified: bool
+    f1: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """figures: nested numbers for JSON; scores: (confidence, right) of each question, for the plot."""
+
+    figures: Mapping[str, Any]
+    scores: Sequence[tuple[float, bool]] = field(default_factory=tuple)
+
+
+def evaluate(
+    collection: Collection,
+    searcher: Searcher,
+    embedder: Embedder,
+    asked: Sequence[Asked],
+    caller: Caller,
+    root: Path,
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """All figures of one collection. root: the library's folder, for the verifier."""
+    collection.check_embedder(embedder)
+    calibration = Calibration.load(collection.calibration_folder)
+    vectors = embedder.embed([one.question.question for one in asked])
+    rng = np.random.default_rng(seed)
+    retrieval = _retrieval(searcher, asked, vectors, caller, calibration.lexical_weight, rng)
+    found = _answers(collection, searcher, embedder, asked, vectors, caller, root, calibration)
+    figures = {
+        "questions": len(asked),
+        "passages": len(collection.lexical(collection.catalogue()).names),
+        "lexical_weight": calibration.lexical_weight,
+        "calibrated_on": calibration.questions,
+        "retrieval": retrieval,
+        "answers": _summary(found, rng),
+        "latency_s": _latency(found),
+    }
+    return Evaluation(figures, [(one.confidence, one.right) for one in found])
+
+
+def _retrieval(
+    searcher: Searcher,
+    asked: Sequence[Asked],
+    vectors: NDArray[np.float32],
+    caller: Caller,
+    weight: float,
+    rng: np.random.Generator,
+) -> dict[str, dict[str, Any]]:
+    import pytrec_eval
+
+    relevant = {str(n): dict.fromkeys(one.passages, 1) for n, one in enumerate(asked) if one.passages}
+    runs: dict[str, dict[str, dict[str, float]]] = {part: {} for part in PARTS}
+    for number, (one, vector) in enumerate(zip(asked, vectors, strict=True)):
+        if one.passages:
+            names, dense, lexical = searcher.parts(one.question.question, vector, caller)
+            for part, scores in zip(PARTS, (lexical, dense, dense + weight * lexical), strict=True):
+                best = np.argsort(-scores, kind="stable")[:_DEPTH]
+                runs[part][str(number)] = {names[place]: float(scores[place]) for place in best}
+    evaluator = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10", "recall.1,5", "recip_rank"})
+    table: dict[str, dict[str, Any]] = {}
+    for part, run in runs.items():
+        each = evaluator.evaluate(run)
+        table[part] = {
+            name: with_interval(np.array([one[measure] for one in each.values()]), rng)
+            for measure, name in MEASURES.items()
+        }
+    return table
+
+
+def with_interval(values: NDArray[np.float64], rng: np.random.Generator) -> dict[str, float]:
+    """Mean and 95 % percentile bootstrap."""
+    if not len(values):
+        return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}
+    means = values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def _answers(
+    collection: Collection,
+    searcher: Searcher,
+    embedder: Embedder,
+    asked: Sequence[Asked],
+    vectors: NDArray[np.float32],
+    caller: Caller,
+    root: Path,
+    calibration: Calibration,
+) -> list[_Asked]:
+    sentences = SentenceVectors(embedder)
+    found = []
+    for one, vector in zip(asked, vectors, strict=True):
+        for whole in (True, False) if one.passages else (True,):
+            begun = time.perf_counter()
+            gold = one.passages if whole else frozenset()
+            ranking = searcher.search(
+                one.question.question,
+                vector,
+                caller,
+                limit=RANKED,
+                weight=calibration.lexical_weight,
+                without=() if whole else tuple(one.passages),
+            )
+            seen = seen_of(ranking, vector, collection, searcher, sentences)
+            found.append(_asked(one, gold, seen, calibration, caller, root, whole, begun))
+    return found
+
+
+def _asked(
+    one: Asked,
+    gold: frozenset[str],
+    seen: Seen,
+    calibration: Calibration,
+    caller: Caller,
+    root: Path,
+    whole: bool,
+    begun: float,
+) -> _Asked:
+    """Quote and verify whatever the gate says: what it would have said is what the gate is judged by."""
+    confidence, threshold = confidence_of(seen, calibration)
+    quotes = pick(seen.sentences, seen.ranking.found)
+    text, citations = cited(seen.collection, quotes)
+    verified = True
+    try:
+        verify_answer(text, citations, caller, root)
+    except CitationError:
+        verified = False
+    right = bool(quotes) and quotes[0].found.passage.name in gold
+    f1 = token_f1(text, one.question.answer) if one.question.answer and whole else None
+    answered = confidence >= threshold and bool(quotes)
+    return _Asked(whole, bool(gold), confidence, answered, right, verified, f1, time.perf_counter() - begun)
+
+
+def token_f1(text: str, expected: str) -> float:
+    """Of words, as SQuAD has it (Rajpurkar et al. 2016)."""
+    ours, theirs = (Counter(re.findall(r"\w+", one.casefold())) for one in (text, expected))
+    common = (ours & theirs).total()
+    return 2 * common / (ours.total() + theirs.total()) if common else 0.0
+
+
+def _summary(found: Sequence[_Asked], rng: np.random.Generator) -> dict[str, Any]:
+    answered = [one for one in found if one.answered]
+    answerable = [one for one in found if one.answerable]
+    without = [one for one in found if not one.answerable]
+    scores = np.array([one.confidence for one in found])
+    f1 = [one.f1 for one in answered if one.f1 is not None]
+    return {
+        "answered": len(answered),
+        "citations": sum(one.answered for one in found),
+        "citation_validity": _share([one.verified for one in answered]),
+        "citation_precision": with_interval(np.array([one.right for one in answered], float), rng),
+        "citation_recall": with_interval(np.array([one.right and one.answered for one in answerable], float), rng),
+        "false_answers": with_interval(np.array([one.answered for one in without], float), rng),
+        "abstention_auroc": _auroc(scores, [one.right for one in found]),
+        "abstention_auroc_removed": _auroc(scores, [one.answerable for one in found]),
+        "answer_f1": float(np.mean(f1)) if f1 else None,
+    }
+
+
+def _auroc(scores: NDArray[np.float64], labels: Sequence[bool]) -> float | None:
+    value = auroc(scores, np.array(labels, float))
+    return None if np.isnan(value) else value
+
+
+def _share(values: Sequence[bool]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _latency(found: Sequence[_Asked]) -> dict[str, float]:
+    median, high = np.percentile([one.seconds for one in found], [50, 95])
+    return {"median": float(median), "p95": float(high)}
+
+
+def plot(evaluation: Evaluation, path: Path) -> None:
+    """Recall@5 by part with its interval, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    table = evaluation.figures["retrieval"]
+    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    for place, part in enumerate(PARTS):
+        one = table[part]["recall_at_5"]
+        axes.bar(place, one["mean"], color="#8fb3d9")
+        axes.errorbar(
+            place, one["mean"], [[one["mean"] - one["low"]], [one["high"] - one["mean"]]], color="black", capsize=4
+        )
+    axes.set_xticks(range(len(PARTS)), PARTS)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("recall@5, 95 % interval")
+    axes.set_title(f"{evaluation.figures['questions']} questions, {evaluation.figures['passages']} passages")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,236 @@
+"""Personal data with a form that can be checked: found before a document is stored, and masked, refused or kept.
+
+E-mail addresses, telephone numbers (phonenumbers), IBANs, payment cards, and national identity numbers with a check
+digit or a date in them. Names, addresses of houses, birthdays and whatever is told in words are NOT found: a document
+without findings is not free of personal data.
+
+>>> found = findings("Write to ann@example.org, IBAN DE89 3704 0044 0532 0130 00.")
+>>> [(one.kind, one.stop - one.start) for one in found]
+[('e-mail', 15), ('IBAN', 27)]
+>>> masked("Write to ann@example.org now.", findings("Write to ann@example.org now."))
+'Write to [e-mail] now.'
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+Handling = Literal["mask", "refuse", "keep"]
+HANDLINGS: tuple[Handling, ...] = ("mask", "refuse", "keep")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Characters [start, stop) of a text are personal data of this kind."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+def findings(text: str, region: str | None = None) -> list[Finding]:
+    """All that is found, in order, without overlaps (of two the one that begins first, or else is longer).
+
+    region: two letters of the country whose national telephone numbers are meant; None finds those with a + only.
+    """
+    found = [*_by_pattern(text), *_telephones(text, region)]
+    kept: list[Finding] = []
+    for one in sorted(found, key=lambda finding: (finding.start, -finding.stop)):
+        if not kept or one.start >= kept[-1].stop:
+            kept.append(one)
+    return kept
+
+
+def masked(text: str, found: Sequence[Finding]) -> str:
+    """The text with [kind] in the place of each finding."""
+    parts, place = [], 0
+    for one in found:
+        parts += [text[place : one.start], f"[{one.kind}]"]
+        place = one.stop
+    return "".join([*parts, text[place:]])
+
+
+def counts(found: Sequence[Finding]) -> dict[str, int]:
+    """How many of each kind, for a report: the values are in no report."""
+    return dict(sorted(Counter(one.kind for one in found).items()))
+
+
+def _by_pattern(text: str) -> Iterator[Finding]:
+    for kind, pattern, holds in _PATTERNS:
+        for match in pattern.finditer(text):
+            if holds(match[0]):
+                yield Finding(kind, match.start(), match.end())
+
+
+_PHONE = re.compile(r"(?<![\w+./-])(?:\+|\(?0|\(?[1-9])[0-9](?:[ ./()-]{0,2}[0-9]){5,14}(?![\w/-]|[.,][0-9])", re.ASCII)
+
+
+def _telephones(text: str, region: str | None) -> Iterator[Finding]:
+    import phonenumbers
+
+    for match in _PHONE.finditer(text):
+        if region is None and not match[0].startswith("+"):
+            continue
+        try:
+            number = phonenumbers.parse(match[0], region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number(number):
+            yield Finding("telephone", match.start(), match.end())
+
+
+def _digits(text: str) -> list[int]:
+    return [int(char) for char in text if char.isascii() and char.isdigit()]
+
+
+def _luhn(digits: Sequence[int]) -> bool:
+    """ISO/IEC 7812-1, annex B."""
+    doubled = [sum(divmod(2 * digit, 10)) if place % 2 else digit for place, digit in enumerate(reversed(digits))]
+    return sum(doubled) % 10 == 0
+
+
+def _iban(text: str) -> bool:
+    """ISO 13616: length by country, remainder 1 modulo 97."""
+    packed = re.sub(r"[ -]", "", text).upper()
+    if _IBAN_LENGTHS.get(packed[:2]) != len(packed):
+        return False
+    return int("".join(str(int(char, 36)) for char in packed[4:] + packed[:4])) % 97 == 1
+
+
+def _card(text: str) -> bool:
+    digits = _digits(text)
+    known = re.match(r"4|5[1-5]|2[2-7]|3[4-7]|3[068]|6", "".join(map(str, digits)))
+    return 13 <= len(digits) <= 19 and bool(known) and len(set(digits)) > 1 and _luhn(digits)
+
+
+def _day(year: int, month: int, day: int) -> bool:
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return True
+
+
+def _us_social_security(text: str) -> bool:
+    """No check digit; areas 000, 666 and 900-999, group 00 and serial 0000 were never given out."""
+    area, group, serial = text.split("-")
+    return area not in {"000", "666"} and area < "900" and group != "00" and serial != "0000"
+
+
+def _german_tax(text: str) -> bool:
+    """ISO 7064 MOD 11,10 over ten digits, of which one comes two or three times."""
+    digits = _digits(text)
+    product = 10
+    for digit in digits[:10]:
+        product = ((digit + product) % 10 or 10) * 2 % 11
+    repeats = sorted(Counter(digits[:10]).values())
+    return (11 - product) % 10 == digits[10] and repeats[-1] in {2, 3} and digits[0] != 0
+
+
+def _spanish(text: str) -> bool:
+    number = text.upper().replace("-", "").translate(str.maketrans("XYZ", "012", "")) if text[0] in "XYZxyz" else text
+    packed = number.upper().replace("-", "")
+    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(packed[:8]) % 23] == packed[8]
+
+
+def _french(text: str) -> bool:
+    """Remainder modulo 97; Corsica's departments 2A and 2B count as 19 and 18."""
+    packed = text.replace(" ", "").upper().replace("2A", "19").replace("2B", "18")
+    return 97 - int(packed[:13]) % 97 == int(packed[13:])
+
+
+def _polish(text: str) -> bool:
+    """PESEL: a birthday whose month says the century, and a check digit."""
+    d = _digits(text)
+    century, month = divmod(10 * d[2] + d[3], 20)
+    year = (1900, 2000, 2100, 2200, 1800)[century] + 10 * d[0] + d[1]
+    check = sum(weight * digit for weight, digit in zip((1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1), d, strict=True))
+    return _day(year, month, 10 * d[4] + d[5]) and check % 10 == 0
+
+
+def _swedish(text: str) -> bool:
+    digits = _digits(text)[-10:]
+    return _day(2000 + 10 * digits[0] + digits[1], 10 * digits[2] + digits[3], 10 * digits[4] + digits[5]) and _luhn(
+        digits
+    )
+
+
+def _italian(text: str) -> bool:
+    """Codice fiscale: the last letter checks the fifteen before it."""
+    odd = "BAFHJNPRTVCESULDGIMOQKWZYX"
+    total = 0
+    for place, char in enumerate(text.upper()[:15]):
+        value = int(char) if char.isdigit() else ord(char) - 65
+        total += odd.index(chr(65 + value)) if place % 2 == 0 else value
+    return chr(65 + total % 26) == text[15].upper()
+
+
+def _nhs(text: str) -> bool:
+    """Modulo 11; asked only where the words say what the number is, since one in eleven numbers would pass."""
+    digits = _digits(text)
+    rest = 11 - sum((10 - place) * digit for place, digit in enumerate(digits[:9])) % 11
+    return rest % 11 == digits[9] and rest != 10
+
+
+def _dutch(text: str) -> bool:
+    """BSN: the "eleven test"; asked only where the words say what the number is."""
+    digits = _digits(text)
+    return sum(weight * digit for weight, digit in zip((9, 8, 7, 6, 5, 4, 3, 2, -1), digits, strict=True)) % 11 == 0
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+_IBAN_LENGTHS: Mapping[str, int] = {
+    **dict.fromkeys(("NO",), 15),
+    **dict.fromkeys(("BE",), 16),
+    **dict.fromkeys(("DK", "FI", "NL", "FO", "GL"), 18),
+    **dict.fromkeys(("MK", "SI"), 19),
+    **dict.fromkeys(("AT", "BA", "EE", "KZ", "LT", "LU", "XK"), 20),
+    **dict.fromkeys(("CH", "CR", "HR", "LI", "LV"), 21),
+    **dict.fromkeys(("BG", "BH", "DE", "GB", "GE", "IE", "ME", "RS", "VA"), 22),
+    **dict.fromkeys(("AE", "GI", "IL", "IQ", "TL"), 23),
+    **dict.fromkeys(("AD", "CZ", "ES", "MD", "PK", "RO", "SA", "SE", "SK", "TN", "VG"), 24),
+    **dict.fromkeys(("PT", "ST"), 25),
+    **dict.fromkeys(("IS", "TR"), 26),
+    **dict.fromkeys(("FR", "GR", "IT", "MC", "MR", "SM"), 27),
+    **dict.fromkeys(("AL", "AZ", "BY", "CY", "DO", "GT", "HU", "LB", "PL", "SV"), 28),
+    **dict.fromkeys(("BR", "EG", "PS", "QA", "UA"), 29),
+    **dict.fromkeys(("JO", "KW", "MU"), 30),
+    **dict.fromkeys(("MT", "SC"), 31),
+}
+_PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = tuple(
+    (kind, re.compile(pattern, re.ASCII), holds)
+    for kind, pattern, holds in (
+        (
+            "e-mail",
+            r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}(?![\w-])",
+            _always,
+        ),
+        ("IBAN", r"(?<!\w)[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?!\w)", _iban),
+        ("card", r"(?<![\w.-])[2-6][0-9]{3}(?:[ -]?[0-9]{2,6}){2,4}(?![\w-]|\.[0-9])", _card),
+        ("identity number", r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])", _us_social_security),
+        ("identity number", r"(?<!\w)[1-9][0-9](?: ?[0-9]{3}){3}(?!\w)", _german_tax),
+        ("identity number", r"(?<!\w)(?:[XYZxyz][0-9]{7}|[0-9]{8})-?[A-Za-z](?!\w)", _spanish),
+        (
+            "identity number",
+            r"(?<!\w)[12] ?[0-9]{2} ?[0-9]{2} ?[0-9][0-9AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}(?!\w)",
+            _french,
+        ),
+        ("identity number", r"(?<!\w)[0-9]{11}(?!\w)", _polish),
+        ("identity number", r"(?<!\w)(?:19|20)?[0-9]{6}[-+][0-9]{4}(?!\w)", _swedish),
+        (
+            "identity number",
+            r"(?<!\w)[A-Z]{6}[0-9]{2}[ABCDEHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z](?!\w)",
+            _italian,
+        ),
+        ("identity number", r"(?<=NHS )[0-9]{3} ?[0-9]{3} ?[0-9]{4}(?!\w)", _nhs),
+        ("identity number", r"(?<=NHS number )[0-9]{3} ?[0-9]{3} ?[0-9]{4}(?!\w)", _nhs),
+        ("identity number", r"(?<=BSN )[0-9]{9}(?!\w)", _dutch),
+        ("identity number", r"(?<=BSN: )[0-9]{9}(?!\w)", _dutch),
+    )
+)

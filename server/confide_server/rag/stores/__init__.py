@@ -1,0 +1,25 @@
+"""Where passages are kept: LanceDB in the collection's folder, or PostgreSQL with pgvector."""
+
+from pathlib import Path
+
+from confide.errors import StateError
+
+from confide_server.rag.access import CollectionName
+from confide_server.rag.stores.base import PassageStore
+
+LANCEDB = "lancedb"
+
+
+def open_store(kind: str, folder: Path, name: CollectionName, dimension: int) -> PassageStore:
+    """kind: "lancedb", or a URL that begins with postgresql:. Raises StateError for another."""
+    if kind == LANCEDB:
+        from confide_server.rag.stores.lance import LanceStore
+
+        return LanceStore(folder, dimension)
+    if kind.split(":")[0] in {"postgresql", "postgresql+psycopg"}:
+        from confide_server.rag.stores.postgres import PostgresStore
+
+        return PostgresStore(kind, name, dimension)
+    raise StateError(
+        f"the store {kind.split(':')[0][:40]!r} is not known; use lancedb, or postgresql://USER@HOST/DATABASE"
+    )
