@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from confide.text import paragraph
 
+WHOLE_CHARS = 1 << 20
 SHARED = Path(__file__).parent / "templates"
 
 
@@ -47,12 +48,18 @@ class Pages:
             "duration": duration,
             "size": size,
             "figure": figure,
+            "whole": whole,
         }
         self.environment.globals |= {"t": texts, "age": age, **everywhere}
 
     def render(self, template: str, **given: object) -> str:
         """The page as text."""
         return self.environment.get_template(template).render(**given)
+
+
+def whole(text: str) -> Markup:
+    """A document that is longer than what others' words may be: cleaned and escaped alike, and not cut."""
+    return escape(paragraph(text, WHOLE_CHARS))
 
 
 def when(seconds: float | None) -> Markup | str:

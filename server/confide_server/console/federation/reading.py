@@ -12,10 +12,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from confide.errors import ConfideError, TransportError
+from confide.errors import TransportError
 from confide.proto import admin_pb2 as pb
 from google.protobuf.message import Message
 
@@ -25,6 +26,10 @@ FRESH_S = 1.0
 SILENT_AFTER_S = 5.0
 """Younger troubles are not told: a restart of the coordinator takes about as long."""
 MOST_ANSWERS = 512
+PATIENCE_S = 4.0
+"""How long a page waits before it shows what it knows; the question stays open."""
+ASKING_THREADS = 16
+_Key = tuple[str, bytes, Role, str]
 M = TypeVar("M", bound=Message)
 
 
@@ -46,7 +51,7 @@ class Coordinator(Protocol):
     def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
         """What was and what happens. Raises ConfideError."""
 
-    def export_audit(self, acting: Acting) -> Iterator[pb.AuditPart]:
+    def export_audit(self, acting: Acting) -> Iterator[bytes]:
         """The signed audit log in pieces. Raises ConfideError."""
 
 
@@ -64,7 +69,7 @@ class Freshness:
     trouble: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Answer:
     message: Message
     at: float
@@ -75,15 +80,20 @@ class Reader:
 
     def __init__(self, coordinator: Coordinator, clock: Callable[[], float] = time.monotonic) -> None:
         self._coordinator, self._clock = coordinator, clock
-        self._answers: OrderedDict[tuple[object, ...], _Answer] = OrderedDict()
-        self._asking: dict[tuple[object, ...], threading.Lock] = {}
+        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
+        self._pending: dict[_Key, Future[_Answer]] = {}
         self._lock = threading.Lock()
+        self._asking = ThreadPoolExecutor(ASKING_THREADS, thread_name_prefix="console-asks")
         self._silent_since: float | None = None
         self._trouble = ""
 
     def look(self, acting: Acting) -> "Look":
         """One page's view."""
         return Look(self, acting)
+
+    def close(self) -> None:
+        """What is still being asked is not waited for."""
+        self._asking.shutdown(wait=False, cancel_futures=True)
 
     @property
     def silence(self) -> tuple[float, str]:
@@ -95,36 +105,39 @@ class Reader:
         """(answer, its age). Raises ConfideError: Unanswered when there is none at all."""
         key = (method, request.SerializeToString(deterministic=True), acting.role, acting.organization)
         with self._lock:
-            asking = self._asking.setdefault(key, threading.Lock())
-        with asking:  # who comes meanwhile finds the answer
             known = self._answers.get(key)
-            if known is None or self._clock() - known.at > fresh_s:
-                known = self._renewed(key, method, request, acting, known)
-            return known.message, self._clock() - known.at
-
-    def _renewed(
-        self, key: tuple[object, ...], method: str, request: Message, acting: Acting, known: _Answer | None
-    ) -> _Answer:
+            if known is not None and self._clock() - known.at <= fresh_s:
+                return known.message, self._clock() - known.at
+            pending = self._pending.get(key)
+            if pending is None:
+                pending = self._pending[key] = self._asking.submit(self._renew, key, method, request, acting)
         try:
-            answer = _Answer(self._coordinator.ask(method, request, acting), self._clock())
-        except TransportError as error:
+            known = pending.result(PATIENCE_S)
+        except (TransportError, TimeoutError) as error:
             self._silent(error)
             if known is None:
-                raise Unanswered(str(error)) from error
-            return known
-        self._silent_since = None
-        with self._lock:
-            self._answers[key] = answer
-            self._answers.move_to_end(key)
-            while len(self._answers) > MOST_ANSWERS:
-                old, _ = self._answers.popitem(last=False)
-                self._asking.pop(old, None)
-        return answer
+                raise Unanswered(self._trouble) from error
+        return known.message, self._clock() - known.at
 
-    def _silent(self, error: ConfideError) -> None:
-        if self._silent_since is None:
-            self._silent_since = self._clock()
-        self._trouble = str(error)
+    def _renew(self, key: _Key, method: str, request: Message, acting: Acting) -> _Answer:
+        try:
+            answer = _Answer(self._coordinator.ask(method, request, acting), self._clock())
+            with self._lock:
+                self._answers[key] = answer
+                self._answers.move_to_end(key)
+                while len(self._answers) > MOST_ANSWERS:
+                    self._answers.popitem(last=False)
+                self._silent_since = None
+            return answer
+        finally:
+            with self._lock:
+                self._pending.pop(key, None)
+
+    def _silent(self, error: Exception) -> None:
+        with self._lock:
+            if self._silent_since is None:
+                self._silent_since = self._clock()
+            self._trouble = str(error) or f"no answer within {PATIENCE_S:g} s"
 
     def change(self, method: str, request: Message, acting: Acting) -> Message:
         """A change, never remembered; what was known before is forgotten. Raises ConfideError."""
@@ -137,7 +150,7 @@ class Reader:
         """As Coordinator.events."""
         return self._coordinator.events(request, acting)
 
-    def export_audit(self, acting: Acting) -> Iterator[pb.AuditPart]:
+    def export_audit(self, acting: Acting) -> Iterator[bytes]:
         """As Coordinator.export_audit."""
         return self._coordinator.export_audit(acting)
 

@@ -88,6 +88,7 @@ class Console:
     def close(self) -> None:
         """Let go of the file and the stream."""
         self.live.stop()
+        self.reader.close()
         self.store.close()
 
     def app(self) -> ASGIApp:

@@ -26,7 +26,13 @@ class Frame:
         self.pages = Pages([FOLDER / "templates"], self.texts, asset=asset)
 
     def page(
-        self, request: Request, template: str, *, status_code: int = 200, fresh: Freshness | None = None, **given: object
+        self,
+        request: Request,
+        template: str,
+        *,
+        status_code: int = 200,
+        fresh: Freshness | None = None,
+        **given: object,
     ) -> HTMLResponse:
         """A page as an answer."""
         visitor: Visitor | None = getattr(request.state, "visitor", None)

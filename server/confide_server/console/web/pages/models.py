@@ -4,7 +4,8 @@ from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from confide_server.console.federation.lineage import HEIGHT, WIDTH, drawn
+from confide_server.console.federation.lineage import drawn
+from confide_server.console.roles import Role
 from confide_server.console.web.forms import form_of
 from confide_server.console.web.looking import console_of, look_of
 from confide_server.console.web.pages.runs import act, new_key
@@ -33,8 +34,7 @@ def _page(request: Request, wrong: str = "") -> Response:
         open=[one for one in releases if one.status in {"created", "signed"}],
         finished=finished,
         unreleased=[run for run in finished if run.run_id not in released],
-        drawing=drawn(look.lineage()),
-        box=(WIDTH, HEIGHT),
+        drawing=drawn(look.lineage() if look.acting.role is not Role.ORGANIZATION else pb.Lineage()),
         moods=MOODS,
         wrong=wrong,
     )

@@ -11,12 +11,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from confide_server.console.accounts import codes
-from confide_server.console.accounts.people import Link
+from confide_server.console.accounts.people import Link, Person
+from confide_server.console.roles import RULES
 from confide_server.console.web.access import client_address, cookie_name, local_path
 from confide_server.console.web.forms import form_of
 
 router = APIRouter()
 _SEED = re.compile(r"[A-Z2-7]{32}")
+
+
+def home(person: Person, back: str = "/") -> str:
+    """Where somebody goes first: not to a page that they may not open."""
+    return "/account" if back == "/" and not RULES["overview"].allows(person.role) else back
 
 
 def let_in(request: Request, cookie: str, where: str) -> Response:
@@ -64,7 +70,8 @@ def code(request: Request) -> Response:
     except IdentityError as error:
         return console.frame.page(request, "code.html", status_code=403, back=back, wrong=str(error))
     console.people.note(session.person.name, "signed in", address)
-    return let_in(request, console.sessions.begin(session.person, address, complete=True, instead_of=session), back)
+    cookie = console.sessions.begin(session.person, address, complete=True, instead_of=session)
+    return let_in(request, cookie, home(session.person, back))
 
 
 @router.get("/welcome", name="welcome_page")
@@ -112,4 +119,4 @@ def welcome(request: Request) -> Response:
     except IdentityError as error:
         return _welcome(request, handed, link, seed, str(error), name if name.isascii() else "")
     console.people.note(person.name, "made an account", f"{person.role.value} {person.organization}".strip())
-    return let_in(request, console.sessions.begin(person, address, complete=True), "/")
+    return let_in(request, console.sessions.begin(person, address, complete=True), home(person))
