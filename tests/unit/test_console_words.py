@@ -114,7 +114,9 @@ def test_the_catalogue_has_every_text_that_is_used_and_no_other():
         for prefix in re.findall(r"f\"([a-z_.]+\.){", text):
             used |= {key for key in texts.keys if key.startswith(prefix)}
     shared = {key for key in used if key.split(".")[0] in {key.split(".")[0] for key in texts.keys}}
-    missing = {key for key in shared - texts.keys if not key.endswith((".html", ".css", ".js", ".svg", ".py", ".jsonl"))}
+    missing = {
+        key for key in shared - texts.keys if not key.endswith((".html", ".css", ".js", ".svg", ".py", ".jsonl"))
+    }
     assert not missing
     assert not texts.keys - used - {key for key in texts.keys if key.startswith("run.head.")}
 

@@ -17,6 +17,7 @@ from types import FrameType
 from confide.errors import IdentityError, StateError, TransportError
 from confide.identity.member import LocalMember
 from confide.journal import Journal
+from confide.text import line
 from flwr.app import Context, RecordDict
 
 from confide_client.agent.app import make_app
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 FASTEST_POLL_S = 0.02
 SLOWEST_POLL_S = 1.0
 SLOWEST_OPEN_POLL_S = 0.25
+PAUSE_LOOK_S = 0.5
 HELD_POLL_S = 0.2
 """A poll that took longer was held open by the coordinator: the next one may follow at once."""
 FIRST_RETRY_S = 0.2
@@ -134,6 +136,7 @@ class Agent:
     def _serve_forever(self, settings: FleetSettings) -> None:
         retry_s = FIRST_RETRY_S
         while True:
+            self._wait_while_paused()
             try:
                 with FleetLink(settings) as link:
                     self._connected(settings.coordinator)
@@ -148,7 +151,7 @@ class Agent:
 
     def _serve(self, link: FleetLink) -> None:
         pace = Pace()
-        while True:
+        while not self._state.pause():
             began = time.monotonic()
             try:
                 message = link.receive()
@@ -163,6 +166,18 @@ class Agent:
                 continue
             polled_s = time.monotonic() - began
             time.sleep(pace.pause_s(polled_s, self._runtime.open_runs))
+
+    def _wait_while_paused(self) -> None:
+        """Between two instructions, without a connection: the coordinator sees this node as away, and runs wait."""
+        said = self._state.pause()
+        if not said:
+            return
+        self._teller.send = None
+        self._audit.note("paused", by=line(said.get("by", ""), 64), reason=line(said.get("reason", "")))
+        self._note(connected=False, running=True, complaint="paused by its operator")
+        while self._state.pause():
+            time.sleep(PAUSE_LOOK_S)
+        self._audit.note("resumed")
 
     def _connected(self, coordinator: str) -> None:
         log.info("connected to %s as %s", coordinator, self._member.name)

@@ -11,3 +11,6 @@ needs such a key is a command for the machine where the key is.
     roles        the table of who may do what
     texts.en     every word of the pages
 """
+
+# What `confide --help` says without importing it: the first paragraph of its own help.
+SUMMARIES = {"console": "The web console: watch and direct the federation in a browser."}

@@ -1,4 +1,4 @@
-"""The connection to the coordinator, made anew by itself: after silence, and when the console's certificate was renewed."""
+"""The connection to the coordinator, made anew by itself: after silence, and after the certificate was renewed."""
 
 import contextlib
 import threading
