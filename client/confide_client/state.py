@@ -13,6 +13,7 @@
     agent.json                          what the running agent last did, for `confide node status`
     speed.json                          how fast this machine trains, by shape of the step
     progress.json                       what it is doing this moment
+    pause.json                          that its operator paused it; absent otherwise
     runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
     cache/                              what the evaluation harness keeps
 
@@ -163,6 +164,18 @@ class StateFolder:
     def note_agent(self, **facts: Any) -> None:
         """Remember for `confide node status` what the agent is doing."""
         write_atomic(self.root / "agent.json", canonical.encode({"at": time.time(), **facts}))
+
+    def note_pause(self, **facts: Any) -> None:
+        """The operator pauses the node: its agent takes no instruction until `end_pause`."""
+        write_atomic(self.root / "pause.json", canonical.encode(facts))
+
+    def end_pause(self) -> None:
+        """The node goes on."""
+        (self.root / "pause.json").unlink(missing_ok=True)
+
+    def pause(self) -> dict[str, Any]:
+        """What `note_pause` wrote, or nothing."""
+        return read_json(self.root / "pause.json")
 
     def agent(self) -> dict[str, Any]:
         """What `note_agent` wrote last, or nothing."""

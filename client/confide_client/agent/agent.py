@@ -18,6 +18,7 @@ from confide.errors import IdentityError, StateError, TransportError
 from confide.identity.expiry import DailyWarning, notices
 from confide.identity.member import LocalMember
 from confide.journal import Journal
+from confide.text import line
 from flwr.app import Context, RecordDict
 
 from confide_client.agent.app import make_app
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 FASTEST_POLL_S = 0.02
 SLOWEST_POLL_S = 1.0
 SLOWEST_OPEN_POLL_S = 0.25
+PAUSE_LOOK_S = 0.5
 HELD_POLL_S = 0.2
 """A poll that took longer was held open by the coordinator: the next one may follow at once."""
 RECONCILE_EVERY_S = 300.0
@@ -138,6 +140,7 @@ class Agent:
         retry_s = FIRST_RETRY_S
         while True:
             self._warning.look()
+            self._wait_while_paused()
             try:
                 with FleetLink(settings) as link:
                     self._connected(settings.coordinator)
@@ -152,7 +155,7 @@ class Agent:
 
     def _serve(self, link: FleetLink) -> None:
         pace, reconcile_at = Pace(), 0.0
-        while True:
+        while not self._state.pause():
             began = time.monotonic()
             if began >= reconcile_at:
                 self._reconcile(link)
@@ -179,6 +182,18 @@ class Agent:
             self._runtime.reconcile(link.run_ends)
         except FleetRefusal as error:
             log.info("the coordinator does not say which runs have ended: %s", error)
+
+    def _wait_while_paused(self) -> None:
+        """Between two instructions, without a connection: the coordinator sees this node as away, and runs wait."""
+        said = self._state.pause()
+        if not said:
+            return
+        self._teller.send = None
+        self._audit.note("paused", by=line(said.get("by", ""), 64), reason=line(said.get("reason", "")))
+        self._note(connected=False, running=True, complaint="paused by its operator")
+        while self._state.pause():
+            time.sleep(PAUSE_LOOK_S)
+        self._audit.note("resumed")
 
     def _connected(self, coordinator: str) -> None:
         log.info("connected to %s as %s", coordinator, self._member.name)

@@ -32,6 +32,7 @@ def gather(state: StateFolder, *, entries: int = 20) -> dict[str, Any]:
         "notices": [vars(notice) for notice in found],
         "agent": _agent(state),
         "progress": _progress(state),
+        "pause": state.pause(),
         "policy": _attempt(lambda: load_policy(state.policy).model_dump(mode="json")),
         "data_sets": [describe(name, entry) for name, entry in DataSets(state.root).all().items()],
         "runs": [{"run": run_id, **read_json(state.run(run_id) / "run.json")} for run_id in state.run_ids()],
@@ -107,6 +108,9 @@ def show(document: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     console.print(_agent_line(agent), highlight=False)
+    if document["pause"]:
+        why = f": {markup(document['pause']['reason'])}" if document["pause"].get("reason") else ""
+        console.print(f"[yellow]paused by its operator{why}[/]; `confide node resume` goes on", highlight=False)
     if document["progress"]:
         console.print(_progress_line(document["progress"]), highlight=False, markup=False)
     if "error" in document["policy"]:

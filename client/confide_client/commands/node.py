@@ -1,5 +1,6 @@
 """`confide node`: an organization's node, from its keys to its daily running. Every command names the state folder."""
 
+import getpass
 import json
 import logging
 import os
@@ -335,6 +336,37 @@ def _only_waiting(state: StateFolder) -> str:
             f"{len(waiting)} runs wait for a person ({shown}); name one, as `confide node status` shows it"
         )
     return waiting[0]
+
+
+@app.command()
+def pause(
+    folder: Folder, reason: Annotated[str, typer.Option(help="for your own records and your status")] = ""
+) -> None:
+    """Take no further instruction; what is under way ends first. Runs that need this node wait."""
+    state = StateFolder.at(folder)
+    state.note_pause(at=time.time(), by=getpass.getuser(), reason=reason)
+    typer.echo(f"paused; `confide node resume {folder}` goes on")
+
+
+@app.command()
+def resume(folder: Folder) -> None:
+    """Take instructions again."""
+    StateFolder.at(folder).end_pause()
+    typer.echo("the node goes on")
+
+
+@app.command()
+def page(
+    folder: Folder,
+    port: Annotated[int, typer.Option(help="on 127.0.0.1; 0 takes a free one", min=0, max=65535)] = 9445,
+) -> None:
+    """Show this node in a browser on this machine: asked, allowed, refused, sent, spent. Prints a one-time link."""
+    from confide_client.page.app import serve
+
+    state = StateFolder.at(folder)
+    private_process()
+    log_to_stderr(logging.WARNING)
+    serve(state, port, typer.echo)
 
 
 @app.command("seal-log")

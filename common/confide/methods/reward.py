@@ -21,7 +21,7 @@ from confide.errors import DataError
 from confide.methods.base import Batch, Record, fitting, micro_batches
 from confide.methods.preference import Answer, Pair, PairEncoder, answer_rows, rows
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
+from confide.runs.metrics import Metric
 
 
 class Features:

@@ -133,7 +133,7 @@ def auroc(scores: Array, y: Array) -> float:
 
 
 def risk_coverage(scores: Array, correct: Array) -> tuple[Array, Array, Array]:
-    """(thresholds, coverage, risk), from the strictest on: how many questions are answered, and of those how many wrong."""
+    """(thresholds, coverage, risk), from the strictest on: the share answered, and of those the share that is wrong."""
     order = np.argsort(-scores, kind="stable")
     answered = np.arange(1, len(scores) + 1)
     wrong = np.cumsum(1 - correct[order])

@@ -1,0 +1,110 @@
+// What pages do where scripts run: times in the viewer's zone, ages that tick, and a look again when something happened.
+"use strict";
+(() => {
+  const loaded = performance.now();
+
+  function duration(seconds) {
+    const whole = Math.max(0, Math.floor(seconds));
+    if (whole < 60) return `${whole} s`;
+    const parts = [[Math.floor(whole / 86400), "d"], [Math.floor(whole / 3600) % 24, "h"], [Math.floor(whole / 60) % 60, "min"]];
+    return parts.filter(([count]) => count).slice(0, 2).map(([count, unit]) => `${count} ${unit}`).join(" ");
+  }
+
+  function localise(root) {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      if (time.dataset.local) continue;
+      const moment = new Date(time.dateTime);
+      if (Number.isNaN(moment.getTime())) continue;
+      time.dataset.local = "1";
+      const near = Math.abs(Date.now() - moment) < 20 * 3600 * 1000;
+      time.textContent = near ? moment.toLocaleTimeString() : moment.toLocaleString(undefined, {dateStyle: "medium", timeStyle: "short"});
+    }
+  }
+
+  function tick() {
+    const now = performance.now();
+    for (const one of document.querySelectorAll(".age[data-age]")) {
+      if (!one.dataset.since) one.dataset.since = String(now);
+      one.textContent = duration(Number(one.dataset.age) + (now - Number(one.dataset.since)) / 1000);
+    }
+  }
+
+  // Fragments carry data-tick; they are fetched again when the server says so, at most once a second, and after silence.
+  let last = 0, waiting = 0;
+  function look() {
+    window.clearTimeout(waiting);
+    const left = 1000 - (performance.now() - last);
+    if (left > 0) { waiting = window.setTimeout(look, left); return; }
+    last = performance.now();
+    for (const one of document.querySelectorAll("[data-tick]")) window.htmx.trigger(one, "tick");
+  }
+
+  function listen() {
+    const where = document.body.querySelector("[data-live]");
+    if (!where) return;
+    const source = new EventSource(where.dataset.live);
+    let lost = false;
+    source.addEventListener("tick", look);
+    source.addEventListener("open", () => { if (lost) look(); lost = false; });
+    source.addEventListener("error", () => {
+      lost = true;
+      if (source.readyState === EventSource.CLOSED) window.setTimeout(() => { source.close(); listen(); }, 5000);
+    });
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+    window.addEventListener("pagehide", () => source.close());
+  }
+
+  function start() {
+    document.documentElement.classList.add("scripts");
+    localise(document);
+    tick();
+    window.setInterval(tick, 1000);
+    listen();
+    // Nothing ticks on a page without a run; it looks again by itself so that its age stays honest.
+    window.setInterval(() => { if (!document.hidden) look(); }, 15000);
+  }
+
+  // What a reader has opened, scrolled or focused in a fragment is so again in the one that takes its place.
+  const FOCUSABLE = "a, button, summary, [tabindex]";
+  let kept = null;
+  function keep(old) {
+    const active = document.activeElement;
+    kept = {
+      open: [...old.querySelectorAll("details")].map(one => one.open),
+      scrolled: [...old.querySelectorAll(".scroll, .events")].map(one => [one.scrollTop, one.scrollLeft]),
+      focus: old.contains(active) ? [...old.querySelectorAll(FOCUSABLE)].indexOf(active) : -1,
+    };
+  }
+  function restore(fresh) {
+    if (!kept) return;
+    fresh.querySelectorAll("details").forEach((one, number) => { if (number in kept.open) one.open = kept.open[number]; });
+    fresh.querySelectorAll(".scroll, .events").forEach((one, number) => { [one.scrollTop, one.scrollLeft] = kept.scrolled[number] || [0, 0]; });
+    const focused = kept.focus >= 0 && fresh.querySelectorAll(FOCUSABLE)[kept.focus];
+    if (focused) focused.focus({preventScroll: true});
+    kept = null;
+  }
+
+  document.addEventListener("htmx:afterSwap", () => {
+    const live = document.getElementById("live");
+    if (live) restore(live);
+    localise(document);
+    tick();
+  });
+  document.addEventListener("htmx:beforeSwap", event => {
+    // A fragment is not swapped away under somebody who is writing into it or has opened a part of it.
+    const elt = event.detail.target;
+    const active = document.activeElement;
+    if (elt.dataset.tick !== undefined && active && elt.contains(active) && /^(INPUT|SELECT|TEXTAREA)$/.test(active.tagName)) {
+      event.detail.shouldSwap = false;
+    }
+    if (elt.dataset.tick !== undefined && event.detail.shouldSwap) keep(elt);
+    if (event.detail.xhr.status === 403 || event.detail.xhr.status === 401) window.location.reload();
+  });
+  document.addEventListener("change", event => { if (event.target.matches("[data-submits]")) event.target.form.requestSubmit(); });
+  document.addEventListener("click", event => {
+    const copy = event.target.closest("[data-copy]");
+    if (copy) navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent).then(() => { copy.textContent = copy.dataset.copied; });
+  });
+  window.confideLoaded = loaded;
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start); else start();
+})();

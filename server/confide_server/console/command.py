@@ -1,0 +1,128 @@
+"""`confide console`: the administrators' web console. A process of its own beside the coordinator, or elsewhere.
+
+confide console init console --name console        (once: keys and a request for the root, as every member)
+confide console init console --admission admission.json
+confide console start console
+"""
+
+import contextlib
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from confide.errors import IdentityError, StateError
+from confide.identity.enrolment import accept_admission, make_request
+from confide.identity.member import load_member
+from confide.identity.roster import Role
+from confide.secrecy import private_files, private_process
+from confide.text import log_to_stderr
+
+if TYPE_CHECKING:
+    from confide_server.console.settings import Settings
+
+app = typer.Typer(
+    callback=private_files, no_args_is_help=True, help="The web console: watch and direct the federation in a browser."
+)
+Folder = Annotated[Path, typer.Argument(help="The console's state folder.", file_okay=False)]
+
+
+@app.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="The console's name in the roster.")] = "console",
+    admission: Annotated[Path | None, typer.Option(help="Second step: the consortium's answer, a file.")] = None,
+    root: Annotated[str | None, typer.Option(help="The root's public key as you learned it elsewhere.")] = None,
+) -> None:
+    """Make keys and a request for the consortium's root; with --admission, take the root's answer."""
+    if admission is not None:
+        try:
+            answer = admission.read_bytes()
+        except OSError as error:
+            raise IdentityError(f"cannot read the admission {admission}: {error.strerror}") from error
+        member = accept_admission(folder, answer, time.time(), root=root)
+        typer.echo(f"{member.name} is admitted to {member.membership.consortium}; next: confide console start {folder}")
+        return
+    make_request(folder, name, Role.CONSOLE)
+    typer.echo(f"keys made in {folder}; request: {folder / 'request.json'}")
+    typer.echo("next: have the root's administrator run `confide consortium admit request.json`, then")
+    typer.echo(f"      confide console init {folder} --admission admission.json")
+
+
+@app.command()
+def start(
+    folder: Folder,
+    bind: Annotated[str | None, typer.Option(help="IP address to listen on; any but loopback needs TLS.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one.")] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Name in browsers' address line; may be repeated.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM certificate, for TLS.", dir_okay=False)] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.", dir_okay=False)] = None,
+    coordinator: Annotated[str | None, typer.Option(help="host:port of the control service.")] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Prints a one-time link while nobody has an account."""
+    from confide_server.console.settings import read_settings, write_settings
+
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide console init {folder}`")
+    private_process()
+    log_to_stderr(logging.WARNING, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    changes = {
+        "bind": bind, "port": port, "hosts": tuple(host) if host else None, "coordinator": coordinator,
+        "certificate": None if certificate is None else str(certificate.resolve()),
+        "key": None if key is None else str(key.resolve()),
+    }  # fmt: skip
+    settings = read_settings(folder).model_copy(update={name: new for name, new in changes.items() if new is not None})
+    write_settings(folder, settings)
+    serve(folder, settings)
+
+
+@app.command("link")
+def link(folder: Folder) -> None:
+    """Print a one-time link that makes another administrator: for when nobody can sign in any more."""
+    from confide_server.console.accounts.limits import Limits
+    from confide_server.console.accounts.people import People
+    from confide_server.console.accounts.store import AccountStore
+    from confide_server.console.roles import Role as Person
+    from confide_server.console.settings import read_settings
+    from confide_server.console.web.app import addresses
+
+    read_settings(folder)
+    store = AccountStore(folder / "console.db")
+    with contextlib.closing(store):
+        handed = People(store, Limits(store)).invite(Person.ADMINISTRATOR)
+        settings = read_settings(folder)
+        typer.echo(f"{addresses(settings, settings.port)[0]}/welcome?link={handed}")
+
+
+def serve(folder: Path, settings: "Settings") -> None:
+    """Until a signal comes."""
+    from confide.web.serving import listening, server, tls_context
+
+    from confide_server.console.federation.connection import Connection
+    from confide_server.console.web.app import Console
+
+    member = load_member(folder)
+    tls = tls_context(Path(settings.certificate), Path(settings.key)) if settings.certificate else None
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(listening(settings.bind, settings.port))
+        connection = opened.enter_context(contextlib.closing(Connection(member, settings.coordinator)))
+        console = Console(
+            folder, settings, connection, issuer=f"Confide {member.membership.consortium}",
+            port=listener.getsockname()[1],
+        )  # fmt: skip
+        opened.callback(console.close)
+        typer.echo(f"ready: {console.address}")
+        first = console.first_link()
+        if first:
+            typer.echo(f"make the first administrator's account, once, within 15 minutes: {first}")
+        web = server(console.app(), tls)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            web.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        web.run(sockets=[listener])

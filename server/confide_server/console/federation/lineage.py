@@ -1,0 +1,81 @@
+"""Where models come from, laid out in columns from the base model to the releases, for an SVG without any script.
+
+Each node goes one column behind the last of its origins (longest path); within a column they keep their order.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from confide.proto import admin_pb2 as pb
+
+WIDTH, HEIGHT, ACROSS, DOWN = 190, 46, 70, 18
+
+
+@dataclass(frozen=True)
+class Box:
+    """A model. kind: base, run or release."""
+
+    id: str
+    kind: str
+    label: str
+    status: str
+    x: int
+    y: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Boxes, the paths between them with what is written on them, and the size of the whole."""
+
+    boxes: tuple[Box, ...]
+    lines: tuple[tuple[str, str], ...]
+    width: int
+    height: int
+
+
+def drawn(lineage: pb.Lineage) -> Drawing:
+    """Edges to what is not there, and circles, are left out: nothing that came from elsewhere can hang this."""
+    nodes = {node.id: node for node in lineage.nodes}
+    edges = [(getattr(edge, "from"), edge.to, edge.round) for edge in lineage.edges]
+    edges = [edge for edge in edges if edge[0] in nodes and edge[1] in nodes and edge[0] != edge[1]]
+    columns = _columns(nodes, [(begin, end) for begin, end, _ in edges])
+    filled: dict[int, int] = {}
+    boxes: dict[str, Box] = {}
+    for name, node in nodes.items():
+        column = columns[name]
+        row = filled.get(column, 0)
+        filled[column] = row + 1
+        x, y = 4 + column * (WIDTH + ACROSS), 4 + row * (HEIGHT + DOWN)
+        boxes[name] = Box(name, node.kind, node.label, node.status, x, y, _address(node))
+    lines = tuple(
+        (_path(boxes[begin], boxes[end]), f"round {number}" if number else "") for begin, end, number in edges
+    )
+    width = 8 + (max(filled, default=0) + 1) * (WIDTH + ACROSS) - ACROSS
+    height = 8 + max(filled.values(), default=1) * (HEIGHT + DOWN) - DOWN
+    return Drawing(tuple(boxes.values()), lines, width, height)
+
+
+def _columns(nodes: Mapping[str, pb.LineageNode], edges: Iterable[tuple[str, str]]) -> dict[str, int]:
+    columns = dict.fromkeys(nodes, 0)
+    pairs = list(edges)
+    for _ in range(min(len(nodes), 200)):
+        moved = False
+        for begin, end in pairs:
+            if columns[end] <= columns[begin] < 200:
+                columns[end], moved = columns[begin] + 1, True
+        if not moved:
+            break
+    return columns
+
+
+def _path(begin: Box, end: Box) -> str:
+    x, y = begin.x + WIDTH, begin.y + HEIGHT // 2
+    to_x, to_y = end.x, end.y + HEIGHT // 2
+    middle = (x + to_x) // 2
+    return f"M{x} {y} C{middle} {y} {middle} {to_y} {to_x} {to_y}"
+
+
+def _address(node: pb.LineageNode) -> str:
+    kind, _, name = node.id.partition(":")
+    return f"/runs/{name}" if kind == "run" and name.isalnum() else ""

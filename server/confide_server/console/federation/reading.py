@@ -1,0 +1,236 @@
+"""The coordinator's answers with their age. While it is silent the last answer stands, and the page says since when.
+
+    look = reader.look(Acting("anna", Role.OPERATOR))
+    page = look.runs(pb.ListRunsQuery(limit=50))
+    look.freshness        # of the oldest answer that this page shows
+
+Many pages that ask the same within a second ask once; people of different roles and organizations never share an
+answer, since the coordinator answers each of them differently.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from confide.errors import TransportError
+from confide.proto import admin_pb2 as pb
+from google.protobuf.message import Message
+
+from confide_server.console.roles import Role
+
+FRESH_S = 1.0
+SILENT_AFTER_S = 5.0
+"""Younger troubles are not told: a restart of the coordinator takes about as long."""
+MOST_ANSWERS = 512
+PATIENCE_S = 4.0
+"""How long a page waits before it shows what it knows; the question stays open."""
+ASKING_THREADS = 16
+_Key = tuple[str, bytes, Role, str]
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class Acting:
+    """For whom the console asks."""
+
+    user: str
+    role: Role
+    organization: str = ""
+
+
+class Coordinator(Protocol):
+    """The admin API as the console uses it (confide.transport.admin)."""
+
+    def ask(self, method: str, request: Message, acting: Acting) -> Message:
+        """One call. Raises ConfideError: TransportError when nobody answered."""
+
+    def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
+        """What was and what happens. Raises ConfideError."""
+
+    def export_audit(self, acting: Acting) -> Iterator[bytes]:
+        """The signed audit log in pieces. Raises ConfideError."""
+
+
+class Unanswered(TransportError):
+    """The coordinator does not answer, and nothing was heard of this before."""
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How old what a page shows is, and whether the coordinator answers."""
+
+    age_s: float
+    silent_s: float = 0.0
+    """0: it answered. Else for how long it has not."""
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    message: Message
+    at: float
+
+
+class Reader:
+    """Asks, remembers, and says how old. Used from several threads."""
+
+    def __init__(self, coordinator: Coordinator, clock: Callable[[], float] = time.monotonic) -> None:
+        self._coordinator, self._clock = coordinator, clock
+        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
+        self._pending: dict[_Key, Future[_Answer]] = {}
+        self._lock = threading.Lock()
+        self._asking = ThreadPoolExecutor(ASKING_THREADS, thread_name_prefix="console-asks")
+        self._silent_since: float | None = None
+        self._trouble = ""
+
+    def look(self, acting: Acting) -> "Look":
+        """One page's view."""
+        return Look(self, acting)
+
+    def close(self) -> None:
+        """What is still being asked is not waited for."""
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def silence(self) -> tuple[float, str]:
+        """(for how long nobody has answered, what was said last); (0, "") while somebody does."""
+        since = self._silent_since
+        return (0.0, "") if since is None else (self._clock() - since, self._trouble)
+
+    def ask(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> tuple[Message, float]:
+        """(answer, its age). Raises ConfideError: Unanswered when there is none at all."""
+        key = (method, request.SerializeToString(deterministic=True), acting.role, acting.organization)
+        with self._lock:
+            known = self._answers.get(key)
+            if known is not None and self._clock() - known.at <= fresh_s:
+                return known.message, self._clock() - known.at
+            pending = self._pending.get(key)
+            if pending is None:
+                pending = self._pending[key] = self._asking.submit(self._renew, key, method, request, acting)
+        try:
+            known = pending.result(PATIENCE_S)
+        except (TransportError, TimeoutError) as error:
+            self._silent(error)
+            if known is None:
+                raise Unanswered(self._trouble) from error
+        return known.message, self._clock() - known.at
+
+    def _renew(self, key: _Key, method: str, request: Message, acting: Acting) -> _Answer:
+        try:
+            answer = _Answer(self._coordinator.ask(method, request, acting), self._clock())
+            with self._lock:
+                self._answers[key] = answer
+                self._answers.move_to_end(key)
+                while len(self._answers) > MOST_ANSWERS:
+                    self._answers.popitem(last=False)
+                self._silent_since = None
+            return answer
+        finally:
+            with self._lock:
+                self._pending.pop(key, None)
+
+    def _silent(self, error: Exception) -> None:
+        with self._lock:
+            if self._silent_since is None:
+                self._silent_since = self._clock()
+            self._trouble = str(error) or f"no answer within {PATIENCE_S:g} s"
+
+    def change(self, method: str, request: Message, acting: Acting) -> Message:
+        """A change, never remembered; what was known before is forgotten. Raises ConfideError."""
+        answer = self._coordinator.ask(method, request, acting)
+        with self._lock:
+            self._answers.clear()
+        return answer
+
+    def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
+        """As Coordinator.events."""
+        return self._coordinator.events(request, acting)
+
+    def export_audit(self, acting: Acting) -> Iterator[bytes]:
+        """As Coordinator.export_audit."""
+        return self._coordinator.export_audit(acting)
+
+
+class Look:
+    """What one page asks. Every method raises ConfideError."""
+
+    def __init__(self, reader: Reader, acting: Acting) -> None:
+        self._reader, self.acting = reader, acting
+        self._oldest_s = 0.0
+
+    @property
+    def freshness(self) -> Freshness:
+        """Of what was asked so far."""
+        silent_s, trouble = self._reader.silence
+        told = silent_s > SILENT_AFTER_S or self._oldest_s > SILENT_AFTER_S
+        return Freshness(self._oldest_s, max(silent_s, self._oldest_s) if told else 0.0, trouble if told else "")
+
+    def _ask(self, method: str, request: Message, kind: type[M], fresh_s: float = FRESH_S) -> M:
+        answer, age_s = self._reader.ask(method, request, self.acting, fresh_s)
+        if not isinstance(answer, kind):
+            raise TransportError(
+                f"the coordinator answered {method} with a {type(answer).__name__}; is it our release?"
+            )
+        self._oldest_s = max(self._oldest_s, age_s)
+        return answer
+
+    def status(self) -> pb.ServerStatus:
+        return self._ask("GetServerStatus", pb.GetServerStatusRequest(), pb.ServerStatus)
+
+    def runs(self, query: pb.ListRunsQuery) -> pb.RunPage:
+        return self._ask("ListRuns", query, pb.RunPage)
+
+    def run(self, run_id: str) -> pb.RunDetail:
+        return self._ask("GetRun", pb.GetRunRequest(run_id=run_id), pb.RunDetail)
+
+    def rounds(self, run_id: str, most: int = 2000) -> list[pb.RoundLine]:
+        """Every committed round, at most the last `most`."""
+        found: list[pb.RoundLine] = []
+        more, after = True, 0
+        while more:
+            asked = pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500)
+            page = self._ask("ListRounds", asked, pb.RoundPage)
+            found.extend(page.rounds)
+            more, after = page.more and bool(page.rounds), found[-1].round if found else 0
+        return found[-most:]
+
+    def members(self) -> pb.MemberPage:
+        return self._ask("ListMembers", pb.ListMembersRequest(), pb.MemberPage)
+
+    def rosters(self) -> pb.RosterPage:
+        return self._ask("ListRosters", pb.ListRostersRequest(limit=20), pb.RosterPage)
+
+    def enrolments(self) -> pb.EnrolmentPage:
+        return self._ask("ListEnrolments", pb.ListEnrolmentsRequest(), pb.EnrolmentPage)
+
+    def spent(self, organization: str = "") -> pb.PrivacySpent:
+        return self._ask("GetPrivacySpent", pb.GetPrivacySpentRequest(organization=organization), pb.PrivacySpent)
+
+    def receipts(self, run_id: str = "", after: int = 0) -> pb.ReceiptPage:
+        asked = pb.ListReceiptsRequest(run_id=run_id, after=after, limit=100)
+        return self._ask("ListReceipts", asked, pb.ReceiptPage)
+
+    def releases(self) -> pb.ReleasePage:
+        return self._ask("ListReleases", pb.ListReleasesRequest(limit=100), pb.ReleasePage)
+
+    def checkpoints(self, run_id: str) -> pb.CheckpointPage:
+        asked = pb.ListCheckpointsRequest(run_id=run_id, from_first=True, limit=500)
+        return self._ask("ListCheckpoints", asked, pb.CheckpointPage)
+
+    def lineage(self, run_id: str = "") -> pb.Lineage:
+        return self._ask("GetLineage", pb.GetLineageRequest(run_id=run_id), pb.Lineage)
+
+    def audit(self, query: pb.ListAuditRequest) -> pb.AuditPage:
+        return self._ask("ListAudit", query, pb.AuditPage)
+
+    def verdict(self) -> pb.AuditVerdict:
+        """Of the whole chain; asked once a minute at most."""
+        return self._ask("VerifyAudit", pb.VerifyAuditRequest(), pb.AuditVerdict, fresh_s=60.0)
+
+    def change(self, method: str, request: Message) -> Message:
+        """Do something. Raises ConfideError."""
+        return self._reader.change(method, request, self.acting)

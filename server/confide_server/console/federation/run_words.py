@@ -1,0 +1,196 @@
+"""A run as people see it: one line, a grid of rounds by organizations, series for the plots.
+
+Of the open round only events tell: who has contributed to it, and who was dropped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from confide.proto import admin_pb2 as pb
+
+from confide_server.console.federation.needs import listed
+
+GRID_ROUNDS = 40
+MOODS = {
+    "running": "good", "finished": "good", "offering": "calm", "submitted": "calm", "draft": "warn", "paused": "warn",
+    "waiting": "bad", "finished_with_fewer": "warn", "failed": "bad", "stopped": "warn",
+}  # fmt: skip
+
+
+@dataclass
+class OpenRound:
+    """The round that is not committed yet."""
+
+    number: int = 0
+    attempt: int = 0
+    began: float = 0.0
+    deadline_s: float = 0.0
+    here: set[str] = field(default_factory=set)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of the grid. state: contributed, dropped, not_asked, or open (of the open round, still awaited)."""
+
+    state: str
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """rounds: the columns. rows: by organization."""
+
+    rounds: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def open_round(events: Sequence[pb.Event]) -> OpenRound | None:
+    """From a run's newest events, oldest first; None where no round is open."""
+    found: OpenRound | None = None
+    for event in events:
+        kind = event.WhichOneof("what")
+        if kind == "round_started":
+            one = event.round_started
+            found = OpenRound(one.round, one.attempt, event.time, one.deadline_s)
+        elif kind == "contributed" and found is not None and event.contributed.round == found.number:
+            found.here.add(event.contributed.node)
+        elif kind == "dropped" and found is not None and event.dropped.round == found.number:
+            found.dropped[event.dropped.node] = f"{event.dropped.code}: {event.dropped.reason}"
+        elif kind in {"round_committed", "slot_abandoned", "run_finished", "run_failed", "run_stopped"}:
+            found = None
+    return found
+
+
+def headline(
+    run: pb.RunLine, opened: OpenRound | None, working: Mapping[str, pb.WorkProgress]
+) -> tuple[str, str, dict[str, object]]:
+    """(mood, key of the text, what stands in its braces). working: what nodes say they do, by name."""
+    said: dict[str, object] = {
+        "round": run.round,
+        "rounds": run.rounds,
+        "why": run.detail,
+        "who": listed(run.waits_for),
+    }
+    mood = MOODS.get(run.status, "calm")
+    if run.status == "running" and opened is not None:
+        awaited = [name for name in run.cohort if name not in opened.here and name not in opened.dropped]
+        said |= {"round": opened.number, "here": len(opened.here), "asked": len(run.cohort) or run.organizations}
+        said["who"] = listed([f"{name} ({doing(working[name])})" if name in working else name for name in awaited], 3)
+        return mood, "run.head.round" if awaited and opened.here else "run.head.training", said
+    if run.status == "paused":
+        said |= {"who": run.paused_by or "?", "why": run.pause_reason}
+    if run.status == "waiting" or (run.status in {"offering", "running"} and run.waits_for):
+        said["why"] = run.waits_reason
+        return "bad" if run.status == "waiting" else "warn", "run.head.waiting", said
+    said["count"] = run.short_rounds
+    return mood, f"run.head.{run.status}" if run.status in MOODS else "run.head.unknown", said
+
+
+def doing(work: pb.WorkProgress) -> str:
+    """What a node says it does.
+
+    >>> doing(pb.WorkProgress(phase="training", step=3, steps=20, seconds_left=95))
+    'training, step 3 of 20, 1 min left'
+    """
+    from confide.web.pages import duration
+
+    step = f", step {work.step} of {work.steps}" if work.steps else ""
+    left = f", {duration(work.seconds_left)} left" if work.seconds_left else ""
+    return f"{work.phase or 'working'}{step}{left}"
+
+
+def grid(run: pb.RunLine, rounds: Sequence[pb.RoundLine], opened: OpenRound | None) -> Grid:
+    """The last rounds by organization."""
+    shown = rounds[-GRID_ROUNDS:]
+    by_round = [{one.organization: one for one in line.participation} for line in shown]
+    names = sorted({*run.cohort, *(name for line in by_round for name in line)})
+    numbers = [line.round for line in shown]
+    if opened is not None:
+        numbers.append(opened.number)
+    rows = []
+    for name in names:
+        cells = [_cell(line.get(name)) for line in by_round]
+        if opened is not None:
+            cells.append(_open_cell(name, opened))
+        rows.append((name, tuple(cells)))
+    return Grid(tuple(numbers), tuple(rows))
+
+
+def _cell(part: pb.Participation | None) -> Cell:
+    if part is None:
+        return Cell("not_asked")
+    said = ": ".join(word for word in (part.code, part.reason) if word)
+    return Cell(part.state if part.state in {"contributed", "dropped"} else "not_asked", said)
+
+
+def _open_cell(name: str, opened: OpenRound) -> Cell:
+    if name in opened.here:
+        return Cell("contributed")
+    return Cell("dropped", opened.dropped[name]) if name in opened.dropped else Cell("open")
+
+
+def series(rounds: Sequence[pb.RoundLine]) -> dict[str, list[float | None]]:
+    """Columns by name: round, every metric's mean, update_norm."""
+    names = sorted({name for line in rounds for name in line.metrics})
+    found: dict[str, list[float | None]] = {"round": [float(line.round) for line in rounds]}
+    for name in names:
+        found[name] = [line.metrics[name].mean if name in line.metrics else None for line in rounds]
+    found["update_norm"] = [line.update_norm or None for line in rounds]
+    return found
+
+
+def dropped(rounds: Sequence[pb.RoundLine]) -> list[tuple[int, str, str]]:
+    """(round, organization, why) of everybody who did not contribute although asked, newest first."""
+    found = [
+        (line.round, part.organization, ": ".join(word for word in (part.code, part.reason) if word))
+        for line in rounds
+        for part in line.participation
+        if part.state == "dropped"
+    ]
+    return found[::-1]
+
+
+def event_words(event: pb.Event) -> str:
+    """An event as a sentence; names and reasons are cleaned and escaped where it is shown."""
+    kind = event.WhichOneof("what") or event.kind
+    what = getattr(event, kind) if event.WhichOneof("what") else None
+    match kind:
+        case "offer_answered":
+            said = "accepts" if what.accepted else "waits for a person" if what.waiting else (
+                "gets ready" if what.preparing else "refuses")  # fmt: skip
+            return f"{what.node} {said}" + (f": {what.reason}" if what.reason else "")
+        case "run_submitted":
+            return f"submitted by {what.administrator}"
+        case "run_started":
+            return f"started with {listed(what.nodes, 8)}"
+        case "epoch_started":
+            return f"sealing epoch of {len(what.members)} for {what.slots} slots"
+        case "round_started":
+            return f"round {what.round} begins" + (f", attempt {what.attempt}" if what.attempt > 1 else "")
+        case "contributed":
+            return f"round {what.round}: {what.node} contributed {what.bytes:,} bytes"
+        case "dropped":
+            return f"round {what.round}: {what.node} did not contribute: {what.code}: {what.reason}"
+        case "slot_abandoned":
+            return f"round {what.round}, attempt {what.attempt} abandoned: {what.code}: {what.reason}"
+        case "round_committed":
+            return f"round {what.round} committed, {len(what.contributors)} contributed, {what.seconds:.1f} s"
+        case "paused":
+            return f"waits before round {what.round} for {listed(what.missing, 8)}"
+        case "resumed":
+            return f"everybody is there again for round {what.round}"
+        case "run_paused":
+            return f"paused by {what.by}" + (f": {what.reason}" if what.reason else "")
+        case "run_resumed":
+            return f"resumed by {what.by}"
+        case "run_waits":
+            return f"waits for {listed(what.waits_for, 8)}: {what.reason}" if what.waits_for else "waits no more"
+        case "run_failed":
+            return f"failed: {what.code}: {what.reason}"
+        case "run_stopped":
+            return f"stopped in round {what.round}"
+        case "run_finished":
+            return f"finished after {what.rounds} rounds"
+        case _:
+            return kind.replace("_", " ")

@@ -1,0 +1,58 @@
+"""What each page is shown in: navigation by role, the session's token for forms, how old the data is."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from confide.web.pages import Pages
+from confide.web.texts import Texts
+from fastapi import Request
+from starlette.responses import HTMLResponse
+
+from confide_server.console.federation.reading import Freshness
+from confide_server.console.roles import RULES, Role
+from confide_server.console.web.access import Visitor
+
+FOLDER = Path(__file__).parent.parent
+_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "people", "account")
+
+
+class Frame:
+    """Renders the console's pages."""
+
+    def __init__(self, asset: Any) -> None:
+        """asset: name -> address."""
+        self.texts = Texts.read(FOLDER / "texts.en.toml")
+        self.pages = Pages([FOLDER / "templates"], self.texts, asset=asset)
+
+    def page(
+        self,
+        request: Request,
+        template: str,
+        *,
+        status_code: int = 200,
+        fresh: Freshness | None = None,
+        **given: object,
+    ) -> HTMLResponse:
+        """A page as an answer."""
+        visitor: Visitor | None = getattr(request.state, "visitor", None)
+        session = getattr(request.state, "session", None)
+        body = self.pages.render(
+            template,
+            visitor=visitor,
+            role=visitor.role if visitor is not None else None,
+            may=lambda route: visitor is not None and RULES[route].allows(visitor.role),
+            csrf=session.csrf if session is not None else "",
+            confirmed=session.confirmed if session is not None else False,
+            navigation=navigation(visitor.role) if visitor is not None else (),
+            path=request.url.path,
+            fresh=fresh,
+            now=time.time(),
+            **given,
+        )
+        return HTMLResponse(body, status_code)
+
+
+def navigation(role: Role) -> tuple[str, ...]:
+    """The pages that this role may open, by route name."""
+    return tuple(name for name in _NAVIGATION if name in RULES and RULES[name].allows(role))

@@ -1,0 +1,56 @@
+"""Who is in the consortium, how each node is, who asks to join, and the rosters so far."""
+
+from confide.errors import StateError
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from confide_server.console.federation import run_words
+from confide_server.console.federation.needs import CERTIFICATE_S
+from confide_server.console.roles import Role
+from confide_server.console.web.looking import console_of, look_of
+
+router = APIRouter()
+STATES = {
+    "connected": "good",
+    "training": "good",
+    "stopped": "calm",
+    "offline": "warn",
+    "never_seen": "calm",
+    "revoked": "bad",
+}
+_DRIVERS = frozenset({Role.ADMINISTRATOR, Role.OPERATOR})
+
+
+@router.get("/members", name="members")
+def members(request: Request) -> Response:
+    look = look_of(request)
+    page = look.members()
+    drives, whole = look.acting.role in _DRIVERS, look.acting.role is not Role.ORGANIZATION
+    nodes = [one for one in page.members if one.role == "node"]
+    releases = sorted({one.release for one in nodes if one.release})
+    return console_of(request).frame.page(
+        request,
+        "members.html",
+        fresh=look.freshness,
+        members=page.members,
+        nodes=nodes,
+        roster_version=page.roster_version,
+        ending=[one for one in page.members if 0 < one.certificate_expires_at < page.clock + CERTIFICATE_S
+                and not one.revoked_at],
+        older=[one for one in nodes if one.release and one.release != releases[-1]],
+        away=[one for one in nodes if one.state == "offline"],
+        enrolments=look.enrolments().enrolments if drives else [],
+        rosters=look.rosters().rosters if whole else [],
+        states=STATES,
+        doing=run_words.doing,
+        clock=page.clock,
+    )  # fmt: skip
+
+
+@router.get("/members/enrolments/{name}.json", name="enrolment_file")
+def enrolment_file(request: Request, name: str) -> Response:
+    for one in look_of(request).enrolments().enrolments:
+        if one.name == name:
+            headers = {"content-disposition": 'attachment; filename="request.json"'}
+            return Response(one.request, media_type="application/json", headers=headers)
+    raise StateError(f"nobody named {name[:64]!r} asks to join; the request may have been answered")
