@@ -27,8 +27,9 @@ from confide.runs.specification import Specification
 from confide_server.rounds.driver import Parts, RunDriver
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
-from confide_server.state.run_journal import ENDED, RunJournal
+from confide_server.state.run_journal import RunJournal
 from confide_server.state.run_service import RunEvent, Submission
+from confide_server.state.run_status import ENDED
 
 from confide_simulations.simulate.engine import Engine
 from confide_simulations.simulate.link import SimulatedLink
