@@ -22,7 +22,8 @@ from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector.collector import SealedCollector
 from confide.sealing.collector.grouped import GroupedCollector
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.context import NodeRules
+from confide.sealing.member.member import SealedMember
 from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from confide_server.rounds.outer_step import next_model
@@ -57,6 +58,12 @@ def specify(
         "clip_norm = 12.0", f"clip_norm = {clip}\n{federation}"
     )
     return parse_toml(text + f'\n[sealing]\nslots_per_epoch = {slots}\ndifferences = "{differences}"\n{sealing}\n')
+
+
+def set_context(member: SealedMember, **values: object) -> None:
+    """As if the node had begun with these; nothing but a test changes a context."""
+    for name, value in values.items():
+        object.__setattr__(member.context, name, value)
 
 
 @dataclass
@@ -141,10 +148,10 @@ class Federation:
     def kill(self, name: str) -> None:
         """A node's process ends without a word; its locks on its journals go with it."""
         member = self.members.pop(name)
-        member.log.journal.close()
-        member.heights.close()
+        member.context.log.journal.close()
+        member.context.heights.close()
         if name not in self.memories:
-            member.memory.revealed.close()
+            member.context.memory.revealed.close()
 
     def restart_member(self, name: str) -> SealedMember:
         """Killed, and started again on the same folder."""

@@ -14,7 +14,7 @@ from confide.identity.roster import Roster, _check_succession
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing.differences import Blocks, atoms, check_named, check_split, still_away
-from confide.sealing.member.member import NodeRules
+from confide.sealing.member.context import NodeRules
 from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened
 from confide_client.training.draws import Draws
@@ -178,13 +178,13 @@ def test_an_honest_retry_after_a_failed_opening_is_over_the_very_same_list(tmp_p
     federation = guarded(tmp_path)
     failed = federation.slot(round=1, silent={fleet_pb2.REVEAL: {C, D}})
     assert isinstance(failed, Abandoned) and failed.code == FailureName.QUORUM_SHORT
-    assert federation.collector._books.bound == names(4)
+    assert federation.collector._state.bound == names(4)
     federation.restart_collector()
     assert federation.collector.waits_for(names(3), {}) == (D,)
     opened = federation.slot(round=1, attempt=2)
     assert isinstance(opened, Opened) and opened.contributors == names(4)
     np.testing.assert_allclose(opened.update_sum, federation.expected_sum(names(4), 2), atol=1e-3)
-    assert federation.collector._books.bound == ()
+    assert federation.collector._state.bound == ()
 
 
 def test_two_blocks_retry_the_list_that_was_revealed_for_though_the_other_is_back(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Consortium:
         self.outcome = federation.slot()
         for member in federation.members.values():
             member.close()
-            member.heights.close()
+            member.context.heights.close()
         federation.collector.close()
         return federation
 

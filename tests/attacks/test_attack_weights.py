@@ -8,7 +8,7 @@ from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
-from confide.sealing.member import slot as member_slot
+from confide.sealing.member import upload
 from confide.sealing.member.chain import link_of
 from confide.sealing.primitives import scalars
 from confide.sealing.roles import Abandoned, Opened
@@ -54,7 +54,7 @@ def test_a_weightless_update_at_full_length_is_refused_before_it_is_committed(
 
     federation = Bent(tmp_path, 4, specify(federation='weights = "examples"'))
     federation.others = 1e-3
-    monkeypatch.setattr(member_slot.scalars, "encode", lying)
+    monkeypatch.setattr(upload.scalars, "encode", lying)
     federation.epoch()
     federation.collector.open_slot(federation.plan())
     opened = federation.drive()

@@ -15,7 +15,7 @@ from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
 from confide.sealing.factory import make_collector, make_member
-from confide.sealing.member.member import NodeRules
+from confide.sealing.member.context import NodeRules
 from confide.sealing.roles import Collector, Member, Opened, SlotPlan
 from confide_client.training import LocalTrainer
 from confide_server.rounds.outer_step import next_model

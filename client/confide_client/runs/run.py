@@ -288,7 +288,7 @@ class Run:
         roster = self._node.member.roster.current
         if self._member is None:
             from confide.sealing.factory import make_member
-            from confide.sealing.member.member import NodeRules
+            from confide.sealing.member.context import NodeRules
 
             policy = self._node.policy
             self._member = make_member(

@@ -16,8 +16,9 @@ from confide.models.travel import Travel
 from confide.runs.specification import Specification
 from confide.sealing.collector.collector import SealedCollector
 from confide.sealing.collector.grouped import GroupedCollector
+from confide.sealing.member.context import NodeRules
 from confide.sealing.member.heights import Heights
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.member import SealedMember
 from confide.sealing.member.revealed import Memory
 from confide.sealing.member.seal_log import Costs
 from confide.sealing.plain import PlainCollector, PlainMember

@@ -1,6 +1,6 @@
 """What a coordinator knows of the open epoch and slot, rebuilt from its journal after a crash.
 
-Every change is an event: written to the journal first, then applied by `Books.apply`; a restarted coordinator
+Every change is an event: written to the journal first, then applied by `CollectorState.apply`; a restarted coordinator
 applies the same events again and stands where it stood. Answers (bundle, dealings, upload, confirmation, reveal) are
 fsynced with the event that closes their exchange.
 
@@ -42,7 +42,7 @@ _M = TypeVar("_M", bound=Message)
 
 
 @dataclass
-class EpochBook:
+class EpochRecord:
     """One epoch. phase: advertise -> share -> stands, or failed."""
 
     terms: EpochTerms
@@ -70,7 +70,7 @@ class EpochBook:
 
 
 @dataclass
-class SlotBook:
+class SlotRecord:
     """One slot. phase: train -> confirm -> reveal -> decided."""
 
     plan: SlotPlan
@@ -95,7 +95,7 @@ class SlotBook:
 
 
 @dataclass
-class Books:
+class CollectorState:
     """Epoch and slot, and what outlives them."""
 
     specification: Specification
@@ -103,15 +103,20 @@ class Books:
     travel: Travel
     last_epoch: int = 0
     last_slot: int = 0
-    epoch: EpochBook | None = None
-    slot: SlotBook | None = None
+    epoch: EpochRecord | None = None
+    slot: SlotRecord | None = None
     convicted: set[str] = field(default_factory=set)
     bound: tuple[str, ...] = ()
     """The list that members were asked to reveal for, while the model stays the same: they may have revealed, and sign
     for this model no other one. Empty where differences are accepted."""
 
+    @property
+    def resumable(self) -> SlotPlan | None:
+        """The slot that is open, or that was when the last process ended."""
+        return None if self.slot is None or self.slot.ended else self.slot.plan
+
     def apply(self, event: dict[str, Any], parsed: Message | None = None) -> None:
-        """Change the books as one event says. parsed: the message in its `body`, when that was decoded before."""
+        """Change the state as one event says. parsed: the message in its `body`, when that was decoded before."""
         kind = event["event"]
         if kind == "epoch":
             self._epoch(event)
@@ -136,7 +141,7 @@ class Books:
             roster_sha256=bytes.fromhex(event["roster_sha256"]),
         )
         members, wanted = tuple(event["members"]), tuple(event["wanted"])
-        self.epoch = EpochBook(terms=terms, asked=members, wanted=wanted, eligible=event.get("eligible", 0))
+        self.epoch = EpochRecord(terms=terms, asked=members, wanted=wanted, eligible=event.get("eligible", 0))
 
     def _within_epoch(self, kind: str, event: dict[str, Any], parsed: Message | None) -> None:
         epoch = self.epoch
@@ -176,7 +181,7 @@ class Books:
             evaluate_only=message.evaluate_only,
         )
         self.last_slot = max(self.last_slot, plan.slot)
-        previous, self.slot = self.slot, SlotBook(plan=plan)
+        previous, self.slot = self.slot, SlotRecord(plan=plan)
         epoch = self.epoch
         if not event["sealed"] or epoch is None or epoch.parameters is None or epoch.key is None:
             return

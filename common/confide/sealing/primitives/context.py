@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from confide import canonical
 from confide.codec.layout import VectorLayout
+from confide.errors import FailureName, IdentityError, ProtocolFailure
+from confide.identity.keys import verify
 from confide.models.travel import Travel
 from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters
@@ -107,6 +109,19 @@ def list_digest(context: bytes, slot: int, survivors: Sequence[sealing_pb2.Survi
 def list_statement(survivors: bytes, signer: str, anchored: bool) -> bytes:
     """What `signer` signs about a list (its `list_digest`), domain LIST_DOMAIN."""
     return canonical.hash_fields("confide/v1/sealing/list", survivors, signer.encode(), _number(int(anchored)))
+
+
+def check_confirmation(item: sealing_pb2.Confirmation, listed: bytes, slot: int, identity_key: str) -> None:
+    """Raise CONTEXT_MISMATCH unless `item` is its node's signature over this list, slot and context."""
+    try:
+        statement = list_statement(listed, item.node, item.anchored)
+        if (item.version, item.slot) != (wire.VERSION, slot):
+            raise IdentityError(f"it is of version {item.version}, slot {item.slot}")
+        verify(bytes.fromhex(identity_key), LIST_DOMAIN, statement, item.signature)
+    except IdentityError as error:
+        raise ProtocolFailure(
+            FailureName.CONTEXT_MISMATCH, f"the signature of {item.node} is not over this list and context"
+        ) from error
 
 
 def _number(value: int) -> bytes:
