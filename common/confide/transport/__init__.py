@@ -1,1 +1,5 @@
-"""How Confide's messages stand inside Flower's."""
+"""How Confide's messages travel.
+
+- `envelope`: inside Flower's records, which each side's adapter makes
+- `control`, `admin`: the clients of the coordinator's gRPC services; `failures`: errors across them
+"""
