@@ -143,7 +143,7 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
     except ConfideError as error:
         warnings.append(f"memory and time cannot be estimated: {error}")
         return
-    per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
+    per_scalar = 4.0 if not specification.sealed else math.ceil(specification.sealing.bits + 4) / 8
     if specification.privacy.shared:
         per_scalar = upload_bytes(specification, _fewest(specification), work.trained_parameters) / max(
             1, work.trained_parameters
@@ -232,7 +232,7 @@ def _measured(state: StateFolder, specification: Specification, base: Path) -> S
 
 
 def _about_protection(specification: Specification, lines: list[str], warnings: list[str]) -> None:
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         warnings.append("sealing is off: the coordinator sees this node's update by itself")
     else:
         lines.append(

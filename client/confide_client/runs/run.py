@@ -48,7 +48,7 @@ from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
 from confide_client.runs.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.runs.offers import VerifiedOffer, load_offer
-from confide_client.runs.records import Links, Record
+from confide_client.runs.records import Links, OfferStatus, Record
 from confide_client.runs.replies import Outgoing, ReplyStore
 from confide_client.runs.speed import Speeds, Timed
 from confide_client.runs.spending import Spending
@@ -138,7 +138,7 @@ class Node:
 
     def memory(self, specification: Specification) -> "Memory | None":
         """Of what was revealed on a run's data; None where nothing is sealed."""
-        if specification.sealing.kind == "none":
+        if not specification.sealed:
             return None
         return self.revealed.on(self._group(specification.federation.data))
 
@@ -202,7 +202,7 @@ class Run:
         """An accepted run from its folder, after a restart. Raises StateError when it is not an accepted one."""
         folder = node.state.run(run_id)
         record = Record.load(folder)
-        if record is None or record.status != "accepted":
+        if record is None or record.status != OfferStatus.ACCEPTED:
             status = record.status if record else "unknown"
             raise StateError(f"run {run_id[:8]} is {status} on this node; it takes instructions of accepted runs only")
         return cls(node, run_id, load_offer(folder, node.member))
@@ -307,7 +307,7 @@ class Run:
                 ),
                 costs=self._node.spending.costs if self.private else None,
                 memory=self._node.memory(self.specification),
-                heights=self._node.heights if self.specification.sealing.kind == "sealed" else None,
+                heights=self._node.heights if self.specification.sealed else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:
@@ -354,7 +354,7 @@ class Run:
     @property
     def _charged_here(self) -> bool:
         """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
-        return self.private and self.specification.sealing.kind == "none"
+        return self.private and not self.specification.sealed
 
     def _forget_unspent(self) -> None:
         """Before the draw of work that never left serves another slot: later work must not go on from that work.

@@ -60,7 +60,7 @@ def measure(specification: Specification, base: Path) -> Size:
 
 def upload_bytes(specification: Specification, nodes: int, travels: int) -> int:
     """Of one node in a slot in which so many scalars travel."""
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return 4 * travels
     if specification.privacy.shared:
         from confide.privacy.shared import slot_noise
@@ -120,7 +120,7 @@ def refuse_impossible(specification: Specification, nodes: int) -> None:
             FailureName.PARAMETERS_IMPOSSIBLE,
             f"{nodes} nodes, but federation.min_cohort is {specification.federation.min_cohort}; more must take part",
         )
-    if specification.sealing.kind == "sealed":
+    if specification.sealed:
         parameters.planned(specification, nodes)
 
 
@@ -211,7 +211,7 @@ def _in_turn(size: Size) -> str:
 
 def two_sums(specification: Specification) -> str:
     """What two sums of one run or of several tell, as a sentence."""
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return "every update is seen by itself"
     if specification.privacy.unit == "organization":
         return "two sums: their difference is noised as each sum is; a missing organization costs only itself"
@@ -229,7 +229,7 @@ def two_sums(specification: Specification) -> str:
 def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[str]:
     sealing, privacy = specification.sealing, specification.privacy
     lines = ["what is protected:"]
-    if sealing.kind == "sealed":
+    if specification.sealed:
         if len(sizes) > 1:
             lines.append(
                 f"  {len(sizes)} sums are seen in every round, one of each group of the roster, which the root fixes: "
@@ -248,7 +248,7 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
         lines.append("  no word leaves a node: sums of counts do, over pairs that follow from public merges")
     lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
     lines.append("what is not protected:")
-    if sealing.kind == "none":
+    if not specification.sealed:
         lines.append("  SEALING IS OFF: the coordinator sees every single organization's update. For research only.")
     elif not specification.refuses_differences and privacy.unit != "organization":
         lines.append("  " + two_sums(specification))
@@ -285,7 +285,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
     Raises ProtocolFailure PARAMETERS_IMPOSSIBLE, SpecificationError or ModelError for a run that cannot work.
     """
     sizes = group_sizes(nodes, groups)
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         refuse_impossible(specification, nodes)
     else:
         for members in set(sizes):

@@ -34,7 +34,7 @@ def make_collector(
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
     check_promise(specification, schema)
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
     kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
     return kind(specification=specification, roster=roster, folder=folder, run_id=run_id, schema=schema)
@@ -64,7 +64,7 @@ def make_member(
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
     check_promise(specification, schema)
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return PlainMember(specification=specification, folder=folder, schema=schema)
     return SealedMember(
         specification=specification,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from confide import __version__, canonical
 from confide.codec.digest import DigestedFile
-from confide.errors import ConfideError, IdentityError, StateError, TransportError, UpdateError
+from confide.errors import ConfideError, IdentityError, RetryableError, TransportError, UpdateError
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
@@ -115,7 +115,7 @@ class Courier:
             while waiting and (left := end - time.monotonic()) > 0:
                 self._check()
                 if not self._session.alive:
-                    raise StateError("the Flower run lapsed; the run goes on in a new one")
+                    raise RetryableError("the Flower run lapsed; the run goes on in a new one")
                 by_id = {asked.message_id: node for node, asked in waiting.items()}
                 for reply in self._session.replies(by_id, min(TICK_S, left)):
                     node = by_id[reply.message_id]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, TrainingError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, StateError, TrainingError
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
 from confide.models.travel import Travel
@@ -69,7 +69,7 @@ class Rounds:
         self._specification = run.specification
         self._federation = run.specification.federation
         self._travel = Travel(run.specification, run.schema)
-        sealed = run.specification.sealing.kind == "sealed"
+        sealed = run.specification.sealed
         self._link = link_of(run.specification, self._travel) if sealed else None
         self._abandoned = ""
         """Why the last attempt opened nothing."""
@@ -254,7 +254,7 @@ class Rounds:
         self._exchanges(plan.round, {"model": model.data})
         outcome = self._collector.outcome
         if outcome is None:
-            raise StateError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
+            raise RetryableError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
         return outcome
 
     def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:
