@@ -503,7 +503,7 @@ class Specification(StoredDocument):
     @property
     def sealed(self) -> bool:
         """Whether only sums of updates are seen."""
-        return self.sealing.kind is SealingKind.SEALED
+        return self.sealing.kind == SealingKind.SEALED
 
     def canonical_bytes(self) -> bytes:
         """What is hashed, signed and sent (confide.documents says which fields have their defaults in it)."""
