@@ -14,8 +14,8 @@ from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.runs.deadline import refuse_too_slow
 from confide.text import line
+from confide.transport.messages import parse
 from flwr.app import RecordDict
-from google.protobuf.message import DecodeError
 
 from confide_client.agent.envelope import pack, unpack
 from confide_client.agent.notifying import notify
@@ -280,11 +280,7 @@ class NodeRuntime:
     # --- the end
 
     def _end(self, instruction: fleet_pb2.Instruction) -> Outgoing:
-        end = fleet_pb2.End()
-        try:
-            end.ParseFromString(instruction.body)
-        except DecodeError as error:
-            raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
+        end = parse(fleet_pb2.End, instruction.body, "the end of a slot")
         if end.run_ended:
             self._end_run(instruction.run_id, end)
         else:

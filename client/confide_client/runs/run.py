@@ -37,7 +37,7 @@ from confide.runs.fields import check_names
 from confide.runs.specification import Specification
 from confide.sealing.member.heights import Heights, Ledger
 from confide.sealing.roles import Member
-from google.protobuf.message import DecodeError
+from confide.transport.messages import parse
 
 from confide_client.audit.canaries import planted, with_canaries
 from confide_client.audit.log import Audit
@@ -417,11 +417,7 @@ class Run:
         roster.member(self._node.member.name)
 
     def _check_slot(self, body: bytes, payload: dict[str, bytes]) -> fleet_pb2.SlotOpen:
-        slot = fleet_pb2.SlotOpen()
-        try:
-            slot.ParseFromString(body)
-        except DecodeError as error:
-            raise TransportError("the slot cannot be parsed; both sides need the same release") from error
+        slot = parse(fleet_pb2.SlotOpen, body, "the slot")
         rounds, attempts = self.specification.federation.rounds, self.specification.sealing.max_attempts
         if not 1 <= slot.round <= rounds:
             raise PolicyRefusal(f"round {slot.round} was asked; the signed specification has 1 to {rounds}.")

@@ -34,18 +34,6 @@ from confide.sealing.roles import Abandoned, Answer, Exchange, Opened, SlotPlan,
 CHUNK = 1 << 18
 
 
-def plan_of(message: fleet_pb2.SlotOpen) -> SlotPlan:
-    """The plan that SlotPlan.to_message wrote."""
-    return SlotPlan(
-        slot=message.slot,
-        round=message.round,
-        attempt=message.attempt,
-        model_sha256=message.model_sha256,
-        parent_model_sha256=message.parent_model_sha256,
-        evaluate_only=message.evaluate_only,
-    )
-
-
 class PlainMember:
     """Node half. Keeps its last answer so that the same instruction gets the same bytes again."""
 
@@ -123,7 +111,7 @@ class PlainCollector:
     def _replay(self, entry: dict[str, Any]) -> None:
         match entry["event"]:
             case "slot":
-                self._plan = plan_of(wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(entry["plan"])))
+                self._plan = SlotPlan.of(wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(entry["plan"])))
                 self._cohort = tuple(entry["cohort"])
                 self._kept, self._dropped, self.outcome, self._ended = {}, {}, None, None
             case "upload":

@@ -171,15 +171,7 @@ class CollectorState:
                 epoch.phase, epoch.failure = "failed", (event["code"], event["reason"])
 
     def _slot(self, event: dict[str, Any]) -> None:
-        message = wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(event["plan"]))
-        plan = SlotPlan(
-            slot=message.slot,
-            round=message.round,
-            attempt=message.attempt,
-            model_sha256=message.model_sha256,
-            parent_model_sha256=message.parent_model_sha256,
-            evaluate_only=message.evaluate_only,
-        )
+        plan = SlotPlan.of(wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(event["plan"])))
         self.last_slot = max(self.last_slot, plan.slot)
         previous, self.slot = self.slot, SlotRecord(plan=plan)
         epoch = self.epoch

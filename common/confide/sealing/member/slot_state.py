@@ -55,11 +55,4 @@ def plan_of_open(message: sealing_pb2.SealedOpen) -> SlotPlan:
         wire.require_length("parent_model_sha256", message.parent_model_sha256, wire.DIGEST_BYTES)
     if not (message.slot >= 1 and message.round >= 1 and message.attempt >= 1):
         raise wire.malformed(f"slot {message.slot}, round {message.round}, attempt {message.attempt}; all count from 1")
-    return SlotPlan(
-        slot=message.slot,
-        round=message.round,
-        attempt=message.attempt,
-        model_sha256=message.model_sha256,
-        parent_model_sha256=message.parent_model_sha256,
-        evaluate_only=message.evaluate_only,
-    )
+    return SlotPlan.of(message)
