@@ -15,7 +15,7 @@ from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
@@ -100,7 +100,7 @@ class Federation:
         self.roster: Roster = make_roster(self.keys, groups=self.groups, blocks=self.blocks)
         self.schema = self.schema or TensorSchema.unnamed(self.size)
         self.size = self.schema.size
-        self.travel = Travel(self.specification, self.schema)
+        self.coordinates = SentCoordinates(self.specification, self.schema)
         if not len(self.model):
             self.model = np.zeros(self.size, dtype="<f4")
         self.parent, self.outer_state = b"", b""
@@ -126,7 +126,7 @@ class Federation:
             identity_key=self.keys[name],
             folder=self.folder / name,
             run_id=self.run,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
             memory=self.memories[name].on("records") if name in self.memories else None,
@@ -142,7 +142,7 @@ class Federation:
             roster=self.roster,
             folder=self.folder / "coordinator",
             run_id=self.run,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
         )
 
     def kill(self, name: str) -> None:
@@ -172,7 +172,7 @@ class Federation:
         if plan.evaluate_only:
             return Contribution(np.zeros(0, np.float32), metrics={Metric.EVAL_ACCURACY: 0.5})
         update = np.zeros(self.size, np.float32)
-        self.travel.scatter(self.travel.gather(self.update(name, plan.slot), plan.round), plan.round, update)
+        self.coordinates.scatter(self.coordinates.gather(self.update(name, plan.slot), plan.round), plan.round, update)
         return Contribution(update, metrics={Metric.TRAIN_LOSS: 1.0 + number})
 
     def update(self, name: str, slot: int) -> NDArray[np.float32]:
@@ -253,7 +253,7 @@ class Federation:
         if isinstance(outcome, Opened) and len(outcome.update_sum) and plan is not None:
             self.parent, data = model_digest(self.model.tobytes()), self.model.tobytes()
             data, self.outer_state = next_model(
-                self.specification, self.travel, data, self.outer_state, outcome, plan.round
+                self.specification, self.coordinates, data, self.outer_state, outcome, plan.round
             )
             self.model = np.frombuffer(data, dtype=self.model.dtype)
         message = self.collector.end_message(model_digest(self.model.tobytes()))

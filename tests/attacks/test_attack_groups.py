@@ -93,7 +93,7 @@ def test_a_late_group_is_shown_another_first_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1.0, 1.5])
 def test_a_late_group_is_shown_a_model_beyond_what_the_rounds_can_reach(tmp_path: Path, steps: float) -> None:
     federation = late_west(tmp_path)
-    bound = TensorLink(federation.specification, federation.travel).bound
+    bound = TensorLink(federation.specification, federation.coordinates).bound
     far = np.zeros_like(federation.model)
     far[0] = steps * bound
     federation.model, federation.parent = far, federation.initial_sha256

@@ -66,7 +66,7 @@ class InRun(Federation):
             identity_key=self.keys[name],
             folder=self.folder / name,
             run_id=self.run_id,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
             heights=Heights(self.consortium.heights(name)),
@@ -80,7 +80,7 @@ class InRun(Federation):
             roster=self.roster,
             folder=self.folder / "coordinator",
             run_id=self.run_id,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
         )
 
 

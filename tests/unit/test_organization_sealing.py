@@ -226,7 +226,7 @@ def test_a_node_with_a_stricter_policy_adds_no_less(tmp_path: Path) -> None:
     assert member.epoch is not None and member.epoch.parameters is not None
     assert member.epoch.parameters.smallest_list == 5
     plan = federation.plan()
-    noise = context.slot_noise(federation.specification, member.epoch.parameters, plan, federation.travel)
+    noise = context.slot_noise(federation.specification, member.epoch.parameters, plan, federation.coordinates)
     assert noise == federation.noise() and noise.least_survivors == 4
 
 

@@ -28,8 +28,8 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import ModelStore
-from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
@@ -158,7 +158,7 @@ class Node:
 
     def _trained(self, specification: Specification) -> int:
         base = ModelStore(self.state.models).path(specification.model.sha256)
-        return Travel(specification, self.schema(specification, base)).most
+        return SentCoordinates(specification, self.schema(specification, base)).most
 
     def check_allowed(self, specification: Specification) -> None:
         """Raise PolicyRefusal, DataError or ModelError unless this node may and can do the run."""

@@ -20,9 +20,9 @@ from confide.methods.token_loss import TokenLoss
 from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
 from confide.models.frozen_prefix import FrozenPrefix
-from confide.models.linear import use_tiles
+from confide.models.linear import use_matrix_unit
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
-from confide.models.travel import Travel
 from confide.planning.fitness import check
 from confide.planning.timing import time_model
 from confide.proto import fleet_pb2
@@ -121,8 +121,8 @@ class LocalTrainer:
             keep_frozen(self._method, self._model, specification)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
-        self._travel = Travel(specification, self.schema)
-        self._values = LocalValues(self._travel, folder)
+        self._coordinates = SentCoordinates(specification, self.schema)
+        self._values = LocalValues(self._coordinates, folder)
         self._private = (
             _private_steps(specification, self._model, self._method)
             if specification.privacy.unit in PROTECTED
@@ -143,7 +143,7 @@ class LocalTrainer:
         other._folder = folder
         other._draws = Draws.of(self._specification, node, folder)
         other._states = OptimizerStates(folder, self.schema)
-        other._values = LocalValues(self._travel, folder)
+        other._values = LocalValues(self._coordinates, folder)
         other._prepared = {}
         if self._private is not None:
             other._private = _private_steps(self._specification, self._model, self._method)
@@ -343,7 +343,7 @@ def set_up(model: Any, specification: Specification) -> None:
     """What a run may ask of a freshly built model: less memory, faster and compiled kernels."""
     fast = specification.training.autocast and precision.used(specification) == "bfloat16"
     if fast and specification.privacy.unit not in PROTECTED:
-        use_tiles(model)
+        use_matrix_unit(model)
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if specification.training.compile:

@@ -25,11 +25,11 @@ _SUSTAINED_FLOPS = {"one CPU core": 4e10, "one data-centre GPU (bfloat16)": 2e14
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The base model and what of it travels, in scalars."""
+    """The base model and what of it is sent, in scalars."""
 
     base: int
     trainable: int
-    travels: tuple[int, ...]
+    sent: tuple[int, ...]
     """Scalars that a node sends in the first rounds, which all others repeat in turn."""
     hidden: int
     layers: int
@@ -39,11 +39,11 @@ class Size:
 def measure(specification: Specification, base: Path) -> Size:
     """Read the sizes from a model folder's configuration, without its weights."""
     from confide.models.architecture import empty_model, load_config
+    from confide.models.sent_coordinates import SentCoordinates
     from confide.models.trainable import schema_of
-    from confide.models.travel import Travel
 
     schema = schema_of(specification, base)
-    travel = Travel(specification, schema)
+    coordinates = SentCoordinates(specification, schema)
     config = load_config(base).get_text_config()
     layers = int(config.num_hidden_layers)
     full = specification.adapter.kind == "full"
@@ -51,24 +51,24 @@ def measure(specification: Specification, base: Path) -> Size:
     return Size(
         base=sum(parameter.numel() for parameter in empty_model(specification, base).parameters()),
         trainable=schema.size,
-        travels=tuple(travel.count(number) for number in range(1, travel.phases + 1)),
+        sent=tuple(coordinates.count(number) for number in range(1, coordinates.phases + 1)),
         hidden=int(config.hidden_size),
         layers=layers,
         trained_layers=layers if full else max(0, layers - first),
     )
 
 
-def upload_bytes(specification: Specification, nodes: int, travels: int) -> int:
-    """Of one node in a slot in which so many scalars travel."""
+def upload_bytes(specification: Specification, nodes: int, sent: int) -> int:
+    """Of one node in a slot in which so many scalars are sent."""
     if not specification.sealed:
-        return 4 * travels
+        return 4 * sent
     if specification.privacy.shared:
         from confide.privacy.shared import slot_noise
 
-        noise = slot_noise(specification, travels, members=nodes)
-        return noise.layout(specification, travels, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes
+        noise = slot_noise(specification, sent, members=nodes)
+        return noise.layout(specification, sent, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes
     layout = VectorLayout(
-        parameters=travels,
+        parameters=sent,
         scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=nodes,
@@ -182,8 +182,8 @@ def _warm_start(specification: Specification) -> list[str]:
 
 
 def _costs(specification: Specification, nodes: int, size: Size, members: int) -> list[str]:
-    rounds, turns = specification.federation.rounds, len(size.travels)
-    each = [upload_bytes(specification, members, travels) for travels in size.travels]
+    rounds, turns = specification.federation.rounds, len(size.sent)
+    each = [upload_bytes(specification, members, count) for count in size.sent]
     down, up = 4 * size.trainable, sum(each) / turns
     sent = sum(each[number % turns] for number in range(rounds))
     whole = nodes * ((down + _SMALL_MESSAGES_BYTES) * rounds + sent)
@@ -192,7 +192,7 @@ def _costs(specification: Specification, nodes: int, size: Size, members: int) -
     return [
         f"  {size.trainable:,} of {size.base:,} parameters are trained" + _in_turn(size),
         f"  traffic of one node and round: {_bytes(down)} down, {_bytes(up)} up "
-        f"({8 * sum(each) / max(1, sum(size.travels)):.3g} bits a parameter that travels), about "
+        f"({8 * sum(each) / max(1, sum(size.sent)):.3g} bits a parameter that travels), about "
         f"{_bytes(_SMALL_MESSAGES_BYTES)} of small messages; whole run, all nodes: {_bytes(whole)}",
         f"  memory of one node: about {_bytes(memory_bytes(specification, size))} for model and training, beside the "
         "program itself (about 0.5 GB)",
@@ -201,11 +201,11 @@ def _costs(specification: Specification, nodes: int, size: Size, members: int) -
 
 
 def _in_turn(size: Size) -> str:
-    if size.travels == (size.trainable,):
+    if size.sent == (size.trainable,):
         return ""
-    counts = sorted(set(size.travels))
+    counts = sorted(set(size.sent))
     between = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    turns = "" if len(size.travels) == 1 else f", another part in each of {len(size.travels)} rounds"
+    turns = "" if len(size.sent) == 1 else f", another part in each of {len(size.sent)} rounds"
     return f"; of them {between} are sent in a round{turns}"
 
 
@@ -296,7 +296,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
 
         check(specification, base)
         size = measure(specification, base)
-        trainable = max(size.travels)
+        trainable = max(size.sent)
         lines += _costs(specification, nodes, size, members=sizes[0])
     elif specification.trains_model:
         lines.append("  (give --model-folder for traffic, memory and time)")

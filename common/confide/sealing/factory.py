@@ -12,7 +12,7 @@ from pathlib import Path
 from confide.codec.tensors import TensorSchema
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.runs.specification import Specification
 from confide.sealing.collector.collector import SealedCollector
 from confide.sealing.collector.grouped import GroupedCollector
@@ -30,7 +30,7 @@ def make_collector(
 ) -> Collector:
     """The coordinator half for one run; goes on with what an earlier process left in `folder`, the run's own.
 
-    schema: of the flat update, with names where confide.models.travel.needs_names says so.
+    schema: of the flat update, with names where confide.models.sent_coordinates.needs_names says so.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
     check_promise(specification, schema)
@@ -88,4 +88,4 @@ def check_promise(specification: Specification, schema: TensorSchema) -> None:
     if specification.privacy.shared:
         from confide.privacy.shared import shared_cost
 
-        shared_cost(specification, Travel(specification, schema).most)
+        shared_cost(specification, SentCoordinates(specification, schema).most)

@@ -78,8 +78,8 @@ class Exchange:
 class Opened:
     """A slot's result: the sum over `contributors`, and nothing else.
 
-    update_sum: float64 or float32, shape (confide.models.travel.Travel.count of the round,): sum of weight_i * what
-        travels of update_i.
+    update_sum: float64 or float32, shape (SentCoordinates.count of the round,): sum of weight_i * what is sent of
+        update_i (confide.models.sent_coordinates).
     weight_sum: sum of weight_i.
     metrics: name to (sum of values, number of contributors that reported it).
     promise: what sealing promised and what held, for the manifest (kind, n, c, q, t, d, list size).

@@ -13,7 +13,7 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import ConfideError, FailureName, ProtocolFailure
 from confide.files import private_folder
 from confide.identity.roster import Roster
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.collector.attendance import Attendance
@@ -40,7 +40,7 @@ class SealedCollector:
     ) -> None:
         """folder: this run's own; journal, dealings and uploads lie in it. schema: of the flat update. group: whose."""
         private_folder(folder)
-        self._state = CollectorState(specification, run_id, Travel(specification, schema))
+        self._state = CollectorState(specification, run_id, SentCoordinates(specification, schema))
         self._attendance = Attendance(self._state)
         self._cohort = Cohort(specification, roster, group, self._state, self._attendance)
         self._recorder = Recorder(folder / "collector.jsonl", self._state)

@@ -137,7 +137,7 @@ def _largest_norm(state: CollectorState, epoch: EpochRecord, slot: SlotRecord) -
     """What the sum of the list's updates cannot exceed, noise included. Raises NOISE_INSUFFICIENT."""
     layout, contributors = slot.layout, len(slot.survivors)
     assert layout is not None and epoch.parameters is not None  # noqa: S101 - the slot is sealed
-    noise = context.slot_noise(state.specification, epoch.parameters, slot.plan, state.travel)
+    noise = context.slot_noise(state.specification, epoch.parameters, slot.plan, state.coordinates)
     if noise is None:
         return contributors * layout.clip * (1 + layout.reach / layout.levels) * (1 + _NORM_SLACK)
     noise.check(contributors)

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from confide.codec.layout import VectorLayout
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.parameters import Parameters, for_epoch
 from confide.runs.specification import Specification
@@ -100,7 +100,7 @@ class CollectorState:
 
     specification: Specification
     run_id: str
-    travel: Travel
+    coordinates: SentCoordinates
     last_epoch: int = 0
     last_slot: int = 0
     epoch: EpochRecord | None = None
@@ -180,7 +180,7 @@ class CollectorState:
         if previous is not None and previous.plan.slot >= epoch.terms.first_slot:
             epoch.delivered |= set(previous.uploads)
         layout = context.slot_layout(
-            self.specification, epoch.parameters, epoch.key.bundles, plan, self.travel
+            self.specification, epoch.parameters, epoch.key.bundles, plan, self.coordinates
         )  # fmt: skip
         self.slot.layout = layout
         self.slot.context = context.slot_context(epoch.terms, epoch.parameters, epoch.key.bundles, plan, layout)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.identity.keys import SigningKey
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.runs.specification import Specification
 from confide.sealing.member.chain import ModelChain
 from confide.sealing.member.heights import Heights
@@ -33,7 +33,7 @@ class MemberContext:
     node: str
     identity: SigningKey
     run_id: str
-    travel: Travel
+    coordinates: SentCoordinates
     rules: NodeRules
     folder: Path
     log: SealLog

@@ -14,7 +14,7 @@ from confide.codec.tensors import TensorSchema
 from confide.files import private_folder
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing.member.chain import ModelChain
@@ -61,7 +61,7 @@ class SealedMember:
         heights: the node's, over all its runs. Without them they begin with the run, in `folder`.
         """
         private_folder(folder)
-        log, travel = SealLog(folder / "seal-log.jsonl"), Travel(specification, schema)
+        log, coordinates = SealLog(folder / "seal-log.jsonl"), SentCoordinates(specification, schema)
         self._own: list[Heights | Revealed] = []
         """What begins with the run, and is closed with it."""
         if heights is None:
@@ -76,14 +76,16 @@ class SealedMember:
             node=node,
             identity=identity_key,
             run_id=run_id,
-            travel=travel,
+            coordinates=coordinates,
             rules=rules,
             folder=folder,
             log=log,
             costs=costs or NoCosts(),
             heights=heights,
             memory=memory,
-            chain=ModelChain(specification, initial_sha256=initial_model_sha256, travel=travel, log=log, folder=folder),
+            chain=ModelChain(
+                specification, initial_sha256=initial_model_sha256, coordinates=coordinates, log=log, folder=folder
+            ),
             clock=clock,
         )
         self.roster = HeldRoster(self.context, roster)

@@ -102,7 +102,7 @@ class MemberSlots:
         member, parameters, key = self._member, epoch.parameters, epoch.key
         assert parameters is not None and key is not None  # noqa: S101 - _check_slot has seen the key
         self._close(contributed=False)
-        layout = context.slot_layout(member.specification, parameters, key.bundles, plan, member.travel)
+        layout = context.slot_layout(member.specification, parameters, key.bundles, plan, member.coordinates)
         state = SlotState(
             plan=plan,
             request=bytes(body),

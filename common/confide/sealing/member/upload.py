@@ -13,7 +13,7 @@ from confide.runs.contribution import Contribution
 from confide.sealing.member.context import MemberContext
 from confide.sealing.member.epoch import MemberEpoch
 from confide.sealing.member.slot_state import SlotState
-from confide.sealing.plain import clipped, travelling
+from confide.sealing.plain import clipped, sent_part
 from confide.sealing.primitives import context, keys, scalars
 
 
@@ -29,14 +29,14 @@ class Masking:
         member, number = self._member, state.plan.round
         check_unaccounted(member.specification, contribution)
         integers = scalars.encode(contribution)
-        update = travelling(contribution.update, member.travel, number, state.plan.evaluate_only)
+        update = sent_part(contribution.update, member.coordinates, number, state.plan.evaluate_only)
         if contribution.weight != 1.0:
             update = clipped(update, state.layout.clip) * np.float32(contribution.weight)
         feedback = None
         if member.specification.sealing.error_feedback and not state.plan.evaluate_only:
             state.feedback_before = self._feedback
-            kept = np.zeros(member.travel.size, np.float32) if self._feedback is None else self._feedback.copy()
-            feedback = np.ascontiguousarray(member.travel.gather(kept, number))
+            kept = np.zeros(member.coordinates.size, np.float32) if self._feedback is None else self._feedback.copy()
+            feedback = np.ascontiguousarray(member.coordinates.gather(kept, number))
         digest = encode_upload(
             update,
             integers,
@@ -48,7 +48,7 @@ class Masking:
             to_integers=self._noised(epoch, state),
         )
         if feedback is not None:
-            member.travel.scatter(feedback, number, kept)
+            member.coordinates.scatter(feedback, number, kept)
             self._feedback, state.fed_back = kept, True
         return digest
 
@@ -60,7 +60,7 @@ class Masking:
     def _noised(self, epoch: MemberEpoch, state: SlotState) -> ToIntegers | None:
         """How the update becomes integers with this node's share of the noise, where all nodes add it together."""
         assert epoch.parameters is not None  # noqa: S101 - the slot is open
-        noise = context.slot_noise(self._member.specification, epoch.parameters, state.plan, self._member.travel)
+        noise = context.slot_noise(self._member.specification, epoch.parameters, state.plan, self._member.coordinates)
         if noise is None:
             return None
         from confide.privacy.randomness import SecureRandom

@@ -11,7 +11,7 @@ from confide import canonical
 from confide.codec.layout import VectorLayout
 from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.identity.keys import verify
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters
 from confide.runs.schedule import clip_norm
@@ -27,15 +27,15 @@ LIST_DOMAIN = "sealing/list"
 
 
 def slot_layout(
-    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, travel: Travel
+    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, coordinates: SentCoordinates
 ) -> VectorLayout:
     """How what travels in this slot becomes integers. The rotation's seed follows from the bundles alone."""
     seed = canonical.hash_fields("confide/v1/sealing/rotation", bundles, _number(plan.slot))
-    noise = slot_noise(specification, parameters, plan, travel)
+    noise = slot_noise(specification, parameters, plan, coordinates)
     if noise is not None:
-        return noise.layout(specification, travel.most, scalars=scalars.COUNT, rotation_seed=seed)
+        return noise.layout(specification, coordinates.most, scalars=scalars.COUNT, rotation_seed=seed)
     return VectorLayout(
-        parameters=0 if plan.evaluate_only else travel.count(plan.round),
+        parameters=0 if plan.evaluate_only else coordinates.count(plan.round),
         scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=parameters.members,
@@ -45,14 +45,14 @@ def slot_layout(
 
 
 def slot_noise(
-    specification: Specification, parameters: Parameters, plan: SlotPlan, travel: Travel
+    specification: Specification, parameters: Parameters, plan: SlotPlan, coordinates: SentCoordinates
 ) -> "SlotNoise | None":
     """What every member adds to its update in this slot; None where no update travels or privacy is not shared."""
     if not specification.privacy.shared or plan.evaluate_only:
         return None
     from confide.privacy import shared  # the accountants are slow to import, and few runs need them
 
-    return shared.slot_noise(specification, travel.most, members=parameters.members)
+    return shared.slot_noise(specification, coordinates.most, members=parameters.members)
 
 
 def slot_context(
