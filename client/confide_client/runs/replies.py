@@ -26,12 +26,11 @@ from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
 from confide.text import line
-from confide.transport.envelope import payload_digest
+from confide.transport.envelope import VERSION, payload_digest
 from confide.transport.messages import parse
 
 from confide_client.state import read_json
 
-VERSION = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?(?:/[^\s'\":,;]+)+")
 _MESSAGE_CHARACTERS = 600

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from confide.codec.norms import l2_norm
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.methods.token_loss import TokenLoss
@@ -39,7 +40,7 @@ from confide_client.training.checkpoint import SlotCheckpoint
 from confide_client.training.draws import Draws
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
-from confide_client.training.fragments import Flat, LocalValues
+from confide_client.training.fragments import LocalValues
 from confide_client.training.loop import accumulate, active_parameters, run_steps, step_batches, terms, train_round
 from confide_client.training.optimizers import OptimizerStates
 from confide_client.training.protected import PROTECTED
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
 
 _MOST_PASSES = 1000
 """Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
-
-_BLOCK = 65536
-"""Scalars that fit a core's cache in float64."""
 
 
 Split = Literal["train", "evaluation"]
@@ -173,7 +171,7 @@ class LocalTrainer:
         if outcome.trained is None:
             return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
         update = self._values.exchanged(outcome.trained - model, slot.round)
-        norm = _norm(update)
+        norm = l2_norm(update)
         if not math.isfinite(norm):
             raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
         self._values.keep(outcome.trained, slot.round)
@@ -297,15 +295,6 @@ class LocalTrainer:
                 # Weight decay moves entries that have no gradient.
                 self._parameters[name].copy_(torch.where(mask, self._parameters[name], start[name]))
         return loss
-
-
-def _norm(vector: Flat) -> float:
-    """L2 norm in float64, without a copy of the whole."""
-    total = 0.0
-    for start in range(0, vector.size, _BLOCK):
-        block = vector[start : start + _BLOCK].astype(np.float64)
-        total += float(block @ block)
-    return math.sqrt(total)
 
 
 def _rank_masks(

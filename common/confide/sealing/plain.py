@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.codec.digest import DigestedFile, upload_digest
+from confide.codec.norms import l2_norm
 from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
@@ -296,12 +297,6 @@ def sent_part(
         if flat[start:stop].any():
             raise UpdateError(f"the update changes parameters that do not travel in round {round}; nothing is sent")
     return coordinates.gather(flat, round)
-
-
-def l2_norm(vector: NDArray[np.floating[Any]]) -> float:
-    """Euclidean norm in float64, by chunk."""
-    squares = (float(np.square(vector[i : i + CHUNK], dtype=np.float64).sum()) for i in range(0, len(vector), CHUNK))
-    return math.sqrt(math.fsum(squares))
 
 
 def clipped(update: NDArray[np.float32], clip: float | None) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from confide.identity.keys import verify
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 from confide.text import identifier, line
-from confide.transport.envelope import digest_of_entries, payload_digest
+from confide.transport.envelope import VERSION, digest_of_entries, payload_digest
 from google.protobuf.message import DecodeError
 
 from confide_server.fleet.flower import FleetReply, Presence
@@ -24,7 +24,6 @@ from confide_server.fleet.port import Link, Session
 from confide_server.memory import trim
 from confide_server.state.run_journal import RunJournal
 
-VERSION = 1
 TICK_S = 0.25
 """How often stops, restarted nodes and silent nodes are looked for. Replies are handed on at once."""
 REASON_CHARS = 500

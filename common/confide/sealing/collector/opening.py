@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.norms import l2_norm
 from confide.codec.seal_vector import UploadSum
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.proto import sealing_pb2
 from confide.runs.metrics import Metric
 from confide.sealing.collector.state import CollectorState, EpochRecord, SlotRecord
-from confide.sealing.plain import l2_norm
 from confide.sealing.primitives import context, dealing, keys, scalars, shamir
 
 # Float32 sums of many coordinates round; this is far above that and far below any attack.
