@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from confide import journal
 from confide.models.aggregation import rank_mask
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import schema_of
-from confide.models.travel import Travel
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
 from confide.privacy.counting import run_cost
 from confide.privacy.ledger import LEDGER_NAME, replay
@@ -105,7 +105,9 @@ def check_charged(made: LocalFederation, asked: Asked) -> None:
 def promised(made: LocalFederation, specification: Specification, node: str) -> Any:
     """What the accountant says from the specification and this node's own number of units."""
     if specification.privacy.unit == "organization":
-        return organization_noise(specification, Travel(specification, schema_of(specification, made.base)).most).cost
+        return organization_noise(
+            specification, SentCoordinates(specification, schema_of(specification, made.base)).most
+        ).cost
     data = DataSets(made.node_folder(node)).load(specification.federation.data)
     return run_cost(specification, units_in(specification, data))
 
@@ -174,7 +176,7 @@ def _mask(specification: Specification, name: str, shape: tuple[int, ...], rank:
 
 def organization_stddev(made: LocalFederation, specification: Specification) -> float:
     """Of each coordinate of the opened mean: every node's share of Skellam noise, in the update's units."""
-    trained = Travel(specification, schema_of(specification, made.base)).most
+    trained = SentCoordinates(specification, schema_of(specification, made.base)).most
     noise = slot_noise(specification, trained, members=len(made.nodes))
     return float(np.sqrt(len(made.nodes) * noise.variance) * noise.run.step / len(made.nodes))
 

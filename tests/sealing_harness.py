@@ -15,14 +15,15 @@ from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector.collector import SealedCollector
 from confide.sealing.collector.grouped import GroupedCollector
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.context import NodeRules
+from confide.sealing.member.member import SealedMember
 from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from confide_server.rounds.outer_step import next_model
@@ -59,6 +60,12 @@ def specify(
     return parse_toml(text + f'\n[sealing]\nslots_per_epoch = {slots}\ndifferences = "{differences}"\n{sealing}\n')
 
 
+def set_context(member: SealedMember, **values: object) -> None:
+    """As if the node had begun with these; nothing but a test changes a context."""
+    for name, value in values.items():
+        object.__setattr__(member.context, name, value)
+
+
 @dataclass
 class Federation:
     """n members and a collector over one folder.
@@ -93,7 +100,7 @@ class Federation:
         self.roster: Roster = make_roster(self.keys, groups=self.groups, blocks=self.blocks)
         self.schema = self.schema or TensorSchema.unnamed(self.size)
         self.size = self.schema.size
-        self.travel = Travel(self.specification, self.schema)
+        self.coordinates = SentCoordinates(self.specification, self.schema)
         if not len(self.model):
             self.model = np.zeros(self.size, dtype="<f4")
         self.parent, self.outer_state = b"", b""
@@ -119,7 +126,7 @@ class Federation:
             identity_key=self.keys[name],
             folder=self.folder / name,
             run_id=self.run,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
             memory=self.memories[name].on("records") if name in self.memories else None,
@@ -135,16 +142,16 @@ class Federation:
             roster=self.roster,
             folder=self.folder / "coordinator",
             run_id=self.run,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
         )
 
     def kill(self, name: str) -> None:
         """A node's process ends without a word; its locks on its journals go with it."""
         member = self.members.pop(name)
-        member.log.journal.close()
-        member.heights.close()
+        member.context.log.journal.close()
+        member.context.heights.close()
         if name not in self.memories:
-            member.memory.revealed.close()
+            member.context.memory.revealed.close()
 
     def restart_member(self, name: str) -> SealedMember:
         """Killed, and started again on the same folder."""
@@ -165,7 +172,7 @@ class Federation:
         if plan.evaluate_only:
             return Contribution(np.zeros(0, np.float32), metrics={Metric.EVAL_ACCURACY: 0.5})
         update = np.zeros(self.size, np.float32)
-        self.travel.scatter(self.travel.gather(self.update(name, plan.slot), plan.round), plan.round, update)
+        self.coordinates.scatter(self.coordinates.gather(self.update(name, plan.slot), plan.round), plan.round, update)
         return Contribution(update, metrics={Metric.TRAIN_LOSS: 1.0 + number})
 
     def update(self, name: str, slot: int) -> NDArray[np.float32]:
@@ -246,7 +253,7 @@ class Federation:
         if isinstance(outcome, Opened) and len(outcome.update_sum) and plan is not None:
             self.parent, data = model_digest(self.model.tobytes()), self.model.tobytes()
             data, self.outer_state = next_model(
-                self.specification, self.travel, data, self.outer_state, outcome, plan.round
+                self.specification, self.coordinates, data, self.outer_state, outcome, plan.round
             )
             self.model = np.frombuffer(data, dtype=self.model.dtype)
         message = self.collector.end_message(model_digest(self.model.tobytes()))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from confide.proto import fleet_pb2
+from confide.transport.envelope import VERSION
 
 Listener = Callable[["Phase", int, int], None]
 
@@ -83,7 +84,7 @@ class Doing:
         hidden = self.private and self.phase not in (Phase.LOADING, Phase.MEASURING)
         phase = Phase.WORKING if hidden else self.phase
         return fleet_pb2.Progress(
-            version=1,
+            version=VERSION,
             run_id=self.run_id,
             node=node,
             phase=f"PHASE_{phase.name}",

@@ -1,5 +1,17 @@
 """Confide's shared core: what client and server both hold. It imports neither side.
 
+Each package imports only from those below it (docs/architecture.md; `make check` holds it):
+
+    planning                    what a run will do, need and take
+    sealing, transport          how updates and messages travel
+    privacy                     mechanisms, accounting, ledger
+    methods                     training objectives
+    models, tokenizer           what is trained
+    identity, codec             who is who; updates as integers
+    runs                        the run specification, and what follows from it alone
+    journal, documents, web     append-only journals; stored documents; what the browser pages share
+    files, canonical, text, proto, errors
+
 Importing it turns the telemetry of the libraries underneath off, before they are imported.
 """
 

@@ -10,6 +10,7 @@
     |- TrainingError         local training failed: NaN, exploding loss, out of memory
     |- TransportError        the other side cannot be reached or answered out of turn
     |- StateError            a state folder, journal or database is damaged or in use
+    |  `- RetryableError     a disk is full, a database busy: the same may be tried again, and nothing was lost
     |- LedgerError           the privacy ledger does not verify or does not allow the spend
     `- ProtocolFailure       a sealing rule was broken; carries its FailureName
 
@@ -62,6 +63,14 @@ class TransportError(ConfideError):
 
 class StateError(ConfideError):
     """A state folder, journal or database is damaged or in use."""
+
+
+class RetryableError(StateError):
+    """What was asked cannot be done now: the disk is full, the database busy, a connection lapsed.
+
+    Nothing was lost, and the same may be tried again soon. A StateError of any other kind is damage or a mistake that
+    does not pass by itself.
+    """
 
 
 class LedgerError(ConfideError):

@@ -14,7 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from confide.errors import StateError
+from confide.errors import RetryableError
 
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -67,7 +67,7 @@ def _libc() -> ctypes.CDLL:
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` by `data` durably: either the old or the new content survives a crash, never a mixture.
 
-    Raises StateError when the disk is full or the folder is not writable; the old file is then untouched.
+    Raises RetryableError when the disk is full or the folder is not writable; the old file is then untouched.
     """
     temporary = None
     try:
@@ -84,7 +84,9 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        raise StateError(f"cannot write {path}: {error.strerror}. Free space or fix the folder's rights.") from error
+        raise RetryableError(
+            f"cannot write {path}: {error.strerror}. Free space or fix the folder's rights."
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

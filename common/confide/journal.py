@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from confide import canonical
-from confide.errors import StateError
+from confide.errors import RetryableError, StateError
 from confide.files import fsync_folder
 
 GENESIS = "0" * 64
@@ -119,7 +119,7 @@ class Journal:
             except OSError as error:
                 os.ftruncate(self._descriptor, start)
                 os.lseek(self._descriptor, start, os.SEEK_SET)
-                raise StateError(
+                raise RetryableError(
                     f"cannot append to {self.path}: {error.strerror}. Free space; nothing was lost."
                 ) from error
             self._bodies.append(encoded)

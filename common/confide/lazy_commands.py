@@ -1,11 +1,10 @@
 """A group of commands that are imported when they are used; the list of them needs only a line about each.
 
->>> from typer.testing import CliRunner
->>> import click
+>>> import click, click.testing
 >>> class Two(LazyGroup):
 ...     def summaries(self): return {"one": "The first.", "two": "The second."}
 ...     def load(self, name): return click.Command(name, callback=lambda: click.echo(f"ran {name}"))
->>> click.testing.CliRunner().invoke(Two("both"), ["two"]).output
+>>> click.testing.CliRunner().invoke(Two(name="both"), ["two"]).output
 'ran two\\n'
 """
 

@@ -70,7 +70,7 @@ def policy_text(specification: Specification, *, root_public: str, data: str) ->
         rounds=specification.federation.rounds,
         local_steps=specification.training.local_steps,
         max_attempts=sealing.max_attempts,
-        sealing="optional" if sealing.kind == "none" else "required",
+        sealing="required" if specification.sealed else "optional",
         waive_colluding="true" if sealing.colluding == 0 else "false",
         differences=sealing.differences,
         reproducible=str(specification.reproducible).lower(),

@@ -75,8 +75,10 @@ def test_honest_refactoring_passes_and_moves_no_product_beyond_the_sum(tmp_path:
     before = federation.model.copy()
     outcome = federation.slot()
     assert isinstance(outcome, Opened) and not federation.failures
-    assert len(outcome.update_sum) == federation.travel.count(3) == 2 * OUT * RANK + 2 * OUT
-    assert (tmp_path / A / "seal-log.jsonl").exists() and all(m.chain.anchored for m in federation.members.values())
+    assert len(outcome.update_sum) == federation.coordinates.count(3) == 2 * OUT * RANK + 2 * OUT
+    assert (tmp_path / A / "seal-log.jsonl").exists() and all(
+        m.context.chain.anchored for m in federation.members.values()
+    )
     moved = 0.0
     for layer in ("k", "q"):
         old = part(before, f"{layer}.lora_B") @ part(before, f"{layer}.lora_A")
@@ -129,7 +131,7 @@ def test_rows_that_span_something_else(tmp_path: Path) -> None:
 
 def test_a_product_that_moved_too_far(tmp_path: Path) -> None:
     federation = federated(tmp_path)
-    bound = federation.members[A].chain.link.bound
+    bound = federation.members[A].context.chain.link.bound
 
     def pushed(by: float) -> Callable[[Flat], None]:
         def change(model: Flat) -> None:
@@ -201,6 +203,8 @@ def test_a_node_that_missed_a_round_accepts_both_fragments(tmp_path: Path) -> No
 def test_a_coordinator_that_asks_for_another_part_gets_no_sum(tmp_path: Path) -> None:
     """The number of scalars is in the layout, the layout in the context: a mismatch is named, not summed."""
     federation = Federation(tmp_path, 3, aggregated("average", fragments=3), size=301)
-    federation.collector._books.travel = Federation(tmp_path / "other", 3, aggregated("average"), size=301).travel
+    federation.collector._state.coordinates = Federation(
+        tmp_path / "other", 3, aggregated("average"), size=301
+    ).coordinates
     federation.slot()
     assert {error.code for error in federation.failures.values()} == {"CONTEXT_MISMATCH"}

@@ -1,6 +1,6 @@
-"""A coordinator that subtracts: every road to two sums that differ by one organization, against the real node code.
+"""A coordinator that subtracts: every way to two sums that differ by one organization, against the real node code.
 
-`ROADS` holds the roads; each is refused by name, and opens both sums where differences are accepted, so that none is
+`ATTACKS` holds them; each is refused by name, and opens both sums where differences are accepted, so that none is
 refused for another reason. The other tests are what honest runs need, and what only the memory sees.
 """
 
@@ -14,11 +14,11 @@ from confide.identity.roster import Roster, _check_succession
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide.sealing.differences import Blocks, atoms, check_named, check_split, still_away
-from confide.sealing.member.member import NodeRules
+from confide.sealing.member.context import NodeRules
 from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened
 from confide_client.training.draws import Draws
-from confide_simulations.benchmarks.differences_roads import ROADS, travel
+from confide_simulations.benchmarks.differences_attacks import ATTACKS, try_attack
 
 from tests.attacks.liar import A, B, C, D, refused, rewrite, stop_before
 from tests.sealing_harness import Federation, names, specify
@@ -33,23 +33,23 @@ def guarded(folder: Path, count: int = 4, **fields: object) -> Federation:
     return Federation(folder, count, specification=GUARDED, rules=REFUSING, **fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("road", list(ROADS))
-def test_every_road_is_refused_by_name(tmp_path: Path, road: str) -> None:
-    found = travel(road, tmp_path)
-    assert (found["refused"], found["by"]) == (True, [ROADS[road].refusal])
+@pytest.mark.parametrize("attack", list(ATTACKS))
+def test_every_attack_is_refused_by_name(tmp_path: Path, attack: str) -> None:
+    found = try_attack(attack, tmp_path)
+    assert (found["refused"], found["by"]) == (True, [ATTACKS[attack].refusal])
 
 
 @pytest.mark.parametrize(
-    "road", ["the same submission under a second run id", "two evaluations", "a newcomer between two sums"]
+    "attack", ["the same submission under a second run id", "two evaluations", "a newcomer between two sums"]
 )
-def test_where_differences_are_accepted_the_road_shows_the_member(tmp_path: Path, road: str) -> None:
-    found = travel(road, tmp_path, differences="accepted", reproducible=True)
+def test_where_differences_are_accepted_the_attack_shows_the_member(tmp_path: Path, attack: str) -> None:
+    found = try_attack(attack, tmp_path, differences="accepted", reproducible=True)
     assert isinstance(found["cosine"], float) and found["cosine"] > 0.9999
 
 
 def test_secret_draws_alone_leave_much_to_see(tmp_path: Path) -> None:
     """Why (b) is not enough: fresh draws on the same model still point at the missing member."""
-    found = travel("the same submission under a second run id", tmp_path, differences="accepted")
+    found = try_attack("the same submission under a second run id", tmp_path, differences="accepted")
     assert isinstance(found["cosine"], float) and 0.3 < found["cosine"] < 0.99
 
 
@@ -178,13 +178,13 @@ def test_an_honest_retry_after_a_failed_opening_is_over_the_very_same_list(tmp_p
     federation = guarded(tmp_path)
     failed = federation.slot(round=1, silent={fleet_pb2.REVEAL: {C, D}})
     assert isinstance(failed, Abandoned) and failed.code == FailureName.QUORUM_SHORT
-    assert federation.collector._books.bound == names(4)
+    assert federation.collector._state.bound == names(4)
     federation.restart_collector()
     assert federation.collector.waits_for(names(3), {}) == (D,)
     opened = federation.slot(round=1, attempt=2)
     assert isinstance(opened, Opened) and opened.contributors == names(4)
     np.testing.assert_allclose(opened.update_sum, federation.expected_sum(names(4), 2), atol=1e-3)
-    assert federation.collector._books.bound == ()
+    assert federation.collector._state.bound == ()
 
 
 def test_two_blocks_retry_the_list_that_was_revealed_for_though_the_other_is_back(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_seal_log_command_shows_it(tmp_path: Path) -> None:
     assert isinstance(federation.slot(silent={fleet_pb2.TRAIN: ("hospital-03",)}), Opened)
     member = tmp_path / "run" / "member"
     member.mkdir(parents=True)
-    shutil.copy(federation.members["hospital-00"].log.journal.path, member / "seal-log.jsonl")
+    shutil.copy(federation.members["hospital-00"].context.log.journal.path, member / "seal-log.jsonl")
     shown = Console(record=True, width=2000, file=io.StringIO())
     show_seal_log(tmp_path / "run", shown)
     lines = shown.export_text().splitlines()

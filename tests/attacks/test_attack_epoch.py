@@ -9,12 +9,12 @@ from confide.errors import FailureName, IdentityError
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.parameters import planned
-from confide.sealing.member.member import NodeRules
+from confide.sealing.member.context import NodeRules
 from confide.sealing.primitives import keys
 from confide.sealing.roles import Opened
 
 from tests.attacks.liar import A, B, E, refused, resign, rewrite, stop_before
-from tests.sealing_harness import Federation, specify
+from tests.sealing_harness import Federation, set_context, specify
 from tests.sealing_rosters import EXPIRES_AT, make_roster
 
 Advertise = sealing_pb2.AdvertiseRequest
@@ -193,8 +193,9 @@ def test_a_member_that_the_specification_does_not_name(tmp_path: Path) -> None:
     named = [f"hospital-{number:02d}" for number in range(4)]
     federation = Federation(tmp_path, 5, specify(federation=f"nodes = {named}"))
     for member in federation.members.values():
-        member.specification = federation.specification
-    federation.collector._federation = federation.specification.federation.model_copy(update={"nodes": ()})
+        set_context(member, specification=federation.specification)
+    anybody = federation.specification.federation.model_copy(update={"nodes": ()})
+    federation.collector._cohort.specification = federation.specification.model_copy(update={"federation": anybody})
     with refused(FailureName.COHORT_NOT_EPOCH):
         federation.ask(fleet_pb2.SHARE, A, share_body(federation))
 
@@ -257,7 +258,7 @@ def test_a_revoked_member(tmp_path: Path) -> None:
     federation.slot()
     without = make_roster(federation.keys, version=2, revoked=[E])
     body = share_body(federation)
-    federation.members[A].roster = without
+    federation.members[A].roster.current = without
     with refused(FailureName.REVOKED):
         federation.ask(fleet_pb2.SHARE, A, body)
 
@@ -291,27 +292,27 @@ def test_a_node_on_an_older_disk_stops_for_good(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "backup", tmp_path / A)
     federation.start_member(A)
     # Its log has no memory of the later epoch, so it takes part in making one, and hears of it from its peers.
-    federation.collector._renew = True
+    federation.collector._attendance.renew = True
     outcome = federation.slot()
     assert federation.failures[A, "TRAIN"].code == "ROLLBACK_DETECTED"
     assert isinstance(outcome, Opened) and A not in outcome.contributors
     federation.restart_member(A)
     with refused(FailureName.ROLLBACK_DETECTED):
         federation.ask(fleet_pb2.ADVERTISE, A, b"")
-    assert A not in federation.collector._eligible(tuple(federation.members))
+    assert A not in federation.collector._cohort.eligible(tuple(federation.members))
 
 
 def test_nobody_can_invent_a_longer_ledger_of_another(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 3)
     body = share_body(federation, B)
-    federation.members[B].heights.hear({A: (10**6, "ab" * 32, "cd" * 64)})
+    federation.members[B].context.heights.hear({A: (10**6, "ab" * 32, "cd" * 64)})
     dealt, _ = federation.ask(fleet_pb2.SHARE, B, body)
     federation.collector.receive(B, dealt, None)
     federation.drive()
     federation.collector.open_slot(federation.plan())
     federation.drive()
     assert federation.failures[A, "TRAIN"].code == "BAD_DEALING"
-    assert federation.members[A].heights.stopped is None
+    assert federation.members[A].context.heights.stopped is None
 
 
 def test_dealings_that_do_not_open_blame_neither(tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_a_node_whose_policy_asks_for_more(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 5, specify("colluding = 0"))
     body = share_body(federation)
     member = federation.members[A]
-    for rules in (NodeRules(), replace(member.rules, min_cohort=6)):
-        member.rules = rules
+    for rules in (NodeRules(), replace(member.context.rules, min_cohort=6)):
+        set_context(member, rules=rules)
         with refused(FailureName.PARAMETERS_IMPOSSIBLE):
             federation.ask(fleet_pb2.SHARE, A, body)

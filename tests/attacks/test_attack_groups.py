@@ -87,13 +87,13 @@ def test_a_late_group_is_shown_another_first_model(tmp_path: Path) -> None:
     federation.first = signed
     with refused(FailureName.MALFORMED):
         federation.ask(fleet_pb2.ANCHOR, E, b"x")
-    assert not federation.members[E].chain.anchored
+    assert not federation.members[E].context.chain.anchored
 
 
 @pytest.mark.parametrize("steps", [1.0, 1.5])
 def test_a_late_group_is_shown_a_model_beyond_what_the_rounds_can_reach(tmp_path: Path, steps: float) -> None:
     federation = late_west(tmp_path)
-    bound = TensorLink(federation.specification, federation.travel).bound
+    bound = TensorLink(federation.specification, federation.coordinates).bound
     far = np.zeros_like(federation.model)
     far[0] = steps * bound
     federation.model, federation.parent = far, federation.initial_sha256
@@ -109,7 +109,7 @@ def test_the_first_model_takes_nobody_back(tmp_path: Path) -> None:
     federation = late_west(tmp_path)
     assert federation.slot() is not None
     for name in (A, E):
-        chain = federation.members[name].chain
+        chain = federation.members[name].context.chain
         before = chain._last_model()
         federation.ask(fleet_pb2.ANCHOR, name, b"")
         assert chain._last_model() == before
@@ -123,6 +123,6 @@ def test_the_first_model_is_not_taken_within_a_slot(tmp_path: Path, monkeypatch:
     stop_before(federation, fleet_pb2.CONFIRM)
     with refused(FailureName.MODEL_CHAIN_BROKEN):
         federation.ask(fleet_pb2.ANCHOR, E, b"")
-    assert not federation.members[E].chain.anchored
+    assert not federation.members[E].context.chain.anchored
     finish(federation)
     assert federation.failures[E, "REVEAL"].code == FailureName.MODEL_CHAIN_BROKEN

@@ -35,7 +35,7 @@ class Consortium:
         self.outcome = federation.slot()
         for member in federation.members.values():
             member.close()
-            member.heights.close()
+            member.context.heights.close()
         federation.collector.close()
         return federation
 
@@ -66,7 +66,7 @@ class InRun(Federation):
             identity_key=self.keys[name],
             folder=self.folder / name,
             run_id=self.run_id,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
             initial_model_sha256=self.initial_sha256,
             rules=self.rules,
             heights=Heights(self.consortium.heights(name)),
@@ -80,7 +80,7 @@ class InRun(Federation):
             roster=self.roster,
             folder=self.folder / "coordinator",
             run_id=self.run_id,
-            schema=self.travel.schema,
+            schema=self.coordinates.schema,
         )
 
 

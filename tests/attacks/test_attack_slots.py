@@ -61,7 +61,7 @@ def test_a_slot_stays_used_after_a_restart(tmp_path: Path) -> None:
     with refused(FailureName.EPOCH_REPLAYED):
         train(federation, body)
     request = sealing_pb2.AdvertiseRequest()
-    request.CopyFrom(federation.collector._books.epoch.terms.to_request())  # type: ignore[union-attr]
+    request.CopyFrom(federation.collector._state.epoch.terms.to_request())  # type: ignore[union-attr]
     request.epoch = 9
     with refused(FailureName.SLOT_REUSED):
         federation.ask(fleet_pb2.ADVERTISE, A, request.SerializeToString(deterministic=True))
@@ -113,7 +113,7 @@ def test_a_model_is_used_max_attempts_times_across_restarts(tmp_path: Path) -> N
         federation.collector.close_exchange()
         federation.end(federation.collector.outcome)  # type: ignore[arg-type]
         federation.restart_member(A)
-        federation.collector._renew = True
+        federation.collector._attendance.renew = True
     body = stop_before(federation, fleet_pb2.TRAIN, round=1, attempt=2).bodies[A]
     with refused(FailureName.MODEL_REPEATED):
         train(federation, body)
@@ -159,7 +159,7 @@ def test_missed_rounds_allow_one_step_each(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 3)
     at_first = federation.model  # the newest model that the nodes will have seen
     federation.slot()
-    bound = federation.members[A].chain.link.bound
+    bound = federation.members[A].context.chain.link.bound
     for rounds, distance, holds in ((1, 1.01, False), (3, 2.99, True), (4, 4.02, False)):
         federation.model, federation.parent = at_first, model_digest(at_first.tobytes())
         federation.model = moved(federation, distance * bound)
@@ -183,7 +183,7 @@ def test_a_late_node_reveals_only_beside_members_that_followed_the_chain(tmp_pat
     for item in sealing_pb2.RevealRequest.FromString(exchange.bodies[E]).confirmations:
         assert item.anchored == (item.node != E)
     finish(federation)
-    assert isinstance(federation.collector.outcome, Opened) and late.chain.anchored
+    assert isinstance(federation.collector.outcome, Opened) and late.context.chain.anchored
 
 
 def test_late_nodes_among_themselves_reveal_nothing(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_different_models_to_different_nodes_yield_no_quorum_and_garbage(tmp_pat
     federation.slot()
     own = {}
     exchange = stop_before(federation, fleet_pb2.TRAIN)
-    epoch = federation.collector._books.epoch
+    epoch = federation.collector._state.epoch
     assert epoch is not None
     targeted = moved(federation, 1e-3)
     uploads, contexts = {}, {}
@@ -235,7 +235,7 @@ def test_different_models_to_different_nodes_yield_no_quorum_and_garbage(tmp_pat
         with refused(FailureName.CONTEXT_MISMATCH):
             federation.ask(fleet_pb2.REVEAL, node, reveal.SerializeToString(deterministic=True))
     # Even with every self mask given away, the pairwise masks between the two groups do not cancel.
-    layout = federation.collector._books.slot.layout  # type: ignore[union-attr]
+    layout = federation.collector._state.slot.layout  # type: ignore[union-attr]
     assert layout is not None
     total = UploadSum(layout)
     for node, (path, digest) in uploads.items():
@@ -302,7 +302,7 @@ def test_a_holder_that_sends_no_share(tmp_path: Path) -> None:
         federation.collector.receive(node, *federation.ask(fleet_pb2.REVEAL, node, exchange.bodies[node]))
     federation.collector.close_exchange()
     assert isinstance(federation.collector.outcome, Opened)
-    assert A not in federation.collector._eligible(names(5))
+    assert A not in federation.collector._cohort.eligible(names(5))
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -323,14 +323,14 @@ def test_a_holder_that_alters_a_share_is_named_and_the_others_open(tmp_path: Pat
     outcome = federation.collector.outcome
     assert isinstance(outcome, Opened) and outcome.contributors == names(5)
     np.testing.assert_allclose(outcome.update_sum, federation.expected_sum(names(5), 1), atol=0.05)
-    named = [event for event in federation.collector._journal if event["event"] == "bad_share"]
+    named = [event for event in federation.collector._recorder.journal if event["event"] == "bad_share"]
     assert [(event["node"], event["dealers"]) for event in named] == [(liar, [names(5)[2]])]
-    assert liar not in federation.collector._eligible(names(5))
+    assert liar not in federation.collector._cohort.eligible(names(5))
     federation.restart_collector()  # it opens again, and holds the liar out still
     federation.collector.open_slot(federation.collector.resumable)  # type: ignore[arg-type]
     again = federation.collector.outcome
     assert isinstance(again, Opened) and again.update_sum.tobytes() == outcome.update_sum.tobytes()
-    assert liar not in federation.collector._eligible(names(5))
+    assert liar not in federation.collector._cohort.eligible(names(5))
 
 
 def test_too_many_holders_that_alter_a_share(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_bad_dealing_beside_a_bad_share(tmp_path: Path, monkeypatch: pytest.Mo
     )
     outcome = federation.slot()
     assert isinstance(outcome, Abandoned) and outcome.code == "BAD_DEALING" and names(5)[2] in outcome.reason
-    events = {event["event"]: event for event in federation.collector._journal}
+    events = {event["event"]: event for event in federation.collector._recorder.journal}
     assert (events["bad_share"]["node"], events["convicted"]["node"]) == (A, names(5)[2])
     assert [item["holder"] for item in events["convicted"]["evidence"]] == list(names(5)[1:])
 
@@ -394,10 +394,10 @@ def test_a_dealer_of_something_else_is_convicted(
     outcome = federation.slot({fleet_pb2.TRAIN: [E]} if missing else None)
     assert isinstance(outcome, Abandoned) and outcome.code == "BAD_DEALING" and E in outcome.reason
     monkeypatch.undo()
-    convictions = [event for event in federation.collector._journal if event["event"] == "convicted"]
+    convictions = [event for event in federation.collector._recorder.journal if event["event"] == "convicted"]
     assert [(event["node"], event["name"]) for event in convictions] == [(E, "BAD_DEALING")]
     # The evidence holds for anyone: the dealer's own signatures under shares that make another secret.
-    epoch, slot = federation.collector._books.epoch, federation.collector._books.slot
+    epoch, slot = federation.collector._state.epoch, federation.collector._state.slot
     assert epoch is not None and slot is not None and epoch.key is not None
     kind, shares = dealing.MASK_SECRET if missing else dealing.SELF_MASK, {}
     for item in convictions[0]["evidence"]:
@@ -451,8 +451,8 @@ def test_one_node_cannot_answer_for_another(tmp_path: Path) -> None:
 def test_error_feedback_rolls_back_when_the_node_was_not_in_the_sum(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 5, specify("error_feedback = true\nbits = 4"))
     federation.slot()
-    kept = federation.members[A].slots._feedback
+    kept = federation.members[A].slots._masking._feedback
     assert kept is not None and np.linalg.norm(kept) > 0
     outcome = federation.slot({fleet_pb2.TRAIN: [B], fleet_pb2.REVEAL: [C, E]})
     assert isinstance(outcome, Abandoned)
-    assert federation.members[A].slots._feedback is kept
+    assert federation.members[A].slots._masking._feedback is kept

@@ -8,7 +8,7 @@ from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
-from confide.sealing.member import slot as member_slot
+from confide.sealing.member import upload
 from confide.sealing.member.chain import link_of
 from confide.sealing.primitives import scalars
 from confide.sealing.roles import Abandoned, Opened
@@ -54,13 +54,13 @@ def test_a_weightless_update_at_full_length_is_refused_before_it_is_committed(
 
     federation = Bent(tmp_path, 4, specify(federation='weights = "examples"'))
     federation.others = 1e-3
-    monkeypatch.setattr(member_slot.scalars, "encode", lying)
+    monkeypatch.setattr(upload.scalars, "encode", lying)
     federation.epoch()
     federation.collector.open_slot(federation.plan())
     opened = federation.drive()
     assert isinstance(opened, Opened), "the sum itself is within its range"
-    link, first = link_of(federation.specification, federation.travel), federation.model.tobytes()
-    data, _ = next_model(federation.specification, federation.travel, first, b"", opened, 1)
+    link, first = link_of(federation.specification, federation.coordinates), federation.model.tobytes()
+    data, _ = next_model(federation.specification, federation.coordinates, first, b"", opened, 1)
     with pytest.raises(ProtocolFailure, match="MODEL_CHAIN_BROKEN"):
         link.check_step(first, data, 1, 1)
     federation.end(opened)  # as if it had been committed
@@ -76,6 +76,6 @@ def test_an_honest_step_passes_the_check(tmp_path: Path) -> None:
     federation = Bent(tmp_path, 4)
     opened = federation.slot()
     assert isinstance(opened, Opened)
-    link = link_of(federation.specification, federation.travel)
+    link = link_of(federation.specification, federation.coordinates)
     link.check(federation.model.tobytes(), 2)
     link.check_step(np.zeros(federation.size, "<f4").tobytes(), federation.model.tobytes(), 1, 1)

@@ -31,7 +31,7 @@ GUARDS = {
     "a model is revealed for one list": Guard(
         "                if known != names:\n                    raise _revealed(model, known, names)\n",
         "                pass\n",
-        f"{DIFFERENCES}::test_every_road_is_refused_by_name",
+        f"{DIFFERENCES}::test_every_attack_is_refused_by_name",
     ),
     "lists are whole blocks": Guard(
         "            if inside != set(them):\n                raise split(",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.runs.specification import Specification
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
@@ -122,7 +122,7 @@ def travelled(found: RealRun, number: int) -> np.ndarray:
     """Bool of shape (schema.size,): what a round sends."""
     schema = Replay(found, Path(), nodes=()).schema
     travels = np.zeros(schema.size, dtype=bool)
-    for start, stop in Travel(found.specification, schema).intervals(number):
+    for start, stop in SentCoordinates(found.specification, schema).intervals(number):
         travels[start:stop] = True
     return travels
 

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 from confide import journal
 from confide.errors import ConfideError, DataError, SpecificationError, StateError
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import folder_digest
 from confide.models.trainable import schema_of
-from confide.models.travel import Travel
 from confide.privacy.ledger import replay
 from confide.runs.specification import Specification
 from confide_client.data.datasets import DataSets
@@ -194,12 +194,12 @@ def test_part_of_the_model_travels_sealed(
     ]
     sealed, plain = (np.frombuffer(run.models[3], "<f4") for run in runs)
     start = np.frombuffer(runs[1].models[0], "<f4")
-    travel = Travel(specification_of(base, **wanted), schema_of(specification_of(base, **wanted), base))
-    assert travel.count(1) < travel.size
+    coordinates = SentCoordinates(specification_of(base, **wanted), schema_of(specification_of(base, **wanted), base))
+    assert coordinates.count(1) < coordinates.size
     for one in runs:
         assert [len(entry["contributors"]) for entry in one.manifest["rounds"]] == [3, 3, 3]
     sent = {(e.data["round"], e.data["bytes"]) for e in runs[1].events if e.kind == "contributed"}
-    assert sent == {(number, 4 * travel.count(number)) for number in (1, 2, 3)}
+    assert sent == {(number, 4 * coordinates.count(number)) for number in (1, 2, 3)}
     assert np.linalg.norm(sealed - plain) < 1e-2 * np.linalg.norm(plain - start)
 
 

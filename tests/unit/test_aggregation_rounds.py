@@ -9,13 +9,13 @@ import pytest
 from confide.codec.digest import DigestedFile
 from confide.codec.tensors import model_digest
 from confide.identity.keys import SigningKey
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import initial_state
-from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
 from confide.sealing.factory import make_collector, make_member
-from confide.sealing.member.member import NodeRules
+from confide.sealing.member.context import NodeRules
 from confide.sealing.roles import Collector, Member, Opened, SlotPlan
 from confide_client.training import LocalTrainer
 from confide_server.rounds.outer_step import next_model
@@ -58,7 +58,7 @@ class Rounds:
             for name in NAMES
         }
         self.schema = self.trainers[NAMES[0]].schema
-        self.travel = Travel(spec, self.schema)
+        self.coordinates = SentCoordinates(spec, self.schema)
         self.data = self.schema.encode(initial_state(spec, base))
         self.parent, self.outer_state, roster = b"", b"", make_roster(keys)
         self.collector: Collector = make_collector(spec, roster, folder / "c", "ab" * 16, self.schema)
@@ -97,7 +97,9 @@ class Rounds:
         opened = self.collector.outcome
         assert isinstance(opened, Opened) and opened.contributors == NAMES
         before = np.frombuffer(self.data, dtype="<f4").astype(np.float64)
-        self.data, self.outer_state = next_model(self.spec, self.travel, self.data, self.outer_state, opened, number)
+        self.data, self.outer_state = next_model(
+            self.spec, self.coordinates, self.data, self.outer_state, opened, number
+        )
         self.parent = digest
         end = self.collector.end_message(model_digest(self.data))
         for member in self.members.values():
@@ -113,7 +115,7 @@ def run(spec: Specification, base: Path, folder: Path) -> list[float]:
     for number in range(1, ROUNDS + 1):
         error, opened = federation.round(number)
         errors.append(error)
-        assert opened.update_sum.shape == (federation.travel.count(number),)
+        assert opened.update_sum.shape == (federation.coordinates.count(number),)
         assert max(np.linalg.norm(update) for update in federation.updates.values()) < 2.0, "the clip took a part"
     federation.collector.close()
     return errors

@@ -107,6 +107,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "StateError: cannot write" in done.stderr
+    assert "RetryableError: cannot write" in done.stderr
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1

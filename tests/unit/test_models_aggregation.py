@@ -11,8 +11,8 @@ from confide.models.aggregation import (
     rank_mask,
     refactor,
 )
+from confide.models.sent_coordinates import SentCoordinates, is_active
 from confide.models.trainable import build, initial_state, load_trainable, lora_matrices, schema_of
-from confide.models.travel import Travel, is_active
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide_client.training import LocalTrainer
@@ -92,7 +92,7 @@ def test_real_training_rounds_agree_with_the_random_ones(llama: Path, tmp_path: 
         slot = fleet_pb2.SlotOpen(slot=round, round=round, attempt=1)
         model = flat.astype(np.float32)
         updates = [t.contribute(model, Shard(n), slot).update.astype(np.float64) for n, t in enumerate(trainers)]
-        outside = Travel(spec, schema).rest(round, 1)
+        outside = SentCoordinates(spec, schema).rest(round, 1)
         assert not any(update[start:stop].any() for update in updates for start, stop in outside)
         local = [products(spec, llama, schema.unflatten(model.astype(np.float64) + update)) for update in updates]
         flat = model + np.mean(updates, axis=0)

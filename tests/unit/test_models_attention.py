@@ -8,7 +8,7 @@ import pytest
 import torch
 from confide.methods.base import Batch, create
 from confide.methods.token_loss import body_of
-from confide.models import attention, attention_kernels, tiles
+from confide.models import attention, attention_kernels, matrix_unit
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -82,10 +82,10 @@ def test_the_matrix_unit_is_taken_where_the_processor_has_one() -> None:
     """Else the tests of its kernels would be left out, and nobody would notice."""
     processor = Path("/proc/cpuinfo")
     flags = processor.read_text().split() if processor.exists() else []
-    assert ({"amx_tile", "amx_bf16"} <= set(flags)) == tiles.AVAILABLE
+    assert ({"amx_tile", "amx_bf16"} <= set(flags)) == matrix_unit.AVAILABLE
 
 
-needs_unit = pytest.mark.skipif(not tiles.AVAILABLE, reason="this processor has no matrix unit for bfloat16")
+needs_unit = pytest.mark.skipif(not matrix_unit.AVAILABLE, reason="this processor has no matrix unit for bfloat16")
 
 
 @needs_unit

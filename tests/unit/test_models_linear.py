@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from confide.models import linear, linear_kernels, tiles
+from confide.models import linear, linear_kernels, matrix_unit
 from torch import nn
 
-pytestmark = pytest.mark.skipif(not tiles.AVAILABLE, reason="this processor has no matrix unit for bfloat16")
+pytestmark = pytest.mark.skipif(not matrix_unit.AVAILABLE, reason="this processor has no matrix unit for bfloat16")
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def pair(inner: int = 64, outer: int = 96, *, bias: bool = True) -> tuple[nn.Mod
     theirs = nn.Sequential(nn.Linear(inner, outer, bias=bias))
     ours = nn.Sequential(nn.Linear(inner, outer, bias=bias))
     ours.load_state_dict(theirs.state_dict())
-    linear.use_tiles(ours)
+    linear.use_matrix_unit(ours)
     assert type(ours[0]) is linear.TiledLinear and isinstance(ours[0], nn.Linear)
     return theirs, ours
 
@@ -83,7 +83,7 @@ def test_a_resting_weight_and_evaluation_keep_torchs_layer(monkeypatch: pytest.M
 
 def test_what_does_not_fit_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(64, 33), nn.Linear(64, 64).bfloat16(), nn.Linear(64, 64, device="meta"))
-    linear.use_tiles(model)
+    linear.use_matrix_unit(model)
     assert [type(layer) for layer in model] == [nn.Linear] * 3
 
 

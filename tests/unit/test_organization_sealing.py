@@ -39,7 +39,7 @@ def noise_in(federation: PrivateFederation, outcome: Opened | Abandoned) -> NDAr
     """The opened sum minus the true one, in integer units of the rotated vector."""
     assert isinstance(outcome, Opened), outcome
     expected = federation.expected_sum(outcome.contributors, federation.slot_number)
-    slot = federation.collector._books.slot
+    slot = federation.collector._state.slot
     assert slot is not None and slot.layout is not None
     return dense_rotation((outcome.update_sum - expected).astype(np.float32), slot.layout) / slot.layout.step
 
@@ -74,7 +74,7 @@ def test_noise_is_fresh_in_every_slot_and_of_every_node(tmp_path: Path) -> None:
 def test_the_opened_sum_is_integers_times_the_step(tmp_path: Path) -> None:
     federation = private(tmp_path)
     outcome = federation.slot()
-    slot = federation.collector._books.slot
+    slot = federation.collector._state.slot
     assert isinstance(outcome, Opened) and slot is not None and slot.layout is not None
     integers = dense_rotation(outcome.update_sum, slot.layout) / slot.layout.step
     assert np.abs(integers - np.round(integers)).max() < 1e-2 * np.abs(integers).max() ** 0.5
@@ -114,11 +114,11 @@ def test_the_coordinator_opens_no_list_with_too_little_noise(tmp_path: Path) -> 
     federation = private(tmp_path)
     federation.epoch()
     federation.collector.open_slot(federation.plan())
-    books = federation.collector._books
-    assert books.slot is not None
-    books.slot.survivors = ("hospital-00", "hospital-01", "hospital-02")
+    state = federation.collector._state
+    assert state.slot is not None
+    state.slot.survivors = ("hospital-00", "hospital-01", "hospital-02")
     with pytest.raises(ProtocolFailure) as failure:
-        opening.open_sum(books, None, {})  # type: ignore[arg-type]  # noise is checked before anything is parsed
+        opening.open_sum(state, None, {})  # type: ignore[arg-type]  # noise is checked before anything is parsed
     assert failure.value.name is FailureName.NOISE_INSUFFICIENT
 
 
@@ -226,7 +226,7 @@ def test_a_node_with_a_stricter_policy_adds_no_less(tmp_path: Path) -> None:
     assert member.epoch is not None and member.epoch.parameters is not None
     assert member.epoch.parameters.smallest_list == 5
     plan = federation.plan()
-    noise = context.slot_noise(federation.specification, member.epoch.parameters, plan, federation.travel)
+    noise = context.slot_noise(federation.specification, member.epoch.parameters, plan, federation.coordinates)
     assert noise == federation.noise() and noise.least_survivors == 4
 
 

@@ -54,12 +54,12 @@ def test_the_plan_counts_what_travels_and_nothing_else(tmp_path: Path) -> None:
     size = schema_of(specification(), base).size
     for aggregation, share in (("average", 1), ("fedsvd", 2)):
         spec = specification(adapter={"aggregation": aggregation})
-        (travels,) = measure(spec, base).travels
+        (sent,) = measure(spec, base).sent
         text = render(spec, nodes=4, base=base)
-        assert f"{4 * travels / 1000:.3g} kB up (32 bits a parameter that travels)" in text
-        assert ("are sent in a round" in text) == (travels < size) == (share > 1)
+        assert f"{4 * sent / 1000:.3g} kB up (32 bits a parameter that travels)" in text
+        assert ("are sent in a round" in text) == (sent < size) == (share > 1)
     half = specification(adapter={"aggregation": "rolora"}, federation={"rounds": 3, "min_cohort": 2})
-    odd, even = measure(half, base).travels
+    odd, even = measure(half, base).sent
     assert odd + even == size
     total = 2 * (3 * (4 * size + 4096) + 4 * (2 * odd + even)) / 1000
     text = render(half, nodes=2, base=base)

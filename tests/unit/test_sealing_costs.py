@@ -9,7 +9,7 @@ from confide.runs.contribution import Contribution
 from confide.sealing.member.seal_log import NoCosts
 from confide.sealing.roles import Opened
 
-from tests.sealing_harness import Federation
+from tests.sealing_harness import Federation, set_context
 
 NODE = "hospital-00"
 
@@ -49,7 +49,8 @@ class Charged(Federation):
 
 def charged(folder: Path, limit: int = 100) -> Charged:
     federation = Charged(folder, 5)
-    federation.ledger = federation.members[NODE].costs = Ledger(folder / "ledger", limit)  # type: ignore[assignment]
+    federation.ledger = Ledger(folder / "ledger", limit)
+    set_context(federation.members[NODE], costs=federation.ledger)
     return federation
 
 
@@ -78,10 +79,10 @@ def test_the_end_of_a_slot_is_noted_after_a_restart(tmp_path: Path) -> None:
     federation.collector.open_slot(federation.plan())
     federation.drive({fleet_pb2.REVEAL: [NODE]})
     federation.restart_member(NODE)
-    federation.members[NODE].costs = federation.ledger
+    set_context(federation.members[NODE], costs=federation.ledger)
     federation.end(federation.collector.outcome)  # type: ignore[arg-type]
     assert federation.ledger.kinds() == ["reserve", "train", "spend", "ended"]
-    assert list(federation.members[NODE].log.journal)[-1]["event"] == "ended"
+    assert list(federation.members[NODE].context.log.journal)[-1]["event"] == "ended"
     federation.members[NODE].slot_ended(fleet_pb2.End(slot=1, committed=True))
     assert federation.ledger.kinds().count("ended") == 1
 
@@ -89,16 +90,16 @@ def test_the_end_of_a_slot_is_noted_after_a_restart(tmp_path: Path) -> None:
 def test_peers_remember_the_epochs_and_the_node_its_other_ledgers(tmp_path: Path) -> None:
     federation = charged(tmp_path)
     ledger = federation.ledger.journal
-    federation.members[NODE].heights._ledgers = lambda: {"ledger": ledger}
+    federation.members[NODE].context.heights._ledgers = lambda: {"ledger": ledger}
     federation.slot()
-    federation.collector._renew = True
+    federation.collector._attendance.renew = True
     federation.slot()
-    length, head, _ = federation.members["hospital-01"].heights.of(NODE)
-    assert (length, head) == federation.members[NODE].heights.position() and length == 2
-    assert list(federation.members[NODE].heights._journal)[-1]["ledgers"] == {"ledger": [4, ledger.head_at(4)]}
+    length, head, _ = federation.members["hospital-01"].context.heights.of(NODE)
+    assert (length, head) == federation.members[NODE].context.heights.position() and length == 2
+    assert list(federation.members[NODE].context.heights._journal)[-1]["ledgers"] == {"ledger": [4, ledger.head_at(4)]}
     older = Journal(tmp_path / "older")
-    federation.members[NODE].heights._ledgers = lambda: {"ledger": older}
-    federation.collector._renew = True
+    federation.members[NODE].context.heights._ledgers = lambda: {"ledger": older}
+    federation.collector._attendance.renew = True
     federation.slot()
     failure = federation.failures[NODE, "ADVERTISE"]
     assert failure.code == "ROLLBACK_DETECTED" and "had 4 entries when its last epoch began, and has 0" in str(failure)

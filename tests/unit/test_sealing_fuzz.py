@@ -74,9 +74,9 @@ def test_a_coordinator_takes_or_refuses_by_name(recorded, which, fresh, change) 
     federation, messages = recorded
     collector = federation.collector
     if collector.resumable is None and fresh:
-        collector._renew = True
+        collector._attendance.renew = True
         federation.epoch()
-        collector.open_slot(federation.plan(slot=collector._books.last_slot + 1))
+        collector.open_slot(federation.plan(slot=collector._state.last_slot + 1))
     _, node, _, reply = messages[which % len(messages)]
     try:
         collector.receive(node, mutated(reply, change), None)

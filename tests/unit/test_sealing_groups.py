@@ -118,7 +118,7 @@ def test_a_late_group_is_shown_the_first_model_and_opens(tmp_path: Path) -> None
     assert not shown(federation)
     check_sum(federation, federation.slot(), list(names(COUNT)), 3)
     assert shown(federation) == of("west")
-    assert all(member.chain.anchored for member in federation.members.values())
+    assert all(member.context.chain.anchored for member in federation.members.values())
     federation.restart_collector()
     check_sum(federation, federation.slot(), list(names(COUNT)), 4)
     assert shown(federation) == of("west"), "once is enough, also after a restart of the coordinator"

@@ -9,7 +9,7 @@ from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
-from confide.sealing.member import slot as member_slot
+from confide.sealing.member import upload
 from confide.sealing.primitives import scalars
 from confide.sealing.roles import Abandoned, Opened
 from hypothesis import given, settings
@@ -64,7 +64,7 @@ def test_the_opened_sum_is_exact(count, colluding, bits, feedback, size, gone, s
 
     digests: dict[Path, bytes] = {}
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(member_slot, "encode_upload", beside)
+        patch.setattr(upload, "encode_upload", beside)
         federation = Random(Path(folder), count, specify(settings_, 'min_cohort = 2\nweights = "examples"'), size=size)
         federation.seed = seed
         for slot in range(1, slots + 1):
@@ -72,7 +72,7 @@ def test_the_opened_sum_is_exact(count, colluding, bits, feedback, size, gone, s
             federation.epoch()
             federation.collector.open_slot(federation.plan())
             outcome = federation.drive(silent)
-            book, epoch = federation.collector._books.slot, federation.collector._books.epoch
+            book, epoch = federation.collector._state.slot, federation.collector._state.epoch
             assert book is not None and book.layout is not None and epoch is not None
             missing = {federation_name for step in LATER for federation_name in silent[step]} & set(names(count))
             assert epoch.parameters is not None

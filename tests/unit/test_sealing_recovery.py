@@ -70,7 +70,7 @@ class Watched(Federation):
         assert all(count == 1 for count in self.trained.values())
         assert all(len(different) == 1 for different in self.left.values())
         for node in self.members.values():
-            signed = Counter(event["slot"] for event in node.log.journal if event["event"] == "signed")
+            signed = Counter(event["slot"] for event in node.context.log.journal if event["event"] == "signed")
             assert all(count == 1 for count in signed.values())
 
 
@@ -112,7 +112,7 @@ def test_a_coordinator_that_is_killed_goes_on(
             if len(outcomes) and federation.collector.outcome is outcomes[-1]:
                 federation.model, federation.parent = committed
             federation.restart_collector()
-            if federation.collector.resumable is None and federation.collector._books.last_slot < (
+            if federation.collector.resumable is None and federation.collector._state.last_slot < (
                 federation.slot_number
             ):
                 federation.slot_number -= 1
@@ -126,7 +126,7 @@ def test_a_coordinator_that_is_killed_goes_on(
 def test_a_node_that_is_killed_is_missed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     federation = Watched(tmp_path, 4)
     federation.slot()
-    federation.collector._renew = True
+    federation.collector._attendance.renew = True
     honest = federation.ask
 
     def ask(step, node, body):  # type: ignore[no-untyped-def]
@@ -148,7 +148,7 @@ def test_a_node_that_is_killed_is_missed_once(tmp_path: Path, monkeypatch: pytes
     assert set(outcome.contributors) >= set(names(4)) - {VICTIM}
     monkeypatch.undo()
     federation.slot()
-    federation.collector._renew = True
+    federation.collector._attendance.renew = True
     last = federation.slot()
     assert isinstance(last, Opened) and last.contributors == names(4)
     federation.check_nothing_served_twice()
@@ -200,7 +200,7 @@ def test_a_damaged_upload_is_asked_for_again_after_a_restart(tmp_path: Path, dam
     assert exchange is not None
     for node, body in list(exchange.bodies.items())[:3]:
         federation.collector.receive(node, *federation.ask(fleet_pb2.TRAIN, node, body))
-    kept = federation.collector._uploads.path(1, VICTIM)
+    kept = federation.collector._slots.uploads.path(1, VICTIM)
     data = kept.read_bytes()
     kept.unlink()  # the member's own file is the same one here
     if damage == "changed":
@@ -221,7 +221,7 @@ def test_an_upload_damaged_after_its_list_opens_nothing(tmp_path: Path, monkeypa
     with pytest.raises(Killed):
         federation.drive()
     monkeypatch.undo()
-    kept = federation.collector._uploads.path(1, VICTIM)
+    kept = federation.collector._slots.uploads.path(1, VICTIM)
     data = kept.read_bytes()
     kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     federation.restart_collector()
@@ -234,7 +234,7 @@ def test_a_power_cut_takes_only_what_nobody_was_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     federation = Watched(tmp_path, 4)
-    journal, durable = federation.collector._journal, [0]
+    journal, durable = federation.collector._recorder.journal, [0]
     honest = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -247,7 +247,7 @@ def test_a_power_cut_takes_only_what_nobody_was_told(
     try:
         for _ in range(2):
             federation.slot()
-            federation.collector._renew = True
+            federation.collector._attendance.renew = True
     except Killed:
         pass
     monkeypatch.undo()
@@ -259,7 +259,7 @@ def test_a_power_cut_takes_only_what_nobody_was_told(
         outcome = federation.collector.outcome or federation.drive()
         assert isinstance(outcome, Opened) and outcome.contributors == names(4)
         federation.end(outcome)
-    federation.slot_number = federation.collector._books.last_slot
+    federation.slot_number = federation.collector._state.last_slot
     last = federation.slot()
     assert isinstance(last, Opened) and len(last.contributors) >= 3
     federation.check_nothing_served_twice()
@@ -282,13 +282,13 @@ def test_a_node_that_refuses_every_epoch_keeps_nobody_from_it(tmp_path: Path) ->
     federation = Watched(tmp_path, 4)
     federation.epoch()
     lying = federation.members[VICTIM]
-    lying.log.last_epoch = 1000  # refuses whatever number comes
+    lying.context.log.last_epoch = 1000  # refuses whatever number comes
     federation.slot()
-    federation.collector._renew = True
+    federation.collector._attendance.renew = True
     federation.epoch()
     assert not federation.collector.epoch_needed(names(4)), "the others have an epoch; it is not begun again for ever"
     outcome = federation.slot()
     assert isinstance(outcome, Opened) and set(outcome.contributors) == set(names(4)) - {VICTIM}
-    lying.log.last_epoch = 1
+    lying.context.log.last_epoch = 1
     outcome = federation.slot()
     assert isinstance(outcome, Opened) and outcome.contributors == names(4), "who was left out is asked again"

@@ -94,7 +94,7 @@ def test_who_cannot_enter_an_epoch_is_asked_again_after_a_slot_of_it(tmp_path: P
     silent = {fleet_pb2.SHARE: names(5)[4:]}
     federation.slot({fleet_pb2.TRAIN: names(5)[:2]})
     assert isinstance(collector.outcome, Abandoned)
-    collector._renew = True
+    collector._attendance.renew = True
     assert collector.epoch_needed(here)
     collector.begin_epoch(here)
     assert collector.outcome is None
@@ -120,7 +120,7 @@ def test_a_slot_without_an_epoch_is_abandoned_and_charges_nobody(tmp_path: Path)
     assert isinstance(outcome, Abandoned) and outcome.code == "PARAMETERS_IMPOSSIBLE"
     assert federation.collector.exchange() is None
     federation.end(outcome)
-    assert not any(event["event"] == "reserved" for event in federation.members["hospital-00"].log.journal)
+    assert not any(event["event"] == "reserved" for event in federation.members["hospital-00"].context.log.journal)
 
 
 @pytest.mark.parametrize(("bits", "allowed"), [(16, 1e-3), (8, 2e-2)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from confide.codec.tensors import TensorSchema
 from confide.errors import StateError, TrainingError
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.runs.specification import Outer
 from confide.sealing.roles import Opened
 from confide_server.rounds.outer_step import OuterStep, next_model
@@ -107,17 +107,17 @@ def test_a_damaged_state_is_named() -> None:
 def test_a_fragment_that_is_not_exchanged_keeps_its_values_and_its_momentum(outer: Outer) -> None:
     """Three fragments in rotation must each end where a model of that fragment alone ends, also after restarts."""
     spec = specification(federation={"fragments": 3, "outer": outer.model_dump(mode="json")})
-    travel = Travel(spec, TensorSchema.unnamed(SIZE))
+    coordinates = SentCoordinates(spec, TensorSchema.unnamed(SIZE))
     data, state = first_model().tobytes(), b""
     alone = [
-        (first_model()[start:stop], OuterStep(outer, b"")) for ((start, stop),) in map(travel.intervals, (1, 2, 3))
+        (first_model()[start:stop], OuterStep(outer, b"")) for ((start, stop),) in map(coordinates.intervals, (1, 2, 3))
     ]
     for number, (update_sum, weight) in enumerate(rounds() + rounds(1), start=1):
-        part = travel.gather(update_sum, number)
+        part = coordinates.gather(update_sum, number)
         opened = Opened(part, weight, {}, (), {}, {})
-        after = next_model(spec, travel, data, state, opened, number)
-        assert next_model(spec, travel, data, state, opened, number) == after, "a crash must not change the round"
+        after = next_model(spec, coordinates, data, state, opened, number)
+        assert next_model(spec, coordinates, data, state, opened, number) == after, "a crash must not change the round"
         data, state = after
-        values, step = alone[travel.phase(number)]
-        alone[travel.phase(number)] = (step.apply(values, part, weight), step)
+        values, step = alone[coordinates.phase(number)]
+        alone[coordinates.phase(number)] = (step.apply(values, part, weight), step)
         assert data == np.concatenate([values for values, _ in alone]).tobytes()

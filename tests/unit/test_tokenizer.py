@@ -10,7 +10,7 @@ import pytest
 import transformers
 from confide.errors import ConfideError, DataError, SpecificationError, UpdateError
 from confide.methods.first_model import check_first_model, first_model, update_schema, update_schema_of
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.planning.run_plan import render
 from confide.privacy.counting import counting_plan, floors, private_counts, run_cost
 from confide.privacy.events import GaussianRelease
@@ -161,10 +161,10 @@ def test_the_outer_step_is_a_function_of_sum_and_state() -> None:
     counts = np.zeros(TERMS.candidates)
     counts[: 1 << 16] = corpus(TEXTS).counts(first_state())
     opened = Opened(counts, 3.0, {}, ("a", "b", "c"), {}, {})
-    travel = Travel(SPEC, update_schema(SPEC, Path()))
-    model, outer = next_model(SPEC, travel, first_state().to_bytes(), b"", opened, 1)
+    coordinates = SentCoordinates(SPEC, update_schema(SPEC, Path()))
+    model, outer = next_model(SPEC, coordinates, first_state().to_bytes(), b"", opened, 1)
     assert (model, outer) == (states(SPEC, TEXTS)[1].to_bytes(), b"")
-    assert next_model(SPEC, travel, first_state().to_bytes(), b"", opened, 1) == (model, outer)
+    assert next_model(SPEC, coordinates, first_state().to_bytes(), b"", opened, 1) == (model, outer)
 
 
 # --- the state's bytes

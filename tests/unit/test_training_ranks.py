@@ -62,9 +62,9 @@ def test_a_node_trains_its_own_rank_and_leaves_the_rest_at_zero(tmp_path: Path, 
 
 
 def _expanded(spec: Any, schema: Any, part: np.ndarray) -> np.ndarray:
-    from confide.models.travel import Travel
+    from confide.models.sent_coordinates import SentCoordinates
 
-    travel, flat = Travel(spec, schema), np.zeros(schema.size, np.float32)
-    assert len(part) == travel.count(1)
-    travel.scatter(part, 1, flat)
+    coordinates, flat = SentCoordinates(spec, schema), np.zeros(schema.size, np.float32)
+    assert len(part) == coordinates.count(1)
+    coordinates.scatter(part, 1, flat)
     return flat

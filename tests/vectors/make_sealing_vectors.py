@@ -237,8 +237,8 @@ def _document(
 ) -> dict[str, Any]:
     outcome, slot, epoch = (
         federation.collector.outcome,
-        federation.collector._books.slot,
-        federation.collector._books.epoch,
+        federation.collector._state.slot,
+        federation.collector._state.epoch,
     )
     assert isinstance(outcome, Opened) and slot is not None and slot.layout is not None and epoch is not None
     assert epoch.parameters is not None and epoch.key is not None

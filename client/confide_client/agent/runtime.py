@@ -14,15 +14,15 @@ from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.runs.deadline import refuse_too_slow
 from confide.text import line
+from confide.transport.messages import parse
 from flwr.app import RecordDict
-from google.protobuf.message import DecodeError
 
 from confide_client.agent.envelope import pack, unpack
 from confide_client.agent.notifying import notify
 from confide_client.runs import approvals
 from confide_client.runs.endings import OPEN, finish, forget_text, settle_alone, unended
 from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
-from confide_client.runs.records import Record
+from confide_client.runs.records import OfferStatus, Record
 from confide_client.runs.replies import (
     Outgoing,
     ReplyStore,
@@ -138,31 +138,31 @@ class NodeRuntime:
             raise ProtocolFailure(
                 FailureName.SPEC_CHANGED, f"run {run_id[:8]} was offered before with another specification"
             )
-        if known is not None and known.status == "ended":
+        if known is not None and known.status == OfferStatus.ENDED:
             self._node.submissions.ended(run_id)
         try:
             self._node.submissions.check_submission(offer.signed, self._node.clock())
         except ProtocolFailure as error:
-            if known is not None and known.status == "waiting":
-                known.status, known.reason = "refused", str(error)
+            if known is not None and known.status == OfferStatus.WAITING:
+                known.status, known.reason = OfferStatus.REFUSED, str(error)
                 known.save(self._node.state.run(run_id))
             raise
 
     def _decide(self, run_id: str, offer: VerifiedOffer, asked: dict[str, Any]) -> fleet_pb2.OfferAnswer:
         node, folder = self._node, self._node.state.run(run_id)
         known = Record.load(folder)
-        if known is not None and known.status == "accepted":
+        if known is not None and known.status == OfferStatus.ACCEPTED:
             if run_id not in self._runs:
                 self._open(run_id, offer)
             return self._ready(run_id)
         offer.save(folder)
         record = Record(
-            status="waiting",
+            status=OfferStatus.WAITING,
             name=offer.specification.name,
             administrator=offer.administrator,
             offer_sha256=offer.sha256,
             rounds=offer.specification.federation.rounds,
-            sealing=offer.specification.sealing.kind,
+            sealing=offer.specification.sealing.kind.value,
             offered_at=known.offered_at if known else node.clock(),
         )
         try:
@@ -180,13 +180,15 @@ class NodeRuntime:
                 node.approve_spending(run_id, offer.specification)
                 node.submissions.accepted(offer.signed, node.clock())
         except ConfideError as error:
-            record.status, record.reason = "refused", f"{error.code}: {error}"
+            record.status, record.reason = OfferStatus.REFUSED, f"{error.code}: {error}"
             record.save(folder)
             self._let_go(run_id)
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
             said = failure_of(error, private=offer.specification.privacy.unit != "none")
             return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{said.code}: {said.message}"))
-        return self._settle(run_id, offer, record, decision, asked, new=known is None or known.status != "waiting")
+        return self._settle(
+            run_id, offer, record, decision, asked, new=known is None or known.status != OfferStatus.WAITING
+        )
 
     def _settle(
         self,
@@ -213,11 +215,11 @@ class NodeRuntime:
             )
         if decision == "refused":
             self._let_go(run_id)
-            record.status, record.reason = "refused", f"refused by {by}"
+            record.status, record.reason = OfferStatus.REFUSED, f"refused by {by}"
             record.save(folder)
             node.audit.note("offer refused", **asked, code="Refused", reason=record.reason)
             return fleet_pb2.OfferAnswer(accepted=False, reason="the node's operator refused this run")
-        record.status = "accepted"
+        record.status = OfferStatus.ACCEPTED
         record.save(folder)
         node.audit.note("offer accepted", **asked, by=by)
         self._open(run_id, offer)
@@ -248,7 +250,7 @@ class NodeRuntime:
         return True
 
     def _not_ready(self, folder: Path, record: Record) -> fleet_pb2.OfferAnswer:
-        record.status, record.reason = "preparing", "loads the base model and measures how long a round takes"
+        record.status, record.reason = OfferStatus.PREPARING, "loads the base model and measures how long a round takes"
         record.save(folder)
         return fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=f"it {record.reason}")
 
@@ -278,16 +280,12 @@ class NodeRuntime:
     # --- the end
 
     def _end(self, instruction: fleet_pb2.Instruction) -> Outgoing:
-        end = fleet_pb2.End()
-        try:
-            end.ParseFromString(instruction.body)
-        except DecodeError as error:
-            raise TransportError("the end of a slot cannot be parsed; both sides need the same release") from error
+        end = parse(fleet_pb2.End, instruction.body, "the end of a slot")
         if end.run_ended:
             self._end_run(instruction.run_id, end)
         else:
             record = Record.load(self._node.state.run(instruction.run_id))
-            if record is not None and record.status == "accepted":
+            if record is not None and record.status == OfferStatus.ACCEPTED:
                 self._run(instruction.run_id).slot_ended(end)
                 self._note_round_end(instruction.run_id, end)
         return Outgoing(b"")

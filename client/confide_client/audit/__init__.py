@@ -1,1 +1,5 @@
-"""The hash-chained audit log, and audits of what a model remembers."""
+"""The hash-chained audit log, and audits of what a model remembers.
+
+- `log`, `sentences`: what was asked, allowed, refused and sent; the same in words
+- `canaries`, `auditing`: records that are planted, and what a model shows of them
+"""

@@ -14,7 +14,7 @@ from confide_client.audit.canaries import planted
 from confide_client.data.datasets import DataSets
 from confide_client.policy.policy import load_policy
 from confide_client.runs.offers import VerifiedOffer, load_offer
-from confide_client.runs.records import Record
+from confide_client.runs.records import OfferStatus, Record
 from confide_client.state import StateFolder
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def plant(run: Run, count: Count = 400, state: State = _STATE) -> None:
         )
     canaries = make_canaries(offer.specification, load_tokenizer(base), count)
     record = Record.load(folder)
-    keep_canaries(folder, canaries, policy, begun=record is None or record.status != "waiting")
+    keep_canaries(folder, canaries, policy, begun=record is None or record.status != OfferStatus.WAITING)
     _say_power(count, offer)
     typer.echo("they are made up and hold nothing of anybody; which ones are included stays on this node")
 

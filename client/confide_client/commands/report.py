@@ -95,7 +95,7 @@ def _make(node: StateFolder, run: str, manifest: Path | None, to: Path) -> dict[
 
 
 def _promise(specification: Specification, has_rounds: bool) -> str:
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return (
             "Nothing was sealed: the coordinator saw this node's update by itself. Differential privacy, where it was "
             "claimed, is the only protection."

@@ -24,19 +24,16 @@ from confide_client.data.readers import TEXT_FORMATS, Format, Record, TextFormat
 _BLOCK_BYTES = 1 << 20
 
 
-class Rows(Sequence[Record]):
-    """All records of a file. Safe to share among threads."""
+class _Numbered(Sequence[Record]):
+    """Records by number, or some of them by slice, as of a list."""
+
+    @abstractmethod
+    def _record(self, number: int) -> Record:
+        """The record of a number from 0."""
 
     @abstractmethod
     def place(self, number: int) -> str:
         """Where a record stands in the file, for its operator: "line 18"."""
-
-    @abstractmethod
-    def _record(self, number: int) -> Record: ...
-
-    def select(self, numbers: Sequence[int]) -> "Selection":
-        """Some of the records, in this order."""
-        return Selection(self, np.asarray(numbers, dtype=np.int64))
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -50,7 +47,15 @@ class Rows(Sequence[Record]):
         return self._record(range(len(self))[index])
 
 
-class Selection(Sequence[Record]):
+class Rows(_Numbered):
+    """All records of a file. Safe to share among threads."""
+
+    def select(self, numbers: Sequence[int]) -> "Selection":
+        """Some of the records, in this order."""
+        return Selection(self, np.asarray(numbers, dtype=np.int64))
+
+
+class Selection(_Numbered):
     """Records of a file by number of their own."""
 
     def __init__(self, rows: Rows, numbers: NDArray[np.int64]) -> None:
@@ -59,20 +64,12 @@ class Selection(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def _record(self, number: int) -> Record:
+        return self._rows[int(self._numbers[number])]
 
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        return self._rows[int(self._numbers[range(len(self))[index]])]
-
-    def place(self, index: int) -> str:
+    def place(self, number: int) -> str:
         """Where a record stands in the file."""
-        return self._rows.place(int(self._numbers[index]))
+        return self._rows.place(int(self._numbers[number]))
 
 
 def place_of(records: Sequence[Any], index: int) -> str:

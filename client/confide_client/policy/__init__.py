@@ -1,1 +1,4 @@
-"""What this node allows."""
+"""What this node allows.
+
+- `policy`: policy.toml, read anew for every decision
+"""

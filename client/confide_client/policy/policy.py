@@ -105,17 +105,17 @@ class Policy(_Frozen):
         _at_most("federation.rounds", federation.rounds, self.max_rounds, "max_rounds")
         _at_most("training.local_steps", training.local_steps, self.max_local_steps, "max_local_steps")
         _at_most("sealing.max_attempts", sealing.max_attempts, self.max_attempts, "max_attempts")
-        if sealing.kind == "none" and self.sealing == "required":
+        if not specification.sealed and self.sealing == "required":
             _refuse(
                 "sealing.kind is none, so the coordinator would see this node's update by itself; the policy requires "
                 'sealing. Seal the run, or set sealing = "optional" in policy.toml for research'
             )
-        if sealing.kind == "sealed" and sealing.colluding == 0 and not self.waive_colluding:
+        if specification.sealed and sealing.colluding == 0 and not self.waive_colluding:
             _refuse(
                 "sealing.colluding is 0; the policy requires at least 1. "
                 "Raise it, or set waive_colluding = true in policy.toml"
             )
-        if sealing.kind == "sealed" and sealing.differences == "accepted" and self.differences == "refused":
+        if specification.sealed and sealing.differences == "accepted" and self.differences == "refused":
             _refuse(
                 'sealing.differences is "accepted": the coordinator may learn this node\'s update from two sums, if '
                 'one lacks it. Leave it "refused", or set differences = "accepted" in policy.toml'

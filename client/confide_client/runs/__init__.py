@@ -1,1 +1,8 @@
-"""What the node knows of each run: offer, approval, plan, cost, slots."""
+"""What the node knows of each run: offer, approval, plan, cost, slots.
+
+- `offers`, `submissions`: is an offer what it says it is, and new; `trial`, `approvals`: may it run
+- `plan`, `speed`: what a run would do here, and how fast
+- `run`, `replies`: how the steps of a run's slots are answered; `loading`: how its trainer comes to be
+- `spending`: the privacy ledger as runs use it
+- `records`, `endings`: where a run stands, and how it ends
+"""

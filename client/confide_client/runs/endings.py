@@ -19,14 +19,14 @@ from confide.text import line
 
 from confide_client.data import token_files
 from confide_client.runs.offers import parse_offer
-from confide_client.runs.records import Record
+from confide_client.runs.records import OfferStatus, Record
 from confide_client.runs.replies import ReplyStore
 from confide_client.runs.run import Node
 from confide_client.state import StateFolder
 
 log = logging.getLogger(__name__)
 
-OPEN = ("waiting", "preparing", "accepted")
+OPEN = (OfferStatus.WAITING, OfferStatus.PREPARING, OfferStatus.ACCEPTED)
 _KEPT_WORK = ("upload*", "model-*")
 
 
@@ -46,7 +46,10 @@ def finish(node: Node, run_id: str, end: fleet_pb2.End) -> None:
         node.spending.release(run_id)
     erase_work(folder)
     status = _status(folder)
-    _note(folder, "ended", line(end.failure) if status == "accepted" else f"it ended while it was {status} here")
+    _note(
+        folder,
+        line(end.failure) if status == OfferStatus.ACCEPTED else f"it ended while it was {status or 'unknown'} here",
+    )
 
 
 def settle_alone(node: Node) -> list[str]:
@@ -58,10 +61,10 @@ def settle_alone(node: Node) -> list[str]:
     for run_id in node.state.run_ids():
         folder = node.state.run(run_id)
         status = _status(folder)
-        if status in ("waiting", "preparing") and _expired(folder, node.clock()):
-            _note(folder, "ended", f"nobody accepted it in time; it was {status} here")
+        if status in (OfferStatus.WAITING, OfferStatus.PREPARING) and _expired(folder, node.clock()):
+            _note(folder, f"nobody accepted it in time; it was {status} here")
             ended.append(run_id)
-        if status in ("ended", "refused") or run_id in ended:
+        if status in (OfferStatus.ENDED, OfferStatus.REFUSED) or run_id in ended:
             erase_work(folder)
     return ended
 
@@ -104,17 +107,17 @@ def _expired(folder: Path, now: float) -> bool:
     return bool(offer.expires_at) and now > offer.expires_at + MAX_CLOCK_SKEW_S
 
 
-def _status(folder: Path) -> str:
+def _status(folder: Path) -> OfferStatus | None:
     try:
         record = Record.load(folder)
     except ConfideError as error:
         log.warning("%s", error)
-        return ""
-    return record.status if record is not None else ""
+        return None
+    return None if record is None else record.status
 
 
-def _note(folder: Path, status: str, reason: str) -> None:
+def _note(folder: Path, reason: str) -> None:
     record = Record.load(folder)
     if record is not None:
-        record.status, record.reason = status, reason
+        record.status, record.reason = OfferStatus.ENDED, reason
         record.save(folder)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide import canonical
-from confide.errors import FailureName, IdentityError, ProtocolFailure, SpecificationError, StateError, TransportError
+from confide.errors import FailureName, IdentityError, ProtocolFailure, SpecificationError, StateError
 from confide.files import private_folder, write_atomic
 from confide.identity.member import LocalMember
 from confide.identity.roster import Role, Roster
 from confide.identity.submission import SignedSubmission, verify_submission
 from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
-from google.protobuf.message import DecodeError
+from confide.transport.messages import parse
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,7 @@ class VerifiedOffer:
 
 def parse_offer(body: bytes) -> fleet_pb2.Offer:
     """An Offer message. Raises TransportError."""
-    offer = fleet_pb2.Offer()
-    try:
-        offer.ParseFromString(body)
-    except DecodeError as error:
-        raise TransportError("the offer cannot be parsed; both sides need the same release") from error
-    return offer
+    return parse(fleet_pb2.Offer, body, "the offer")
 
 
 def verify_offer(

@@ -143,7 +143,7 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
     except ConfideError as error:
         warnings.append(f"memory and time cannot be estimated: {error}")
         return
-    per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
+    per_scalar = 4.0 if not specification.sealed else math.ceil(specification.sealing.bits + 4) / 8
     if specification.privacy.shared:
         per_scalar = upload_bytes(specification, _fewest(specification), work.trained_parameters) / max(
             1, work.trained_parameters
@@ -232,7 +232,7 @@ def _measured(state: StateFolder, specification: Specification, base: Path) -> S
 
 
 def _about_protection(specification: Specification, lines: list[str], warnings: list[str]) -> None:
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         warnings.append("sealing is off: the coordinator sees this node's update by itself")
     else:
         lines.append(
@@ -284,15 +284,15 @@ def _colluding_words(specification: Specification) -> str:
 
 def _shared_noise(state: StateFolder, specification: Specification) -> tuple[list[str], list[str]]:
     """For the smallest cohort that is allowed, or the named one: how many will come is not known to a node."""
+    from confide.models.sent_coordinates import SentCoordinates
     from confide.models.trainable import schema_of
-    from confide.models.travel import Travel
     from confide.privacy.organization import organization_plan
     from confide.privacy.plan_words import describe_organization_plan, describe_shared_unit_plan
     from confide.privacy.shared import check_units
     from confide.privacy.shared_units import shared_unit_plan
 
     base = ModelStore(state.models).path(specification.model.sha256)
-    trained = Travel(specification, schema_of(specification, base)).most
+    trained = SentCoordinates(specification, schema_of(specification, base)).most
     members = _fewest(specification)
     if specification.privacy.unit == "organization":
         said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))

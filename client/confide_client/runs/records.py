@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,23 @@ from confide.proto import fleet_pb2
 from confide_client.state import read_json
 
 
+class OfferStatus(StrEnum):
+    """Where an offered run stands on this node."""
+
+    WAITING = "waiting"
+    """For a person."""
+    PREPARING = "preparing"
+    """Allowed; the base model is loaded and timed."""
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    ENDED = "ended"
+
+
 @dataclass
 class Record:
     """run.json: where the run stands on this node, for its operator."""
 
-    status: str
-    """waiting | preparing | accepted | refused | ended"""
+    status: OfferStatus
     name: str
     administrator: str
     offer_sha256: str
@@ -44,8 +56,8 @@ class Record:
         if not document:
             return None
         try:
-            return cls(**document)
-        except TypeError as error:
+            return cls(**{**document, "status": OfferStatus(document["status"])})
+        except (TypeError, KeyError, ValueError) as error:
             raise StateError(f"{folder / 'run.json'} is damaged: {error}") from error
 
 

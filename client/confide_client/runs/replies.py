@@ -26,12 +26,11 @@ from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
 from confide.text import line
-from confide.transport.envelope import payload_digest
-from google.protobuf.message import DecodeError
+from confide.transport.envelope import VERSION, payload_digest
+from confide.transport.messages import parse
 
 from confide_client.state import read_json
 
-VERSION = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?(?:/[^\s'\":,;]+)+")
 _MESSAGE_CHARACTERS = 600
@@ -56,12 +55,7 @@ class Outgoing:
 
 def parse_instruction(body: bytes) -> fleet_pb2.Instruction:
     """The instruction as it came, not yet checked. Raises TransportError."""
-    instruction = fleet_pb2.Instruction()
-    try:
-        instruction.ParseFromString(body)
-    except DecodeError as error:
-        raise TransportError("the message is not an instruction; both sides need the same release") from error
-    return instruction
+    return parse(fleet_pb2.Instruction, body, "the instruction")
 
 
 def check_instruction(instruction: fleet_pb2.Instruction, payload: Mapping[str, bytes]) -> None:

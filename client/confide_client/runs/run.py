@@ -28,8 +28,8 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import ModelStore
-from confide.models.travel import Travel
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.deadline import Speed
@@ -37,7 +37,7 @@ from confide.runs.fields import check_names
 from confide.runs.specification import Specification
 from confide.sealing.member.heights import Heights, Ledger
 from confide.sealing.roles import Member
-from google.protobuf.message import DecodeError
+from confide.transport.messages import parse
 
 from confide_client.audit.canaries import planted, with_canaries
 from confide_client.audit.log import Audit
@@ -48,7 +48,7 @@ from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
 from confide_client.runs.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.runs.offers import VerifiedOffer, load_offer
-from confide_client.runs.records import Links, Record
+from confide_client.runs.records import Links, OfferStatus, Record
 from confide_client.runs.replies import Outgoing, ReplyStore
 from confide_client.runs.speed import Speeds, Timed
 from confide_client.runs.spending import Spending
@@ -138,7 +138,7 @@ class Node:
 
     def memory(self, specification: Specification) -> "Memory | None":
         """Of what was revealed on a run's data; None where nothing is sealed."""
-        if specification.sealing.kind == "none":
+        if not specification.sealed:
             return None
         return self.revealed.on(self._group(specification.federation.data))
 
@@ -158,7 +158,7 @@ class Node:
 
     def _trained(self, specification: Specification) -> int:
         base = ModelStore(self.state.models).path(specification.model.sha256)
-        return Travel(specification, self.schema(specification, base)).most
+        return SentCoordinates(specification, self.schema(specification, base)).most
 
     def check_allowed(self, specification: Specification) -> None:
         """Raise PolicyRefusal, DataError or ModelError unless this node may and can do the run."""
@@ -202,7 +202,7 @@ class Run:
         """An accepted run from its folder, after a restart. Raises StateError when it is not an accepted one."""
         folder = node.state.run(run_id)
         record = Record.load(folder)
-        if record is None or record.status != "accepted":
+        if record is None or record.status != OfferStatus.ACCEPTED:
             status = record.status if record else "unknown"
             raise StateError(f"run {run_id[:8]} is {status} on this node; it takes instructions of accepted runs only")
         return cls(node, run_id, load_offer(folder, node.member))
@@ -288,7 +288,7 @@ class Run:
         roster = self._node.member.roster.current
         if self._member is None:
             from confide.sealing.factory import make_member
-            from confide.sealing.member.member import NodeRules
+            from confide.sealing.member.context import NodeRules
 
             policy = self._node.policy
             self._member = make_member(
@@ -307,7 +307,7 @@ class Run:
                 ),
                 costs=self._node.spending.costs if self.private else None,
                 memory=self._node.memory(self.specification),
-                heights=self._node.heights if self.specification.sealing.kind == "sealed" else None,
+                heights=self._node.heights if self.specification.sealed else None,
                 clock=self._node.clock,
             )
         elif roster.version != self._roster_version:
@@ -354,7 +354,7 @@ class Run:
     @property
     def _charged_here(self) -> bool:
         """Sealed transport charges by itself, between its own durable steps; unsealed transport does not."""
-        return self.private and self.specification.sealing.kind == "none"
+        return self.private and not self.specification.sealed
 
     def _forget_unspent(self) -> None:
         """Before the draw of work that never left serves another slot: later work must not go on from that work.
@@ -417,11 +417,7 @@ class Run:
         roster.member(self._node.member.name)
 
     def _check_slot(self, body: bytes, payload: dict[str, bytes]) -> fleet_pb2.SlotOpen:
-        slot = fleet_pb2.SlotOpen()
-        try:
-            slot.ParseFromString(body)
-        except DecodeError as error:
-            raise TransportError("the slot cannot be parsed; both sides need the same release") from error
+        slot = parse(fleet_pb2.SlotOpen, body, "the slot")
         rounds, attempts = self.specification.federation.rounds, self.specification.sealing.max_attempts
         if not 1 <= slot.round <= rounds:
             raise PolicyRefusal(f"round {slot.round} was asked; the signed specification has 1 to {rounds}.")

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def is_kept(specification: Specification) -> bool:
     """Whether a run's local training may go on after a restart."""
-    return specification.sealing.kind == "none" and specification.privacy.unit == "none"
+    return not specification.sealed and specification.privacy.unit == "none"
 
 
 class SlotCheckpoint:

@@ -9,7 +9,7 @@ import torch
 from confide.errors import TrainingError
 from confide.methods.base import Batch, Example, Method, micro_batches
 from confide.models import precision, seeds
-from confide.models.travel import is_active
+from confide.models.sent_coordinates import is_active
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from confide.codec.norms import l2_norm
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.methods.token_loss import TokenLoss
 from confide.models import aggregation, precision
 from confide.models.architecture import load_tokenizer
 from confide.models.frozen_prefix import FrozenPrefix
-from confide.models.linear import use_tiles
+from confide.models.linear import use_matrix_unit
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
-from confide.models.travel import Travel
 from confide.planning.fitness import check
 from confide.planning.timing import time_model
 from confide.proto import fleet_pb2
@@ -39,7 +40,7 @@ from confide_client.training.checkpoint import SlotCheckpoint
 from confide_client.training.draws import Draws
 from confide_client.training.evaluation import evaluate
 from confide_client.training.failures import named_failures
-from confide_client.training.fragments import Flat, LocalValues
+from confide_client.training.fragments import LocalValues
 from confide_client.training.loop import accumulate, active_parameters, run_steps, step_batches, terms, train_round
 from confide_client.training.optimizers import OptimizerStates
 from confide_client.training.protected import PROTECTED
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
 
 _MOST_PASSES = 1000
 """Passes over the shard in one round beyond which a run was surely not meant for so small a shard."""
-
-_BLOCK = 65536
-"""Scalars that fit a core's cache in float64."""
 
 
 Split = Literal["train", "evaluation"]
@@ -121,8 +119,8 @@ class LocalTrainer:
             keep_frozen(self._method, self._model, specification)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
-        self._travel = Travel(specification, self.schema)
-        self._values = LocalValues(self._travel, folder)
+        self._coordinates = SentCoordinates(specification, self.schema)
+        self._values = LocalValues(self._coordinates, folder)
         self._private = (
             _private_steps(specification, self._model, self._method)
             if specification.privacy.unit in PROTECTED
@@ -143,7 +141,7 @@ class LocalTrainer:
         other._folder = folder
         other._draws = Draws.of(self._specification, node, folder)
         other._states = OptimizerStates(folder, self.schema)
-        other._values = LocalValues(self._travel, folder)
+        other._values = LocalValues(self._coordinates, folder)
         other._prepared = {}
         if self._private is not None:
             other._private = _private_steps(self._specification, self._model, self._method)
@@ -173,7 +171,7 @@ class LocalTrainer:
         if outcome.trained is None:
             return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
         update = self._values.exchanged(outcome.trained - model, slot.round)
-        norm = _norm(update)
+        norm = l2_norm(update)
         if not math.isfinite(norm):
             raise TrainingError("the trained model holds NaN or infinity; lower training.learning_rate")
         self._values.keep(outcome.trained, slot.round)
@@ -299,15 +297,6 @@ class LocalTrainer:
         return loss
 
 
-def _norm(vector: Flat) -> float:
-    """L2 norm in float64, without a copy of the whole."""
-    total = 0.0
-    for start in range(0, vector.size, _BLOCK):
-        block = vector[start : start + _BLOCK].astype(np.float64)
-        total += float(block @ block)
-    return math.sqrt(total)
-
-
 def _rank_masks(
     specification: Specification, parameters: dict[str, torch.nn.Parameter], rank: int | None
 ) -> dict[str, torch.Tensor]:
@@ -343,7 +332,7 @@ def set_up(model: Any, specification: Specification) -> None:
     """What a run may ask of a freshly built model: less memory, faster and compiled kernels."""
     fast = specification.training.autocast and precision.used(specification) == "bfloat16"
     if fast and specification.privacy.unit not in PROTECTED:
-        use_tiles(model)
+        use_matrix_unit(model)
     if specification.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if specification.training.compile:

@@ -13,7 +13,7 @@ import numpy as np
 
 from confide.codec.tensors import TensorSchema
 from confide.errors import UpdateError
-from confide.models.travel import Travel, refactors
+from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Specification
 
 
@@ -53,7 +53,7 @@ def check_first_model(specification: Specification, data: bytes, schema: TensorS
         raise UpdateError("the first model holds NaN or infinity")
     if schema.size != len(flat):
         raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
-    Travel(specification, schema)  # refuses what it cannot be computed for
+    SentCoordinates(specification, schema)  # refuses what it cannot be computed for
     if refactors(specification):
         from confide.models.fedsvd import Refactored
 

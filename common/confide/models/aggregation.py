@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from confide.models import seeds
-from confide.models.travel import refactors
+from confide.models.sent_coordinates import refactors
 from confide.runs.specification import Specification
 
 Tensors = dict[str, torch.Tensor]

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from confide.models import attention_kernels, tiles
+from confide.models import attention_kernels, matrix_unit
 
 # transformers asks for an architecture's support of torch's attention where "sdpa" is part of the name.
 IMPLEMENTATION = "confide_sdpa"
@@ -132,7 +132,7 @@ def _fits(query: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
     """Whether a processor with a matrix unit can do it in blocks, by our own kernels."""
     block = attention_kernels.BLOCK
     divided = query.shape[2] % block == 0 and query.shape[3] % block == 0
-    return divided and tiles.AVAILABLE and (attention_mask is None or attention_mask.dtype == torch.bool)
+    return divided and matrix_unit.AVAILABLE and (attention_mask is None or attention_mask.dtype == torch.bool)
 
 
 def mask(

@@ -1,6 +1,6 @@
 """Linear layers in bfloat16 autocast on a processor's matrix unit: torch's products but for the weight's gradient.
 
-    use_tiles(model)  # before training; a layer whose weight rests or is no float32 works as before
+    use_matrix_unit(model)  # before training; a layer whose weight rests or is no float32 works as before
 
 Without autocast, and on any other processor, nothing changes. The weight's gradient is float32 and not rounded.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from confide.models import linear_kernels, tiles
+from confide.models import linear_kernels, matrix_unit
 
 
 class TiledLinear(nn.Linear):
@@ -28,7 +28,7 @@ class TiledLinear(nn.Linear):
         return output.view(*input.shape[:-1], self.out_features)
 
 
-def use_tiles(model: nn.Module) -> None:
+def use_matrix_unit(model: nn.Module) -> None:
     """Take the fast gradient in every linear layer of a model in which it can be had."""
     for module in model.modules():
         if type(module) is nn.Linear and fits(module.weight):
@@ -38,7 +38,7 @@ def use_tiles(model: nn.Module) -> None:
 def fits(weight: torch.Tensor) -> bool:
     """Whether the gradient of a weight (out, in) can be had."""
     divided = all(size % linear_kernels.BLOCK == 0 for size in weight.shape)
-    return tiles.AVAILABLE and divided and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return matrix_unit.AVAILABLE and divided and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _autocast() -> bool:

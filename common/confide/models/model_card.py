@@ -73,7 +73,7 @@ def _lineage(specification: Specification, manifest: Mapping[str, Any]) -> list[
         "specification": specification.digest,
         "administrator": manifest.get("administrator", "not recorded"),
         "method": specification.method.name,
-        "sealing": specification.sealing.kind,
+        "sealing": specification.sealing.kind.value,
         "differential privacy": protected,
     }
     rounds = manifest.get("rounds") or []

@@ -25,11 +25,11 @@ _SUSTAINED_FLOPS = {"one CPU core": 4e10, "one data-centre GPU (bfloat16)": 2e14
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The base model and what of it travels, in scalars."""
+    """The base model and what of it is sent, in scalars."""
 
     base: int
     trainable: int
-    travels: tuple[int, ...]
+    sent: tuple[int, ...]
     """Scalars that a node sends in the first rounds, which all others repeat in turn."""
     hidden: int
     layers: int
@@ -39,11 +39,11 @@ class Size:
 def measure(specification: Specification, base: Path) -> Size:
     """Read the sizes from a model folder's configuration, without its weights."""
     from confide.models.architecture import empty_model, load_config
+    from confide.models.sent_coordinates import SentCoordinates
     from confide.models.trainable import schema_of
-    from confide.models.travel import Travel
 
     schema = schema_of(specification, base)
-    travel = Travel(specification, schema)
+    coordinates = SentCoordinates(specification, schema)
     config = load_config(base).get_text_config()
     layers = int(config.num_hidden_layers)
     full = specification.adapter.kind == "full"
@@ -51,24 +51,24 @@ def measure(specification: Specification, base: Path) -> Size:
     return Size(
         base=sum(parameter.numel() for parameter in empty_model(specification, base).parameters()),
         trainable=schema.size,
-        travels=tuple(travel.count(number) for number in range(1, travel.phases + 1)),
+        sent=tuple(coordinates.count(number) for number in range(1, coordinates.phases + 1)),
         hidden=int(config.hidden_size),
         layers=layers,
         trained_layers=layers if full else max(0, layers - first),
     )
 
 
-def upload_bytes(specification: Specification, nodes: int, travels: int) -> int:
-    """Of one node in a slot in which so many scalars travel."""
-    if specification.sealing.kind == "none":
-        return 4 * travels
+def upload_bytes(specification: Specification, nodes: int, sent: int) -> int:
+    """Of one node in a slot in which so many scalars are sent."""
+    if not specification.sealed:
+        return 4 * sent
     if specification.privacy.shared:
         from confide.privacy.shared import slot_noise
 
-        noise = slot_noise(specification, travels, members=nodes)
-        return noise.layout(specification, travels, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes
+        noise = slot_noise(specification, sent, members=nodes)
+        return noise.layout(specification, sent, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes
     layout = VectorLayout(
-        parameters=travels,
+        parameters=sent,
         scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=nodes,
@@ -120,7 +120,7 @@ def refuse_impossible(specification: Specification, nodes: int) -> None:
             FailureName.PARAMETERS_IMPOSSIBLE,
             f"{nodes} nodes, but federation.min_cohort is {specification.federation.min_cohort}; more must take part",
         )
-    if specification.sealing.kind == "sealed":
+    if specification.sealed:
         parameters.planned(specification, nodes)
 
 
@@ -182,8 +182,8 @@ def _warm_start(specification: Specification) -> list[str]:
 
 
 def _costs(specification: Specification, nodes: int, size: Size, members: int) -> list[str]:
-    rounds, turns = specification.federation.rounds, len(size.travels)
-    each = [upload_bytes(specification, members, travels) for travels in size.travels]
+    rounds, turns = specification.federation.rounds, len(size.sent)
+    each = [upload_bytes(specification, members, count) for count in size.sent]
     down, up = 4 * size.trainable, sum(each) / turns
     sent = sum(each[number % turns] for number in range(rounds))
     whole = nodes * ((down + _SMALL_MESSAGES_BYTES) * rounds + sent)
@@ -192,7 +192,7 @@ def _costs(specification: Specification, nodes: int, size: Size, members: int) -
     return [
         f"  {size.trainable:,} of {size.base:,} parameters are trained" + _in_turn(size),
         f"  traffic of one node and round: {_bytes(down)} down, {_bytes(up)} up "
-        f"({8 * sum(each) / max(1, sum(size.travels)):.3g} bits a parameter that travels), about "
+        f"({8 * sum(each) / max(1, sum(size.sent)):.3g} bits a parameter that travels), about "
         f"{_bytes(_SMALL_MESSAGES_BYTES)} of small messages; whole run, all nodes: {_bytes(whole)}",
         f"  memory of one node: about {_bytes(memory_bytes(specification, size))} for model and training, beside the "
         "program itself (about 0.5 GB)",
@@ -201,17 +201,17 @@ def _costs(specification: Specification, nodes: int, size: Size, members: int) -
 
 
 def _in_turn(size: Size) -> str:
-    if size.travels == (size.trainable,):
+    if size.sent == (size.trainable,):
         return ""
-    counts = sorted(set(size.travels))
+    counts = sorted(set(size.sent))
     between = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    turns = "" if len(size.travels) == 1 else f", another part in each of {len(size.travels)} rounds"
+    turns = "" if len(size.sent) == 1 else f", another part in each of {len(size.sent)} rounds"
     return f"; of them {between} are sent in a round{turns}"
 
 
 def two_sums(specification: Specification) -> str:
     """What two sums of one run or of several tell, as a sentence."""
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return "every update is seen by itself"
     if specification.privacy.unit == "organization":
         return "two sums: their difference is noised as each sum is; a missing organization costs only itself"
@@ -229,7 +229,7 @@ def two_sums(specification: Specification) -> str:
 def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[str]:
     sealing, privacy = specification.sealing, specification.privacy
     lines = ["what is protected:"]
-    if sealing.kind == "sealed":
+    if specification.sealed:
         if len(sizes) > 1:
             lines.append(
                 f"  {len(sizes)} sums are seen in every round, one of each group of the roster, which the root fixes: "
@@ -248,7 +248,7 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
         lines.append("  no word leaves a node: sums of counts do, over pairs that follow from public merges")
     lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
     lines.append("what is not protected:")
-    if sealing.kind == "none":
+    if not specification.sealed:
         lines.append("  SEALING IS OFF: the coordinator sees every single organization's update. For research only.")
     elif not specification.refuses_differences and privacy.unit != "organization":
         lines.append("  " + two_sums(specification))
@@ -285,7 +285,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
     Raises ProtocolFailure PARAMETERS_IMPOSSIBLE, SpecificationError or ModelError for a run that cannot work.
     """
     sizes = group_sizes(nodes, groups)
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         refuse_impossible(specification, nodes)
     else:
         for members in set(sizes):
@@ -296,7 +296,7 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
 
         check(specification, base)
         size = measure(specification, base)
-        trainable = max(size.travels)
+        trainable = max(size.sent)
         lines += _costs(specification, nodes, size, members=sizes[0])
     elif specification.trains_model:
         lines.append("  (give --model-folder for traffic, memory and time)")

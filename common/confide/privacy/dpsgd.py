@@ -212,7 +212,7 @@ def clipped_sum(
         if losses.rows > 1:
             # Before anything is clipped: one pair is one unit, whatever its halves are.
             gradients = [g.unflatten(0, (len(part), losses.rows)).sum(1) for g in gradients]
-        # By the unit's own size, not by the others': both roads round differently.
+        # By the unit's own size, not by the others': both ways round differently.
         whole = [len(batch[number]) == 1 for number, _ in part]
         for row, (number, _) in enumerate(part):
             if not whole[row]:

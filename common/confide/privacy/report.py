@@ -154,7 +154,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
         "spend": None if facts.spend is None else vars(facts.spend),
         "audit": None if facts.audit is None else dict(facts.audit),
         "verdict": verdict_of(facts.audit),
-        "sealing": {"kind": spec.sealing.kind, "promise": facts.sealing_promise},
+        "sealing": {"kind": spec.sealing.kind.value, "promise": facts.sealing_promise},
         "rounds": None if facts.rounds is None else [_round(entry) for entry in facts.rounds],
         "not_covered": [*_NOT_COVERED[privacy.unit], *_NEVER_COVERED],
     }

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -125,10 +126,14 @@ def _plain(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def _is_enum(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, StrEnum)
+
+
 def _kind(annotation: Any) -> str:
     (first, *_) = _plain(annotation)
     origin = typing.get_origin(first)
-    if origin is typing.Literal:
+    if origin is typing.Literal or _is_enum(first):
         return "choice"
     if origin is tuple:
         return "list of " + _kind(typing.get_args(first)[0])
@@ -139,6 +144,8 @@ def _allowed(info: FieldInfo) -> str:
     (first, *_) = _plain(info.annotation)
     if typing.get_origin(first) is typing.Literal:
         return ", ".join(literal(choice) for choice in typing.get_args(first))
+    if _is_enum(first):
+        return ", ".join(literal(choice.value) for choice in first)
     return _range([*info.metadata, *_metadata(info.annotation)])
 
 

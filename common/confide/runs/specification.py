@@ -13,6 +13,7 @@ True
 import hashlib
 import re
 import tomllib
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -208,10 +209,18 @@ class Federation(StoredDocument):
         return self.longest_deadline_s if self.step_deadline_s is None else self.step_deadline_s
 
 
+class SealingKind(StrEnum):
+    """How updates travel. Closed: a transport that is neither would be no promise."""
+
+    SEALED = "sealed"
+    NONE = "none"
+    """Readable by the coordinator."""
+
+
 class Sealing(StoredDocument):
     """Secure aggregation, docs/sealing.md. Off only for research, and only where every node's policy allows it."""
 
-    kind: Literal["sealed", "none"] = "sealed"
+    kind: SealingKind = Field(default=SealingKind.SEALED, strict=False)
     bits: Literal[4, 8, 12, 16] = 16
     """Of each sealed coordinate."""
     error_feedback: bool = False
@@ -331,11 +340,11 @@ class Specification(StoredDocument):
         """Whether sums have to be over whole blocks of members: sealed, and nothing else bounds what two sums tell."""
         sealing = self.sealing
         bounded = self.privacy.unit == "organization" or sealing.differences == "accepted"
-        return sealing.kind == "sealed" and not bounded
+        return self.sealed and not bounded
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        sealed = self.sealing.kind == "sealed"
+        sealed = self.sealed
         if self.privacy.noise == "shared":
             self._check_shared_noise()
         elif sealed and self.federation.clip_norm is None:
@@ -402,7 +411,7 @@ class Specification(StoredDocument):
         """One step a round over all units, a linear function of the sum of their clipped gradients and nothing else."""
         training, sealing, federation = self.training, self.sealing, self.federation
         wanted = {
-            "sealing.kind": (sealing.kind, "sealed"),
+            "sealing.kind": (sealing.kind.value, SealingKind.SEALED.value),
             "sealing.error_feedback": (sealing.error_feedback, False),
             "adapter.kind": (self.adapter.kind, "none"),
             "training.local_steps": (training.local_steps, 1),
@@ -490,6 +499,11 @@ class Specification(StoredDocument):
         """Local optimizer steps of all rounds before this one (1-based)."""
         warm = min(round - 1, self.federation.warm_start_rounds)
         return warm * self.steps_in(1) + (round - 1 - warm) * self.training.local_steps
+
+    @property
+    def sealed(self) -> bool:
+        """Whether only sums of updates are seen."""
+        return self.sealing.kind == SealingKind.SEALED
 
     def canonical_bytes(self) -> bytes:
         """What is hashed, signed and sent (confide.documents says which fields have their defaults in it)."""

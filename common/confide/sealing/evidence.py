@@ -16,7 +16,7 @@ from confide.identity.roster import Role, Roster
 from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters
 from confide.runs.specification import Name, Sha256
-from confide.sealing.collector.state import EpochBook, SlotBook
+from confide.sealing.collector.state import EpochRecord, SlotRecord
 from confide.sealing.primitives import context, wire
 
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
@@ -57,7 +57,7 @@ class Evidence(_Strict):
     signers: tuple[Signer, ...]
 
 
-def of_slot(epoch: EpochBook, slot: SlotBook) -> dict[str, Any]:
+def of_slot(epoch: EpochRecord, slot: SlotRecord) -> dict[str, Any]:
     """The evidence of a slot whose sum was opened."""
     parameters, key, layout = epoch.parameters, epoch.key, slot.layout
     assert parameters is not None and key is not None and layout is not None  # noqa: S101 - its sum was opened

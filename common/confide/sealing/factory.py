@@ -12,12 +12,13 @@ from pathlib import Path
 from confide.codec.tensors import TensorSchema
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.runs.specification import Specification
 from confide.sealing.collector.collector import SealedCollector
 from confide.sealing.collector.grouped import GroupedCollector
+from confide.sealing.member.context import NodeRules
 from confide.sealing.member.heights import Heights
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.member import SealedMember
 from confide.sealing.member.revealed import Memory
 from confide.sealing.member.seal_log import Costs
 from confide.sealing.plain import PlainCollector, PlainMember
@@ -29,11 +30,11 @@ def make_collector(
 ) -> Collector:
     """The coordinator half for one run; goes on with what an earlier process left in `folder`, the run's own.
 
-    schema: of the flat update, with names where confide.models.travel.needs_names says so.
+    schema: of the flat update, with names where confide.models.sent_coordinates.needs_names says so.
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
     check_promise(specification, schema)
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return PlainCollector(specification=specification, roster=roster, folder=folder, schema=schema)
     kind = SealedCollector if set(roster.groups) <= {""} else GroupedCollector
     return kind(specification=specification, roster=roster, folder=folder, run_id=run_id, schema=schema)
@@ -63,7 +64,7 @@ def make_member(
     Raises PARAMETERS_IMPOSSIBLE for a promise that no noise keeps.
     """
     check_promise(specification, schema)
-    if specification.sealing.kind == "none":
+    if not specification.sealed:
         return PlainMember(specification=specification, folder=folder, schema=schema)
     return SealedMember(
         specification=specification,
@@ -87,4 +88,4 @@ def check_promise(specification: Specification, schema: TensorSchema) -> None:
     if specification.privacy.shared:
         from confide.privacy.shared import shared_cost
 
-        shared_cost(specification, Travel(specification, schema).most)
+        shared_cost(specification, SentCoordinates(specification, schema).most)

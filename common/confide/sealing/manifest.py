@@ -71,7 +71,7 @@ def verify_manifest(manifest: Mapping[str, Any], root: bytes, folder: Path | Non
         run_id=manifest["run_id"],
         name=specification.name,
         rounds=len(manifest["rounds"]),
-        sealed=specification.sealing.kind == "sealed",
+        sealed=specification.sealed,
         signatures=signatures,
         receipts=receipts,
         members=tuple(sorted(members)),
@@ -133,7 +133,7 @@ def _rounds(
     for entry in manifest["rounds"]:
         number, told = entry["round"], list(entry["contributors"])
         members |= set(told)
-        if specification.sealing.kind != "sealed":
+        if not specification.sealed:
             continue
         names: list[str] = []
         for item in entry["evidence"]:

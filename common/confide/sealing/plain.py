@@ -1,9 +1,9 @@
 """`sealing = "none"`: updates travel readable. For research and comparison; the same two roles as sealed transport.
 
-What travels of the update (confide.models.travel) goes as raw little-endian float32 (payload "upload"), weight and
-metrics in a PlainUpload. The coordinator keeps each upload on disk and adds them in order of the nodes' names, so that
-a run is reproducible bit by bit whatever the order in which answers come, and its memory does not grow with the number
-of nodes.
+What is sent of the update (confide.models.sent_coordinates) goes as raw little-endian float32 (payload "upload"),
+weight and metrics in a PlainUpload. The coordinator keeps each upload on disk and adds them in order of the nodes'
+names, so that a run is reproducible bit by bit whatever the order in which answers come, and its memory does not grow
+with the number of nodes.
 """
 
 import math
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.codec.digest import DigestedFile, upload_digest
+from confide.codec.norms import l2_norm
 from confide.codec.tensors import TensorSchema
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.files import private_folder, write_atomic
 from confide.identity.roster import Roster
 from confide.journal import Journal
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.privacy.metrics import check_unaccounted
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.metrics import Metric
@@ -34,18 +35,6 @@ from confide.sealing.roles import Abandoned, Answer, Exchange, Opened, SlotPlan,
 CHUNK = 1 << 18
 
 
-def plan_of(message: fleet_pb2.SlotOpen) -> SlotPlan:
-    """The plan that SlotPlan.to_message wrote."""
-    return SlotPlan(
-        slot=message.slot,
-        round=message.round,
-        attempt=message.attempt,
-        model_sha256=message.model_sha256,
-        parent_model_sha256=message.parent_model_sha256,
-        evaluate_only=message.evaluate_only,
-    )
-
-
 class PlainMember:
     """Node half. Keeps its last answer so that the same instruction gets the same bytes again."""
 
@@ -53,7 +42,7 @@ class PlainMember:
         """schema: of the flat update."""
         self._specification = specification
         self._folder = private_folder(folder)
-        self._travel = Travel(specification, schema)
+        self._coordinates = SentCoordinates(specification, schema)
         self._last: tuple[bytes, Answer] | None = None
         self._slot = 0
 
@@ -71,7 +60,7 @@ class PlainMember:
         check_unaccounted(self._specification, contribution)
         metrics = scalars.checked_metrics(contribution.metrics)
         scalars.check_weight(contribution.weight)
-        update = travelling(contribution.update, self._travel, open_.round, open_.evaluate_only)
+        update = sent_part(contribution.update, self._coordinates, open_.round, open_.evaluate_only)
         limited = self._specification.federation.clip_norm is not None
         clip = clip_norm(self._specification, open_.round) if limited else None
         data = clipped(update, clip).tobytes()
@@ -109,7 +98,7 @@ class PlainCollector:
         self.outcome: Opened | Abandoned | None = None
         self._federation = specification.federation
         self._roster = roster
-        self._travel = Travel(specification, schema)
+        self._coordinates = SentCoordinates(specification, schema)
         self._uploads = UploadStore(private_folder(folder) / "uploads")
         self._journal = Journal(folder / "collector.jsonl")
         self._cohort: tuple[str, ...] = ()
@@ -123,7 +112,7 @@ class PlainCollector:
     def _replay(self, entry: dict[str, Any]) -> None:
         match entry["event"]:
             case "slot":
-                self._plan = plan_of(wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(entry["plan"])))
+                self._plan = SlotPlan.of(wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(entry["plan"])))
                 self._cohort = tuple(entry["cohort"])
                 self._kept, self._dropped, self.outcome, self._ended = {}, {}, None, None
             case "upload":
@@ -209,7 +198,7 @@ class PlainCollector:
 
     @property
     def _parameters(self) -> int:
-        return 0 if self._plan is None or self._plan.evaluate_only else self._travel.count(self._plan.round)
+        return 0 if self._plan is None or self._plan.evaluate_only else self._coordinates.count(self._plan.round)
 
     def lost(self, node: str, code: str, message: str) -> None:
         """The node does not contribute to this slot."""
@@ -297,21 +286,17 @@ def checked_update(update: NDArray[np.float32], size: int, evaluate_only: bool) 
     return flat
 
 
-def travelling(update: NDArray[np.float32], travel: Travel, round: int, evaluate_only: bool) -> NDArray[np.float32]:
-    """What travels of a checked update in this round. Raises UpdateError for a change where nothing travels."""
-    flat = checked_update(update, travel.size, evaluate_only)
-    if evaluate_only or travel.count(round) == travel.size:
+def sent_part(
+    update: NDArray[np.float32], coordinates: SentCoordinates, round: int, evaluate_only: bool
+) -> NDArray[np.float32]:
+    """What is sent of a checked update in this round. Raises UpdateError for a change where nothing is sent."""
+    flat = checked_update(update, coordinates.size, evaluate_only)
+    if evaluate_only or coordinates.count(round) == coordinates.size:
         return flat
-    for start, stop in travel.rest(round, 1):
+    for start, stop in coordinates.rest(round, 1):
         if flat[start:stop].any():
             raise UpdateError(f"the update changes parameters that do not travel in round {round}; nothing is sent")
-    return travel.gather(flat, round)
-
-
-def l2_norm(vector: NDArray[np.floating[Any]]) -> float:
-    """Euclidean norm in float64, by chunk."""
-    squares = (float(np.square(vector[i : i + CHUNK], dtype=np.float64).sum()) for i in range(0, len(vector), CHUNK))
-    return math.sqrt(math.fsum(squares))
+    return coordinates.gather(flat, round)
 
 
 def clipped(update: NDArray[np.float32], clip: float | None) -> NDArray[np.float32]:

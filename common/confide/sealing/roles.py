@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from confide.codec.digest import DigestedFile
 from confide.identity.roster import Roster
-from confide.proto import fleet_pb2
+from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
 
@@ -38,6 +38,18 @@ class SlotPlan:
     model_sha256: bytes
     parent_model_sha256: bytes
     evaluate_only: bool = False
+
+    @classmethod
+    def of(cls, message: fleet_pb2.SlotOpen | sealing_pb2.SealedOpen) -> "SlotPlan":
+        """The plan in a message; nothing of it is checked."""
+        return cls(
+            slot=message.slot,
+            round=message.round,
+            attempt=message.attempt,
+            model_sha256=message.model_sha256,
+            parent_model_sha256=message.parent_model_sha256,
+            evaluate_only=message.evaluate_only,
+        )
 
     def to_message(self) -> fleet_pb2.SlotOpen:
         """The wire form, fleet.proto."""
@@ -66,8 +78,8 @@ class Exchange:
 class Opened:
     """A slot's result: the sum over `contributors`, and nothing else.
 
-    update_sum: float64 or float32, shape (confide.models.travel.Travel.count of the round,): sum of weight_i * what
-        travels of update_i.
+    update_sum: float64 or float32, shape (SentCoordinates.count of the round,): sum of weight_i * what is sent of
+        update_i (confide.models.sent_coordinates).
     weight_sum: sum of weight_i.
     metrics: name to (sum of values, number of contributors that reported it).
     promise: what sealing promised and what held, for the manifest (kind, n, c, q, t, d, list size).

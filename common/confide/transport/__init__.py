@@ -1,1 +1,6 @@
-"""How Confide's messages stand inside Flower's."""
+"""How Confide's messages travel.
+
+- `envelope`: inside Flower's records, which each side's adapter makes
+- `messages`: protobuf messages from the other side
+- `control`, `admin`: the clients of the coordinator's gRPC services; `failures`: errors across them
+"""

@@ -28,7 +28,7 @@ from confide.identity.keys import SigningKey, verify
 from confide.identity.member import LocalMember
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
 from confide.identity.submission import VALID_S, sign_stop, sign_submission
-from confide.models.travel import needs_names
+from confide.models.sent_coordinates import needs_names
 from confide.proto import control_pb2 as pb
 from confide.proto.control_pb2_grpc import ControlStub
 from confide.runs.specification import Specification

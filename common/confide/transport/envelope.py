@@ -14,6 +14,8 @@ from confide import canonical
 from confide.codec.digest import upload_digest
 from confide.errors import TransportError
 
+VERSION = 1
+"""Of the fleet's messages, fleet.proto: both sides refuse another one."""
 BODY_RECORD, PAYLOAD_RECORD = "confide", "payload"
 STYPE, DTYPE = "confide.raw.v1", "uint8"
 

@@ -164,7 +164,7 @@ def plan(
 
 
 def _warn_differences(specification: Specification) -> None:
-    if differences_kind(specification) == "accepted" and specification.sealing.kind == "sealed":
+    if differences_kind(specification) == "accepted" and specification.sealed:
         console.print(f"differences of sums {ACCEPTED}", soft_wrap=True)
 
 
@@ -214,7 +214,7 @@ def submit(
             initial = _model_of(client, from_run, len(initial))
         run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
-        console.print(f"sealing {sealing_markup(parsed.sealing.kind)}")
+        console.print(f"sealing {sealing_markup(parsed.sealing.kind.value)}")
         _warn_differences(parsed)
         if watch:
             _watch(client, run_id, as_json=False)

@@ -1,1 +1,4 @@
-"""The coordinator's process: everything put together, started and stopped."""
+"""The coordinator's process: everything put together, started and stopped.
+
+- `process`: settings, ports, signals, threads
+"""

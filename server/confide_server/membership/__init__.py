@@ -1,1 +1,4 @@
-"""Enrolment requests that wait for the root's answer."""
+"""Enrolment requests that wait for the root's answer.
+
+- `enrolment`: where they wait; `intake`: how a newer roster comes in
+"""

@@ -1,1 +1,6 @@
-"""Runs from offer to last round: driver, cohort, exchange, round loop, outer step."""
+"""Runs from offer to last round.
+
+- `driver`: takes runs and survives being killed; `cohort`: who takes part
+- `round_loop`: epoch, slot, outer step, commit, end; `exchange`: one question to several nodes
+- `outer_step`: what an opened sum makes of the model
+"""

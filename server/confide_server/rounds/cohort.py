@@ -113,7 +113,7 @@ class Cohort:
             begun = RunStarted(
                 nodes=list(self.accepted()),
                 rounds=self._federation.rounds,
-                sealing=self._run.specification.sealing.kind,
+                sealing=self._run.specification.sealing.kind.value,
                 name=self._run.specification.name,
                 differences=differences_kind(self._run.specification),
             )

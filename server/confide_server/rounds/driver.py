@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.errors import ConfideError, StateError
+from confide.errors import ConfideError, RetryableError, StateError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore
 from confide.identity.submission import STOPPED, SignedEnd, sign_end
@@ -119,7 +119,7 @@ class RunDriver:
                 return
             except Exception as error:
                 failures += 1
-                named = isinstance(error, StateError)  # a full disk: it passes when somebody frees space
+                named = isinstance(error, RetryableError)  # a full disk: it passes when somebody frees space
                 wait_s = self._retry_s if named else min(self._retry_s * 2 ** min(failures - 1, 8), MOST_RETRY_S)
                 log.error("%s: %s Trying again in %.0f s.", type(error).__name__, error, wait_s, exc_info=not named)
                 self._say(f"{type(error).__name__}: {error}")

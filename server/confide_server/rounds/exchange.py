@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from confide import __version__, canonical
 from confide.codec.digest import DigestedFile
-from confide.errors import ConfideError, IdentityError, StateError, TransportError, UpdateError
+from confide.errors import ConfideError, IdentityError, RetryableError, TransportError, UpdateError
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
 from confide.text import identifier, line
-from confide.transport.envelope import digest_of_entries, payload_digest
+from confide.transport.envelope import VERSION, digest_of_entries, payload_digest
 from google.protobuf.message import DecodeError
 
 from confide_server.fleet.flower import FleetReply, Presence
@@ -24,7 +24,6 @@ from confide_server.fleet.port import Link, Session
 from confide_server.memory import trim
 from confide_server.state.run_journal import RunJournal
 
-VERSION = 1
 TICK_S = 0.25
 """How often stops, restarted nodes and silent nodes are looked for. Replies are handed on at once."""
 REASON_CHARS = 500
@@ -115,7 +114,7 @@ class Courier:
             while waiting and (left := end - time.monotonic()) > 0:
                 self._check()
                 if not self._session.alive:
-                    raise StateError("the Flower run lapsed; the run goes on in a new one")
+                    raise RetryableError("the Flower run lapsed; the run goes on in a new one")
                 by_id = {asked.message_id: node for node, asked in waiting.items()}
                 for reply in self._session.replies(by_id, min(TICK_S, left)):
                     node = by_id[reply.message_id]

@@ -14,7 +14,7 @@ FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Ad
 import numpy as np
 import torch
 from confide.errors import StateError, TrainingError
-from confide.models.travel import Travel, refactors
+from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Outer, Specification
 from confide.sealing.roles import Opened
 from numpy.typing import NDArray
@@ -82,7 +82,12 @@ class OuterStep:
 
 
 def next_model(
-    specification: Specification, travel: Travel, data: bytes, outer_state: bytes, opened: Opened, round: int
+    specification: Specification,
+    coordinates: SentCoordinates,
+    data: bytes,
+    outer_state: bytes,
+    opened: Opened,
+    round: int,
 ) -> tuple[bytes, bytes]:
     """(model, outer state) after a round whose sum was opened: step what travelled, then refactor (FedSVD).
 
@@ -92,13 +97,13 @@ def next_model(
     if not specification.trains_model:
         return _next_tokenizer(specification, data, opened), b""
     model = np.frombuffer(data, dtype="<f4").astype("<f4", copy=True)
-    step = OuterStep(specification.federation.outer, outer_state, travel.phase(round))
-    part = step.apply(travel.gather(model, round), opened.update_sum, opened.weight_sum)
-    travel.scatter(part, round, model)
+    step = OuterStep(specification.federation.outer, outer_state, coordinates.phase(round))
+    part = step.apply(coordinates.gather(model, round), opened.update_sum, opened.weight_sum)
+    coordinates.scatter(part, round, model)
     if refactors(specification):
         from confide.models.aggregation import after_round
 
-        model = travel.schema.flatten(after_round(specification, travel.schema.unflatten(model)))
+        model = coordinates.schema.flatten(after_round(specification, coordinates.schema.unflatten(model)))
     return model.astype("<f4").tobytes(), step.state()
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, TrainingError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, StateError, TrainingError
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
@@ -68,9 +68,9 @@ class Rounds:
         self._run = run
         self._specification = run.specification
         self._federation = run.specification.federation
-        self._travel = Travel(run.specification, run.schema)
-        sealed = run.specification.sealing.kind == "sealed"
-        self._link = link_of(run.specification, self._travel) if sealed else None
+        self._coordinates = SentCoordinates(run.specification, run.schema)
+        sealed = run.specification.sealed
+        self._link = link_of(run.specification, self._coordinates) if sealed else None
         self._abandoned = ""
         """Why the last attempt opened nothing."""
         self._book = book
@@ -136,7 +136,9 @@ class Rounds:
         """
         if plan.evaluate_only:
             return model.data, model.outer_state
-        data, state = next_model(self._specification, self._travel, model.data, model.outer_state, opened, plan.round)
+        data, state = next_model(
+            self._specification, self._coordinates, model.data, model.outer_state, opened, plan.round
+        )
         if self._link is not None:
             self._link.check(data, plan.round + 1)
             self._link.check_step(model.data, data, plan.round, 1)
@@ -254,7 +256,7 @@ class Rounds:
         self._exchanges(plan.round, {"model": model.data})
         outcome = self._collector.outcome
         if outcome is None:
-            raise StateError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
+            raise RetryableError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
         return outcome
 
     def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:

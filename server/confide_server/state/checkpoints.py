@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import fsspec
-from confide.errors import StateError
+from confide.errors import RetryableError, StateError
 from confide.files import fsync_folder
 
 
@@ -32,7 +32,7 @@ class CheckpointStore:
     def put(self, data: bytes | memoryview, kind: str) -> str:
         """Store the bytes and return their name, SHA-256 in hex and `kind`; nothing happens when they are there.
 
-        Raises StateError when the disk is full: nothing is left behind then.
+        Raises RetryableError when the disk is full: nothing is left behind then.
         """
         name = f"{hashlib.sha256(data).hexdigest()}.{kind}"
         path = f"{self._root}/{name}"
@@ -56,7 +56,7 @@ class CheckpointStore:
                 fsync_folder(Path(self._root))
         except OSError as error:
             self._discard(temporary)
-            raise StateError(
+            raise RetryableError(
                 f"cannot write the checkpoint {path} of {len(data)} bytes: {error.strerror or error}. "
                 "Free space there; the round is not lost and goes on by itself."
             ) from error

@@ -23,7 +23,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from confide import canonical
-from confide.errors import StateError
+from confide.errors import RetryableError, StateError
 from confide.secrecy import private_file
 from sqlalchemy import (
     JSON,
@@ -249,6 +249,9 @@ def locked_head(session: Session, name: str = "audit") -> Head:
     return session.get_one(Head, name, with_for_update=True, populate_existing=True)
 
 
+_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
+
+
 class Database:
     """The engine, migrated to the newest schema."""
 
@@ -268,6 +271,11 @@ class Database:
     def dialect(self) -> str:
         """SQLAlchemy's name of it: "sqlite" or "postgresql"."""
         return self._engine.dialect.name
+
+    def _named(self, error: DBAPIError) -> StateError:
+        """A database that is damaged, or of another shape than it should be, does not mend by itself."""
+        passes = isinstance(error, OperationalError) and not any(sign in str(error.orig) for sign in _DAMAGE)
+        return (RetryableError if passes else StateError)(self._explain(error))
 
     def _explain(self, error: Exception) -> str:
         shown = make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else repr(self.url)
@@ -304,21 +312,21 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """All or nothing, written. Raises StateError when the disk is full or the database is gone."""
+        """All or nothing, written. Raises RetryableError when the disk is full or the database is gone."""
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except DBAPIError as error:
-            raise StateError(self._explain(error)) from error
+            raise self._named(error) from error
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """One moment's state, while others write. Raises StateError when the database is gone."""
+        """One moment's state, while others write. Raises RetryableError when the database is gone."""
         try:
             with Session(self._reader, expire_on_commit=False) as session, session.begin():
                 yield session
         except DBAPIError as error:
-            raise StateError(self._explain(error)) from error
+            raise self._named(error) from error
 
     def verify_audit(self) -> int:
         """Number of audit entries, after checking their chain. Raises StateError naming the first that breaks it."""

@@ -19,9 +19,9 @@ from confide.errors import ConfideError
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
 from confide.proto import fleet_pb2
+from confide.transport.envelope import VERSION
 from google.protobuf.message import DecodeError
 
-VERSION = 1
 FASTEST_S = 1.0
 """Reports of one node that come sooner after its last one are dropped unread."""
 MAX_REPORT_BYTES = 512

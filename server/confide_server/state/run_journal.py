@@ -693,7 +693,7 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         submitted_at=time.time(),
         round=0,
         rounds=specification.federation.rounds,
-        sealing=specification.sealing.kind,
+        sealing=specification.sealing.kind.value,
         cohort=[],
         method=specification.method.name,
         data=specification.federation.data,

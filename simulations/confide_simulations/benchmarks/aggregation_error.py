@@ -84,12 +84,12 @@ def product_error(
 
 def communicated_bytes(spec: Specification, base: Path) -> dict[str, int]:
     """Bytes that one node uploads in a whole run: {"none": unsealed, "sealed": at the run's bits}."""
+    from confide.models.sent_coordinates import SentCoordinates
     from confide.models.trainable import schema_of
-    from confide.models.travel import Travel
     from confide.planning.run_plan import upload_bytes
 
-    travel = Travel(spec, schema_of(spec, base))
-    counts = [travel.count(number) for number in range(1, spec.federation.rounds + 1)]
+    coordinates = SentCoordinates(spec, schema_of(spec, base))
+    counts = [coordinates.count(number) for number in range(1, spec.federation.rounds + 1)]
     kinds = {
         kind: spec.model_copy(update={"sealing": spec.sealing.model_copy(update={"kind": kind})})
         for kind in ("none", "sealed")

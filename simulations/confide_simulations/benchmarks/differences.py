@@ -1,6 +1,6 @@
-"""`confide bench differences`: what a lying coordinator takes from two sums, and by which roads it gets them.
+"""`confide bench differences`: what a lying coordinator takes from two sums, and by which attacks it gets them.
 
-The roads are played against the real node code, with the product's defaults and, beside it, with differences accepted
+The attacks are played against the real node code, with the product's defaults and, beside it, with differences accepted
 and public draws, as all runs were before. The table says what two sums tell where nobody refuses (docs/sealing.md).
 """
 
@@ -22,13 +22,13 @@ def differences(
     json: Annotated[Path | None, typer.Option(help="Write the result here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the table here (PNG).")] = None,
 ) -> None:
-    """Two sums that differ by one organization: by which roads, and what their difference tells."""
+    """Two sums that differ by one organization: by which attacks, and what their difference tells."""
     from confide_simulations.benchmarks.differences_plot import draw
     from confide_simulations.benchmarks.differences_table import DELTA, EPSILON, ROUNDS, rows
     from confide_simulations.benchmarks.meta import meta, write_result
 
     sizes = {"members": _numbers(members), "steps": _numbers(steps), "apart": _numbers(apart)}
-    result: Result = {"default": _roads({}), "accepted": _roads({"differences": "accepted", "reproducible": True})}
+    result: Result = {"default": _attacks({}), "accepted": _attacks({"differences": "accepted", "reproducible": True})}
     result["table"] = list(rows(seeds=range(seeds), **sizes))
     config = {**sizes, "seeds": seeds, "epsilon": EPSILON, "delta": DELTA, "rounds": ROUNDS}
     result["meta"] = meta(seed=_SEED, config=config)
@@ -45,13 +45,13 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _roads(settings: dict[str, Any]) -> dict[str, Any]:
-    from confide_simulations.benchmarks.differences_roads import ROADS, travel
+def _attacks(settings: dict[str, Any]) -> dict[str, Any]:
+    from confide_simulations.benchmarks.differences_attacks import ATTACKS, try_attack
 
     found = {}
-    for road in ROADS:
+    for attack in ATTACKS:
         with TemporaryDirectory() as folder:
-            found[road] = travel(road, Path(folder), **settings)
+            found[attack] = try_attack(attack, Path(folder), **settings)
     return found
 
 
@@ -61,12 +61,12 @@ def _print(result: Result) -> None:
 
     console = Console()
 
-    roads = Table("road", "default", "accepted, public draws: cosine", title="roads to two sums")
-    for road, found in result["default"].items():
-        told = result["accepted"][road]["cosine"]
+    attacks = Table("attack", "default", "accepted, public draws: cosine", title="attacks to two sums")
+    for attack, found in result["default"].items():
+        told = result["accepted"][attack]["cosine"]
         stopped = ", ".join(found["by"]) if found["refused"] else f"[red]cosine {found['cosine']:.4f}[/red]"
-        roads.add_row(road, stopped, "refused" if told is None else f"{told:.4f}")
-    console.print(roads)
+        attacks.add_row(attack, stopped, "refused" if told is None else f"{told:.4f}")
+    console.print(attacks)
     kinds = ("one_sum", "one_missing", "blocks", "organization_privacy")
     table = Table("members", "steps", "apart", *kinds, title="cosine / relative error / metric error")
     for row in result["table"]:

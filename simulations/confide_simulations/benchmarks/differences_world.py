@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from confide.codec.digest import DigestedFile
@@ -26,7 +27,8 @@ from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide.sealing.collector.collector import SealedCollector
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.context import NodeRules
+from confide.sealing.member.member import SealedMember
 from confide.sealing.member.revealed import Memory, Revealed
 from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from numpy.typing import NDArray
@@ -48,9 +50,9 @@ class Refused(Exception):
 class Liar(SealedCollector):
     """A coordinator that sums whom it likes, whatever the blocks and whatever was asked before."""
 
-    @property
-    def _guarded(self) -> bool:
-        return False
+    def __init__(self, **made_of: Any) -> None:
+        super().__init__(**made_of)
+        self._cohort.guarded = False
 
 
 @dataclass
@@ -169,8 +171,8 @@ class World:
         )  # fmt: skip
         here = tuple(sorted(self._group(run) if present is None else present))
         failures: set[str] = set()
-        run.collector._excluded.clear()
-        run.collector._renew = True  # a liar makes epochs as it likes
+        run.collector._attendance.excluded.clear()
+        run.collector._attendance.renew = True  # a liar makes epochs as it likes
         run.collector.begin_epoch(here)
         self._drive(run, failures, without=(), lost_reveals=())
         run.collector.open_slot(plan)
@@ -211,7 +213,7 @@ class World:
         if slot.evaluate_only:
             self.truth[name] = np.zeros(0, np.float32), metric
             return Contribution(np.zeros(0, np.float32), metrics={Metric.EVAL_LOSS: metric})
-        update = self.learner.train(run.specification, self.model, name, slot, run.members[name].folder)
+        update = self.learner.train(run.specification, self.model, name, slot, run.members[name].context.folder)
         self.truth[name] = update, metric
         return Contribution(update, metrics={Metric.EVAL_LOSS: metric} if run.specification.trains_model else {})
 

@@ -22,7 +22,8 @@ from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, Outer, parse_toml
 from confide.sealing.factory import make_collector
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.context import NodeRules
+from confide.sealing.member.member import SealedMember
 from confide.sealing.roles import Answer, Exchange, Opened, SlotPlan
 from confide_server.rounds.outer_step import OuterStep
 

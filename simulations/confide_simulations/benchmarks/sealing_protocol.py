@@ -18,7 +18,8 @@ from confide.identity.roster import Member, Role, Roster
 from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, parse_toml
 from confide.sealing.collector.collector import SealedCollector
-from confide.sealing.member.member import NodeRules, SealedMember
+from confide.sealing.member.context import NodeRules
+from confide.sealing.member.member import SealedMember
 from confide.sealing.roles import Exchange, Opened, SlotPlan
 
 from confide_simulations.benchmarks.meta import cpu_seconds

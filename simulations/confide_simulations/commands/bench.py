@@ -23,7 +23,7 @@ BENCHMARKS = {
     ),
     "differences": (
         "confide_simulations.benchmarks.differences:differences",
-        "Two sums that differ by one organization: by which roads, and what their difference tells.",
+        "Two sums that differ by one organization: by which attacks, and what their difference tells.",
     ),
     "round": (
         "confide_simulations.benchmarks.round:round_",

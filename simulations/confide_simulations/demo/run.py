@@ -102,7 +102,7 @@ def _federate(options: Options, base: Path, split: shards.Split, work: Path, con
     with ProcessGroup() as processes:
         federation.start(processes)
         run_id = federation.submit(specification)
-        kind = specification.sealing.kind
+        kind = specification.sealing.kind.value
         train_loss = []
         with LiveRounds(console, rounds=options.rounds, nodes=options.nodes, sealing=kind) as live:
             for event, data in federation.watch(run_id):

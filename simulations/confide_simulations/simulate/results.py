@@ -57,7 +57,7 @@ class Report:
         }
         return {
             "meta": meta(seed=self.specification.seed, config=config),
-            "sealing": self.specification.sealing.kind,
+            "sealing": self.specification.sealing.kind.value,
             "model_sha256": self.manifest["model_sha256"],
             "seconds": round(self.seconds, 2),
             "rounds": list(self.rows),
@@ -140,7 +140,7 @@ def write_report(folder: Path, report: Report, model: bytes, base: Path | None) 
 
 def table(report: Report, most: int = 12) -> Table:
     """The last rounds, for the terminal."""
-    sealed = report.specification.sealing.kind == "sealed"
+    sealed = report.specification.sealed
     shown = "[green]sealed[/green]" if sealed else "[bold red]NONE[/bold red]"
     made = Table(title=f"{len(report.nodes)} virtual nodes, partition {report.partition}, sealing: {shown}")
     columns = {title: name for title, name in _SHOWN.items() if any(name in row for row in report.rows)}

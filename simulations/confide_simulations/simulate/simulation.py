@@ -20,8 +20,8 @@ from confide.errors import SpecificationError, StateError, TrainingError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.identity.submission import sign_submission
 from confide.methods.first_model import first_model
+from confide.models.sent_coordinates import needs_names
 from confide.models.store import ModelStore, folder_digest, require_base
-from confide.models.travel import needs_names
 from confide.planning.run_plan import render
 from confide.runs.specification import Specification
 from confide_server.rounds.driver import Parts, RunDriver

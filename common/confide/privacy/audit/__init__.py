@@ -1,1 +1,5 @@
-"""Measuring leakage: canaries, one-run auditing, membership inference and extraction, set against the claim."""
+"""Measuring leakage, set against the claim.
+
+- `canaries`: made-up records that a node plants; `scoring`: what a trained model says about them
+- `one_run`: a lower bound on epsilon; `membership`: inference by thresholds on the loss
+"""

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.codec.norms import l2_norm
 from confide.codec.seal_vector import UploadSum
 from confide.errors import FailureName, ProtocolFailure, UpdateError
 from confide.proto import sealing_pb2
 from confide.runs.metrics import Metric
-from confide.sealing.collector.state import Books, EpochBook, SlotBook
-from confide.sealing.plain import l2_norm
+from confide.sealing.collector.state import CollectorState, EpochRecord, SlotRecord
 from confide.sealing.primitives import context, dealing, keys, scalars, shamir
 
 # Float32 sums of many coordinates round; this is far above that and far below any attack.
@@ -24,7 +24,7 @@ _NORM_SLACK = 1e-3
 class Reveals:
     """What those who revealed hold of each dealer's secret, parsed once; secrets are computed once, when asked for."""
 
-    def __init__(self, epoch: EpochBook, slot: SlotBook) -> None:
+    def __init__(self, epoch: EpochRecord, slot: SlotRecord) -> None:
         """Raises QUORUM_SHORT when fewer than t revealed."""
         assert epoch.key is not None  # noqa: S101 - the slot is sealed
         self._epoch, self._slot, self._key = epoch, slot, epoch.key
@@ -102,16 +102,16 @@ class Reveals:
 
 
 def open_sum(
-    books: Books, reveals: Reveals, uploads: Mapping[str, tuple[Path, bytes | None]]
+    state: CollectorState, reveals: Reveals, uploads: Mapping[str, tuple[Path, bytes | None]]
 ) -> tuple[NDArray[np.float32], float, dict[Metric, tuple[float, int]]]:
     """(update sum, weight sum, metrics) over the open slot's list.
 
     uploads: by name the file and, unless this process has checked it already, the digest that it must have.
     Raises NOISE_INSUFFICIENT, BAD_DEALING (with its culprit) or SUM_OUT_OF_RANGE; nothing is then opened.
     """
-    epoch, slot = books.epoch, books.slot
+    epoch, slot = state.epoch, state.slot
     assert epoch is not None and slot is not None and slot.layout is not None  # noqa: S101 - the slot is sealed
-    layout, largest = slot.layout, _largest_norm(books, epoch, slot)
+    layout, largest = slot.layout, _largest_norm(state, epoch, slot)
     total = UploadSum(layout)
     for seed, sign in reveals.masks():
         total.remove_mask(seed, sign)
@@ -128,23 +128,23 @@ def open_sum(
             f"the opened sum has norm {norm:.6g}; {len(slot.survivors)} updates of norm {layout.clip:g} make at most "
             f"{largest:.6g}{', noise included' if layout.noised else ''}. Nothing of it is used",
         )
-    uniform = books.specification.federation.weights == "uniform"
+    uniform = state.specification.federation.weights == "uniform"
     weight, metrics = scalars.decode(integers, len(slot.survivors), uniform=uniform)
     return update, weight, metrics
 
 
-def _largest_norm(books: Books, epoch: EpochBook, slot: SlotBook) -> float:
+def _largest_norm(state: CollectorState, epoch: EpochRecord, slot: SlotRecord) -> float:
     """What the sum of the list's updates cannot exceed, noise included. Raises NOISE_INSUFFICIENT."""
     layout, contributors = slot.layout, len(slot.survivors)
     assert layout is not None and epoch.parameters is not None  # noqa: S101 - the slot is sealed
-    noise = context.slot_noise(books.specification, epoch.parameters, slot.plan, books.travel)
+    noise = context.slot_noise(state.specification, epoch.parameters, slot.plan, state.coordinates)
     if noise is None:
         return contributors * layout.clip * (1 + layout.reach / layout.levels) * (1 + _NORM_SLACK)
     noise.check(contributors)
     return noise.largest_sum(contributors) * (1 + _NORM_SLACK)
 
 
-def check_reveal(epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_pb2.Reveal) -> None:
+def check_reveal(epoch: EpochRecord, slot: SlotRecord, holder: str, reveal: sealing_pb2.Reveal) -> None:
     """Raise BOTH_KINDS unless there is one share a member of the kind the list says, BAD_SHARE for what is no share.
 
     Whether the dealers signed the shares is left to `Reveals.unsigned`, which asks only when something does not fit.
@@ -162,7 +162,7 @@ def check_reveal(epoch: EpochBook, slot: SlotBook, holder: str, reveal: sealing_
             raise ProtocolFailure(error.name, f"of {item.dealer}: {error.detail}", culprit=holder) from error
 
 
-def evidence(epoch: EpochBook, slot: SlotBook, dealer: str) -> list[dict[str, str]]:
+def evidence(epoch: EpochRecord, slot: SlotRecord, dealer: str) -> list[dict[str, str]]:
     """The dealer's signed shares, which anyone can check against its bundle."""
     return [
         {"holder": holder, "share": item.share.hex(), "signature": item.signature.hex()}

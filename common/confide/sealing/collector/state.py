@@ -1,6 +1,6 @@
 """What a coordinator knows of the open epoch and slot, rebuilt from its journal after a crash.
 
-Every change is an event: written to the journal first, then applied by `Books.apply`; a restarted coordinator
+Every change is an event: written to the journal first, then applied by `CollectorState.apply`; a restarted coordinator
 applies the same events again and stands where it stood. Answers (bundle, dealings, upload, confirmation, reveal) are
 fsynced with the event that closes their exchange.
 
@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from confide.codec.layout import VectorLayout
-from confide.models.travel import Travel
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.parameters import Parameters, for_epoch
 from confide.runs.specification import Specification
@@ -42,7 +42,7 @@ _M = TypeVar("_M", bound=Message)
 
 
 @dataclass
-class EpochBook:
+class EpochRecord:
     """One epoch. phase: advertise -> share -> stands, or failed."""
 
     terms: EpochTerms
@@ -70,7 +70,7 @@ class EpochBook:
 
 
 @dataclass
-class SlotBook:
+class SlotRecord:
     """One slot. phase: train -> confirm -> reveal -> decided."""
 
     plan: SlotPlan
@@ -95,23 +95,28 @@ class SlotBook:
 
 
 @dataclass
-class Books:
+class CollectorState:
     """Epoch and slot, and what outlives them."""
 
     specification: Specification
     run_id: str
-    travel: Travel
+    coordinates: SentCoordinates
     last_epoch: int = 0
     last_slot: int = 0
-    epoch: EpochBook | None = None
-    slot: SlotBook | None = None
+    epoch: EpochRecord | None = None
+    slot: SlotRecord | None = None
     convicted: set[str] = field(default_factory=set)
     bound: tuple[str, ...] = ()
     """The list that members were asked to reveal for, while the model stays the same: they may have revealed, and sign
     for this model no other one. Empty where differences are accepted."""
 
+    @property
+    def resumable(self) -> SlotPlan | None:
+        """The slot that is open, or that was when the last process ended."""
+        return None if self.slot is None or self.slot.ended else self.slot.plan
+
     def apply(self, event: dict[str, Any], parsed: Message | None = None) -> None:
-        """Change the books as one event says. parsed: the message in its `body`, when that was decoded before."""
+        """Change the state as one event says. parsed: the message in its `body`, when that was decoded before."""
         kind = event["event"]
         if kind == "epoch":
             self._epoch(event)
@@ -136,7 +141,7 @@ class Books:
             roster_sha256=bytes.fromhex(event["roster_sha256"]),
         )
         members, wanted = tuple(event["members"]), tuple(event["wanted"])
-        self.epoch = EpochBook(terms=terms, asked=members, wanted=wanted, eligible=event.get("eligible", 0))
+        self.epoch = EpochRecord(terms=terms, asked=members, wanted=wanted, eligible=event.get("eligible", 0))
 
     def _within_epoch(self, kind: str, event: dict[str, Any], parsed: Message | None) -> None:
         epoch = self.epoch
@@ -166,24 +171,16 @@ class Books:
                 epoch.phase, epoch.failure = "failed", (event["code"], event["reason"])
 
     def _slot(self, event: dict[str, Any]) -> None:
-        message = wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(event["plan"]))
-        plan = SlotPlan(
-            slot=message.slot,
-            round=message.round,
-            attempt=message.attempt,
-            model_sha256=message.model_sha256,
-            parent_model_sha256=message.parent_model_sha256,
-            evaluate_only=message.evaluate_only,
-        )
+        plan = SlotPlan.of(wire.decode(fleet_pb2.SlotOpen, bytes.fromhex(event["plan"])))
         self.last_slot = max(self.last_slot, plan.slot)
-        previous, self.slot = self.slot, SlotBook(plan=plan)
+        previous, self.slot = self.slot, SlotRecord(plan=plan)
         epoch = self.epoch
         if not event["sealed"] or epoch is None or epoch.parameters is None or epoch.key is None:
             return
         if previous is not None and previous.plan.slot >= epoch.terms.first_slot:
             epoch.delivered |= set(previous.uploads)
         layout = context.slot_layout(
-            self.specification, epoch.parameters, epoch.key.bundles, plan, self.travel
+            self.specification, epoch.parameters, epoch.key.bundles, plan, self.coordinates
         )  # fmt: skip
         self.slot.layout = layout
         self.slot.context = context.slot_context(epoch.terms, epoch.parameters, epoch.key.bundles, plan, layout)

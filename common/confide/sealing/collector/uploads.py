@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from confide.codec.digest import DigestedFile, upload_file_digest
-from confide.errors import StateError, UpdateError
+from confide.errors import RetryableError, UpdateError
 from confide.files import fsync_file, fsync_folder, private_folder, start_writing
 
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -33,7 +33,7 @@ class UploadStore:
     def keep(self, slot: int, node: str, payload: DigestedFile, digest: bytes, size: int) -> Path:
         """Take an upload in and check its size and digest. It survives this process now, a power cut after `settle`.
 
-        payload: may be removed afterwards, but not written to. Raises UpdateError or StateError; nothing is kept then.
+        payload: may be removed afterwards, but not written to. Raises UpdateError or RetryableError; nothing is kept.
         """
         if payload.digest != digest:
             raise UpdateError(f"the upload of {node} does not have the stated hash {digest.hex()[:16]}")
@@ -50,7 +50,9 @@ class UploadStore:
                 os.close(descriptor)
             _second_name(payload.path, target)
         except OSError as error:
-            raise StateError(f"cannot keep the upload of {node}: {error.strerror}. Free space on the disk.") from error
+            raise RetryableError(
+                f"cannot keep the upload of {node}: {error.strerror}. Free space on the disk."
+            ) from error
         self._unsettled.append(target)
         return target
 
@@ -62,7 +64,7 @@ class UploadStore:
                 self._unsettled.pop()
             fsync_folder(private_folder(self._folder / str(slot)))
         except OSError as error:
-            raise StateError(f"cannot keep the uploads of slot {slot}: {error.strerror}") from error
+            raise RetryableError(f"cannot keep the uploads of slot {slot}: {error.strerror}") from error
 
     def intact(self, slot: int, node: str, digest: bytes) -> bool:
         """Whether an upload that an earlier process kept is there with its digest."""

@@ -19,7 +19,7 @@ from confide.codec.tensors import model_digest
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.files import write_atomic
 from confide.models.fedsvd import Refactored, broken
-from confide.models.travel import Travel, refactors
+from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Outer, Specification
 from confide.sealing.member.seal_log import SealLog
 from confide.sealing.member.tokenizer_link import TokenizerLink
@@ -88,13 +88,13 @@ class Link(Protocol):
 class TensorLink:
     """Trainable tensors: an outer step moves them by at most `bound`, and leaves what did not travel."""
 
-    def __init__(self, specification: Specification, travel: Travel) -> None:
-        self._travel, self._size = travel, travel.size
-        self._refactored = Refactored(travel.schema) if refactors(specification) else None
+    def __init__(self, specification: Specification, coordinates: SentCoordinates) -> None:
+        self._coordinates, self._size = coordinates, coordinates.size
+        self._refactored = Refactored(coordinates.schema) if refactors(specification) else None
         self.bound = step_bound(
             specification.federation.outer,
-            gradient_norm=mean_update_bound(specification, travel.most),
-            parameters=travel.most,
+            gradient_norm=mean_update_bound(specification, coordinates.most),
+            parameters=coordinates.most,
             rounds=specification.federation.rounds,
         )
 
@@ -113,7 +113,7 @@ class TensorLink:
         """What did not travel, and the distance in L2 norm, by chunk."""
         before, after = np.frombuffer(last, dtype="<f4"), np.frombuffer(model, dtype="<f4")
         if self._refactored is None:
-            for start, stop in self._travel.rest(last_round, rounds):
+            for start, stop in self._coordinates.rest(last_round, rounds):
                 if after[start:stop].tobytes() != before[start:stop].tobytes():
                     raise broken(
                         f"coordinates that did not travel in rounds {last_round} to {last_round + rounds - 1} moved"
@@ -136,9 +136,9 @@ class TensorLink:
             )
 
 
-def link_of(specification: Specification, travel: Travel) -> Link:
+def link_of(specification: Specification, coordinates: SentCoordinates) -> Link:
     """What may follow what in a run: the nodes' check, and the coordinator's before it commits."""
-    return TensorLink(specification, travel) if specification.trains_model else TokenizerLink(specification)
+    return TensorLink(specification, coordinates) if specification.trains_model else TokenizerLink(specification)
 
 
 class ModelChain:
@@ -151,11 +151,17 @@ class ModelChain:
     """
 
     def __init__(
-        self, specification: Specification, *, initial_sha256: bytes, travel: Travel, log: SealLog, folder: Path
+        self,
+        specification: Specification,
+        *,
+        initial_sha256: bytes,
+        coordinates: SentCoordinates,
+        log: SealLog,
+        folder: Path,
     ) -> None:
         """initial_sha256: of the first model, as the administrator signed it. The last model lies in `folder`."""
         self._initial = initial_sha256
-        self.link = link_of(specification, travel)
+        self.link = link_of(specification, coordinates)
         self._max_attempts = specification.sealing.max_attempts
         self._log = log
         self._folder = folder

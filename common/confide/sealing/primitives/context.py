@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from confide import canonical
 from confide.codec.layout import VectorLayout
-from confide.models.travel import Travel
+from confide.errors import FailureName, IdentityError, ProtocolFailure
+from confide.identity.keys import verify
+from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters
 from confide.runs.schedule import clip_norm
@@ -25,15 +27,15 @@ LIST_DOMAIN = "sealing/list"
 
 
 def slot_layout(
-    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, travel: Travel
+    specification: Specification, parameters: Parameters, bundles: bytes, plan: SlotPlan, coordinates: SentCoordinates
 ) -> VectorLayout:
     """How what travels in this slot becomes integers. The rotation's seed follows from the bundles alone."""
     seed = canonical.hash_fields("confide/v1/sealing/rotation", bundles, _number(plan.slot))
-    noise = slot_noise(specification, parameters, plan, travel)
+    noise = slot_noise(specification, parameters, plan, coordinates)
     if noise is not None:
-        return noise.layout(specification, travel.most, scalars=scalars.COUNT, rotation_seed=seed)
+        return noise.layout(specification, coordinates.most, scalars=scalars.COUNT, rotation_seed=seed)
     return VectorLayout(
-        parameters=0 if plan.evaluate_only else travel.count(plan.round),
+        parameters=0 if plan.evaluate_only else coordinates.count(plan.round),
         scalars=scalars.COUNT,
         bits=specification.sealing.bits,
         members=parameters.members,
@@ -43,14 +45,14 @@ def slot_layout(
 
 
 def slot_noise(
-    specification: Specification, parameters: Parameters, plan: SlotPlan, travel: Travel
+    specification: Specification, parameters: Parameters, plan: SlotPlan, coordinates: SentCoordinates
 ) -> "SlotNoise | None":
     """What every member adds to its update in this slot; None where no update travels or privacy is not shared."""
     if not specification.privacy.shared or plan.evaluate_only:
         return None
     from confide.privacy import shared  # the accountants are slow to import, and few runs need them
 
-    return shared.slot_noise(specification, travel.most, members=parameters.members)
+    return shared.slot_noise(specification, coordinates.most, members=parameters.members)
 
 
 def slot_context(
@@ -107,6 +109,19 @@ def list_digest(context: bytes, slot: int, survivors: Sequence[sealing_pb2.Survi
 def list_statement(survivors: bytes, signer: str, anchored: bool) -> bytes:
     """What `signer` signs about a list (its `list_digest`), domain LIST_DOMAIN."""
     return canonical.hash_fields("confide/v1/sealing/list", survivors, signer.encode(), _number(int(anchored)))
+
+
+def check_confirmation(item: sealing_pb2.Confirmation, listed: bytes, slot: int, identity_key: str) -> None:
+    """Raise CONTEXT_MISMATCH unless `item` is its node's signature over this list, slot and context."""
+    try:
+        statement = list_statement(listed, item.node, item.anchored)
+        if (item.version, item.slot) != (wire.VERSION, slot):
+            raise IdentityError(f"it is of version {item.version}, slot {item.slot}")
+        verify(bytes.fromhex(identity_key), LIST_DOMAIN, statement, item.signature)
+    except IdentityError as error:
+        raise ProtocolFailure(
+            FailureName.CONTEXT_MISMATCH, f"the signature of {item.node} is not over this list and context"
+        ) from error
 
 
 def _number(value: int) -> bytes:

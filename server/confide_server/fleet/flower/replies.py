@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.codec.digest import DigestedFile
-from confide.errors import StateError, TransportError
+from confide.errors import RetryableError, TransportError
 from confide.transport.envelope import BODY_RECORD, PAYLOAD_RECORD, check_entry, check_records, checked_body
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import Array
@@ -38,14 +38,14 @@ class FleetReply:
 def read_reply(store: ObjectStore, message_id: str, reply_id: str, spool: Path) -> FleetReply:
     """The reply whose root object is `reply_id`. What is not in the form of an envelope becomes a fault.
 
-    Raises StateError when the spool's disk is full.
+    Raises RetryableError when the spool's disk is full.
     """
     spooled = _Spool(spool)
     try:
         body, payload = _read(store, reply_id, spooled)
     except OSError as error:
         spooled.discard()
-        raise StateError(f"cannot write a reply below {spool}: {error.strerror}. Free space.") from error
+        raise RetryableError(f"cannot write a reply below {spool}: {error.strerror}. Free space.") from error
     except (TransportError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         spooled.discard()
         return FleetReply(message_id, b"", {}, fault=f"the reply is malformed: {error}"[:300])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from confide.errors import StateError, TransportError
+from confide.errors import RetryableError, StateError, TransportError
 from confide.proto import fleet_pb2
 from confide.transport.envelope import BODY_RECORD, DTYPE, PAYLOAD_RECORD, STYPE
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
@@ -133,7 +133,7 @@ class FleetSession:
             try:
                 store.put(object_id, objects[object_id].deflate())
             except OSError as error:
-                raise StateError(
+                raise RetryableError(
                     f"an instruction for {node} cannot be stored: {error.strerror}. Free space."
                 ) from error
         message_id = message.metadata.message_id

@@ -1,1 +1,6 @@
-"""Engines: the in-process one on transformers and PEFT, and one that stands elsewhere (vLLM)."""
+"""Engines: the in-process one on transformers and PEFT, and one that stands elsewhere (vLLM).
+
+- `local`, `adapted_model`, `padded_batch`, `rows`: in process, adapters side by side in one batch
+- `sampling`, `grammar`, `text_stream`: the next token, held to a form, as text
+- `embedding`: sentence embeddings; `upstream`: an engine that stands elsewhere
+"""

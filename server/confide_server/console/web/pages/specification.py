@@ -4,7 +4,7 @@ The signing key never comes near the console: what it gives is text.
 """
 
 from confide.errors import ConfideError
-from confide.runs import plan
+from confide.planning import run_plan as plan
 from confide.runs.specification import parse_toml
 from confide.runs.starting_points import STARTING_POINTS, write
 from fastapi import APIRouter, Request

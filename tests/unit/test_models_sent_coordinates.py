@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from confide.codec.tensors import TensorSchema
 from confide.errors import SpecificationError, UpdateError
-from confide.models.travel import Travel, is_active, needs_names
+from confide.models.sent_coordinates import SentCoordinates, is_active, needs_names
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,12 +17,12 @@ SCHEMA = TensorSchema(
 )
 
 
-def travel(scheme: str, **federation: Any) -> Travel:
-    return Travel(specification(adapter={"aggregation": scheme}, federation=federation), SCHEMA)
+def coordinates(scheme: str, **federation: Any) -> SentCoordinates:
+    return SentCoordinates(specification(adapter={"aggregation": scheme}, federation=federation), SCHEMA)
 
 
 def test_rolora_takes_turns_and_a_head_goes_always() -> None:
-    halves = travel("rolora")
+    halves = coordinates("rolora")
     assert halves.intervals(1) == halves.intervals(3) == ((6, 14), (20, 33))
     assert halves.intervals(2) == halves.intervals(4) == ((0, 6), (14, 20), (28, 33))
     assert (halves.phases, halves.count(1), halves.count(2), halves.most) == (2, 21, 17, 21)
@@ -31,17 +31,17 @@ def test_rolora_takes_turns_and_a_head_goes_always() -> None:
 
 
 def test_fedsvd_sends_b_and_the_others_all() -> None:
-    assert travel("fedsvd").intervals(2) == ((6, 14), (20, 33))
+    assert coordinates("fedsvd").intervals(2) == ((6, 14), (20, 33))
     for scheme in ("average", "ffa", "fedsb"):
-        assert travel(scheme).count(1) == 33 and not needs_names(specification(adapter={"aggregation": scheme}))
+        assert coordinates(scheme).count(1) == 33 and not needs_names(specification(adapter={"aggregation": scheme}))
     full = specification(adapter={"kind": "full", "aggregation": "rolora"})
-    assert Travel(full, SCHEMA).phases == 1 and is_active(full, "1.lora_A", 1)
+    assert SentCoordinates(full, SCHEMA).phases == 1 and is_active(full, "1.lora_A", 1)
 
 
 @given(st.integers(1, 12), st.integers(12, 400))
 def test_fragments_are_a_partition_of_nearly_equal_pieces(fragments: int, size: int) -> None:
     spec = specification(federation={"fragments": fragments})
-    pieces = Travel(spec, TensorSchema.unnamed(size))
+    pieces = SentCoordinates(spec, TensorSchema.unnamed(size))
     seen = np.zeros(size, dtype=int)
     flat = np.arange(size, dtype=np.float32)
     for round in range(3, 3 + fragments):
@@ -64,12 +64,12 @@ def test_names_are_asked_for_where_they_matter(scheme: str) -> None:
     spec = specification(adapter={"aggregation": scheme})
     assert needs_names(spec)
     with pytest.raises(SpecificationError, match="names no LoRA matrices"):
-        Travel(spec, TensorSchema.unnamed(33))
+        SentCoordinates(spec, TensorSchema.unnamed(33))
 
 
 def test_more_fragments_than_parameters() -> None:
     with pytest.raises(SpecificationError, match="only 3 parameters"):
-        Travel(specification(federation={"fragments": 4}), TensorSchema.unnamed(3))
+        SentCoordinates(specification(federation={"fragments": 4}), TensorSchema.unnamed(3))
 
 
 def test_a_schema_crosses_as_bytes() -> None:

@@ -1,8 +1,8 @@
-"""The roads by which a lying coordinator comes to two sums that differ by one organization.
+"""The attacks by which a lying coordinator comes to two sums that differ by one organization.
 
-Each road is played against real nodes (differences_world.py). It returns the two sums' difference and what that
+Each attack is played against real nodes (differences_world.py). It returns the two sums' difference and what that
 would show: the update, counts or metric of the organization that one of them lacks. Nodes that refuse differences end
-it with Refused; `Road.refusal` says by which failure.
+it with Refused; `Attack.refusal` says by which failure.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Road:
+class Attack:
     """One way to two sums. nodes: of the consortium; blocks, groups: as the roster has them."""
 
     play: Callable[[World], Shown]
@@ -214,35 +214,39 @@ def _others(world: World) -> tuple[str, ...]:
     return world.names[:-1]
 
 
-ROADS: dict[str, Road] = {
-    "two attempts with the same number": Road(_attempt_twice, "ATTEMPT_WRONG"),
-    "a second attempt without a member": Road(_second_attempt, "BLOCK_SPLIT"),
-    "the same submission under a second run id": Road(_second_run, "BLOCK_SPLIT"),
-    "an overlapping run with one member fewer": Road(_overlapping_run, "BLOCK_SPLIT"),
-    "round 2 on a model one ulp away without a member": Road(_one_ulp, "BLOCK_SPLIT"),
-    "two evaluations": Road(_two_evaluations, "BLOCK_SPLIT"),
-    "an evaluation after training": Road(_evaluation_after_training, "BLOCK_SPLIT"),
-    "tokenizer counts twice": Road(_counted_twice, "BLOCK_SPLIT"),
-    "two partitions into blocks": Road(_two_partitions, "BLOCK_SPLIT", nodes=6, blocks=("x", "x", "x", "y", "y", "y")),
-    "a newcomer between two sums": Road(_newcomer, "BLOCK_SPLIT", nodes=5),
-    "a member revoked between two sums": Road(_revoked, "BLOCK_SPLIT"),
-    "another union of blocks on the same model": Road(
+ATTACKS: dict[str, Attack] = {
+    "two attempts with the same number": Attack(_attempt_twice, "ATTEMPT_WRONG"),
+    "a second attempt without a member": Attack(_second_attempt, "BLOCK_SPLIT"),
+    "the same submission under a second run id": Attack(_second_run, "BLOCK_SPLIT"),
+    "an overlapping run with one member fewer": Attack(_overlapping_run, "BLOCK_SPLIT"),
+    "round 2 on a model one ulp away without a member": Attack(_one_ulp, "BLOCK_SPLIT"),
+    "two evaluations": Attack(_two_evaluations, "BLOCK_SPLIT"),
+    "an evaluation after training": Attack(_evaluation_after_training, "BLOCK_SPLIT"),
+    "tokenizer counts twice": Attack(_counted_twice, "BLOCK_SPLIT"),
+    "two partitions into blocks": Attack(
+        _two_partitions, "BLOCK_SPLIT", nodes=6, blocks=("x", "x", "x", "y", "y", "y")
+    ),
+    "a newcomer between two sums": Attack(_newcomer, "BLOCK_SPLIT", nodes=5),
+    "a member revoked between two sums": Attack(_revoked, "BLOCK_SPLIT"),
+    "another union of blocks on the same model": Attack(
         _another_union, "MODEL_REVEALED", nodes=6, blocks=("x", "x", "x", "y", "y", "y")
     ),
-    "one member of a group": Road(
+    "one member of a group": Attack(
         _group, "BLOCK_SPLIT", nodes=8, groups=("east", "east", "east", "east", "west", "west", "west", "west")
     ),
-    "a retry with another list after a failed opening": Road(_other_retry, "BLOCK_SPLIT"),
-    "a member that is away and rejoins": Road(_rejoining, "BLOCK_SPLIT"),
+    "a retry with another list after a failed opening": Attack(_other_retry, "BLOCK_SPLIT"),
+    "a member that is away and rejoins": Attack(_rejoining, "BLOCK_SPLIT"),
 }
 
 
-def travel(name: str, folder: Path, *, differences: str = "refused", reproducible: bool = False) -> dict[str, object]:
+def try_attack(
+    name: str, folder: Path, *, differences: str = "refused", reproducible: bool = False
+) -> dict[str, object]:
     """{"refused": whether the nodes stopped it, "by": failures, "cosine": of difference and truth, or None}."""
-    road = ROADS[name]
-    world = road.world(folder, differences=differences, reproducible=reproducible)
+    attack = ATTACKS[name]
+    world = attack.world(folder, differences=differences, reproducible=reproducible)
     try:
-        shown = road.play(world)
+        shown = attack.play(world)
     except Refused as refused:
         return {"refused": True, "by": sorted(refused.names), "cosine": None}
     finally:

@@ -1,15 +1,15 @@
-"""Which coordinates of the flat update travel in a round: those that can differ from zero, and no others.
+"""Which coordinates of the flat update are sent in a round: those that can differ from zero, and no others.
 
 Both sides compute it from the specification, the schema and the round. RoLoRA sends one half in turn, FedSVD its B, and
 with federation.fragments > 1 (Streaming DiLoCo, Douillard et al. 2025) the flat vector is cut into that many equal
-pieces that go in rotation. Rounds in which the same coordinates travel have the same phase.
+pieces that go in rotation. Rounds in which the same coordinates are sent have the same phase.
 
 >>> from confide.runs.specification import EXAMPLE, parse_toml
 >>> halves = parse_toml(EXAMPLE + "fragments = 2")
->>> travel = Travel(halves, TensorSchema.unnamed(5))
->>> travel.phases, travel.intervals(1), travel.intervals(2), travel.intervals(3)
+>>> sent = SentCoordinates(halves, TensorSchema.unnamed(5))
+>>> sent.phases, sent.intervals(1), sent.intervals(2), sent.intervals(3)
 (2, ((0, 2),), ((2, 5),), ((0, 2),))
->>> travel.gather(np.arange(5.0, dtype=np.float32), round=2).tolist()
+>>> sent.gather(np.arange(5.0, dtype=np.float32), round=2).tolist()
 [2.0, 3.0, 4.0]
 """
 
@@ -56,7 +56,7 @@ def is_active(specification: Specification, name: str, round: int) -> bool:
             return True
 
 
-class Travel:
+class SentCoordinates:
     """What of one run's update travels, by round (1-based)."""
 
     def __init__(self, specification: Specification, schema: TensorSchema) -> None:
