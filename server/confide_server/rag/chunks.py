@@ -20,6 +20,8 @@ from confide_server.rag.sentences import sentence_spans
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 MOST_TOKENS = 400
 FEWEST_TOKENS = 64
+_HEADING_TOKENS = 40
+"""A longer heading is text like any other."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ def passages(
     for piece in _pieces(document, count_tokens, most_tokens):
         tokens = sum(one.tokens for one in current)
         other_record = bool(current) and piece.record != current[-1].record
-        new_section = piece.opens and not _only_headings(current) and tokens >= fewest_tokens
-        if other_record or new_section or tokens + piece.tokens > most_tokens:
+        begun = not _only_headings(current)
+        new_section = piece.opens and tokens >= fewest_tokens
+        # A heading stays with the text below it, also where the two are a little too long.
+        if other_record or (begun and (new_section or tokens + piece.tokens > most_tokens)):
             flush()
         current.append(piece)
     flush()
@@ -78,7 +82,8 @@ def _pieces(document: CanonicalText, count_tokens: CountTokens, most_tokens: int
     pieces: list[_Piece] = []
     for mark, tokens in zip(document.marks, count_tokens(texts) if texts else [], strict=True):
         if tokens <= most_tokens:
-            pieces.append(_Piece(mark.start, mark.stop, tokens, mark.level > 0, mark.record))
+            opens = mark.level > 0 and tokens <= _HEADING_TOKENS
+            pieces.append(_Piece(mark.start, mark.stop, tokens, opens, mark.record))
         else:
             pieces += _cut(document.text, mark, count_tokens, most_tokens)
     return pieces

@@ -183,6 +183,7 @@ class Collection:
             self._lexical = (catalogue.generation, index)
 
     def _recover(self, say: Say) -> None:
+        self.store.tidy()
         catalogue = self.catalogue()
         cut = catalogue.documents(State.ADDING)
         if cut:

@@ -146,7 +146,8 @@ def _piece(text: str) -> bytes:
 
 def _shared(collection: Collection, document: Document, pieces: Iterable[bytes]) -> frozenset[bytes]:
     """Those that stand in another document too: finding them there would say nothing about this one."""
-    left, found = set(pieces), set()
+    left = set(pieces)
+    found: set[bytes] = set()
     for other in collection.catalogue().documents(State.LIVE, State.REPLACED):
         path, _ = collection.documents.paths(other.id)
         if other.id != document.id and path.exists():

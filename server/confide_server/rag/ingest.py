@@ -219,8 +219,8 @@ def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, 
     collection.commit(collection.catalogue().with_documents([*old, *live]))
     report.added += live
     report.replaced += len(old)
-    for one in live:
-        say(f"{line(one.source)}: {one.passages} passages" + _remarks(one))
+    for document in live:
+        say(f"{line(document.source)}: {document.passages} passages" + _remarks(document))
 
 
 def _remarks(document: Document) -> str:

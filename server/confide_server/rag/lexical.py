@@ -193,7 +193,7 @@ class LexicalIndex:
             if stamp != {"format": _FORMAT, "generation": generation}:
                 return None
             names, vocabulary = json.loads((folder / "words.json").read_bytes())
-            with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
+            with (folder / "scores.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 data, rows, starts = arrays["data"], arrays["rows"], arrays["starts"]
         except (OSError, ValueError, TypeError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
             return None

@@ -27,7 +27,7 @@ class Quote:
 
 def pick(sentences: Sequence[Near], ranked: Sequence[Found], *, most: int = 1) -> list[Quote]:
     """One quotation a passage, from the best `most` passages that have a sentence."""
-    quotes = []
+    quotes: list[Quote] = []
     for one in ranked:
         own = [sentence for sentence in sentences if sentence.found is one]
         if own and len(quotes) < most:

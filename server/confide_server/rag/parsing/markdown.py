@@ -11,7 +11,8 @@ def parse_markdown(data: bytes) -> Iterator[Block]:
 
     # Raw HTML counts as text in its source form otherwise, comments included.
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(decoded(data))
-    level, row = 0, None
+    level = 0
+    row: list[str] | None = None
     for token in tokens:
         if token.type == "heading_open":
             level = int(token.tag[1:])

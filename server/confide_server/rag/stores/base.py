@@ -58,6 +58,9 @@ class PassageStore(Protocol):
     def remove(self, documents: AbstractSet[str]) -> None:
         """Rewrite the table without these documents, also where none of their rows is left."""
 
+    def tidy(self) -> None:
+        """Take away what a crash of a writer left. Only for a writer."""
+
     def files(self) -> Sequence[Path] | None:
         """All files of the table; None where they belong to a server."""
 

@@ -147,9 +147,9 @@ class LanceStore:
             kept = everything.filter(pyarrow.compute.invert(gone)).select(["passage", "document", "added", "vector"])
             old = int(self._name.rpartition("-")[2])
             self._create(f"passages-{old + 1}", kept if len(kept) else [])
-            self.drop_strays()
+            self.tidy()
 
-    def drop_strays(self) -> None:
+    def tidy(self) -> None:
         """Tables that `current` does not name: what a crash left behind."""
         for name in self._names():
             if name != self._name:

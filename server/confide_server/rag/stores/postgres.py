@@ -133,6 +133,9 @@ class PostgresStore:
             connection.execute(self._with_table("DELETE FROM {} WHERE document = ANY(%s)"), (names,))
             connection.execute(self._with_table("VACUUM FULL {}"))
 
+    def tidy(self) -> None:
+        """Nothing: a statement is whole or was not."""
+
     def files(self) -> Sequence[Path] | None:
         """They are the server's."""
         return None

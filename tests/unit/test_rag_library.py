@@ -1,0 +1,321 @@
+"""Documents in and out: idempotent, versioned, masked, erased without a trace, and whole after a kill at any step."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from confide.errors import IdentityError, StateError
+from confide.identity.keys import SigningKey
+from confide_server.rag import collection as collection_module
+from confide_server.rag import erasure
+from confide_server.rag.access import AccessRefused, Caller
+from confide_server.rag.catalogue import Catalogue, State, parsed
+from confide_server.rag.collection import Collection
+from confide_server.rag.documents import DocumentFiles
+from confide_server.rag.erasure import read_receipt
+from confide_server.rag.lexical import LexicalIndex
+from confide_server.rag.library import Library
+from confide_server.rag.stores.lance import LanceStore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.rag_worlds import FEES, WALLS, World, embedder, world_with_fees
+
+OPERATOR = Caller.operator("clinic")
+
+
+def found(world: World, question: str, **options: int) -> list[str]:
+    library = Library(world.library.root)
+    ranking = library.search(OPERATOR, "leaflets", question, embedder(), limit=50, **options)
+    return [one.passage.text for one in ranking.found]
+
+
+def states(world: World) -> list[tuple[str, State]]:
+    return [(one.source, one.state) for one in world.library.documents(OPERATOR, "leaflets")]
+
+
+def everything_on_disk(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_what_is_added_is_found_with_its_scores(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    ranking = world.library.search(OPERATOR, "leaflets", "What does a visit cost?", embedder())
+    assert len(ranking.found) == 2
+    [fees] = [one for one in ranking.found if "forty crowns" in one.passage.text]
+    assert fees.lexical > 0 and 0 < fees.lexical_part <= 1
+    assert fees.score == pytest.approx(fees.dense + 0.1 * fees.lexical_part, abs=1e-6)
+    assert fees.passage.headings == ("Fees",)
+    assert ranking.by_lexical == (fees.passage.name,)
+    assert found(world, "visit", since=2**40) == []
+
+
+def test_the_same_bytes_are_added_once(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    report = world.add([world.file("copy.md", FEES), world.file("walls.txt", WALLS)])
+    assert (report.there, [one.source for one in report.added]) == (["copy.md"], ["walls.txt"])
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    files = [
+        world.file("a.exe", b"x"),
+        world.file("empty.txt", b""),
+        world.file("latin.txt", b"caf\xe9"),
+        world.file("blank.txt", b" \n "),
+        tmp_path / "absent.txt",
+        world.file("walls.txt", WALLS),
+    ]
+    report = world.add(files)
+    assert [one.source for one in report.added] == ["walls.txt"]
+    reasons = dict(report.failed)
+    assert set(reasons) == {"a.exe", "empty.txt", "latin.txt", "blank.txt", "absent.txt"}
+    assert "known endings" in reasons["a.exe"] and "is empty" in reasons["empty.txt"]
+    assert "utf-8" in reasons["latin.txt"] and "no text" in reasons["blank.txt"] and "no file" in reasons["absent.txt"]
+
+
+def test_a_new_version_is_found_and_the_old_one_is_kept_until_erased(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file("fees.md", FEES.replace("forty", "fifty"))])
+    assert states(world) == [("fees.md", State.REPLACED), ("fees.md", State.LIVE)]
+    assert [one.version for one in world.library.documents(OPERATOR, "leaflets")] == [1, 2]
+    texts = " ".join(found(world, "visit costs crowns"))
+    assert "fifty" in texts and "forty" not in texts
+    assert b"forty crowns" in everything_on_disk(world.folder_of())
+    world.library.erase(OPERATOR, "leaflets", "fees.md", world.said.append)
+    left = everything_on_disk(world.folder_of())
+    assert b"forty crowns" not in left and b"fifty crowns" not in left
+
+
+def test_personal_data_is_masked_before_anything_is_stored(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    report = world.add([world.file("a.txt", "Write to ann@example.org about the wall of the clinic.")])
+    assert report.added[0].personal_data == {"e-mail": 1}
+    assert b"ann@example.org" not in everything_on_disk(world.library.root)
+    refused = world.add([world.file("b.txt", "Or bob@example.org.")], collection="strict", personal_data="refuse")
+    assert "1 x e-mail" in refused.failed[0][1] and "bob" not in refused.failed[0][1]
+    kept = world.add([world.file("b.txt", "Or bob@example.org.")], collection="open", personal_data="keep")
+    assert not kept.failed
+
+
+def test_an_index_of_another_embedder_is_refused_by_name(tmp_path: Path) -> None:
+    from confide_server.rag.embedder import Embedder
+
+    from tests.tiny_models import tiny_bert
+
+    world = world_with_fees(tmp_path)
+    other = Embedder(tiny_bert(tmp_path / "other", seed=1, head=False))
+    with pytest.raises(StateError, match=r"embedded by tiny \([0-9a-f]{16}\), and this is other"):
+        world.library.search(OPERATOR, "leaflets", "visit", other)
+    with pytest.raises(StateError, match="cannot be compared"):
+        world.library.add(OPERATOR, "leaflets", [], other, None, print)
+
+
+def test_erasing_leaves_nothing_and_signs_for_it(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file("walls.txt", WALLS)])
+    store = Collection(world.folder_of(), world.library.collections(OPERATOR)[0]).store
+    fees = world.library.documents(OPERATOR, "leaflets")[0]
+    vectors = [vector.tobytes()[:48] for vector in store.vectors([f"{fees.id}.0", f"{fees.id}.1"]).values()]
+    assert len(vectors) == 2 and all(one in everything_on_disk(world.folder_of()) for one in vectors)
+    [receipt] = world.library.erase(OPERATOR, "leaflets", "fees.md", world.said.append)
+    left = everything_on_disk(world.library.root)
+    assert not any(one in left for one in [*vectors, b"forty crowns", b"fees.md", b"crown", b"Opening"])
+    assert found(world, "visit crowns") == found(world, "wall")
+    assert all("wall" in text for text in found(world, "visit crowns"))
+    public = world.library.receipt_key().public
+    body = read_receipt(receipt.read_bytes(), public)
+    assert body["sha256"] == fees.sha256 and body["searched"]["found_after"] == 0  # type: ignore[index]
+    assert body["searched"]["found_before"] == 4  # type: ignore[index]
+    with pytest.raises(IdentityError):
+        read_receipt(receipt.read_bytes(), SigningKey.generate().public)
+    with pytest.raises(IdentityError):
+        read_receipt(receipt.read_bytes().replace(b"clinic", b"clinik"), public)
+    with pytest.raises(StateError, match="holds no document"):
+        world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+
+
+def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+    report = world.add([world.file("fees.md", FEES)])
+    assert "was erased" in report.failed[0][1] and found(world, "visit") == []
+    assert len(world.add([world.file("fees.md", FEES)], again=True).added) == 1
+    assert found(world, "visit")
+
+
+def test_no_receipt_while_a_piece_is_left(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    (world.folder_of() / "forgotten.bak").write_text("once: A visit costs forty crowns. Children pay nothing at all.")
+    with pytest.raises(StateError, match=r"still stand in .*forgotten\.bak"):
+        world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+    assert found(world, "visit") == [] and not list(world.folder_of().glob("receipts/*.json"))
+    (world.folder_of() / "forgotten.bak").unlink()
+    assert len(world.library.erase(OPERATOR, "leaflets", "fees.md", print)) == 1
+
+
+def test_a_search_that_cannot_see_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = world_with_fees(tmp_path)
+    monkeypatch.setattr(LanceStore, "vectors", lambda self, names: {name: np.ones(32, np.float32) for name in names})
+    with pytest.raises(StateError, match="prove nothing"):
+        world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+STEPS: list[tuple[object, str]] = [
+    (Catalogue, "write"),
+    (DocumentFiles, "write"),
+    (DocumentFiles, "remove"),
+    (LanceStore, "add"),
+    (LanceStore, "remove"),
+    (LanceStore, "_create"),
+    (LanceStore, "tidy"),
+    (LexicalIndex, "save"),
+    (erasure, "write_atomic"),
+    (erasure, "fsync_folder"),
+    (collection_module, "write_atomic"),
+]
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, work: Callable[[], object]) -> bool:
+    """Run `work` and end it before its step-th step, or after it for odd halves; False when it got through."""
+    count = 0
+    with monkeypatch.context() as patched:
+        for owner, name in STEPS:
+            original = getattr(owner, name)
+
+            def stepping(*args: object, _original: Callable[..., object] = original, **named: object) -> object:
+                nonlocal count
+                count += 1
+                if count == step:
+                    raise Killed
+                result = _original(*args, **named)
+                count += 1
+                if count == step:
+                    raise Killed
+                return result
+
+            patched.setattr(owner, name, stepping)
+        try:
+            work()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("kind", ["add", "replace", "erase"])
+def test_a_kill_at_any_step_leaves_before_or_after(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 60):
+        world = world_with_fees(tmp_path / str(step))
+        changed = FEES.replace("forty", "fifty")
+        old, new = "forty crowns", "fifty crowns"
+
+        def work(world: World = world, changed: str = changed) -> object:
+            if kind == "erase":
+                return world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+            return world.add([world.file("fees.md" if kind == "replace" else "new.md", changed)])
+
+        killed = killed_at(monkeypatch, step, work)
+        texts = " ".join(found(world, "visit crowns"))
+        if kind == "erase":
+            # Hidden from the first step on that wrote anything; never half of it.
+            assert (old in texts) == ("Opening hours" in texts)
+        elif kind == "replace":
+            assert (old in texts) != (new in texts)
+        else:
+            assert old in texts
+        # The next writer finishes, whatever was left.
+        world.library = Library(world.library.root)
+        if kind == "erase":
+            left = [one for one in world.library.documents(OPERATOR, "leaflets") if one.state is not State.ERASED]
+            if left:
+                world.library.erase(OPERATOR, "leaflets", left[0].id, print)
+            assert found(world, "visit crowns") == []
+            assert b"forty" not in everything_on_disk(world.library.root)
+            assert len(list(world.folder_of().glob("receipts/*.json"))) == 1
+        else:
+            work(world)
+            texts = " ".join(found(world, "visit crowns"))
+            assert new in texts and (kind == "replace") == (old not in texts)
+            assert {state for _, state in states(world)} <= {State.LIVE, State.REPLACED}
+            known = {one.id for one in world.library.documents(OPERATOR, "leaflets")}
+            assert {path.stem for path in (world.folder_of() / "documents").iterdir()} <= known
+            assert len(list((world.folder_of() / "vectors").glob("*.lance"))) == 1
+        if not killed:
+            assert step > 5
+            return
+    raise AssertionError("it never got through")
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    target, _ = world.library.opened(OPERATOR, "leaflets")
+    with target.writing(print), pytest.raises(StateError, match="being changed by another process"):
+        world.add([world.file("walls.txt", WALLS)])
+
+
+def test_a_reader_sees_what_another_process_did(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    reader = Library(world.library.root)
+    search = lambda: [o.passage.text for o in reader.search(OPERATOR, "leaflets", "wall", embedder()).found]  # noqa: E731
+    assert not any("mortar" in text for text in search())
+    world.add([world.file("walls.txt", WALLS)])
+    assert any("mortar" in text for text in search())
+    world.library.erase(OPERATOR, "leaflets", "walls.txt", print)
+    assert not any("mortar" in text for text in search())
+
+
+def test_a_text_that_was_changed_on_disk_is_not_shown(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    [text] = (world.folder_of() / "documents").glob("*.txt")
+    text.write_text(text.read_text().replace("forty", "ninety"))
+    with pytest.raises(StateError, match="was changed"):
+        found(world, "visit")
+
+
+@pytest.mark.parametrize("name", ["words.json", "scores.npz", "stamp.json"])
+def test_a_damaged_lexical_index_is_made_again(name: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    before = found(world, "visit crowns")
+    for damage in (b"", b"[]", b"PK\x03\x04 no", b'[["a"], ["b"]]'):
+        (world.folder_of() / "lexical" / name).write_bytes(damage)
+        assert found(world, "visit crowns") == before
+
+
+@settings(max_examples=30)
+@given(st.binary(max_size=200) | st.text(alphabet='{}[]":,0123456789adefilmnorst', max_size=200).map(str.encode))
+def test_a_damaged_catalogue_is_named(data: bytes) -> None:
+    try:
+        parsed(data, "x")
+    except StateError:
+        return
+
+
+def test_names_cannot_leave_the_library(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    for name in ("..", ".", "", "a/b", "/etc", "A", "a\0b", "leaflets\n", "ü", "x" * 65, "leaflets'--", "%2e%2e"):
+        with pytest.raises(StateError, match="is no name"):
+            world.library.search(OPERATOR, name, "visit", embedder())
+        with pytest.raises(StateError, match="is no name"):
+            Caller.operator(name)
+
+
+def test_the_catalogue_is_canonical_json(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    document = json.loads((world.folder_of() / "catalogue.json").read_bytes())
+    assert document["documents"][0]["state"] == "live" and "text" not in document["documents"][0]
+    assert oct((world.folder_of() / "catalogue.json").stat().st_mode & 0o777) == "0o600"
+
+
+def test_whoever_may_not_write_adds_and_erases_nothing(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    reader = Caller(name="desk", organization="clinic", collections=frozenset({"leaflets"}))
+    with pytest.raises(AccessRefused, match="not change it"):
+        world.library.add(reader, "leaflets", [], embedder(), None, print)
+    with pytest.raises(AccessRefused, match="not change it"):
+        world.library.erase(reader, "leaflets", "fees.md", print)

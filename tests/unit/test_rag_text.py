@@ -1,0 +1,172 @@
+"""Canonical text, sentences, passages and personal data: offsets hold, whatever the text."""
+
+import pytest
+from confide_server.rag import personal_data
+from confide_server.rag.canonical_text import canonical_text
+from confide_server.rag.chunks import passages
+from confide_server.rag.documents import Content, encoded, parsed_structure
+from confide_server.rag.injection import suspicion
+from confide_server.rag.lexical import LexicalIndex, words
+from confide_server.rag.parsing.blocks import Block
+from confide_server.rag.sentences import sentence_spans
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEXTS = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs",)) | st.sampled_from(list(" .!?\n\u202e\xad\u200b-")), max_size=80
+)
+BLOCKS = st.lists(
+    st.builds(
+        Block,
+        text=TEXTS,
+        level=st.integers(0, 6),
+        page=st.none() | st.integers(1, 9),
+        record=st.none() | st.sampled_from(["a", "b"]),
+        lines=st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+def count(texts: list[str]) -> list[int]:
+    return [max(1, len(text.split())) for text in texts]
+
+
+@given(BLOCKS)
+def test_what_is_normalised_stays_as_it_is(blocks: list[Block]) -> None:
+    made = canonical_text(blocks)
+    again = canonical_text([Block(made.text[m.start : m.stop], lines=True) for m in made.marks])
+    assert again.text == made.text
+    assert all(char.isprintable() or char == "\n" for char in made.text)
+
+
+@given(BLOCKS, st.integers(1, 12))
+def test_passages_are_in_order_and_of_one_record(blocks: list[Block], most: int) -> None:
+    made = canonical_text(blocks)
+    found = passages(made, count, most_tokens=most, fewest_tokens=2)  # type: ignore[arg-type]
+    assert all(a.stop <= b.start for a, b in zip(found, found[1:], strict=False))
+    marks, spans = parsed_structure(encoded(made, found).structure, len(made.text), "x")
+    content = Content(made.text, marks, spans)
+    for span in spans:
+        assert made.text[span.start : span.stop].strip()
+        assert len({mark.record for mark in content.marks_of(span)}) == 1
+    # Nothing but headings is left out.
+    covered = {place for span in found for place in range(span.start, span.stop)}
+    for mark in made.marks:
+        if not mark.level:
+            assert {p for p in range(mark.start, mark.stop) if not made.text[p].isspace()} <= covered
+
+
+@given(TEXTS)
+def test_sentences_are_trimmed_pieces_in_order(text: str) -> None:
+    spans = list(sentence_spans(text, 0, len(text)))
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(text[a:b] == text[a:b].strip() != "" for a, b in spans)
+    assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
+
+
+def test_headings_stand_above_what_follows_them() -> None:
+    made = canonical_text([Block("A", 1), Block("B", 2), Block("b."), Block("C", 2), Block("c."), Block("D", 1), Block("d.")])
+    assert [mark.headings for mark in made.marks if not mark.level] == [("A", "B"), ("A", "C"), ("D",)]
+
+
+def test_a_hyphen_at_the_end_of_a_line_stays() -> None:
+    assert canonical_text([Block("a well-\nknown fact, twenty -\none")]).text == "a well-known fact, twenty - one"
+
+
+FOUND = [
+    ("ann.lee+x@mail.example.org", "e-mail"),
+    ("+46 8 123 456 78", "telephone"),
+    ("DE89 3704 0044 0532 0130 00", "IBAN"),
+    ("GB82WEST12345698765432", "IBAN"),
+    ("4111 1111 1111 1111", "card"),
+    ("078-05-1120", "identity number"),
+    ("86095742719", "identity number"),
+    ("12345678Z", "identity number"),
+    ("X1234567L", "identity number"),
+    ("44051401359", "identity number"),
+    ("811228-9874", "identity number"),
+    ("RSSMRA85T10A562S", "identity number"),
+    ("2 55 08 14 168 025 38", "identity number"),
+]
+
+
+@pytest.mark.parametrize(("value", "kind"), FOUND)
+def test_personal_data_is_found_and_masked(value: str, kind: str) -> None:
+    text = f"Write it as {value}, please."
+    [found] = personal_data.findings(text)
+    assert (found.kind, text[found.start : found.stop]) == (kind, value)
+    assert personal_data.masked(text, [found]) == f"Write it as [{kind}], please."
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "DE89 3704 0044 0532 0130 01",
+        "4111 1111 1111 1112",
+        "12345678A",
+        "44051401358",
+        "44951401359",
+        "811228-9873",
+        "RSSMRA85T10A562T",
+        "666-05-1120",
+        "1.2.3.4",
+        "2026-11-26",
+        "ISBN 978-3-16-148410-0",
+        "user@localhost",
+        "3.14159265358979",
+    ],
+)
+def test_what_only_looks_alike_is_left(value: str) -> None:
+    assert personal_data.findings(f"Write it as {value}, please.") == []
+
+
+def test_national_telephone_numbers_need_a_country() -> None:
+    assert personal_data.findings("call 030 123456") == []
+    assert [one.kind for one in personal_data.findings("call 030 123456", "DE")] == ["telephone"]
+
+
+@given(st.text(alphabet="0123456789 -+@.ABCdeZX/()", max_size=120), st.sampled_from([None, "US", "DE"]))
+def test_personal_data_is_found_in_any_text_without_overlap(text: str, region: str | None) -> None:
+    found = personal_data.findings(text, region)
+    assert all(a.stop <= b.start for a, b in zip(found, found[1:], strict=False))
+    personal_data.masked(text, found)
+
+
+def test_plain_texts_are_not_suspicious() -> None:
+    for text in ("The guide gives instructions for the system.", "Ignore the noise of old pumps.", "You are now in room 4."):
+        assert suspicion(text) is None, text
+
+
+def test_bm25_agrees_with_the_formula() -> None:
+    texts = ["red wall wall", "blue wall", "green door green door"]
+    index = LexicalIndex.build(["a", "b", "c"], texts)
+    import math
+
+    def score(term: str, text: str) -> float:
+        lists = [words(one) for one in texts]
+        own, mean = words(text), sum(map(len, lists)) / 3
+        having = sum(term in one for one in lists)
+        idf = math.log(1 + (3 - having + 0.5) / (having + 0.5))
+        tf = own.count(term)
+        return idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(own) / mean))
+
+    expected = [score("wall", text) + score("red", text) for text in texts]
+    assert index.scores("red walls").tolist() == pytest.approx(expected, abs=1e-6)
+    assert index.ceiling("red walls") >= max(expected)
+    assert index.coverage("red walls", "a red house") == pytest.approx(
+        index.coverage("red", "red") * index._weight("red") / (index._weight("red") + index._weight("wall"))
+    )
+
+
+@given(st.text(max_size=60))
+def test_bm25_takes_any_question(question: str) -> None:
+    index = LexicalIndex.build(["a"], ["The wall is thick."])
+    assert index.scores(question).shape == (1,)
+    assert index.ceiling(question) >= 1
+    assert 0 <= index.coverage(question, question) <= 1
+
+
+def test_bm25_of_nothing() -> None:
+    assert LexicalIndex.build([], []).scores("wall").shape == (0,)
+    assert LexicalIndex.build(["a"], ["..."]).scores("wall").tolist() == [0.0]
