@@ -29,6 +29,7 @@ from confide_server.serving.access import Access, OpenAccess
 from confide_server.serving.adapters import AdapterStore
 from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.documents import Documents
 from confide_server.serving.keyed_access import KeyedAccess
 from confide_server.serving.port import BASE, Engine
 from confide_server.state import serving_aliases
@@ -48,6 +49,7 @@ class Settings:
 
     upstream: URL of an engine elsewhere (vLLM); else the base model is loaded here. upstream_key_file holds its key.
     name: the alias of the base model itself. embedder: folder of a sentence encoder, served as embedder_name.
+    library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
     """
@@ -59,6 +61,8 @@ class Settings:
     upstream_key_file: Path | None = None
     embedder: Path | None = None
     embedder_name: str = "embedder"
+    library: Path | None = None
+    library_embedder: Path | None = None
     bind: str = "127.0.0.1"
     port: int = 8080
     hosts: tuple[str, ...] = ()
@@ -84,6 +88,8 @@ class Settings:
                 f"{self.bind} is reached from other machines; give --certificate and --key, or --plain-http if a proxy "
                 "in front of this has TLS"
             )
+        if (self.library is None) != (self.library_embedder is None):
+            raise StateError("documents need both, --library and --library-embedder; give the other one too")
         if not local and not self.keys:
             raise StateError(f"without keys only this machine may ask, and {self.bind} is reached from others")
 
@@ -126,6 +132,7 @@ class Serving:
         self.base_alias = settings.name or settings.base.resolve().name
         self._seen = -1
         self._load_embedder()
+        self._library = self._documents()
         self.server: BoundedServer | None = None
 
     def _load_embedder(self) -> None:
@@ -133,6 +140,14 @@ class Serving:
             from confide_server.serving.engines.embedding import LocalEmbedder
 
             self.catalogue.embedders[self.settings.embedder_name] = LocalEmbedder(self.settings.embedder)
+
+    def _documents(self) -> Documents | None:
+        settings = self.settings
+        if settings.library is None or settings.library_embedder is None:
+            return None
+        from confide_server.serving.cited_answers import LibraryDocuments
+
+        return LibraryDocuments(settings.library, settings.library_embedder)
 
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""
@@ -211,6 +226,7 @@ class Serving:
                 self.catalogue,
                 self.access,
                 Limits(limits.body_bytes, limits.tokens, limits.seconds, settings.allowed_hosts),
+                self._library,
             )
         )
         config = uvicorn.Config(
