@@ -8,7 +8,6 @@ confide serve --base models/smollm2
 import json
 import logging
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -291,7 +290,7 @@ def show_aliases(
     fields = ("alias", "adapter_sha256", "base_sha256", "root", "run_id")
     if as_json:
         for one in found:
-            typer.echo(json.dumps(asdict(one) if not alias else {name: getattr(one, name) for name in fields}))
+            typer.echo(json.dumps({name: getattr(one, name) for name in fields}))
         return
     table = Table("alias", "adapter", "base", "signed by root", "run")
     for one in found:
