@@ -39,6 +39,8 @@ from confide_server.state.serving_aliases import Standing
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+KEPT_LOADED = 4
+"""Adapters that stay loaded after their last alias was pointed elsewhere."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _GRACE_S = 5
 
@@ -131,6 +133,8 @@ class Serving:
             self._opened = opened.pop_all()
         self.base_alias = settings.name or settings.base.resolve().name
         self._seen = -1
+        self._idle: list[str] = []
+        """Loaded adapters that no alias stands for, in the order in which they were left."""
         self._load_embedder()
         self._library = self._documents()
         self.server: BoundedServer | None = None
@@ -154,18 +158,28 @@ class Serving:
         newest, standings = await asyncio.to_thread(serving_aliases.current, self.database)
         if newest == self._seen:
             return
-        before = {target.adapter for target in self.catalogue.targets()}
-        if self.catalogue.find(self.base_alias) is None:
+        if self.base_alias not in {standing.alias for standing in standings}:
             self.catalogue.point(Target(self.base_alias, self.engine, BASE))
         for standing in standings:
             await self._point(standing)
-        for alias in {target.alias for target in self.catalogue.targets()} - {one.alias for one in standings}:
-            if alias != self.base_alias:
-                self.catalogue.forget(alias)
+        known = {standing.alias for standing in standings} | {self.base_alias}
+        for alias in {target.alias for target in self.catalogue.targets()} - known:
+            self.catalogue.forget(alias)
         self._seen = newest
-        for adapter in before - {BASE}:
-            if not self.catalogue.uses(adapter):
-                log.info("no alias stands for adapter %s any more; it stays loaded for a rollback", adapter[:12])
+        await self._retire()
+
+    async def _retire(self) -> None:
+        """Let go of adapters that no alias stands for, but for the newest few: a rollback finds them loaded."""
+        self._idle = [one for one in self._idle if not self.catalogue.uses(one)]
+        loaded = self.engine.load().adapters
+        self._idle += [one for one in loaded if one not in self._idle and not self.catalogue.uses(one)]
+        for adapter in self._idle[:-KEPT_LOADED]:
+            try:
+                await self.engine.remove_adapter(adapter)
+            except ConfideError as error:
+                log.info("%s", error)
+                continue
+            self._idle.remove(adapter)
 
     async def _point(self, standing: Standing) -> None:
         target = self.catalogue.find(standing.alias)

@@ -178,7 +178,9 @@ class AdaptedModel:
         if sha256 not in getattr(self._model, "peft_config", {}):
             return
         if len(self._model.peft_config) > 1:
-            self._model.delete_adapter(sha256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of which adapter is "active" then: none is asked by that here
+                self._model.delete_adapter(sha256)
         else:
             self._model = self._model.unload()
             self._hooked.clear()
