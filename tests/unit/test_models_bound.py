@@ -11,8 +11,10 @@ from confide.files import sha256_file
 from confide.models.bound import check_bound
 from confide.models.export import TRAINED
 from confide.sealing.manifest import verify_manifest
+from confide_client.commands import audit
 from confide_server.serving.adapters import AdapterStore
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from tests.coordinator_world import World
 from tests.served_models import signed_adapter, strong_adapter, strong_llama
@@ -119,3 +121,19 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
     folder = strong_adapter(other, tmp_path / "adapter", 1)
     with pytest.raises(ModelError, match="was trained on the model"):
         AdapterStore(tmp_path / "store", base).keep(folder, None)
+
+
+def test_the_auditor_s_command_checks_the_adapter_itself(world: World, base: Path, tmp_path: Path) -> None:
+    folder = signed_adapter(world, base, tmp_path / "adapter", 1)
+    root = ["--root", world.consortium.root.public.hex()]
+
+    def verify(*arguments: str) -> Any:
+        return CliRunner().invoke(audit.app, ["verify-manifest", str(folder), *root, *arguments])
+
+    assert "is the model that was signed" in verify("--model-folder", str(base)).output
+    assert "is not signed: give --model-folder" in verify().output
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: t + 1 for name, t in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    listed_again(folder)
+    assert verify().exit_code == 0
+    assert isinstance(verify("--model-folder", str(base)).exception, ModelError)

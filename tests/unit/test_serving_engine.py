@@ -12,7 +12,7 @@ from confide.errors import ModelError
 from confide.models.answering import answer, load_answering
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room
-from confide_server.serving.port import BASE, Delta, Generation, Overloaded, Unanswerable
+from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Overloaded, Unanswerable
 
 from tests.served_models import strong_adapter, strong_llama
 
@@ -193,6 +193,44 @@ def test_a_full_queue_is_said_at_once(model: AdaptedModel) -> None:
 
     refused = run(crowd())
     assert len(refused) == 3 and all(isinstance(one, Overloaded) and one.retry_after_s >= 1 for one in refused)
+
+
+def test_who_left_the_queue_takes_no_place_in_it(model: AdaptedModel) -> None:
+    engine = LocalEngine(model, Room(rows=1, tokens=4096, waiting=3)).start()
+
+    async def crowd() -> str:
+        long = asyncio.create_task(written(engine, asked(engine, QUESTIONS[0], max_tokens=200, stop=("zzzzzz",))))
+        while not engine.load().running:
+            await asyncio.sleep(0.005)
+        gone = [asyncio.create_task(written(engine, asked(engine, "Who?"))) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        while engine.load().waiting:
+            await asyncio.sleep(0.005)
+        assert not long.done(), "they left the queue while the first one was written"
+        answer = asyncio.create_task(written(engine, asked(engine, "Who?")))
+        long.cancel()
+        return text_of(await answer)
+
+    assert run(crowd())
+    run(engine.close())
+
+
+def test_an_engine_that_breaks_tells_everybody_and_goes_on(
+    model: AdaptedModel, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = text_of(run(written(engine, asked(engine, "Who?"))))
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_has_room", lambda *_: 1 / 0)
+        with pytest.raises(EngineFailed, match="the model failed"):
+            run(written(engine, asked(engine, "Who?")))
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(EngineFailed, match="the model failed"):
+            run(written(engine, asked(engine, "Who?")))
+    assert text_of(run(written(engine, asked(engine, "Who?")))) == good
 
 
 def test_what_cannot_be_answered_is_named(engine: LocalEngine) -> None:

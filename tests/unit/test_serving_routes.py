@@ -252,3 +252,21 @@ def test_the_terminal_asks_an_endpoint(url: str, tmp_path: Path) -> None:
     assert "does not exist here" in str(said("--url", f"{url}/v1", "--model", "roof").exception)
     assert "cannot be reached" in str(said("--url", "http://127.0.0.1:9/v1").exception)
     assert "name a model here" in str(said().exception)
+
+
+def test_another_client_is_understood_too(url: str, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's InferenceClient sends requests of its own making."""
+    from huggingface_hub import InferenceClient, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it asks the endpoint that it is given, and no hub
+    expected = client.chat.completions.create(model="wall", messages=QUESTION, temperature=0, max_tokens=10)
+    with InferenceClient(base_url=f"{url}/v1", api_key="none", timeout=60) as other:
+        options: Any = {"model": "wall", "messages": QUESTION, "temperature": 0.0, "max_tokens": 10, "logprobs": True}
+        whole = other.chat_completion(**options)
+        assert whole.choices[0].message.content == expected.choices[0].message.content
+        assert whole.usage.completion_tokens == expected.usage.completion_tokens  # type: ignore[union-attr]
+        streamed = "".join(c.choices[0].delta.content or "" for c in other.chat_completion(stream=True, **options))
+        assert streamed == expected.choices[0].message.content
+        with pytest.raises(HfHubHTTPError, match="404"):
+            other.chat_completion(messages=QUESTION, model="roof")

@@ -124,6 +124,12 @@ def score(
 def verify_manifest_command(
     path: Annotated[Path, typer.Argument(help="manifest.json, or the folder that `confide run export` wrote.")],
     root: Annotated[str, typer.Option(help="The consortium root's public key, as you learned it elsewhere.")],
+    model_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="The base model: the adapter's tensors are then checked against the signed model.", file_okay=False
+        ),
+    ] = None,
 ) -> None:
     """Check a run's manifest offline: everything that the root, administrator, members and coordinator signed.
 
@@ -139,7 +145,17 @@ def verify_manifest_command(
     if not isinstance(manifest, dict) or len(key) != 32:
         raise StateError(f"{file} is no manifest, or the root's key is not 64 characters of hex")
     found = verify_manifest(manifest, key, path if path.is_dir() else None)
+    if model_folder is not None:
+        from confide.models.bound import check_bound
+
+        check_bound(path, manifest, model_folder)
     typer.echo(f"the manifest holds: run {found.run_id}, {found.name}, {found.rounds} rounds")
+    if model_folder is not None:
+        typer.echo("the adapter in the folder is the model that was signed")
+    elif (path / "adapter_model.safetensors").exists():
+        typer.echo(
+            "the list of the files' hashes is not signed: give --model-folder to check the adapter itself as well"
+        )
     if found.sealed:
         typer.echo(
             f"{found.signatures} signatures of members under the lists of what was summed; {found.receipts} receipts"

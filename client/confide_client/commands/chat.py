@@ -86,7 +86,7 @@ def _remote(
         options = {"max_tokens": max_tokens, "temperature": temperature, "collections": collections}
         yield from endpoint.answer(chosen, messages, **options)  # type: ignore[arg-type]  # by name
         for number, cited in enumerate(endpoint.citations, 1):
-            yield f"\n[{number}] {cited.title} {cited.url}"
+            typer.echo(f"\n[{number}] {cited.title} {cited.url}", nl=False)
 
     return f"{chosen} at {url}", ask
 

@@ -58,7 +58,8 @@ def _trained(
     if specification.adapter.aggregation == "fedsb":
         if not (folder / TRAINED).is_file():
             raise ModelError(f"{folder} holds no {TRAINED}, by which its adapter is checked; export the run again")
-        return load_file(folder / TRAINED)
+        trained: dict[str, torch.Tensor] = load_file(folder / TRAINED)
+        return trained
     names = schema_of(specification, base_folder).names
     missing = [name for name in names if f"{_PREFIX}{name}.weight" not in tensors and _PREFIX + name not in tensors]
     if missing:

@@ -8,7 +8,6 @@ confide serve --base models/smollm2
 import json
 import logging
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +57,12 @@ def serve(
         Path | None, typer.Option(help="Folder of a sentence encoder, for /v1/embeddings.", file_okay=False)
     ] = None,
     embedder_name: Annotated[str, typer.Option(help="Its name here.")] = "embedder",
+    library: Annotated[
+        Path | None, typer.Option(help="Documents to answer from (`confide rag add`).", file_okay=False)
+    ] = None,
+    library_embedder: Annotated[
+        Path | None, typer.Option(help="The model folder with which they were embedded.", file_okay=False)
+    ] = None,
     upstream: Annotated[str, typer.Option(help="URL of a vLLM server that computes, instead of this process.")] = "",
     upstream_key_file: Annotated[Path | None, typer.Option(help="File with the upstream's key.")] = None,
     keep_text: Annotated[
@@ -92,6 +97,8 @@ def serve(
         upstream_key_file=upstream_key_file,
         embedder=embedder,
         embedder_name=embedder_name,
+        library=library,
+        library_embedder=library_embedder,
         bind=bind,
         port=port,
         hosts=tuple(host or ()),
@@ -283,7 +290,7 @@ def show_aliases(
     fields = ("alias", "adapter_sha256", "base_sha256", "root", "run_id")
     if as_json:
         for one in found:
-            typer.echo(json.dumps(asdict(one) if not alias else {name: getattr(one, name) for name in fields}))
+            typer.echo(json.dumps({name: getattr(one, name) for name in fields}))
         return
     table = Table("alias", "adapter", "base", "signed by root", "run")
     for one in found:

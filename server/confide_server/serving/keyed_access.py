@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from confide_server.quota import source_of
@@ -117,13 +118,17 @@ class KeyedAccess:
             raise _refused(error) from None
         except asyncio.CancelledError:
             # Who asked has gone while it was written: what the writer is yet to write is settled behind it.
-            begun.add_done_callback(lambda done: done.exception() or charge.settle_id(done.result(), _NOTHING))
+            begun.add_done_callback(self._settle_behind)
             charge.free()
             raise
         except BaseException:
             charge.free()
             raise
         return charge
+
+    def _settle_behind(self, begun: "Future[str]") -> None:
+        if begun.exception() is None:
+            self.write_end(begun.result(), _NOTHING)
 
     def _check_rates(self, known: _Known, tokens: int) -> None:
         row = known.row
@@ -176,13 +181,9 @@ class KeyedCharge:
     def settle(self, spent: Spent) -> None:
         """Charge what it took; again is fine."""
         if self._open:
-            self.settle_id(self.request_id, spent)
+            self._access.write_end(self.request_id, spent)
             self._known.tokens.take(spent.prompt_tokens + spent.completion_tokens)
             self.free()
-
-    def settle_id(self, request_id: str, spent: Spent) -> None:
-        """Have the end written."""
-        self._access.write_end(request_id, spent)
 
     def free(self) -> None:
         """Give back the place and the tokens that the rate had reserved."""

@@ -29,6 +29,7 @@ from confide_server.serving.access import Access, OpenAccess
 from confide_server.serving.adapters import AdapterStore
 from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.documents import Documents
 from confide_server.serving.keyed_access import KeyedAccess
 from confide_server.serving.port import BASE, Engine
 from confide_server.state import serving_aliases
@@ -38,6 +39,8 @@ from confide_server.state.serving_aliases import Standing
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+KEPT_LOADED = 4
+"""Adapters that stay loaded after their last alias was pointed elsewhere."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _GRACE_S = 5
 
@@ -48,6 +51,7 @@ class Settings:
 
     upstream: URL of an engine elsewhere (vLLM); else the base model is loaded here. upstream_key_file holds its key.
     name: the alias of the base model itself. embedder: folder of a sentence encoder, served as embedder_name.
+    library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
     """
@@ -59,6 +63,8 @@ class Settings:
     upstream_key_file: Path | None = None
     embedder: Path | None = None
     embedder_name: str = "embedder"
+    library: Path | None = None
+    library_embedder: Path | None = None
     bind: str = "127.0.0.1"
     port: int = 8080
     hosts: tuple[str, ...] = ()
@@ -84,6 +90,8 @@ class Settings:
                 f"{self.bind} is reached from other machines; give --certificate and --key, or --plain-http if a proxy "
                 "in front of this has TLS"
             )
+        if (self.library is None) != (self.library_embedder is None):
+            raise StateError("documents need both, --library and --library-embedder; give the other one too")
         if not local and not self.keys:
             raise StateError(f"without keys only this machine may ask, and {self.bind} is reached from others")
 
@@ -125,7 +133,10 @@ class Serving:
             self._opened = opened.pop_all()
         self.base_alias = settings.name or settings.base.resolve().name
         self._seen = -1
+        self._idle: list[str] = []
+        """Loaded adapters that no alias stands for, in the order in which they were left."""
         self._load_embedder()
+        self._library = self._documents()
         self.server: BoundedServer | None = None
 
     def _load_embedder(self) -> None:
@@ -134,23 +145,41 @@ class Serving:
 
             self.catalogue.embedders[self.settings.embedder_name] = LocalEmbedder(self.settings.embedder)
 
+    def _documents(self) -> Documents | None:
+        settings = self.settings
+        if settings.library is None or settings.library_embedder is None:
+            return None
+        from confide_server.serving.cited_answers import LibraryDocuments
+
+        return LibraryDocuments(settings.library, settings.library_embedder)
+
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""
         newest, standings = await asyncio.to_thread(serving_aliases.current, self.database)
         if newest == self._seen:
             return
-        before = {target.adapter for target in self.catalogue.targets()}
-        if self.catalogue.find(self.base_alias) is None:
+        if self.base_alias not in {standing.alias for standing in standings}:
             self.catalogue.point(Target(self.base_alias, self.engine, BASE))
         for standing in standings:
             await self._point(standing)
-        for alias in {target.alias for target in self.catalogue.targets()} - {one.alias for one in standings}:
-            if alias != self.base_alias:
-                self.catalogue.forget(alias)
+        known = {standing.alias for standing in standings} | {self.base_alias}
+        for alias in {target.alias for target in self.catalogue.targets()} - known:
+            self.catalogue.forget(alias)
         self._seen = newest
-        for adapter in before - {BASE}:
-            if not self.catalogue.uses(adapter):
-                log.info("no alias stands for adapter %s any more; it stays loaded for a rollback", adapter[:12])
+        await self._retire()
+
+    async def _retire(self) -> None:
+        """Let go of adapters that no alias stands for, but for the newest few: a rollback finds them loaded."""
+        self._idle = [one for one in self._idle if not self.catalogue.uses(one)]
+        loaded = self.engine.load().adapters
+        self._idle += [one for one in loaded if one not in self._idle and not self.catalogue.uses(one)]
+        for adapter in self._idle[:-KEPT_LOADED]:
+            try:
+                await self.engine.remove_adapter(adapter)
+            except ConfideError as error:
+                log.info("%s", error)
+                continue
+            self._idle.remove(adapter)
 
     async def _point(self, standing: Standing) -> None:
         target = self.catalogue.find(standing.alias)
@@ -211,6 +240,7 @@ class Serving:
                 self.catalogue,
                 self.access,
                 Limits(limits.body_bytes, limits.tokens, limits.seconds, settings.allowed_hosts),
+                self._library,
             )
         )
         config = uvicorn.Config(

@@ -120,12 +120,18 @@ class AdaptedModel:
         try:
             alone = [self._last_logits([prompt])[0] for prompt in prompts]
             together = self._last_logits(prompts) if self.plain else None
+            undisturbed, disturbed = (self._next_logits(*prompts, between=between) for between in (False, True))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(f"the model in {self.folder} does not compute here: {reason}; serve another") from error
         if not all(bool(one.isfinite().all()) for one in alone):
             raise ModelError(f"the model in {self.folder} makes numbers that are not finite; serve another one")
         scale = max(float(one.abs().max()) for one in alone)
+        if float((undisturbed - disturbed).abs().max()) > _ROUNDING * scale:
+            raise ModelError(
+                f"the {self.config.model_type} model keeps what it has read in itself, and not in its cache: one "
+                "answer would leak into another. Serve another base model"
+            )
         if together is not None and float((together - torch.stack(alone)).abs().max()) > _ROUNDING * scale:
             log.warning("padding disturbs this %s model; answers are written one at a time", self.config.model_type)
             self.plain = False
@@ -135,6 +141,16 @@ class AdaptedModel:
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         return self.forward(ids, self.batch(mask), [BASE] * len(prompts))[:, -1]
+
+    def _next_logits(self, prompt: Sequence[int], other: Sequence[int], *, between: bool) -> torch.Tensor:
+        """After the prompt and one token more; perhaps another prompt is read in between."""
+        ids, others = torch.tensor([list(prompt)]), torch.tensor([list(other)])
+        batch = self.batch(torch.ones_like(ids))
+        self.forward(ids, batch, [BASE])
+        if between:
+            self.forward(others, self.batch(torch.ones_like(others)), [BASE])
+        batch.add_column()
+        return self.forward(ids[:, :1], batch, [BASE])
 
     def add(self, sha256: str, folder: Path) -> None:
         """Load an adapter and try it. Raises ModelError for one that does not fit, or changes nothing."""
@@ -162,7 +178,9 @@ class AdaptedModel:
         if sha256 not in getattr(self._model, "peft_config", {}):
             return
         if len(self._model.peft_config) > 1:
-            self._model.delete_adapter(sha256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of which adapter is "active" then: none is asked by that here
+                self._model.delete_adapter(sha256)
         else:
             self._model = self._model.unload()
             self._hooked.clear()

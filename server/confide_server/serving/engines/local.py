@@ -250,15 +250,23 @@ class LocalEngine:
                 jobs, self._jobs = self._jobs, deque()
             for job in jobs:
                 job()
-            self._admit()
-            if self._reading:
-                self._guarded(self._reading[0], self._read)
-            began = time.monotonic()
-            for group in list(self._writing):
-                self._guarded(group, self._write)
-            if self._writing:
-                self._step_s += 0.1 * (time.monotonic() - began - self._step_s)
-        self._fail_all()
+            try:
+                self._turn()
+            except Exception:  # a thread that ends would leave everybody waiting
+                log.exception("the engine failed; everybody who waited was told")
+                self._fail_all("the model failed on this request; the log says more")
+        self._fail_all("this server was stopped before the answer was complete")
+
+    def _turn(self) -> None:
+        """Let rows in, read a piece of the next prompts, and write one token of every running row."""
+        self._admit()
+        if self._reading:
+            self._guarded(self._reading[0], self._read)
+        began = time.monotonic()
+        for group in list(self._writing):
+            self._guarded(group, self._write)
+        if self._writing:
+            self._step_s += 0.1 * (time.monotonic() - began - self._step_s)
 
     def _guarded(self, group: _Group, work: Callable[[_Group], None]) -> None:
         """A group that fails fails alone, and each of its rows is told."""
@@ -272,24 +280,24 @@ class LocalEngine:
             self._reading = [one for one in self._reading if one is not group]
             self._writing = [one for one in self._writing if one is not group]
 
-    def _fail_all(self) -> None:
-        rows = [one.row for one in self._waiting]
+    def _fail_all(self, message: str) -> None:
+        with self._wake:
+            rows = [one.row for one in self._waiting]
+            self._waiting.clear()
         rows += [row for group in [*self._reading, *self._writing] for row in group.rows]
-        for row in rows:
-            row.deliver(EngineFailed("this server was stopped before the answer was complete"))
-        self._waiting.clear()
         self._reading, self._writing = [], []
+        for row in rows:
+            row.deliver(EngineFailed(message))
 
     def _admit(self) -> None:
         """Take from the queue what there is room for, rows of like length together."""
         now = time.monotonic()
         groups: list[list[Row]] = []
         with self._wake:
+            self._waiting = deque(one for one in self._waiting if not one.row.cancelled)
             while self._waiting:
                 first = self._waiting[0]
-                if first.row.cancelled:
-                    self._waiting.popleft()
-                elif now - first.since > self.room.patience_s:
+                if now - first.since > self.room.patience_s:
                     self._waiting.popleft()
                     first.row.deliver(Overloaded("the request waited too long for its turn", self._retry_after_s()))
                 elif self._has_room(first.row, groups):

@@ -1,0 +1,97 @@
+"""The endpoint over real collections: cited quotations for readers, nothing for others, nothing of the erased."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from confide_server.rag.access import Caller
+from confide_server.rag.embedder import Embedder
+from confide_server.rag.library import Library, settings_for
+from confide_server.serving.app import Parts, build_app
+from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.cited_answers import LibraryDocuments
+from confide_server.serving.engines.adapted_model import AdaptedModel
+from confide_server.serving.engines.local import LocalEngine
+from confide_server.serving.keyed_access import KeyedAccess
+from confide_server.serving.port import BASE
+from confide_server.serving.process import open_database
+from confide_server.state import serving_requests
+from confide_server.state.database import Database
+from confide_server.state.serving_keys import KeyTerms, add_key
+
+from tests.served_models import served, strong_llama
+from tests.tiny_models import tiny_bert
+
+TEXT = "# Fees\n\nThe client pays for the scaffold.\n\n# Walls\n\nThe wall must be twelve centimetres thick.\n"
+QUESTION: list[Any] = [{"role": "user", "content": "The client pays for the scaffold."}]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("documents")
+
+
+@pytest.fixture(scope="module")
+def library(root: Path) -> Library:
+    """Two organizations, a collection each."""
+    embedder = Embedder(tiny_bert(root / "bert", head=False))
+    opened = Library(root / "library")
+    for organization, text in (("clinic", TEXT), ("bank", "The account number is confidential.\n")):
+        source = root / f"{organization}.md"
+        source.write_text(text)
+        report = opened.add(
+            Caller.operator(organization), "leaflets", [source], embedder, settings_for(embedder), lambda _: None
+        )
+        assert report.added and not report.failed
+    return opened
+
+
+@pytest.fixture(scope="module")
+def database(root: Path) -> Iterator[Database]:
+    database = open_database(root / "state")
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def url(root: Path, library: Library, database: Database) -> Iterator[str]:
+    engine = LocalEngine(AdaptedModel(strong_llama(root), "cpu")).start()
+    catalogue, access = Catalogue(), KeyedAccess(database, "here")
+    catalogue.point(Target("model", engine, BASE))
+    documents = LibraryDocuments(root / "library", root / "bert")
+    with served(build_app(Parts(catalogue, access, documents=documents))) as url:
+        yield url
+    asyncio.run(engine.close())
+    access.close()
+
+
+def ask(url: str, key: str, *collections: str) -> Any:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120) as client:
+        body = {"collections": list(collections)}
+        made = client.chat.completions.create(model="model", messages=QUESTION, extra_body=body)
+        return made.choices[0].message, made.usage
+
+
+def test_documents_answer_their_readers_only(url: str, library: Library, database: Database) -> None:
+    clinic = add_key(database, KeyTerms(name="clinic desk", collections=("clinic/leaflets",), budget_tokens=1300))
+    bank = add_key(database, KeyTerms(name="bank desk", collections=("bank/leaflets",)))
+    message, usage = ask(url, clinic, "clinic/leaflets")
+    assert "client pays for the scaffold" in message.content and usage.completion_tokens > 0
+    cited = message.annotations[0].url_citation
+    assert cited.url.startswith("confide:clinic/leaflets/") and "clinic.md" in cited.title
+    assert message.content[cited.start_index : cited.end_index].endswith("[1]")
+    for key, name in ((bank, "clinic/leaflets"), (clinic, "bank/leaflets"), (clinic, "clinic/nothing")):
+        with pytest.raises(openai.NotFoundError) as refused:
+            ask(url, key, name)
+        assert "scaffold" not in str(refused.value) and "confidential" not in str(refused.value)
+    with pytest.raises(openai.RateLimitError):
+        for _ in range(20):
+            ask(url, clinic, "clinic/leaflets")
+    assert {row.outcome for row in serving_requests.newest(database)} <= {"done", "open"}
+    library.erase(Caller.operator("clinic"), "leaflets", "clinic.md", lambda _: None)
+    fresh = add_key(database, KeyTerms(name="clinic desk", collections=("clinic/leaflets",)))
+    message, _ = ask(url, fresh, "clinic/leaflets")
+    assert "scaffold" not in message.content and not message.annotations
