@@ -1,6 +1,8 @@
 """The `confide` command. Each package brings its subcommands through the entry-point group `confide.commands`."""
 
+import os
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -10,9 +12,9 @@ import click
 import typer
 
 from confide import __version__
-from confide.errors import ConfideError
+from confide.errors import ConfideError, StateError
 from confide.lazy_commands import LazyGroup, command_of
-from confide.text import paragraph
+from confide.text import line, paragraph
 
 GROUP = "confide.commands"
 
@@ -23,10 +25,13 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _summary(entry: EntryPoint) -> str:
-    package = import_module(entry.module.rpartition(".")[0])
-    known: Mapping[str, str] = getattr(package, "SUMMARIES", {})
-    # Another distribution's command need not have one: it is loaded for it.
-    return known.get(entry.name) or command_of(entry.load(), entry.name).get_short_help_str(limit=100)
+    try:
+        package = import_module(entry.module.rpartition(".")[0])
+        known: Mapping[str, str] = getattr(package, "SUMMARIES", {})
+        # Another distribution's command need not have one: it is loaded for it.
+        return known.get(entry.name) or command_of(entry.load(), entry.name).get_short_help_str(limit=100)
+    except ImportError as error:
+        return f"Cannot be loaded here: {line(error, 200)}"
 
 
 class _Commands(LazyGroup):
@@ -35,13 +40,26 @@ class _Commands(LazyGroup):
     def summaries(self) -> Mapping[str, str]:
         return {name: _summary(entry) for name, entry in _entries().items()}
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_entries())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One that cannot be loaded keeps nobody from using the others."""
+        entry = _entries().get(cmd_name)
+        return None if entry is None else click.Command(cmd_name, help=_summary(entry))
+
     def load(self, name: str) -> click.Command:
-        return command_of(_entries()[name].load(), name)
+        try:
+            return command_of(_entries()[name].load(), name)
+        except ImportError as error:
+            raise StateError(
+                f"`confide {name}` cannot be loaded ({line(error, 200)}); install what it needs, or confide again"
+            ) from error
 
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     help="Federated, privacy-preserving training of language models.",
     pretty_exceptions_enable=False,
@@ -60,11 +78,17 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 
 def main() -> None:
-    """Run a command; a ConfideError ends it with one clear line on stderr and exit status 1."""
+    """Run a command; a ConfideError ends it with one clear line on stderr and exit status 1.
+
+    NO_COLOR is obeyed. What libraries warn of is for their developers, unless Python is told otherwise (-W).
+    """
+    color = False if os.environ.get("NO_COLOR") else None
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
-        app()
+        app(color=color)
     except ConfideError as error:
-        typer.secho(f"error: {paragraph(error)}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {paragraph(error)}", fg=typer.colors.RED, err=True, color=color)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("interrupted", err=True)

@@ -11,10 +11,12 @@ bounded and cleaned where it is parsed, with `line` or `cleaned`, and escaped wh
 """
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from rich.table import Table
 
 LINE_CHARS = 500
 """Of a reason. Names are shorter, and their patterns say so."""
@@ -91,6 +93,19 @@ def cleaned_message(message: _Message) -> _Message:
             else:
                 setattr(message, field.name, clean(value, limit))
     return message
+
+
+def table(*columns: str, keys: Mapping[str, int] | None = None, title: str | None = None) -> "Table":
+    """A rich table that cuts nothing at 80 columns: what is too wide goes on in the next line.
+
+    keys: columns of ids and keys, by their widths; these stay in one line.
+    """
+    from rich.table import Table
+
+    made, widths = Table(title=title, title_justify="left"), keys or {}
+    for name in columns:
+        made.add_column(name, overflow="fold", min_width=widths.get(name), no_wrap=name in widths)
+    return made
 
 
 def log_to_stderr(level: int, form: str = "%(asctime)s %(levelname)s %(message)s") -> None:

@@ -1,15 +1,23 @@
 """Every command of every package loads, quickly enough, and errors are one line."""
 
+import io
+import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import pytest
 import typer
+from confide import cli
 from confide.cli import GROUP, app
+from confide.errors import StateError
 from confide.lazy_commands import LazyGroup
+from confide.text import table
 from confide_simulations.commands.bench import app as bench
+from rich.console import Console
 from typer.main import get_command
+from typer.testing import CliRunner
 
 COMMANDS = sorted(entry.name for entry in entry_points(group=GROUP))
 
@@ -100,3 +108,70 @@ def test_a_deliberate_error_is_one_line_and_status_one() -> None:
 
 def test_an_unknown_command_is_refused() -> None:
     assert confide("teleport").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("model", "add", "/nowhere/model"), "/nowhere/model is not there"),
+        (("run", "plan", "/nowhere.toml"), "/nowhere.toml"),
+        (("data", "add", "{node}", "x", "/nowhere.csv"), "/nowhere.csv is not a file"),
+        (("chat", "--base", "/nowhere", "--prompt", "x"), "/nowhere"),
+        (("evaluate", "--base", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_a_missing_file_is_said_before_torch_is_loaded(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from confide.cli import app; from typer.testing import CliRunner\n"
+        f"shown = CliRunner().invoke(app, {[one.format(node=tmp_path) for one in arguments]!r})\n"
+        "assert shown.exit_code, shown.output\n"
+        f"assert {said!r} in f'{{shown.output}} {{shown.exception}}', (shown.output, shown.exception)\n"
+        "slow = {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_command_that_cannot_be_loaded_keeps_nobody_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("broken", "nowhere.at_all:app", GROUP)
+    known = {"broken": broken, "data": cli._entries()["data"]}
+    monkeypatch.setattr(cli, "_entries", lambda: known)
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0 and "Cannot be loaded" in shown.output and "Register and check" in shown.output
+    assert CliRunner().invoke(app, ["data", "--help"]).exit_code == 0
+    failed = CliRunner().invoke(app, ["broken"])
+    assert isinstance(failed.exception, StateError) and "`confide broken` cannot be loaded" in str(failed.exception)
+
+
+def test_completion_knows_the_commands_of_the_root() -> None:
+    environment = {**os.environ, "_CONFIDE_COMPLETE": "complete_bash", "COMP_WORDS": "confide con", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['confide']; from confide.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+    assert "consortium" in done.stdout.split(), done.stderr
+
+
+def test_no_color_and_warnings_of_libraries() -> None:
+    code = (
+        "import sys, warnings; from confide import cli\n"
+        "import click, typer\n"
+        "def warn() -> None:\n    warnings.warn('for developers')\n    typer.secho('red', fg='red')\n"
+        "single = typer.Typer(); single.command()(warn); cli.app = single; sys.argv = ['confide']; cli.main()"
+    )
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (done.stdout, done.stderr) == ("red\n", "")
+
+
+def test_a_table_of_eighty_columns_cuts_nothing() -> None:
+    shown = table("name", "sha256", "from", keys={"sha256": 64}, title="models")
+    row = ("a-model-with-a-rather-long-name", "0123456789abcdef" * 4, "https://example.org/a/long/address")
+    shown.add_row(*row)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(shown)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in text.splitlines() if line.count("│") == 4]
+    assert row[1] in text
+    assert ["".join(parts) for parts in zip(*cells, strict=True)] == list(row)

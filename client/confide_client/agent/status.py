@@ -13,7 +13,7 @@ from confide import journal
 from confide.errors import ConfideError
 from confide.identity.expiry import Notice, notices
 from confide.identity.member import load_member
-from confide.text import line, markup
+from confide.text import line, markup, table
 from rich.console import Console
 from rich.table import Table
 
@@ -136,10 +136,10 @@ def _progress_line(progress: dict[str, Any]) -> str:
 
 
 def _runs(runs: list[dict[str, Any]]) -> Table:
-    table = Table("run", "name", "status", "round", "sealing", "sent", "reason", title="runs", title_justify="left")
+    shown = table("run", "name", "status", "round", "sealing", "sent", "reason", keys={"run": 8}, title="runs")
     for run in runs:
         sealing = "[bold red]none[/]" if run.get("sealing") == "none" else markup(run.get("sealing", ""))
-        table.add_row(
+        shown.add_row(
             run["run"][:8],
             markup(run.get("name", "")),
             markup(run.get("status", "")),
@@ -148,7 +148,7 @@ def _runs(runs: list[dict[str, Any]]) -> Table:
             f"{run.get('bytes_sent', 0):,} bytes",
             markup(_standing(run)),
         )
-    return table
+    return shown
 
 
 def _standing(run: dict[str, Any]) -> str:
@@ -161,14 +161,14 @@ def _standing(run: dict[str, Any]) -> str:
 
 
 def _audit(entries: list[dict[str, Any]]) -> Table:
-    table = Table("when", "event", "what", title="newest audit entries", title_justify="left")
+    shown = table("when", "event", "what", keys={"when": 14}, title="newest audit entries")
     for entry in entries:
         facts = ", ".join(
             f"{_short(key)}={_short(value)}" for key, value in entry.items() if key not in {"at", "event"}
         )
         when = datetime.fromisoformat(entry["at"]).astimezone()
-        table.add_row(f"{when:%m-%d %H:%M:%S}", markup(entry["event"]), facts)
-    return table
+        shown.add_row(f"{when:%m-%d %H:%M:%S}", markup(entry["event"]), facts)
+    return shown
 
 
 def _short(value: object) -> str:
@@ -185,10 +185,10 @@ def show_seal_log(folder: Path, console: Console) -> None:
 
     path = folder / "member" / "seal-log.jsonl"
     if path.exists():
-        table = Table("slot", "event", "what", title=f"run {folder.name[:8]}", title_justify="left")
+        shown = table("slot", "event", "what", title=f"run {folder.name[:8]}")
         for row in rows(path):
             for event in ("reserved", "spent", "signed", "revealed", "ended"):
                 if event in row:
                     facts = ", ".join(f"{key}={_short(value)}" for key, value in row[event].items())
-                    table.add_row(str(row["slot"]), event, facts)
-        console.print(table)
+                    shown.add_row(str(row["slot"]), event, facts)
+        console.print(shown)

@@ -1,13 +1,14 @@
 """`confide model`: base models on this machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from confide.errors import ModelError
 from confide.models.store import ModelStore
-from confide.text import markup
+from confide.text import markup, table
 from rich.console import Console
-from rich.table import Column, Table
 
 from confide_client.state import StateFolder
 
@@ -32,12 +33,34 @@ def add(
     name: Annotated[str | None, typer.Option(help="For people; default the folder's name.")] = None,
     state: State = _STATE,
     models: Models = None,
+    trial: Annotated[
+        bool, typer.Option("--trial/--no-trial", help="Try which methods train it; takes seconds.")
+    ] = True,
 ) -> None:
-    """Copy a model in and print the hash by which runs and policies name it."""
-    chosen = name or Path(source).name.lower()
-    digest = _store(state, models).add(source, chosen)
+    """Copy a model in, try its family, and print the hash by which runs and policies name it."""
+    if (os.sep in source or source.startswith(".")) and not Path(source).expanduser().exists():
+        raise ModelError(f"{source} is not there; give a model's folder as this machine sees it, or a hub id")
+    chosen, store = name or Path(source).name.lower(), _store(state, models)
+    digest = store.add(source, chosen)
+    if trial:
+        _try(store, digest)
     typer.echo(f"{chosen} is here as")
     typer.echo(digest)
+
+
+def _try(store: ModelStore, digest: str) -> None:
+    """Say by which methods the model trains. Raises ModelError, with nothing kept, when by none."""
+    from confide.planning.fitness import methods_of
+
+    try:
+        found = methods_of(store.path(digest))
+    except ModelError:
+        store.remove(digest)
+        raise
+    typer.echo(f"trains by {', '.join(name for name, reason in found.items() if not reason)}")
+    for name, reason in found.items():
+        if reason:
+            typer.echo(f"  not by {name}: {reason}")
 
 
 @app.command()
@@ -66,10 +89,10 @@ def list_models(
         for model in _store(state, models).list():
             typer.echo(model.sha256)
         return
-    table = Table("name", Column("sha256", no_wrap=True, min_width=64), "size", "from")
+    shown = table("name", "sha256", "size", "from", keys={"sha256": 64})
     for model in _store(state, models).list():
-        table.add_row(markup(model.name), model.sha256, f"{model.bytes / 1e6:.1f} MB", markup(model.source))
-    Console().print(table)
+        shown.add_row(markup(model.name), model.sha256, f"{model.bytes / 1e6:.1f} MB", markup(model.source))
+    Console().print(shown)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from confide.errors import ModelError
 from confide.methods.base import create
 from confide.models.architecture import check_family, empty_model, load_config, load_tokenizer
 from confide.privacy.families import check_full, family_of
-from confide.runs.specification import Specification
+from confide.runs.specification import EXAMPLE, Specification, parse_toml
 
 
 def check(specification: Specification, base_folder: Path) -> None:
@@ -26,3 +26,32 @@ def check(specification: Specification, base_folder: Path) -> None:
         )
     create(specification, load_tokenizer(base_folder))
     check_family(specification, base_folder)
+
+
+TRIED = ("sft", "causal_lm", "masked_lm", "classification", "contrastive")
+"""Methods that a base is tried with when it is added."""
+
+
+def methods_of(base_folder: Path) -> dict[str, str]:
+    """Each of TRIED, and why it does not train this base; "" where it does. The tokenizer is read as well.
+
+    Raises ModelError where the folder makes no model, or no method trains it.
+    """
+    load_tokenizer(base_folder)
+    example = parse_toml(EXAMPLE)
+    length = getattr(load_config(base_folder).get_text_config(), "max_position_embeddings", None)
+    found: dict[str, str] = {}
+    for name in TRIED:
+        changes = {"name": name, "max_length": min(example.method.max_length, length or example.method.max_length)}
+        if name == "classification":
+            changes["labels"] = ("no", "yes")
+        method = example.method.model_copy(update=changes)
+        try:
+            check_family(example.model_copy(update={"method": method}), base_folder)
+        except ModelError as error:
+            found[name] = str(error)
+        else:
+            found[name] = ""
+    if all(found.values()):
+        raise ModelError(f"no method trains this model: {found[TRIED[0]]}")
+    return found

@@ -20,6 +20,7 @@ from confide.identity.expiry import roster_notices
 from confide.identity.member import read_text
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
 from confide.secrecy import private_files
+from confide.text import table
 from confide.transport.control import ControlClient
 from rich.console import Console
 from rich.markup import escape
@@ -221,14 +222,14 @@ def requests(
     """Show (and save) the enrolment requests that wait at the coordinator."""
     with ControlClient.of_member(load_member(admin), coordinator) as client:
         waiting = client.pending_requests()
-    table = Table("name", "role", "identity key", "asked", title=f"{len(waiting)} waiting")
+    shown = table("name", "role", "identity key", "asked", title=f"{len(waiting)} waiting")
     for data in waiting:
         asked = read_request(data)
-        table.add_row(asked.name, asked.role.value, asked.identity_key, _date(asked.created_at))
+        shown.add_row(asked.name, asked.role.value, asked.identity_key, _date(asked.created_at))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / f"{asked.name}.request.json", data)
-    console.print(table)
+    console.print(shown)
 
 
 @roster_app.command()
@@ -273,12 +274,14 @@ def roster_table(roster: Roster) -> Table:
         title += " [red]EXPIRED[/red]"
     if roster.demo:
         title += " [red]DEMO[/red]"
-    table = Table("name", "role", "group", "block", "identity key", "admitted", "standing", title=title)
+    shown = table(
+        "name", "role", "group", "block", "identity key", "admitted", "standing", keys={"identity key": 16}, title=title
+    )
     for member in roster.members:
         standing = "member" if member.revoked_at is None else f"[red]revoked {_date(member.revoked_at)}[/red]"
         key, admitted = member.identity_key[:16], _date(member.admitted_at)
-        table.add_row(member.name, member.role.value, member.group, member.block, key, admitted, standing)
-    return table
+        shown.add_row(member.name, member.role.value, member.group, member.block, key, admitted, standing)
+    return shown
 
 
 def _any_roster(folder: Path) -> Roster:
