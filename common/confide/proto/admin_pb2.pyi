@@ -468,7 +468,7 @@ class Event(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., number: _Optional[int] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., offer_answered: _Optional[_Union[OfferAnswered, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., epoch_started: _Optional[_Union[EpochStarted, _Mapping]] = ..., round_started: _Optional[_Union[RoundStarted, _Mapping]] = ..., contributed: _Optional[_Union[Contributed, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., slot_abandoned: _Optional[_Union[SlotAbandoned, _Mapping]] = ..., round_committed: _Optional[_Union[RoundCommitted, _Mapping]] = ..., paused: _Optional[_Union[WaitingForMembers, _Mapping]] = ..., resumed: _Optional[_Union[MembersReturned, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_stopped: _Optional[_Union[RunStopped, _Mapping]] = ..., progress: _Optional[_Union[WorkProgress, _Mapping]] = ..., run_paused: _Optional[_Union[PausedByOperator, _Mapping]] = ..., run_resumed: _Optional[_Union[ResumedByOperator, _Mapping]] = ..., run_submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., run_waits: _Optional[_Union[RunWaits, _Mapping]] = ...) -> None: ...
 
 class OfferAnswered(_message.Message):
-    __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision", "busy_s")
+    __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -476,7 +476,6 @@ class OfferAnswered(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
-    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     node: str
     accepted: bool
     waiting: bool
@@ -484,8 +483,7 @@ class OfferAnswered(_message.Message):
     reason: str
     round_s: float
     precision: str
-    busy_s: float
-    def __init__(self, node: _Optional[str] = ..., accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., preparing: _Optional[bool] = ..., reason: _Optional[str] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., busy_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, node: _Optional[str] = ..., accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., preparing: _Optional[bool] = ..., reason: _Optional[str] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class RunStarted(_message.Message):
     __slots__ = ("nodes", "rounds", "sealing", "name", "differences")

@@ -19,9 +19,10 @@ from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.memory import trim
-from confide_server.rounds.cohort import Cohort
+from confide_server.rounds.cohort import PAUSE_S, Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
 from confide_server.rounds.outer_step import next_model
+from confide_server.rounds.turns import Turn
 from confide_server.state.events import (
     Contributed,
     Dropped,
@@ -60,10 +61,11 @@ class Rounds:
         collector: Collector,
         pause: Callable[[float], None],
         sign: Callable[[SignedEnd], SignedEnd],
+        turn: Turn,
     ) -> None:
         """closing: a courier that still works when the run is to stop. pause: as for Cohort.
 
-        sign: as the coordinator.
+        sign: as the coordinator. turn: taken for each round.
         """
         self._run = run
         self._specification = run.specification
@@ -81,6 +83,7 @@ class Rounds:
         self._collector = collector
         self._pause = pause
         self._sign = sign
+        self._turn = turn
         self._roster_version = roster.current.version
         self._open: SlotPlan | None = None
         self._heard: set[str] = set()
@@ -99,7 +102,10 @@ class Rounds:
         self._settle(model)
         while model.round < self._federation.rounds:
             self._pause(0.0)  # between rounds an operator may let the run rest
-            model = self._round(model)
+            try:
+                model = self._round(model)
+            finally:
+                self._turn.give_back()
             trim()
         return model
 
@@ -117,6 +123,7 @@ class Rounds:
         self._phases, self._received = {}, {}
         while True:
             self._refresh_roster()
+            self._turn.take(self._cohort.accepted())
             plan = self._resumed(number) or self._planned(number, model)
             outcome = self._slot(plan, model)
             if isinstance(outcome, Opened):
@@ -158,6 +165,7 @@ class Rounds:
             except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
                 self._book.waits(self._run.run_id, (), str(error))
+                self._turn.give_back()
                 self._pause(ROSTER_PAUSE_S)
                 waited = True
             else:
@@ -223,16 +231,23 @@ class Rounds:
         Raises CohortTooSmall, or BLOCK_SPLIT when the run cannot go on without somebody who never comes.
         """
         paused: tuple[str, ...] = ()
+        guarded = self._specification.refuses_differences  # then a pause has no deadline
+        patience = self._cohort.patience()
         while True:
-            guarded = self._specification.refuses_differences  # then a pause has no deadline
-            present = self._cohort.present() if guarded else self._cohort.wait_present()
-            missing = self._collector.waits_for(present, self._cohort.refused())
+            present = self._cohort.present()
+            short = not guarded and len(present) < self._federation.min_cohort
+            missing = () if short else self._collector.waits_for(present, self._cohort.refused())
             if missing != paused:
                 self._say_paused(number, missing)
                 paused = missing
-            if not missing:
-                return present
-            self._pause(ROSTER_PAUSE_S)
+            if not missing and not short:
+                if not self._turn.take(self._cohort.accepted()):
+                    return present
+                continue  # who is there may have changed while others had their turn
+            if short:
+                patience.check(present)
+            self._turn.give_back()
+            self._pause(ROSTER_PAUSE_S if missing else PAUSE_S)
             self._refresh_roster()
 
     def _say_paused(self, number: int, missing: tuple[str, ...]) -> None:

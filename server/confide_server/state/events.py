@@ -37,8 +37,6 @@ class OfferAnswered:
     round_s: float = 0.0
     """As it measured; 0: it did not."""
     precision: str = ""
-    busy_s: float = 0.0
-    """It trains another run, and expects to be busy for so long."""
 
 
 @dataclass(frozen=True, kw_only=True)

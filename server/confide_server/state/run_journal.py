@@ -371,6 +371,25 @@ class RunJournal:
             except Exception as error:
                 self.fail(run[0].run_id, error)
 
+    def open_run(self, run_id: str) -> OpenRun | None:
+        """The run as it stands now, to go on with it; None when it has ended or rests.
+
+        Raises StateError for what may pass; a run that cannot be opened fails by name.
+        """
+        with self._database.reading() as session:
+            run = self._row(session, run_id)
+            answers = _answers(session, run)
+        rests = run.paused_at is not None and not run.stop_requested_by
+        if run.status not in OPEN or rests:
+            return None
+        try:
+            return self._open_run(run, answers)
+        except StateError:
+            raise
+        except Exception as error:
+            self.fail(run_id, error)
+            return None
+
     def _next(self, besides: Collection[str]) -> tuple[Run, dict[str, str]] | None:
         awake = Run.paused_at.is_(None) | Run.stop_requested_by.is_not(None)
         query = select(Run).where(Run.status.in_(OPEN), awake, Run.run_id.not_in(besides))
@@ -406,6 +425,11 @@ class RunJournal:
         """Whether the run is to rest."""
         with self._database.reading() as session:
             return session.scalar(select(Run.paused_at).where(Run.run_id == run_id)) is not None
+
+    def priority(self, run_id: str) -> int:
+        """Higher goes first."""
+        with self._database.reading() as session:
+            return self._row(session, run_id).priority
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
