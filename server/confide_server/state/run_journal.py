@@ -57,6 +57,7 @@ from confide_server.state.events import (
 from confide_server.state.progress import ProgressBoard
 from confide_server.state.run_service import RunEvent, RunSummary, Submission
 from confide_server.state.run_status import ENDED, OPEN, RunStatus
+from confide_server.state.views import SHOWN
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -222,6 +223,7 @@ class RunJournal:
         """Newest first."""
         with self._database.reading() as session:
             columns = (
+                SHOWN.label("standing"),
                 Run.run_id,
                 Run.name,
                 Run.status,
@@ -243,6 +245,7 @@ class RunJournal:
                 sealing=row.sealing,
                 detail=row.detail,
                 submitted_at=row.submitted_at,
+                standing=row.standing,
             )
             for row in rows
         ]
