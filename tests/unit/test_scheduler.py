@@ -282,3 +282,21 @@ def test_a_disk_that_is_full_for_one_run_is_tried_again(desk: Desk, monkeypatch:
     events = desk.ended(desk.submit(rounds=1))
     assert events[-1].kind == "run_finished" and not full
     assert all(len(node.trained) == 1 for node in desk.nodes), "what was uploaded before was used"
+
+
+def test_who_is_away_is_waited_for_as_long_as_the_specification_says(desk: Desk) -> None:
+    run_id, away = desk.submit(rounds=3, grace_s=3.0, min_cohort=2), threading.Event()
+
+    def leave(run: str, round: int) -> None:
+        if round == 1:
+            desk.nodes[2].online = False
+            away.set()
+
+    desk.nodes[0].on_train = leave
+    assert away.wait(60)
+    desk.until(lambda: desk.views.line(run_id).status == "waiting")
+    assert "hospital-c" in desk.views.line(run_id).waits_reason
+    events = desk.ended(run_id)
+    committed = [event.data["contributors"] for event in events if event.kind == "round_committed"]
+    assert [len(names) for names in committed] == [3, 2, 2], "the grace was over once, not before every round"
+    assert events[-1].kind == "run_finished"

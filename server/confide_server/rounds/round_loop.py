@@ -19,7 +19,8 @@ from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.memory import trim
-from confide_server.rounds.cohort import PAUSE_S, Cohort
+from confide_server.rounds.attendance import Attendance
+from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
 from confide_server.rounds.outer_step import next_model
 from confide_server.rounds.turns import Turn
@@ -27,9 +28,7 @@ from confide_server.state.events import (
     Contributed,
     Dropped,
     EpochStarted,
-    MembersReturned,
     RoundStarted,
-    WaitingForMembers,
 )
 from confide_server.state.run_ends import end_message
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
@@ -84,6 +83,9 @@ class Rounds:
         self._pause = pause
         self._sign = sign
         self._turn = turn
+        self._attendance = Attendance(
+            run, book, cohort, collector, turn, pause, self._refresh_roster, grace_factor=courier.deadline_factor
+        )
         self._roster_version = roster.current.version
         self._open: SlotPlan | None = None
         self._heard: set[str] = set()
@@ -207,7 +209,7 @@ class Rounds:
     def _epoch(self, number: int) -> None:
         """Start an epoch where one is needed. Raises ProtocolFailure when none comes about."""
         for _ in range(EPOCH_TRIES):
-            present = self._whole_blocks(number)
+            present = self._attendance.wait(number)
             self._note_connections()
             if not self._collector.epoch_needed(present):
                 return
@@ -224,38 +226,6 @@ class Rounds:
             FailureName.COHORT_NOT_EPOCH,
             f"no epoch came about in {EPOCH_TRIES} tries; the run's events say who is missing",
         )
-
-    def _whole_blocks(self, number: int) -> tuple[str, ...]:
-        """Who is present, once that is enough to be summed; until then the run pauses, by name.
-
-        Raises CohortTooSmall, or BLOCK_SPLIT when the run cannot go on without somebody who never comes.
-        """
-        paused: tuple[str, ...] = ()
-        guarded = self._specification.refuses_differences  # then a pause has no deadline
-        patience = self._cohort.patience()
-        while True:
-            present = self._cohort.present()
-            short = not guarded and len(present) < self._federation.min_cohort
-            missing = () if short else self._collector.waits_for(present, self._cohort.refused())
-            if missing != paused:
-                self._say_paused(number, missing)
-                paused = missing
-            if not missing and not short:
-                if not self._turn.take(self._cohort.accepted()):
-                    return present
-                continue  # who is there may have changed while others had their turn
-            if short:
-                patience.check(present)
-            self._turn.give_back()
-            self._pause(ROSTER_PAUSE_S if missing else PAUSE_S)
-            self._refresh_roster()
-
-    def _say_paused(self, number: int, missing: tuple[str, ...]) -> None:
-        waits = f"paused before round {number}: waits for {', '.join(missing)}; a sum without it would show its update"
-        self._book.update(self._run.run_id, detail=waits if missing else "")
-        self._book.waits(self._run.run_id, missing, waits if missing else "")
-        event = WaitingForMembers(round=number, missing=list(missing)) if missing else MembersReturned(round=number)
-        self._book.record(self._run.run_id, event)
 
     def _note_connections(self) -> None:
         """Tell the collector who connected anew since it last asked: a node that restarted lost its secrets."""
