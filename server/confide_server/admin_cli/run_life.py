@@ -10,6 +10,8 @@ from confide.errors import SpecificationError
 from confide.identity.submission import VALID_S
 from confide.proto import admin_pb2 as pb
 from confide.runs.specification import Specification, parse_canonical, parse_document, parse_toml
+from confide.runs.toml_text import to_toml
+from confide.text import paragraph
 from confide.transport.admin import AdminClient
 from google.protobuf.json_format import MessageToDict
 from rich.table import Table
@@ -26,7 +28,7 @@ Rounds = Annotated[int, typer.Option(min=0, help="Rounds of the new run; 0: as m
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (show, pause, resume, priority, retry, clone, delete):
+    for command in (show, cosign, pause, resume, priority, retry, clone, delete):
         app.command()(command)
 
 
@@ -88,6 +90,25 @@ def _rounds_table(rounds: list[pb.RoundLine]) -> Table:
             plain(", ".join(lost)),
         )
     return table
+
+
+def cosign(
+    run: Named,
+    admin: Admin,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    coordinator: Coordinator = "",
+) -> None:
+    """Sign a run that another administrator submitted, where the roster's rules ask for two."""
+    member = load_member(admin)
+    with AdminClient.of_member(member, coordinator) as client:
+        detail = client.get_run(resolve(client, run))
+        specification = parse_canonical(detail.specification)  # what is shown is what is signed
+        typer.echo(to_toml(specification))
+        typer.echo(paragraph(detail.plan, 1 << 20))
+        if not yes:
+            typer.confirm(f"sign run {detail.run.run_id}, submitted by {detail.run.administrator}?", abort=True)
+        line = client.cosign_run(detail, member.identity, member.roster.current)
+    console.print(plain(f"run {line.run_id} is signed by {member.name} too: {line.status}"), soft_wrap=True)
 
 
 def pause(

@@ -70,6 +70,7 @@ class Attendance:
                     told = False
                 if not self._turn.take(self._cohort.accepted()):
                     return present
+                began = time.monotonic()
                 continue  # who is there may have changed while others had their turn
             if short:
                 patience.check(present)

@@ -256,6 +256,7 @@ class Cohort:
             expires_at=signed.expires_at,
             parent_run_id=signed.parent_run_id,
             parent_round=signed.parent_round,
+            cosigned=[fleet_pb2.Cosignature(administrator=name, signature=one) for name, one in signed.cosigned],
         )
         return offer.SerializeToString(deterministic=True)
 

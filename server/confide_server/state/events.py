@@ -25,6 +25,15 @@ class RunSubmitted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunCosigned:
+    """A further administrator signed it; complete: that were enough."""
+
+    kind: ClassVar[str] = "run_cosigned"
+    by: str
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfferAnswered:
     """A node's answer to the offer, where it differs from its last one."""
 
@@ -190,6 +199,7 @@ class RunStopped:
 
 Happening = (
     RunSubmitted
+    | RunCosigned
     | OfferAnswered
     | RunStarted
     | EpochStarted

@@ -132,7 +132,7 @@ class ControlService:
             parent_run_id=header.parent_run_id,
             parent_round=header.parent_round,
         )
-        verify_submission(self._roster.current, signed)
+        verify_submission(self._roster.current, signed, complete=False)
         self._run_service.check_new(signed)
         model = self._read_model(header.initial_model_bytes, parts)
         if model_digest(model) != header.initial_model_sha256:
