@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,18 +165,18 @@ def test_what_goes_wrong_with_one_run_or_with_the_driver_leaves_the_others_to_be
     faults = [RuntimeError("a driver is broken"), OverflowError("again")]
     next_run, seen = coordinator.book.next_run, []
 
-    def failing(timeout_s: float) -> object:
+    def failing(timeout_s: float, besides: Collection[str] = ()) -> object:
         if faults:
             raise faults.pop()
-        return next_run(timeout_s)
+        return next_run(timeout_s, besides)
 
-    coordinator._driver._retry_s = 0.1
+    coordinator._scheduler.retry_s = 0.1
     monkeypatch.setattr(coordinator.book, "next_run", failing)
-    note = coordinator._driver._parts.on_trouble
+    note = coordinator._scheduler._parts.on_trouble
     monkeypatch.setattr(
-        coordinator._driver,
+        coordinator._scheduler,
         "_parts",
-        replace(coordinator._driver._parts, on_trouble=lambda t: (seen.append(t), note(t))),
+        replace(coordinator._scheduler._parts, on_trouble=lambda t: (seen.append(t), note(t))),
     )
     submission = world.submission(specification(rounds=1), np.zeros(SIZE, dtype="<f4"))
     impossible = submission.signed.run_id
@@ -524,7 +524,7 @@ def test_damage_on_the_way_to_a_checkpoint_reports_no_round(
     )
     name = f"{hashlib.sha256(expected.tobytes()).hexdigest()}.bin"
     part = world.server / "checkpoints" / f".{name}.{os.getpid()}.part"
-    monkeypatch.setattr(coordinator._driver, "_retry_s", 1.0)
+    monkeypatch.setattr(coordinator._scheduler, "retry_s", 1.0)
     part.symlink_to("/dev/full")
     run_id = submit(world, coordinator, rounds=2)
     end = time.monotonic() + 30

@@ -3,11 +3,14 @@
 import itertools
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from confide.errors import ConfideError, IdentityError, ProtocolFailure, SpecificationError, StateError, TransportError
+from confide.identity.consortium import approve_revocation
 from confide.identity.enrolment import accept_admission, make_request
-from confide.identity.roster import Role
+from confide.identity.roster import Role, Rules
+from confide.identity.submission import sign_stop, signers, verify_submission
 from confide.proto import admin_pb2 as pb
 from confide.proto import control_pb2
 from confide.transport.admin import ActingUser, AdminClient, check_export
@@ -336,3 +339,56 @@ def test_every_method_has_a_client_function():
     others = {"get_server_status": "server_status", "get_privacy_spent": "privacy_spent"}
     missing = {name for name in named if not hasattr(AdminClient, others.get(name, name))}
     assert not missing
+
+
+def test_where_the_rules_ask_for_two_administrators_one_alone_starts_and_releases_nothing(tmp_path):
+    with running_world(tmp_path / "two") as world:
+        other = world.admit("second-admin", Role.ADMINISTRATOR)
+        world.consortium.set_rules(Rules(submission=2, release=2, revocation=2))
+        first = world.client(Role.ADMINISTRATOR)
+        first.take_roster(world.consortium.roster.signed)
+        run_id = world.submit("shared")
+        detail = first.get_run(run_id)
+        assert (detail.run.status, detail.signatures_needed) == ("draft", 2) and world.journal.next_run(0.0) is None
+        roster = world.coordinator.roster.current
+        first.cosign_run(detail, world.member(Role.ADMINISTRATOR).identity, roster)
+        assert first.get_run(run_id).run.status == "draft", "the first one twice is one"
+        with pytest.raises(IdentityError):
+            world.client(Role.OPERATOR).cosign_run(detail, world.member(Role.OPERATOR).identity, roster)
+        changed = pb.RunDetail.FromString(detail.SerializeToString())
+        changed.specification = world.specification("another").canonical_bytes()
+        with pytest.raises(IdentityError):
+            other.cosign_run(changed, world.members["second-admin"].identity, roster)
+        assert other.cosign_run(detail, world.members["second-admin"].identity, roster).status == "submitted"
+        assert list(first.get_run(run_id).signed_by) == ["administrator", "second-admin"]
+        offered = world.journal.next_run(0.0)
+        assert signers(roster, offered.signed) == ("administrator", "second-admin")
+        verify_submission(roster, offered.signed)
+        for fewer in ((), (offered.signed.cosigned[0], offered.signed.cosigned[0])):
+            with pytest.raises(IdentityError):
+                verify_submission(roster, replace(offered.signed, cosigned=fewer))
+        world.journal.stop(run_id, "administrator", sign_stop(world.member(Role.ADMINISTRATOR).identity, run_id))
+        done = world.finished("model")
+        release = first.create_release("support", done)
+        assert first.sign_release(release, world.member(Role.ADMINISTRATOR).identity).status == "created"
+        with pytest.raises(StateError, match="2 of different administrators"):
+            first.publish_release("support", 1)
+        other.sign_release(release, world.members["second-admin"].identity)
+        assert other.publish_release("support", 1).status == "published"
+
+
+def test_a_revocation_that_two_administrators_have_to_approve(tmp_path):
+    with running_world(tmp_path / "revoked") as world:
+        world.admit("second-admin", Role.ADMINISTRATOR)
+        roster = world.consortium.set_rules(Rules(revocation=2))
+        approvals = [
+            approve_revocation(world.members[name].identity, name, "hospital-c", roster)
+            for name in ("administrator", "second-admin")
+        ]
+        foreign = approve_revocation(world.member(Role.OPERATOR).identity, "operator", "hospital-c", roster)
+        for wrong in ((), approvals[:1], [approvals[0], approvals[0]], [approvals[0], foreign]):
+            with pytest.raises(IdentityError):
+                world.consortium.revoke("hospital-c", approvals=wrong)
+        with pytest.raises(IdentityError, match="something else"):
+            world.consortium.revoke("hospital-b", approvals=approvals)
+        assert world.consortium.revoke("hospital-c", approvals=approvals).version == roster.version + 1

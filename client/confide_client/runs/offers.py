@@ -76,6 +76,7 @@ def verify_offer(
         signature=offer.signature,
         parent_run_id=offer.parent_run_id,
         parent_round=offer.parent_round,
+        cosigned=tuple((one.administrator, one.signature) for one in offer.cosigned),
     )
     if offer.run_id != run_id and not (stored and signed.earlier):
         raise ProtocolFailure(

@@ -13,6 +13,7 @@ Guarantee: without root.key nobody adds, changes or brings back a member; withou
 import functools
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from confide.identity.enrolment import Admission, EnrolmentRequest, read_request
 from confide.identity.invitation import Invitation, check_proof, make_invitation
 from confide.identity.keys import Passphrase, SigningKey, generate_p256, load_p256
 from confide.identity.member import Address, Membership, read_text
-from confide.identity.roster import Member, Roster, RosterStore, sign_roster
-from confide.identity.signed import Document, validated
+from confide.identity.roster import Member, Role, Roster, RosterStore, Rules, sign_roster
+from confide.identity.signed import Document, open_document, parse_document, sign_document, validated
 from confide.runs.specification import Name
 
 DAY_S = 86400
+APPROVAL_DOMAIN = "revocation-approval"
 ROSTER_DAYS = 30
 
 
@@ -165,9 +167,28 @@ class Consortium:
             self._next(members, moment, roster_days)
         return self._answer(asked, moment, days)
 
-    def revoke(self, name: str, *, now: float | None = None, roster_days: int = ROSTER_DAYS) -> Roster:
-        """Mark a member as revoked, for good. Takes effect wherever the new roster arrives."""
+    def set_rules(self, rules: Rules, *, now: float | None = None, roster_days: int = ROSTER_DAYS) -> Roster:
+        """How many administrators sign a run, a release, a revocation. Raises IdentityError where there are fewer."""
+        there, asked = len(self.roster.current.active(Role.ADMINISTRATOR)), max(rules.model_dump().values())
+        if there < asked:
+            raise IdentityError(f"{asked} administrators would have to sign, and there are {there}; admit another one")
+        return self._next(list(self.roster.current.members), _now(now), roster_days, rules)
+
+    def revoke(
+        self,
+        name: str,
+        *,
+        now: float | None = None,
+        roster_days: int = ROSTER_DAYS,
+        approvals: Sequence[bytes] = (),
+    ) -> Roster:
+        """Mark a member as revoked, for good. Takes effect wherever the new roster arrives.
+
+        approvals: of administrators (`approve_revocation`), as many as the roster's rules ask beside the root; with the
+        rule of one the root decides alone. Raises IdentityError naming who is missing.
+        """
         moment = _now(now)
+        check_approvals(self.roster.current, name, approvals)
         gone = self.roster.current.member(name).model_copy(update={"revoked_at": moment})
         members = [gone if member.name == name else member for member in self.roster.current.members]
         return self._next(members, moment, roster_days)
@@ -222,7 +243,7 @@ class Consortium:
     def _invitations(self) -> Path:
         return self.folder / "invitations"
 
-    def _next(self, members: list[Member], now: int, roster_days: int) -> Roster:
+    def _next(self, members: list[Member], now: int, roster_days: int, rules: Rules | None = None) -> Roster:
         current = self.roster.current
         document: dict[str, Any] = current.model_dump(mode="json") | {
             "version": current.version + 1,
@@ -231,6 +252,8 @@ class Consortium:
             "expires_at": now + roster_days * DAY_S,
             "members": [member.model_dump(mode="json") for member in sorted(members, key=lambda one: one.name)],
         }
+        if rules is not None:
+            document["rules"] = rules.model_dump(mode="json")
         roster = validated(Roster, document, "the next roster")
         return self.roster.accept(sign_roster(roster, self.root), now=now)
 
@@ -264,6 +287,36 @@ class Consortium:
             roster=self.roster.signed.decode(),
         )
         return sign_admission(admission, self.root)
+
+
+def approve_revocation(key: SigningKey, administrator: str, name: str, roster: Roster) -> bytes:
+    """An administrator's signed word that a member is to be revoked, under this version of the roster only."""
+    said = {"administrator": administrator, "revoke": name, "roster": roster.digest}
+    return sign_document(said, APPROVAL_DOMAIN, key)
+
+
+def check_approvals(roster: Roster, name: str, approvals: Sequence[bytes]) -> None:
+    """Raise IdentityError unless as many different administrators as the roster's rules ask approved under it."""
+    if roster.rules.revocation < 2:
+        return
+    names: set[str] = set()
+    for data in approvals:
+        said, _ = parse_document(data, "an approval of a revocation")
+        member = roster.member(str(said.get("administrator")))
+        if member.role is not Role.ADMINISTRATOR:
+            raise IdentityError(f"{member.name} is a {member.role.value}; administrators approve a revocation")
+        open_document(data, APPROVAL_DOMAIN, bytes.fromhex(member.identity_key))
+        if said != {"administrator": member.name, "revoke": name, "roster": roster.digest}:
+            raise IdentityError(
+                f"{member.name} approved something else: to revoke {said.get('revoke')!r}, perhaps under another "
+                "version of the roster. Approve again"
+            )
+        names.add(member.name)
+    if len(names) < roster.rules.revocation:
+        raise IdentityError(
+            f"the revocation of {name} is approved by {', '.join(sorted(names)) or 'nobody'}; the roster's rules ask "
+            f"for {roster.rules.revocation} administrators (`confide consortium approve-revocation`)"
+        )
 
 
 def _now(now: float | None) -> int:

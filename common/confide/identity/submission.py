@@ -22,6 +22,7 @@ from confide.identity.roster import MAX_CLOCK_SKEW_S, Role, Roster, utc
 from confide.runs.specification import Specification, parse_canonical
 
 DOMAIN = "submission"
+COSIGN_DOMAIN = "cosignature"
 STOP_DOMAIN = "stop"
 END_DOMAIN = "run-end"
 RELEASE_DOMAIN = "release"
@@ -52,6 +53,8 @@ class SignedSubmission:
     parent_run_id: str = ""
     """The run whose model after `parent_round` is this one's first; "" for none."""
     parent_round: int = 0
+    cosigned: tuple[tuple[str, bytes], ...] = ()
+    """(name, signature) of further administrators, over the same statement, where the roster's rules ask for them."""
 
     @property
     def earlier(self) -> bool:
@@ -139,23 +142,48 @@ def sign_submission(
     return SignedSubmission(**(vars(unsigned) | {"signature": key.sign(DOMAIN, unsigned.statement)}))
 
 
-def verify_submission(roster: Roster, signed: SignedSubmission, *, stored: bool = False) -> Specification:
-    """The parsed specification, if an active administrator of the roster signed the whole submission.
+def sign_cosignature(key: SigningKey, signed: SignedSubmission) -> bytes:
+    """A further administrator's signature over a submission that another one signed."""
+    return key.sign(COSIGN_DOMAIN, signed.statement)
+
+
+def signers(roster: Roster, signed: SignedSubmission) -> tuple[str, ...]:
+    """The different administrators who signed. Raises as `verify_submission` for a signature that does not hold."""
+    names = [signed.administrator]
+    verify(_administrator(roster, signed.administrator, "submits"), DOMAIN, signed.statement, signed.signature)
+    for name, signature in signed.cosigned:
+        if name in names:
+            raise IdentityError(f"{name} signed run {signed.run_id[:8]} twice; two different administrators are needed")
+        verify(_administrator(roster, name, "submits"), COSIGN_DOMAIN, signed.statement, signature)
+        names.append(name)
+    return tuple(names)
+
+
+def verify_submission(
+    roster: Roster, signed: SignedSubmission, *, stored: bool = False, complete: bool = True
+) -> Specification:
+    """The parsed specification, if as many active administrators as the roster's rules ask signed the whole submission.
 
     Whether it is in time, and whether it came before, is asked apart: both depend on who has accepted it already.
-    stored: of a run that was accepted here; one of an earlier release, without a nonce, is then good enough to read.
+    stored: of a run that was accepted here; one of an earlier release, without a nonce, is then good enough to read,
+    and so is one with as many signatures as were asked for then. complete: False lets one wait for further ones.
     Raises IdentityError (unknown, not an administrator, signature), ProtocolFailure REVOKED, SpecificationError.
 
     Guarantee: run id, nonce, expiry, specification and first model are those that the administrator signed, against
     anyone without its identity key.
     """
-    public = _administrator(roster, signed.administrator, "submits")
+    _administrator(roster, signed.administrator, "submits")
     if signed.earlier and not stored:
         raise SpecificationError(
             "the submission has no nonce and no expiry, as in earlier releases, so that it could be used again for "
             "ever; submit it anew, with this release"
         )
-    verify(public, DOMAIN, signed.statement, signed.signature)
+    names = signers(roster, signed)
+    if complete and not stored and len(names) < roster.rules.submission:
+        raise IdentityError(
+            f"run {signed.run_id[:8]} is signed by {', '.join(names)}; the roster's rules ask for "
+            f"{roster.rules.submission} administrators. Another one signs it with `confide run cosign`"
+        )
     return parse_canonical(signed.specification)
 
 

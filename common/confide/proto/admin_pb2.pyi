@@ -182,7 +182,7 @@ class GetRunRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class RunDetail(_message.Message):
-    __slots__ = ("clock", "run", "specification", "specification_sha256", "specification_toml", "plan", "initial_model_sha256", "model_sha256", "expires_at", "offers", "signed_by", "children", "stop_requested_by", "privacy", "spent")
+    __slots__ = ("clock", "run", "specification", "specification_sha256", "specification_toml", "plan", "initial_model_sha256", "model_sha256", "expires_at", "offers", "signed_by", "children", "stop_requested_by", "privacy", "spent", "nonce", "signature", "signatures_needed")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +198,9 @@ class RunDetail(_message.Message):
     STOP_REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     SPENT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_NEEDED_FIELD_NUMBER: _ClassVar[int]
     clock: float
     run: RunLine
     specification: bytes
@@ -213,7 +216,10 @@ class RunDetail(_message.Message):
     stop_requested_by: str
     privacy: PrivacyClaim
     spent: _containers.RepeatedCompositeFieldContainer[PrivacyLine]
-    def __init__(self, clock: _Optional[float] = ..., run: _Optional[_Union[RunLine, _Mapping]] = ..., specification: _Optional[bytes] = ..., specification_sha256: _Optional[str] = ..., specification_toml: _Optional[str] = ..., plan: _Optional[str] = ..., initial_model_sha256: _Optional[str] = ..., model_sha256: _Optional[str] = ..., expires_at: _Optional[float] = ..., offers: _Optional[_Iterable[_Union[OfferLine, _Mapping]]] = ..., signed_by: _Optional[_Iterable[str]] = ..., children: _Optional[_Iterable[str]] = ..., stop_requested_by: _Optional[str] = ..., privacy: _Optional[_Union[PrivacyClaim, _Mapping]] = ..., spent: _Optional[_Iterable[_Union[PrivacyLine, _Mapping]]] = ...) -> None: ...
+    nonce: bytes
+    signature: bytes
+    signatures_needed: int
+    def __init__(self, clock: _Optional[float] = ..., run: _Optional[_Union[RunLine, _Mapping]] = ..., specification: _Optional[bytes] = ..., specification_sha256: _Optional[str] = ..., specification_toml: _Optional[str] = ..., plan: _Optional[str] = ..., initial_model_sha256: _Optional[str] = ..., model_sha256: _Optional[str] = ..., expires_at: _Optional[float] = ..., offers: _Optional[_Iterable[_Union[OfferLine, _Mapping]]] = ..., signed_by: _Optional[_Iterable[str]] = ..., children: _Optional[_Iterable[str]] = ..., stop_requested_by: _Optional[str] = ..., privacy: _Optional[_Union[PrivacyClaim, _Mapping]] = ..., spent: _Optional[_Iterable[_Union[PrivacyLine, _Mapping]]] = ..., nonce: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., signatures_needed: _Optional[int] = ...) -> None: ...
 
 class OfferLine(_message.Message):
     __slots__ = ("node", "answer", "reason", "at", "round_s", "precision")
@@ -377,6 +383,18 @@ class ContinueRunRequest(_message.Message):
     parent_round: int
     def __init__(self, idempotency_key: _Optional[str] = ..., administrator: _Optional[str] = ..., specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ...) -> None: ...
 
+class CosignRunRequest(_message.Message):
+    __slots__ = ("idempotency_key", "run_id", "administrator", "signature")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    run_id: str
+    administrator: str
+    signature: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., run_id: _Optional[str] = ..., administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class DeleteRunRequest(_message.Message):
     __slots__ = ("idempotency_key", "run_id")
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -414,7 +432,7 @@ class StreamEventsRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., newest_only: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("clock", "number", "run_id", "sequence", "time", "kind", "offer_answered", "run_started", "epoch_started", "round_started", "contributed", "dropped", "slot_abandoned", "round_committed", "paused", "resumed", "run_finished", "run_failed", "run_stopped", "progress", "run_paused", "run_resumed", "run_submitted", "alive", "run_waits")
+    __slots__ = ("clock", "number", "run_id", "sequence", "time", "kind", "offer_answered", "run_started", "epoch_started", "round_started", "contributed", "dropped", "slot_abandoned", "round_committed", "paused", "resumed", "run_finished", "run_failed", "run_stopped", "progress", "run_paused", "run_resumed", "run_submitted", "alive", "run_waits", "run_cosigned")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -440,6 +458,7 @@ class Event(_message.Message):
     RUN_SUBMITTED_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     RUN_WAITS_FIELD_NUMBER: _ClassVar[int]
+    RUN_COSIGNED_FIELD_NUMBER: _ClassVar[int]
     clock: float
     number: int
     run_id: str
@@ -465,10 +484,11 @@ class Event(_message.Message):
     run_submitted: RunSubmitted
     alive: Alive
     run_waits: RunWaits
-    def __init__(self, clock: _Optional[float] = ..., number: _Optional[int] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., offer_answered: _Optional[_Union[OfferAnswered, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., epoch_started: _Optional[_Union[EpochStarted, _Mapping]] = ..., round_started: _Optional[_Union[RoundStarted, _Mapping]] = ..., contributed: _Optional[_Union[Contributed, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., slot_abandoned: _Optional[_Union[SlotAbandoned, _Mapping]] = ..., round_committed: _Optional[_Union[RoundCommitted, _Mapping]] = ..., paused: _Optional[_Union[WaitingForMembers, _Mapping]] = ..., resumed: _Optional[_Union[MembersReturned, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_stopped: _Optional[_Union[RunStopped, _Mapping]] = ..., progress: _Optional[_Union[WorkProgress, _Mapping]] = ..., run_paused: _Optional[_Union[PausedByOperator, _Mapping]] = ..., run_resumed: _Optional[_Union[ResumedByOperator, _Mapping]] = ..., run_submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., run_waits: _Optional[_Union[RunWaits, _Mapping]] = ...) -> None: ...
+    run_cosigned: RunCosigned
+    def __init__(self, clock: _Optional[float] = ..., number: _Optional[int] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., offer_answered: _Optional[_Union[OfferAnswered, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., epoch_started: _Optional[_Union[EpochStarted, _Mapping]] = ..., round_started: _Optional[_Union[RoundStarted, _Mapping]] = ..., contributed: _Optional[_Union[Contributed, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., slot_abandoned: _Optional[_Union[SlotAbandoned, _Mapping]] = ..., round_committed: _Optional[_Union[RoundCommitted, _Mapping]] = ..., paused: _Optional[_Union[WaitingForMembers, _Mapping]] = ..., resumed: _Optional[_Union[MembersReturned, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_stopped: _Optional[_Union[RunStopped, _Mapping]] = ..., progress: _Optional[_Union[WorkProgress, _Mapping]] = ..., run_paused: _Optional[_Union[PausedByOperator, _Mapping]] = ..., run_resumed: _Optional[_Union[ResumedByOperator, _Mapping]] = ..., run_submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., run_waits: _Optional[_Union[RunWaits, _Mapping]] = ..., run_cosigned: _Optional[_Union[RunCosigned, _Mapping]] = ...) -> None: ...
 
 class OfferAnswered(_message.Message):
-    __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision", "busy_s")
+    __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -476,7 +496,6 @@ class OfferAnswered(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
-    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     node: str
     accepted: bool
     waiting: bool
@@ -484,8 +503,7 @@ class OfferAnswered(_message.Message):
     reason: str
     round_s: float
     precision: str
-    busy_s: float
-    def __init__(self, node: _Optional[str] = ..., accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., preparing: _Optional[bool] = ..., reason: _Optional[str] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., busy_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, node: _Optional[str] = ..., accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., preparing: _Optional[bool] = ..., reason: _Optional[str] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class RunStarted(_message.Message):
     __slots__ = ("nodes", "rounds", "sealing", "name", "differences")
@@ -666,6 +684,14 @@ class RunSubmitted(_message.Message):
     parent_run_id: str
     parent_round: int
     def __init__(self, name: _Optional[str] = ..., administrator: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ...) -> None: ...
+
+class RunCosigned(_message.Message):
+    __slots__ = ("by", "complete")
+    BY_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    by: str
+    complete: bool
+    def __init__(self, by: _Optional[str] = ..., complete: _Optional[bool] = ...) -> None: ...
 
 class RunWaits(_message.Message):
     __slots__ = ("waits_for", "reason")

@@ -79,6 +79,11 @@ class AdminStub:
                 request_serializer=confide_dot_v1_dot_admin__pb2.ContinueRunRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_admin__pb2.RunChanged.FromString,
                 _registered_method=True)
+        self.CosignRun = channel.unary_unary(
+                '/confide.v1.Admin/CosignRun',
+                request_serializer=confide_dot_v1_dot_admin__pb2.CosignRunRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.RunChanged.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/confide.v1.Admin/DeleteRun',
                 request_serializer=confide_dot_v1_dot_admin__pb2.DeleteRunRequest.SerializeToString,
@@ -238,6 +243,13 @@ class AdminServicer:
 
     def ContinueRun(self, request, context):
         """a new signed submission from another run's model
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CosignRun(self, request, context):
+        """a further administrator's signature over a draft
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -415,6 +427,11 @@ def add_AdminServicer_to_server(servicer, server):
             'ContinueRun': grpc.unary_unary_rpc_method_handler(
                     servicer.ContinueRun,
                     request_deserializer=confide_dot_v1_dot_admin__pb2.ContinueRunRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.RunChanged.SerializeToString,
+            ),
+            'CosignRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CosignRun,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.CosignRunRequest.FromString,
                     response_serializer=confide_dot_v1_dot_admin__pb2.RunChanged.SerializeToString,
             ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
@@ -760,6 +777,33 @@ class Admin:
             target,
             '/confide.v1.Admin/ContinueRun',
             confide_dot_v1_dot_admin__pb2.ContinueRunRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.RunChanged.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CosignRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/CosignRun',
+            confide_dot_v1_dot_admin__pb2.CosignRunRequest.SerializeToString,
             confide_dot_v1_dot_admin__pb2.RunChanged.FromString,
             options,
             channel_credentials,

@@ -104,7 +104,7 @@ class SignedReply(_message.Message):
     def __init__(self, reply: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster", "run_id", "nonce", "expires_at", "parent_run_id", "parent_round")
+    __slots__ = ("specification", "initial_model_sha256", "signature", "administrator", "roster", "run_id", "nonce", "expires_at", "parent_run_id", "parent_round", "cosigned")
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,7 @@ class Offer(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_ROUND_FIELD_NUMBER: _ClassVar[int]
+    COSIGNED_FIELD_NUMBER: _ClassVar[int]
     specification: bytes
     initial_model_sha256: bytes
     signature: bytes
@@ -125,7 +126,16 @@ class Offer(_message.Message):
     expires_at: int
     parent_run_id: str
     parent_round: int
-    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ...) -> None: ...
+    cosigned: _containers.RepeatedCompositeFieldContainer[Cosignature]
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., administrator: _Optional[str] = ..., roster: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., cosigned: _Optional[_Iterable[_Union[Cosignature, _Mapping]]] = ...) -> None: ...
+
+class Cosignature(_message.Message):
+    __slots__ = ("administrator", "signature")
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    administrator: str
+    signature: bytes
+    def __init__(self, administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
     __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision")

@@ -197,6 +197,9 @@ class Federation(StoredDocument):
     """Without step_deadline_s: never longer. A node that needs longer refuses the run."""
     exchange_deadline_s: Positive = 30.0
     """How long it may take to answer a small exchange."""
+    grace_s: float = Field(default=0.0, ge=0.0, le=604800.0)
+    """Before a round: how long an organization that accepted and is away is waited for. A sealed run whose sums have to
+    be over whole blocks waits without end, whatever this says."""
     fragments: int = Field(default=1, ge=1, le=64)
     """Streaming DiLoCo: 1/fragments of the parameters are exchanged each round, in rotation."""
     warm_start_rounds: int = Field(default=0, ge=0)

@@ -104,6 +104,9 @@ def _specification(manifest: Mapping[str, Any], rosters: Mapping[str, Roster]) -
         initial_model_sha256=bytes.fromhex(manifest["chain"][0]),
         administrator=manifest["administrator"],
         signature=bytes.fromhex(manifest["signature"]),
+        parent_run_id=manifest.get("parent_run_id", ""),
+        parent_round=manifest.get("parent_round", 0),
+        cosigned=tuple((name, bytes.fromhex(one)) for name, one in manifest.get("cosigned", [])),
     )
     failure: ConfideError | None = None
     for roster in rosters.values():  # who was revoked later could sign before

@@ -19,8 +19,16 @@ from google.protobuf.message import Message
 
 from confide.errors import IdentityError, TransportError
 from confide.identity.keys import SigningKey, verify
-from confide.identity.roster import Role
-from confide.identity.submission import VALID_S, sign_release, sign_stop, sign_submission
+from confide.identity.roster import Role, Roster
+from confide.identity.submission import (
+    VALID_S,
+    SignedSubmission,
+    sign_cosignature,
+    sign_release,
+    sign_stop,
+    sign_submission,
+    verify_submission,
+)
 from confide.proto import admin_pb2 as pb
 from confide.proto.admin_pb2_grpc import AdminStub
 from confide.runs.specification import Specification
@@ -190,6 +198,29 @@ class AdminClient(ControlClient):
             parent_round=parent_round,
         )
         return self._ask(self._admin.ContinueRun, request, pb.RunChanged).run
+
+    def cosign_run(self, detail: pb.RunDetail, identity: SigningKey, roster: Roster, *, key: str = "") -> pb.RunLine:
+        """Sign a draft as this administrator, once the first one's signature holds.
+
+        Guarantee: what is signed is the specification in `detail`, for its run id, nonce, expiry, first model, parent.
+        """
+        run = detail.run
+        signed = SignedSubmission(
+            run_id=run.run_id,
+            nonce=detail.nonce,
+            expires_at=int(detail.expires_at),
+            specification=detail.specification,
+            initial_model_sha256=bytes.fromhex(detail.initial_model_sha256),
+            administrator=run.administrator,
+            signature=detail.signature,
+            parent_run_id=run.parent_run_id,
+            parent_round=run.parent_round,
+        )
+        verify_submission(roster, signed, complete=False)
+        request = pb.CosignRunRequest(
+            run_id=run.run_id, signature=sign_cosignature(identity, signed), idempotency_key=key or _key()
+        )
+        return self._ask(self._admin.CosignRun, request, pb.RunChanged).run
 
     # --- members
 

@@ -311,6 +311,14 @@ def _cleaned_event(event: pb.RunEvent) -> pb.RunEvent:
     )
 
 
+class ConnectionLost(TransportError):
+    """Nobody answers, or does no more. What was asked may have been done: ask again."""
+
+    @property
+    def code(self) -> str:
+        return TransportError.__name__
+
+
 def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> ConfideError:
     """Put gRPC's own failures into words: who refused what, and what to do."""
     if "CERTIFICATE_VERIFY_FAILED" in details:
@@ -324,16 +332,16 @@ def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> 
             "given to `confide server init`, or renew the coordinator's certificate with this one"
         )
     if code is grpc.StatusCode.UNAVAILABLE and ("Socket closed" in details or "reset by peer" in details):
-        return TransportError(
+        return ConnectionLost(
             f"{address} closed the connection while it was being set up: it does not accept the certificate of {name} "
             "(of another consortium, or expired), or it is just stopping. Check the folder and the address."
         )
     if code is grpc.StatusCode.UNAVAILABLE:
-        return TransportError(
+        return ConnectionLost(
             f"no coordinator answers at {address} ({details[-160:]}); is it started, and the address and proxy right?"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TransportError(f"the coordinator at {address} did not answer in time; try again")
+        return ConnectionLost(f"the coordinator at {address} did not answer in time; try again")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TransportError(f"the coordinator at {address} is busy, or the message is too large: {details[:200]}")
     return TransportError(f"the call to {address} failed: {code.name} {details[:300]}")

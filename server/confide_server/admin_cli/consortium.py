@@ -14,11 +14,11 @@ import typer
 from confide.errors import IdentityError
 from confide.files import write_atomic
 from confide.identity.certificates import MEMBER_DAYS
-from confide.identity.consortium import ROSTER_DAYS, Consortium
+from confide.identity.consortium import ROSTER_DAYS, Consortium, approve_revocation
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.expiry import roster_notices
 from confide.identity.member import read_text
-from confide.identity.roster import Role, Roster, RosterStore, verify_roster
+from confide.identity.roster import Role, Roster, RosterStore, Rules, verify_roster
 from confide.secrecy import private_files
 from confide.text import table
 from confide.transport.control import ControlClient
@@ -185,8 +185,47 @@ def renew(
 
 
 @app.command()
+def rules(
+    submission: Annotated[int, typer.Option(min=1, max=2, help="Administrators who sign a run.")] = 1,
+    release: Annotated[int, typer.Option(min=1, max=2, help="Administrators who sign a release.")] = 1,
+    revocation: Annotated[int, typer.Option(min=1, max=2, help="2: two administrators approve a revocation.")] = 1,
+    folder: Root = DEFAULT_ROOT,
+    admin: Admin = None,
+    coordinator: Coordinator = "",
+    roster_days: RosterDays = ROSTER_DAYS,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Say how many different administrators have to sign what; nodes check it of runs."""
+    consortium = open_root(folder, passphrase_file)
+    wanted = Rules(submission=submission, release=release, revocation=revocation)
+    roster = consortium.set_rules(wanted, roster_days=roster_days)
+    console.print(f"version {roster.version} of the roster asks for {submission} for a run, {release} for a release, ")
+    console.print(f"{revocation} for a revocation")
+    _publish(consortium, admin, coordinator)
+
+
+@app.command("approve-revocation")
+def approve(
+    name: str,
+    admin: AdminNeeded,
+    out: Annotated[Path, typer.Option(help="Where the approval goes, for the root.", dir_okay=False)],
+) -> None:
+    """Say as an administrator that a member is to be revoked, where the roster's rules ask for two."""
+    member = load_member(admin)
+    roster = member.roster.current
+    roster.member(name)
+    write_atomic(out, approve_revocation(member.identity, member.name, name, roster))
+    console.print(
+        f"{member.name} approves the revocation of {name} under version {roster.version}: {out}", soft_wrap=True
+    )
+
+
+@app.command()
 def revoke(
     name: str,
+    approval: Annotated[
+        list[Path] | None, typer.Option(help="An administrator's `approve-revocation`; once for each.")
+    ] = None,
     folder: Root = DEFAULT_ROOT,
     admin: Admin = None,
     coordinator: Coordinator = "",
@@ -195,7 +234,7 @@ def revoke(
 ) -> None:
     """Put a member out, for good. It takes effect wherever the new roster arrives: publish it."""
     consortium = open_root(folder, passphrase_file)
-    roster = consortium.revoke(name, roster_days=roster_days)
+    roster = consortium.revoke(name, roster_days=roster_days, approvals=[_read(path) for path in approval or ()])
     console.print(f"{name} is revoked in version {roster.version} of the roster")
     _publish(consortium, admin, coordinator)
 

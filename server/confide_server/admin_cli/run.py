@@ -11,45 +11,48 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from confide import canonical
-from confide.errors import ConfideError, IdentityError, ModelError, SpecificationError, TransportError
+from confide.errors import ConfideError, IdentityError, ModelError, SpecificationError
 from confide.identity.enrolment import NEXT_TLS_KEY, accept_admission, make_renewal, make_request
 from confide.identity.roster import Role
-from confide.identity.submission import MAX_VALID_S, VALID_S
+from confide.identity.submission import VALID_S
 from confide.runs.specification import Specification, parse_toml
 from confide.sealing.differences import check_named, differences_kind
 from confide.transport.control import ControlClient
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
+from confide_server.admin_cli import run_life
 from confide_server.admin_cli.papers import load_member
-from confide_server.admin_cli.run_view import ACCEPTED, RunView, plain, sealing_markup
+from confide_server.admin_cli.run_options import (
+    Admin,
+    AsJson,
+    Coordinator,
+    ModelFolder,
+    Run,
+    ValidDays,
+    console,
+    resolve,
+)
+from confide_server.admin_cli.run_view import ACCEPTED, plain, sealing_markup
+from confide_server.admin_cli.run_watch import watch_run
 
 if TYPE_CHECKING:
     from confide.codec.tensors import TensorSchema
 
-app = typer.Typer(no_args_is_help=True, help="Runs: plan, submit, watch, stop, export.")
-console = Console()
-
-Admin = Annotated[Path, typer.Option("--admin", envvar="CONFIDE_ADMIN", help="The administrator's folder.")]
-Coordinator = Annotated[
-    str, typer.Option("--coordinator", envvar="CONFIDE_COORDINATOR", help="host:port; default: from the admission.")
-]
-ModelFolder = Annotated[
-    Path | None, typer.Option("--model-folder", help="The base model's folder; none for a tokenizer.")
-]
-Run = Annotated[str, typer.Argument(help="Run id or its beginning; default: the newest run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-EXIT_FAILED, EXIT_STOPPED = 1, 3
+app = typer.Typer(no_args_is_help=True, help="Runs: plan, submit, watch, pause, stop, continue, export.")
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where the administrator's keys will lie (0700).")],
-    name: Annotated[str, typer.Option(help="The administrator's name in the roster.")] = "administrator",
+    folder: Annotated[Path, typer.Argument(help="Where the keys will lie (0700).")],
+    name: Annotated[str, typer.Option(help="The name in the roster; default: the role's.")] = "",
+    role: Annotated[
+        str, typer.Option(help="administrator, operator, auditor, annotator or console (docs/admin-api.md).")
+    ] = Role.ADMINISTRATOR.value,
 ) -> None:
-    """Make an administrator's keys and request.json, which the consortium's root admits."""
-    make_request(folder, name, Role.ADMINISTRATOR)
+    """Make a person's keys and request.json, which the consortium's root admits with this role."""
+    if role in (Role.NODE, Role.COORDINATOR):
+        raise IdentityError(f"a {role} is made with `confide {'server' if role == Role.COORDINATOR else role} init`")
+    make_request(folder, name or role, role)
     console.print(f"keys made in {folder}; have the root admit {folder / 'request.json'}", soft_wrap=True)
 
 
@@ -67,7 +70,7 @@ def accept(
     except OSError as error:
         raise IdentityError(f"cannot read {admission}: {error.strerror}") from error
     member = accept_admission(folder, data, time.time(), root=root or None)
-    console.print(f"{member.name} is an administrator of {member.membership.consortium}")
+    console.print(f"{member.name} is {member.membership.role.value} of {member.membership.consortium}")
     console.print(f"root public key: {member.membership.root_public}", soft_wrap=True)
 
 
@@ -200,10 +203,7 @@ def submit(
     from_run: Annotated[
         str, typer.Option("--from", help="Begin with the newest model of this run (id or its beginning).")
     ] = "",
-    valid_days: Annotated[
-        float,
-        typer.Option(min=0.01, max=MAX_VALID_S / 86400, help="Organizations may accept the run for so long."),
-    ] = VALID_S / 86400,
+    valid_days: ValidDays = VALID_S / 86400,
 ) -> None:
     """Sign a specification with its first model, a run id and an expiry, and submit it."""
     member, parsed = load_member(admin), _specification(specification)
@@ -217,7 +217,7 @@ def submit(
         console.print(f"sealing {sealing_markup(parsed.sealing.kind.value)}")
         _warn_differences(parsed)
         if watch:
-            _watch(client, run_id, as_json=False)
+            watch_run(client, run_id, as_json=False)
 
 
 @app.command("list")
@@ -247,9 +247,12 @@ def list_runs(admin: Admin, coordinator: Coordinator = "", as_json: AsJson = Fal
 
 @app.command()
 def watch(admin: Admin, run: Run = "", coordinator: Coordinator = "", as_json: AsJson = False) -> None:
-    """Watch a run until it ends. Exit status 1 when it failed, 3 when it was stopped."""
+    """Watch a run from its beginning until it ends, over restarts of the coordinator.
+
+    Exit status 1 when it failed, 3 when it was stopped, 4 when the coordinator could not be reached any more.
+    """
     with ControlClient.of_member(load_member(admin), coordinator) as client:
-        _watch(client, _resolve(client, run), as_json=as_json)
+        watch_run(client, resolve(client, run), as_json=as_json)
 
 
 @app.command()
@@ -259,7 +262,7 @@ def stop(
     """Stop a run after the open slot's bookkeeping."""
     member = load_member(admin)
     with ControlClient.of_member(member, coordinator) as client:
-        run_id = _resolve(client, run)
+        run_id = resolve(client, run)
         client.stop(run_id, member.identity)
     console.print(f"run {run_id} is told to stop")
 
@@ -284,7 +287,7 @@ def export(
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty; choose another folder")
     with ControlClient.of_member(load_member(admin), coordinator) as client:
-        manifest, model = client.export(_resolve(client, run), round or None)
+        manifest, model = client.export(resolve(client, run), round or None)
     write_export(out, manifest, model, model_folder, merged=merged, gguf=gguf, base_name=base_name or None)
     console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
 
@@ -344,7 +347,7 @@ def _initial_model(specification: Specification, model_folder: Path | None) -> "
 
 def _model_of(client: ControlClient, run: str, size: int) -> bytes:
     """The newest committed model of a run, to go on from. Raises ModelError when it is of another form."""
-    manifest, model = client.export(_resolve(client, run))
+    manifest, model = client.export(resolve(client, run))
     if len(model) != size:
         raise ModelError(
             f"run {manifest['run_id']} trains {len(model)} bytes and this specification {size}; they have to train the "
@@ -377,41 +380,4 @@ def _specification(path: Path) -> Specification:
     return parse_toml(text, str(path))
 
 
-def _resolve(client: ControlClient, beginning: str) -> str:
-    runs = [run.run_id for run in client.runs()]
-    found = [run_id for run_id in runs if run_id.startswith(beginning)]
-    if not runs:
-        raise TransportError("the coordinator has no run yet; start one with `confide run submit`")
-    if not found:
-        raise TransportError(f"the coordinator has no run {beginning!r}; `confide run list` shows those it has")
-    if beginning and len(found) > 1:
-        raise TransportError(f"{beginning!r} is the beginning of {len(found)} run ids; give more of it")
-    return found[0]
-
-
-def _watch(client: ControlClient, run_id: str, *, as_json: bool) -> None:
-    view = RunView(run_id)
-    live = console.is_terminal and not as_json
-    with Live(view.screen(), console=console, auto_refresh=False) if live else _Nothing() as screen:
-        for event in client.watch(run_id):
-            data = json.loads(event.data)
-            line = view.feed(event.kind, data)
-            if as_json:
-                shown = {"sequence": event.sequence, "time": event.time, "kind": event.kind, "data": data}
-                typer.echo(json.dumps(shown))
-            elif isinstance(screen, Live):
-                screen.update(view.screen(), refresh=True)
-            elif line:
-                console.print(plain(line), soft_wrap=True)
-    if not as_json and not live:
-        console.print(view.table())
-    if view.status == "failed":
-        raise typer.Exit(EXIT_FAILED)
-    if view.status == "stopped":
-        raise typer.Exit(EXIT_STOPPED)
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+run_life.register(app)

@@ -121,6 +121,9 @@ class RunView:
         )
         return f"{self.name} submitted by {data['administrator']}{parent}"
 
+    def _on_run_cosigned(self, data: Mapping[str, Any]) -> str:
+        return f"signed by {data['by']}" + ("" if data["complete"] else ", and waits for a further administrator")
+
     def _on_run_waits(self, data: Mapping[str, Any]) -> str:
         self.detail = data["reason"]
         return self.detail

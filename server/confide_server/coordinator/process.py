@@ -38,7 +38,8 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.memory import map_big_buffers
 from confide_server.quota import Quota, listening, room_for
-from confide_server.rounds.driver import Parts, RunDriver
+from confide_server.rounds.driver import Parts
+from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
@@ -74,6 +75,8 @@ class Settings(Document):
     """Most open connections of the fleet port; fewer where the process may not open that many files."""
     connections_per_address: Annotated[int, Field(ge=4, le=65536)] = 256
     """Of these, from one IPv4 address or IPv6 /64. A node has up to four."""
+    max_concurrent_runs: Annotated[int, Field(ge=1, le=64)] = 4
+    """Runs that work with nodes at the same time; runs that wait for somebody do not count."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -156,8 +159,9 @@ class Coordinator:
             identity=self.member.identity,
             folder=private_folder(folder / "runs"),
             on_trouble=self._note_driver,
+            max_concurrent_runs=self.settings.max_concurrent_runs,
         )
-        self._driver = RunDriver(parts)
+        self._scheduler = Scheduler(parts)
         self._started_at = time.time()
         idempotency, sightings = Idempotency(self.database), Sightings(self.database)
         enrolment = EnrolmentQueue(folder / "enrolment")
@@ -167,7 +171,7 @@ class Coordinator:
             member=self.member,
             journal=self.book,
             views=views,
-            control=RunControl(self.database, self.book, self._driver.forget),
+            control=RunControl(self.database, self.book, self._scheduler.forget),
             tail=EventTail(self.book, views),
             releases=Releases(self.database, self.member.roster),
             receipts=self._receipts,
@@ -210,14 +214,14 @@ class Coordinator:
     def facts(self) -> ServerFacts:
         """What the administration service tells of this process."""
         found = standing(self.folder)
-        threads = {thread.name: thread.is_alive() for thread in (self._fleet_thread, *self._driver.threads)}
+        threads = {self._fleet_thread.name: self._fleet_thread.is_alive(), **self._scheduler.threads}
         return ServerFacts(
             started_at=self._started_at,
             trouble=found["trouble"],
             trouble_since=found["since"] if found["trouble"] else 0.0,
             disks=self._disks(),
             threads=threads,
-            max_concurrent_runs=1,
+            max_concurrent_runs=self.settings.max_concurrent_runs,
         )
 
     def _disks(self) -> list[Disk]:
@@ -251,7 +255,7 @@ class Coordinator:
             self._fleet_thread.join(0.02)
         self.control_port = self._control.start()
         self._note_driver("")
-        self._driver.start()
+        self._scheduler.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
 
@@ -263,7 +267,7 @@ class Coordinator:
 
     def stop(self) -> None:
         """Let go of everything, in the order that leaves nothing half done."""
-        self._driver.stop()
+        self._scheduler.stop()
         self._control.stop()
         self.link.close()
         self._fleet.should_exit = True

@@ -7,7 +7,7 @@ business to know.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from confide.errors import ConfideError, TransportError
 from confide.identity.roster import Role, RosterStore
@@ -39,6 +39,19 @@ class CohortTooSmall(ConfideError):
         return "COHORT_TOO_SMALL"
 
 
+class Patience:
+    """Ends the waiting for a cohort that is too small."""
+
+    def __init__(self, limit_s: float, words: Callable[[Sequence[str]], str]) -> None:
+        self._end = time.monotonic() + limit_s
+        self._words = words
+
+    def check(self, present: Sequence[str]) -> None:
+        """Raises CohortTooSmall once the time is over."""
+        if time.monotonic() > self._end:
+            raise CohortTooSmall(self._words(present))
+
+
 class Cohort:
     """The members of one run and how they stand to it."""
 
@@ -50,8 +63,10 @@ class Cohort:
         roster: RosterStore,
         courier: Courier,
         pause: Callable[[float], None],
+        working_for: Callable[[str], str] = lambda node: "",
     ) -> None:
-        """pause: sleeps, and raises when the run or the process is to stop."""
+        """pause: sleeps, and raises when the run or the process is to stop. working_for: the other run that a node
+        trains for just now; "" for none."""
         self._run = run
         self._federation = run.specification.federation
         self._book = book
@@ -59,6 +74,7 @@ class Cohort:
         self._roster = roster
         self._courier = courier
         self._pause = pause
+        self._working_for = working_for
         self._answers = dict(run.answers)
         self._offered: dict[str, tuple[int, float]] = {}
         """Connection at which a node was last offered the run, and when."""
@@ -125,6 +141,9 @@ class Cohort:
         people = [name for name in open_ if self._answers[name] == "waiting"]
         if people:
             self._book.waits(self._run.run_id, people, f"waits for approval by {', '.join(people)}")
+        elif busy := [name for name in open_ if self._working_for(name)]:
+            reason = ", ".join(f"{name} works for run {self._working_for(name)[:8]}" for name in busy)
+            self._book.waits(self._run.run_id, busy, f"waits for answers: {reason}")
         elif open_:
             self._book.waits(self._run.run_id, open_, f"waits for the answers of {', '.join(open_)}")
 
@@ -141,10 +160,16 @@ class Cohort:
         taking_part, waited_s = len(self.accepted()), time.monotonic() - began
         if not open_ or taking_part + len(open_) < self._federation.min_cohort:
             return False
+        if any(self._working_for(name) for name in self._online(open_)):
+            return True  # it answers when it has finished its step for the other run
         if "preparing" in open_.values() and waited_s <= self._unmeasured_s:
             return True
         people_needed = taking_part < self._federation.min_cohort and "waiting" in open_.values()
         return people_needed or waited_s <= self._federation.exchange_deadline_s
+
+    def _online(self, names: Iterable[str]) -> list[str]:
+        presence = self._link.presence()
+        return [name for name in names if name in presence and presence[name].online]
 
     @property
     def _unmeasured_s(self) -> float:
@@ -169,14 +194,9 @@ class Cohort:
         """Of each member that is known to be there, how often it has connected."""
         return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
 
-    def wait_present(self) -> tuple[str, ...]:
-        """As `present`, waiting for the smallest cohort as long as for who prepares. Raises CohortTooSmall."""
-        end = time.monotonic() + self._unmeasured_s
-        while len(present := self.present()) < self._federation.min_cohort:
-            if time.monotonic() > end:
-                raise CohortTooSmall(self._too_small(present))
-            self._pause(PAUSE_S)
-        return present
+    def patience(self) -> "Patience":
+        """How long the smallest cohort is waited for from now on: as long as for who prepares."""
+        return Patience(self._unmeasured_s, self._too_small)
 
     def _too_small(self, present: Sequence[str] | None = None) -> str:
         there = self.accepted() if present is None else present
@@ -236,6 +256,7 @@ class Cohort:
             expires_at=signed.expires_at,
             parent_run_id=signed.parent_run_id,
             parent_round=signed.parent_round,
+            cosigned=[fleet_pb2.Cosignature(administrator=name, signature=one) for name, one in signed.cosigned],
         )
         return offer.SerializeToString(deterministic=True)
 

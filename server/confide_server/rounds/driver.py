@@ -1,9 +1,4 @@
-"""The run driver: takes submitted runs one after the other from offer to last round, and survives being killed.
-
-    RunDriver     a thread; one run at a time, oldest first
-    offering.py   who takes part
-    rounds.py     one round after the other
-    courier.py    questions to nodes, proven answers back
+"""The run driver: takes one submitted run from offer to last round in a thread of its own, and survives being killed.
 
 Whatever fails for a reason that can pass (a full disk, a Flower run that lapsed) is tried again from the last durable
 state; whatever cannot pass ends the run with its name. Guarantee: a round that was reported is durable, and a crash
@@ -11,9 +6,8 @@ at any moment loses no reported round.
 """
 
 import logging
-import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +22,7 @@ from confide_server.fleet.port import Link, Session
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Courier
 from confide_server.rounds.round_loop import Rounds
+from confide_server.rounds.turns import Turn, Turns
 from confide_server.state.events import RunFailed, RunFinished, RunStopped
 from confide_server.state.run_journal import OpenRun, RunJournal
 from confide_server.state.run_status import RunStatus
@@ -66,84 +61,93 @@ class Parts:
     """Where collectors keep what they must find again: one folder a run."""
     on_trouble: Callable[[str], None] = lambda trouble: None
     """Told why no run is driven, and "" when that has passed."""
+    max_concurrent_runs: int = 4
+    """Runs that work with nodes at the same time; runs that wait for somebody do not count."""
     deadline_factor: float = 1.0
     """Deadlines of the specification times this. Above 1 where nodes take turns on one machine: a simulation."""
 
 
 class RunDriver:
-    """Drives runs in a thread of its own."""
+    """Drives one run until it ends, rests, or the process goes down."""
 
-    def __init__(self, parts: Parts, retry_s: float = RETRY_S) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        run: OpenRun,
+        *,
+        turns: Turns,
+        collectors: dict[str, Collector],
+        down: threading.Event,
+        retry_s: Callable[[], float],
+        on_trouble: Callable[[str, str], None],
+    ) -> None:
+        """collectors: of all open runs; this driver touches its own only. on_trouble: told (run id, why it waits)."""
         self._parts = parts
+        self._run_id = run.run_id
+        self._first: OpenRun | None = run
+        self._turns = turns
+        self._collectors = collectors
+        self._down = down
         self._retry_s = retry_s
-        self._down = threading.Event()
-        self._collectors: dict[str, Collector] = {}
-        self.trouble = ""
-        """Why no run is driven just now; "" when nothing is wrong."""
-        self._thread = threading.Thread(target=self._loop, name="run-driver", daemon=True)
+        self._on_trouble = on_trouble
+        self.thread = threading.Thread(target=self._loop, name=f"run-{run.run_id[:8]}", daemon=True)
 
     def start(self) -> None:
-        """Begin, with the runs that an earlier process left open first."""
-        self._thread.start()
+        """Begin."""
+        self.thread.start()
 
-    def stop(self) -> None:
-        """Leave the open run as it is, end the thread, and release the open run's files to whoever goes on with it."""
-        self._down.set()
-        self._parts.book.notify()
-        if self._thread.is_alive():
-            self._thread.join()
-        for collector in self._collectors.values():
-            collector.close()
-        self._collectors.clear()
-
-    @property
-    def threads(self) -> Sequence[threading.Thread]:
-        """Those that should live."""
-        return (self._thread,)
-
-    def forget(self, run_id: str) -> None:
-        """Remove what the protocol keeps in files of a run that has ended."""
-        shutil.rmtree(self._parts.folder / run_id, ignore_errors=True)
+    def join(self) -> None:
+        """Wait for its end; `down` is set before."""
+        if self.thread.is_alive():
+            self.thread.join()
 
     def _loop(self) -> None:
-        """Never ends but by `stop`: whatever goes wrong is said, and tried again later and later."""
+        """Whatever can pass is said, and tried again later and later, from the last durable state."""
         failures = 0
         while not self._down.is_set():
             try:
-                run = self._parts.book.next_run(timeout_s=1.0)
-                self._say("")
+                run, self._first = self._first or self._parts.book.open_run(self._run_id), None
                 if run is not None:
                     self._drive(run)
-                failures = 0
+                return
             except GoingDown:
                 return
             except Exception as error:
                 failures += 1
                 named = isinstance(error, RetryableError)  # a full disk: it passes when somebody frees space
-                wait_s = self._retry_s if named else min(self._retry_s * 2 ** min(failures - 1, 8), MOST_RETRY_S)
-                log.error("%s: %s Trying again in %.0f s.", type(error).__name__, error, wait_s, exc_info=not named)
-                self._say(f"{type(error).__name__}: {error}")
+                wait_s = self._retry_s() * (1 if named else 2 ** min(failures - 1, 8))
+                wait_s = min(wait_s, max(MOST_RETRY_S, self._retry_s()))
+                log.error(
+                    "run %s: %s: %s Trying again in %.0f s.",
+                    self._run_id[:8],
+                    type(error).__name__,
+                    error,
+                    wait_s,
+                    exc_info=not named,
+                )
+                self._on_trouble(self._run_id, f"{type(error).__name__}: {error}")
                 self._down.wait(wait_s)
-
-    def _say(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            self.trouble = trouble
-            self._parts.on_trouble(trouble)
+            finally:
+                self._turns.give_back(self._run_id)
 
     def _drive(self, run: OpenRun) -> None:
+        book = self._parts.book
         try:
             self._run(run)
         except GoingDown:
             raise
         except Resting:
-            self._parts.book.progress.leave(run.run_id)
-            self._parts.book.waits(run.run_id, (), "")
-            self._parts.book.update(run.run_id, detail="rests")
+            book.progress.leave(run.run_id)
+            book.waits(run.run_id, (), "")
+            book.update(run.run_id, detail="rests")
+            return
         except StateError as error:
-            self._parts.book.update(run.run_id, detail=f"waiting: {error}")
+            book.update(run.run_id, detail=f"waiting: {error}")
             raise
         except Exception as error:
-            self._parts.book.fail(run.run_id, error)
+            book.fail(run.run_id, error)
+        if run.run_id in self._collectors:
+            self._collectors.pop(run.run_id).close()
 
     def _run(self, run: OpenRun) -> None:
         parts = self._parts
@@ -151,9 +155,18 @@ class RunDriver:
         session = parts.link.open_session(run.flower_run_id, 4 * model_bytes + SPARE_REPLY_BYTES)
         try:
             parts.book.update(run.run_id, flower_run_id=str(session.run_id), detail="")
+            self._on_trouble(run.run_id, "")
             courier = self._courier(run, session, lambda: self._check(run.run_id))
             closing = self._courier(run, session, self._check_down)
-            cohort = Cohort(run, parts.book, parts.link, parts.roster, courier, lambda s: self._pause(run.run_id, s))
+            cohort = Cohort(
+                run,
+                parts.book,
+                parts.link,
+                parts.roster,
+                courier,
+                lambda s: self._pause(run.run_id, s),
+                lambda node: self._turns.holder(node, besides=run.run_id),
+            )
             rounds = Rounds(
                 run,
                 parts.book,
@@ -164,12 +177,30 @@ class RunDriver:
                 self._collector(run),
                 lambda s: self._pause(run.run_id, s),
                 lambda end: sign_end(parts.identity, parts.name, end),
+                self._turn(run),
             )
             self._to_the_end(run, cohort, rounds)
             session.end()
-            self._collectors.pop(run.run_id).close()
         finally:
             session.leave()
+
+    def _turn(self, run: OpenRun) -> Turn:
+        return Turn(
+            self._turns,
+            run.run_id,
+            priority=lambda: self._parts.book.priority(run.run_id),
+            pause=lambda s: self._pause(run.run_id, s),
+            say=lambda before: self._say_turn(run.run_id, before),
+        )
+
+    def _say_turn(self, run_id: str, before: Mapping[str, str] | None) -> None:
+        """For which nodes the run waits, and how long those say that they need."""
+        if before is None:
+            self._parts.book.waits(run_id, (), "")
+            return
+        said = [f"{node} works for run {other[:8]}" for node, other in before.items()]
+        reason = ", ".join(said) or f"{self._parts.max_concurrent_runs} runs are at work, as many as may be"
+        self._parts.book.waits(run_id, tuple(before), f"waits for its turn: {reason}")
 
     def _courier(self, run: OpenRun, session: Session, check: Callable[[], None]) -> Courier:
         return Courier(

@@ -100,7 +100,7 @@ class Courier:
         self._roster = roster
         self._check = check
         self._silence_s = silence_s
-        self._deadline_factor = deadline_factor
+        self.deadline_factor = deadline_factor
 
     def ask(self, question: Question) -> Iterator[Answer | Silence]:
         """Answers as they come, then a Silence for every node without one. Each node comes exactly once."""
@@ -108,7 +108,7 @@ class Courier:
         for node in [node for node, asked in waiting.items() if not asked.message_id]:
             del waiting[node]
             yield Silence(node, "TransportError", f"{node} is not connected", answered=False)
-        deadline_s = question.deadline_s * self._deadline_factor
+        deadline_s = question.deadline_s * self.deadline_factor
         end = time.monotonic() + deadline_s
         try:
             while waiting and (left := end - time.monotonic()) > 0:

@@ -19,16 +19,16 @@ from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.memory import trim
+from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
 from confide_server.rounds.outer_step import next_model
+from confide_server.rounds.turns import Turn
 from confide_server.state.events import (
     Contributed,
     Dropped,
     EpochStarted,
-    MembersReturned,
     RoundStarted,
-    WaitingForMembers,
 )
 from confide_server.state.run_ends import end_message
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
@@ -60,10 +60,11 @@ class Rounds:
         collector: Collector,
         pause: Callable[[float], None],
         sign: Callable[[SignedEnd], SignedEnd],
+        turn: Turn,
     ) -> None:
         """closing: a courier that still works when the run is to stop. pause: as for Cohort.
 
-        sign: as the coordinator.
+        sign: as the coordinator. turn: taken for each round.
         """
         self._run = run
         self._specification = run.specification
@@ -81,6 +82,10 @@ class Rounds:
         self._collector = collector
         self._pause = pause
         self._sign = sign
+        self._turn = turn
+        self._attendance = Attendance(
+            run, book, cohort, collector, turn, pause, self._refresh_roster, grace_factor=courier.deadline_factor
+        )
         self._roster_version = roster.current.version
         self._open: SlotPlan | None = None
         self._heard: set[str] = set()
@@ -99,7 +104,10 @@ class Rounds:
         self._settle(model)
         while model.round < self._federation.rounds:
             self._pause(0.0)  # between rounds an operator may let the run rest
-            model = self._round(model)
+            try:
+                model = self._round(model)
+            finally:
+                self._turn.give_back()
             trim()
         return model
 
@@ -117,6 +125,7 @@ class Rounds:
         self._phases, self._received = {}, {}
         while True:
             self._refresh_roster()
+            self._turn.take(self._cohort.accepted())
             plan = self._resumed(number) or self._planned(number, model)
             outcome = self._slot(plan, model)
             if isinstance(outcome, Opened):
@@ -160,6 +169,7 @@ class Rounds:
             except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
                 self._book.waits(self._run.run_id, (), str(error))
+                self._turn.give_back()
                 self._pause(ROSTER_PAUSE_S)
                 waited = True
             else:
@@ -201,7 +211,7 @@ class Rounds:
     def _epoch(self, number: int) -> None:
         """Start an epoch where one is needed. Raises ProtocolFailure when none comes about."""
         for _ in range(EPOCH_TRIES):
-            present = self._whole_blocks(number)
+            present = self._attendance.wait(number)
             self._note_connections()
             if not self._collector.epoch_needed(present):
                 return
@@ -218,31 +228,6 @@ class Rounds:
             FailureName.COHORT_NOT_EPOCH,
             f"no epoch came about in {EPOCH_TRIES} tries; the run's events say who is missing",
         )
-
-    def _whole_blocks(self, number: int) -> tuple[str, ...]:
-        """Who is present, once that is enough to be summed; until then the run pauses, by name.
-
-        Raises CohortTooSmall, or BLOCK_SPLIT when the run cannot go on without somebody who never comes.
-        """
-        paused: tuple[str, ...] = ()
-        while True:
-            guarded = self._specification.refuses_differences  # then a pause has no deadline
-            present = self._cohort.present() if guarded else self._cohort.wait_present()
-            missing = self._collector.waits_for(present, self._cohort.refused())
-            if missing != paused:
-                self._say_paused(number, missing)
-                paused = missing
-            if not missing:
-                return present
-            self._pause(ROSTER_PAUSE_S)
-            self._refresh_roster()
-
-    def _say_paused(self, number: int, missing: tuple[str, ...]) -> None:
-        waits = f"paused before round {number}: waits for {', '.join(missing)}; a sum without it would show its update"
-        self._book.update(self._run.run_id, detail=waits if missing else "")
-        self._book.waits(self._run.run_id, missing, waits if missing else "")
-        event = WaitingForMembers(round=number, missing=list(missing)) if missing else MembersReturned(round=number)
-        self._book.record(self._run.run_id, event)
 
     def _note_connections(self) -> None:
         """Tell the collector who connected anew since it last asked: a node that restarted lost its secrets."""

@@ -113,6 +113,8 @@ class Run(Base):
     ended_at: Mapped[float | None] = mapped_column(Float)
     short_rounds: Mapped[int] = mapped_column(Integer, default=0)
     """Committed rounds to which not everybody who had accepted contributed."""
+    cosigned: Mapped[list[list[str]]] = mapped_column(JSON, default=list)
+    """[name, signature in hex] of further administrators."""
     deleted_at: Mapped[float | None] = mapped_column(Float)
     """When everything of it but this row was removed: its id and nonce stay used."""
 

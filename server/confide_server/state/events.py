@@ -25,6 +25,15 @@ class RunSubmitted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunCosigned:
+    """A further administrator signed it; complete: that were enough."""
+
+    kind: ClassVar[str] = "run_cosigned"
+    by: str
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfferAnswered:
     """A node's answer to the offer, where it differs from its last one."""
 
@@ -37,8 +46,6 @@ class OfferAnswered:
     round_s: float = 0.0
     """As it measured; 0: it did not."""
     precision: str = ""
-    busy_s: float = 0.0
-    """It trains another run, and expects to be busy for so long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +199,7 @@ class RunStopped:
 
 Happening = (
     RunSubmitted
+    | RunCosigned
     | OfferAnswered
     | RunStarted
     | EpochStarted

@@ -67,7 +67,7 @@ class RunControl:
         self._journal.notify()
 
     def set_priority(self, run_id: str, priority: int, by: str) -> None:
-        """Higher goes first among runs that have yet to begin."""
+        """Higher goes first, from the run's next round on."""
         if abs(priority) > MAX_PRIORITY:
             raise SpecificationError(f"the priority is {priority}; from -{MAX_PRIORITY} to {MAX_PRIORITY} is possible")
         with self._database.transaction() as session:

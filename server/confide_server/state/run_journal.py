@@ -9,14 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from confide import __version__, canonical
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, UpdateError
 from confide.identity.roster import RosterStore
-from confide.identity.submission import SignedSubmission, verify_stop, verify_submission
+from confide.identity.submission import SignedSubmission, signers, verify_stop, verify_submission
 from confide.methods.first_model import check_first_model, update_schema_of
 from confide.runs.specification import Specification, parse_canonical
 from confide.sealing.differences import check_named
@@ -46,6 +46,7 @@ from confide_server.state.events import (
     Happening,
     OfferAnswered,
     RoundCommitted,
+    RunCosigned,
     RunFailed,
     RunFinished,
     RunStopped,
@@ -57,6 +58,7 @@ from confide_server.state.events import (
 from confide_server.state.progress import ProgressBoard
 from confide_server.state.run_service import RunEvent, RunSummary, Submission
 from confide_server.state.run_status import ENDED, OPEN, RunStatus
+from confide_server.state.views import SHOWN
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -152,7 +154,9 @@ class RunJournal:
     def submit(self, submission: Submission) -> str:
         """Verify, store durably, and queue; returns the run id, which the administrator drew and signed."""
         signed = submission.signed
-        specification = verify_submission(self._roster.current, signed)
+        roster = self._roster.current
+        specification = verify_submission(roster, signed, complete=False)
+        enough = len(signers(roster, signed)) >= roster.rules.submission
         check_named(specification, self._roster.current)
         self.check_new(signed)
         if signed.parent_run_id:
@@ -164,7 +168,9 @@ class RunJournal:
             locked_head(session)
             _check_unused(session, signed)
             number = (session.scalar(select(func.max(Run.number))) or 0) + 1
-            session.add(_new_run(number, submission, specification))
+            run = _new_run(number, submission, specification)
+            run.status = RunStatus.SUBMITTED if enough else RunStatus.DRAFT
+            session.add(run)
             session.flush()
             session.add(
                 Checkpoint(
@@ -212,6 +218,29 @@ class RunJournal:
             )
         return parent.schema, files
 
+    def cosign(self, run_id: str, administrator: str, signature: bytes) -> None:
+        """Add an administrator's signature; with as many as the roster's rules ask, the run is submitted. Idempotent.
+
+        Raises IdentityError, REVOKED, SUBMISSION_EXPIRED, or StateError for a run that waits for no signature.
+        """
+        roster = self._roster.current
+        with self._database.transaction() as session:
+            run = self.locked(session, run_id)
+            if administrator in (run.administrator, *(name for name, _ in run.cosigned)):
+                return
+            if run.status != RunStatus.DRAFT:
+                raise StateError(f"run {run_id[:8]} is {run.status}; it waits for no signature")
+            before = _signed(run)
+            signed = replace(before, cosigned=(*before.cosigned, (administrator, signature)))
+            names = signers(roster, signed)
+            signed.check_in_time(time.time())
+            run.cosigned = [[name, one.hex()] for name, one in signed.cosigned]
+            enough = len(names) >= roster.rules.submission
+            run.status = RunStatus.SUBMITTED if enough else RunStatus.DRAFT
+            self.add_event(session, run_id, RunCosigned(by=administrator, complete=enough))
+            append_audit(session, {"event": "run_cosigned", "run_id": run_id, "administrator": administrator})
+        self.notify()
+
     def check_new(self, signed: SignedSubmission) -> None:
         """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED for what need not be looked at any further."""
         signed.check_in_time(time.time())
@@ -222,6 +251,7 @@ class RunJournal:
         """Newest first."""
         with self._database.reading() as session:
             columns = (
+                SHOWN.label("standing"),
                 Run.run_id,
                 Run.name,
                 Run.status,
@@ -243,6 +273,7 @@ class RunJournal:
                 sealing=row.sealing,
                 detail=row.detail,
                 submitted_at=row.submitted_at,
+                standing=row.standing,
             )
             for row in rows
         ]
@@ -275,7 +306,7 @@ class RunJournal:
                 return
             run.stop_requested_by, run.stop_signature = administrator, signature
             append_audit(session, {"event": "stop_requested", "run_id": run_id, "administrator": administrator})
-            if run.status == "submitted":
+            if run.status in (RunStatus.DRAFT, RunStatus.SUBMITTED):
                 self._end(session, run, RunStatus.STOPPED, RunStopped(round=run.round), "stopped before it began")
         self.notify()
 
@@ -310,6 +341,7 @@ class RunJournal:
             "nonce": run.nonce.hex(),
             "expires_at": run.expires_at,
             **({"parent_run_id": run.parent_run_id, "parent_round": run.parent_round} if run.parent_run_id else {}),
+            **({"cosigned": run.cosigned} if run.cosigned else {}),
             "round": number,
             "model_sha256": chain[-1].hex(),
             "chain": [one.hex() for one in chain],
@@ -371,6 +403,25 @@ class RunJournal:
             except Exception as error:
                 self.fail(run[0].run_id, error)
 
+    def open_run(self, run_id: str) -> OpenRun | None:
+        """The run as it stands now, to go on with it; None when it has ended or rests.
+
+        Raises StateError for what may pass; a run that cannot be opened fails by name.
+        """
+        with self._database.reading() as session:
+            run = self._row(session, run_id)
+            answers = _answers(session, run)
+        rests = run.paused_at is not None and not run.stop_requested_by
+        if run.status not in OPEN or rests:
+            return None
+        try:
+            return self._open_run(run, answers)
+        except StateError:
+            raise
+        except Exception as error:
+            self.fail(run_id, error)
+            return None
+
     def _next(self, besides: Collection[str]) -> tuple[Run, dict[str, str]] | None:
         awake = Run.paused_at.is_(None) | Run.stop_requested_by.is_not(None)
         query = select(Run).where(Run.status.in_(OPEN), awake, Run.run_id.not_in(besides))
@@ -406,6 +457,11 @@ class RunJournal:
         """Whether the run is to rest."""
         with self._database.reading() as session:
             return session.scalar(select(Run.paused_at).where(Run.run_id == run_id)) is not None
+
+    def priority(self, run_id: str) -> int:
+        """Higher goes first."""
+        with self._database.reading() as session:
+            return self._row(session, run_id).priority
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
@@ -671,6 +727,7 @@ def _signed(run: Run) -> SignedSubmission:
         signature=run.signature,
         parent_run_id=run.parent_run_id,
         parent_round=run.parent_round,
+        cosigned=tuple((name, bytes.fromhex(one)) for name, one in run.cosigned),
     )
 
 
@@ -700,6 +757,7 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         privacy_unit=specification.privacy.unit,
         parent_run_id=signed.parent_run_id,
         parent_round=signed.parent_round,
+        cosigned=[[name, one.hex()] for name, one in signed.cosigned],
     )
 
 

@@ -33,6 +33,8 @@ class RunSummary:
     sealing: str
     detail: str
     submitted_at: float
+    standing: str = ""
+    """The status as people are shown it: paused, waiting and finished_with_fewer too (run_status.RunStatus)."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,9 @@ class Detail:
     model_sha256: bytes
     expires_at: int
     stop_requested_by: str
+    nonce: bytes
+    signature: bytes
+    signed_by: Sequence[str]
     answers: Mapping[str, str]
     offers: Mapping[str, tuple[float, Mapping[str, Any]]]
     """Newest "offer_answered" of each node: (when, data)."""
@@ -157,11 +160,16 @@ class Views:
         """Everything about one run but its rounds and events."""
         with self._database.reading() as session:
             row = _line(session, run_id)
-            extra = session.execute(
-                select(Run.specification, Run.initial_model_sha256, Run.expires_at, Run.stop_requested_by).where(
-                    Run.run_id == run_id
-                )
-            ).one()
+            columns = (
+                Run.specification,
+                Run.initial_model_sha256,
+                Run.expires_at,
+                Run.stop_requested_by,
+                Run.nonce,
+                Run.signature,
+                Run.cosigned,
+            )
+            extra = session.execute(select(*columns).where(Run.run_id == run_id)).one()
             model = session.scalar(
                 select(Checkpoint.model_sha256).where(Checkpoint.run_id == run_id, Checkpoint.round == row.round)
             )
@@ -177,6 +185,9 @@ class Views:
                 model_sha256=model or b"",
                 expires_at=extra.expires_at,
                 stop_requested_by=extra.stop_requested_by or "",
+                nonce=extra.nonce,
+                signature=extra.signature,
+                signed_by=(row.administrator, *(name for name, _ in extra.cosigned)),
                 answers=dict.fromkeys(row.cohort, "") | answers,
                 offers=_offers(session, run_id),
                 children=children,

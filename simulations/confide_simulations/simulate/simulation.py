@@ -24,7 +24,8 @@ from confide.models.sent_coordinates import needs_names
 from confide.models.store import ModelStore, folder_digest, require_base
 from confide.planning.run_plan import render
 from confide.runs.specification import Specification
-from confide_server.rounds.driver import Parts, RunDriver
+from confide_server.rounds.driver import Parts
+from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
 from confide_server.state.run_journal import RunJournal
@@ -121,7 +122,7 @@ class Simulation:
                 folder=private_folder(self.folder / "runs"),
                 deadline_factor=_PATIENCE,
             )
-            self._drive(RunDriver(parts), book, run_id, watch or (lambda kind, data: None))
+            self._drive(Scheduler(parts), book, run_id, watch or (lambda kind, data: None))
             return self._finished(book, run_id)
         finally:
             database.close()
@@ -164,7 +165,7 @@ class Simulation:
             )
         )
 
-    def _drive(self, driver: RunDriver, book: RunJournal, run_id: str, watch: Watch) -> None:
+    def _drive(self, driver: Scheduler, book: RunJournal, run_id: str, watch: Watch) -> None:
         seen = 0
         driver.start()
         try:

@@ -79,6 +79,7 @@ RULES: Mapping[str, Rule] = {
     "Admin/ResumeRun": _OPERATE,
     "Admin/OrderStop": _ADMINISTER,
     "Admin/ContinueRun": _ADMINISTER,
+    "Admin/CosignRun": _ADMINISTER,
     "Admin/DeleteRun": _ADMINISTER,
     "Admin/SetPriority": _OPERATE,
     "Admin/ListMembers": _WATCH,

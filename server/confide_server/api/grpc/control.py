@@ -24,7 +24,7 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.state.events import END_KINDS
 from confide_server.state.receipts import ReceiptStore
-from confide_server.state.run_service import RunService, Submission
+from confide_server.state.run_service import RunService, RunSummary, Submission
 
 CHUNK_BYTES = 1 << 20
 MAX_MODEL_BYTES = 8 << 30
@@ -132,7 +132,7 @@ class ControlService:
             parent_run_id=header.parent_run_id,
             parent_round=header.parent_round,
         )
-        verify_submission(self._roster.current, signed)
+        verify_submission(self._roster.current, signed, complete=False)
         self._run_service.check_new(signed)
         model = self._read_model(header.initial_model_bytes, parts)
         if model_digest(model) != header.initial_model_sha256:
@@ -146,7 +146,7 @@ class ControlService:
     def list_runs(self, caller: Caller, request: pb.ListRunsRequest) -> pb.ListRunsReply:
         """Newest first; the newest 2000."""
         runs = list(self._run_service.runs())[:2000]
-        return pb.ListRunsReply(runs=[pb.RunSummary(**vars(run)) for run in runs])
+        return pb.ListRunsReply(runs=[_summary(run) for run in runs])
 
     def watch_run(
         self, caller: Caller, request: pb.WatchRunRequest, active: Callable[[], bool]
@@ -207,6 +207,11 @@ class ControlService:
                 raise TransportError(f"{size} of {declared} announced bytes of the first model came; submit again")
             spool.seek(0)
             return spool.read()
+
+
+def _summary(run: RunSummary) -> pb.RunSummary:
+    said = vars(run) | {"status": run.standing or run.status}
+    return pb.RunSummary(**{name: value for name, value in said.items() if name != "standing"})
 
 
 def checked_run_id(value: str) -> str:

@@ -68,7 +68,10 @@ class RunMethods:
             model_sha256=detail.model_sha256.hex(),
             expires_at=detail.expires_at,
             offers=[offer for offer in _offers(detail) if caller.scope in ("", offer.node)],
-            signed_by=[row.administrator],
+            signed_by=list(detail.signed_by),
+            nonce=detail.nonce,
+            signature=detail.signature,
+            signatures_needed=self._parts.member.roster.current.rules.submission,
             children=[] if caller.scope else list(detail.children),
             stop_requested_by=detail.stop_requested_by,
             privacy=pb.PrivacyClaim(
@@ -163,6 +166,12 @@ class RunMethods:
             parent_round=request.parent_round,
         )
         return self._changed(self._parts.journal.continue_from(signed))
+
+    def cosign_run(self, caller: Caller, request: pb.CosignRunRequest) -> pb.RunChanged:
+        """Add an administrator's signature to a draft."""
+        signer = request.administrator or caller.name
+        self._parts.journal.cosign(checked_run_id(request.run_id), signer, request.signature)
+        return self._changed(request.run_id)
 
     def delete_run(self, caller: Caller, request: pb.DeleteRunRequest) -> pb.RunChanged:
         """Remove what is kept of a run that has ended."""

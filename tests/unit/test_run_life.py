@@ -1,0 +1,124 @@
+"""`confide run show, pause, resume, priority, retry, clone, delete` against a real control port; watching goes on."""
+
+import json
+
+import pytest
+import typer
+from confide.errors import ConfideError, ProtocolFailure, SpecificationError, StateError
+from confide.identity.roster import Role
+from confide.proto import control_pb2 as pb
+from confide.transport.control import ConnectionLost
+from confide_server.admin_cli import run as run_commands
+from confide_server.admin_cli.run_watch import EXIT_LOST, GIVE_UP_S, followed
+from confide_server.state.database import Checkpoint, Run
+from confide_server.state.run_journal import _signed
+from confide_server.state.views import Filters
+from sqlalchemy import select
+from typer.testing import CliRunner
+
+from tests.admin_world import AdminWorld, running_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with running_world(tmp_path_factory.mktemp("life")) as running:
+        yield running
+
+
+def ask(world: AdminWorld, *arguments, who="administrator", fails: type[ConfideError] | None = None) -> str:
+    options = ["--admin", world.folder / who, "--coordinator", world.address]
+    result = CliRunner().invoke(run_commands.app, [str(one) for one in (*arguments, *options)])
+    if fails is not None:
+        assert isinstance(result.exception, fails), (result.output, result.exception)
+        return str(result.exception)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def test_a_run_is_shown_with_its_rounds_and_who_was_missing(world: AdminWorld):
+    run_id = world.finished("shown")
+    world.receipt(run_id, "hospital-a", slot=1, spent=1)
+    said = ask(world, "show", run_id[:8])
+    assert "finished_with_fewer" in said and "hospital-b: TransportError" in said and "1/2" in said
+    assert "hospital-a spent 1 of 3 slots on records" in " ".join(said.split())
+    document = json.loads(ask(world, "show", run_id, "--json"))
+    assert document["run"]["short_rounds"] == 1 and document["rounds"][1]["contributors"] == 1
+
+
+def test_a_run_is_paused_resumed_and_put_first(world: AdminWorld):
+    run_id = world.submit("handled")
+    assert "rests" in ask(world, "pause", run_id[:10], "--reason", "[red]night[/red]")
+    shown = ask(world, "show", run_id)
+    assert "paused by administrator" in shown and "[red]night[/red]" in shown
+    newest = json.loads(ask(world, "list", "--json").splitlines()[0])
+    assert (newest["run_id"], newest["status"]) == (run_id, "paused")
+    assert "goes on after round 0" in ask(world, "resume", run_id)
+    assert "priority 7" in ask(world, "priority", run_id, 7)
+    assert world.views.line(run_id).priority == 7
+    assert "stop it first" in ask(world, "delete", run_id, "--yes", fails=StateError)
+    assert "stop it first" in ask(world, "retry", run_id, fails=SpecificationError)
+
+
+def test_a_run_is_retried_for_the_rounds_that_were_left_and_cloned_from_any(world: AdminWorld):
+    run_id = world.finished("again")
+    assert "--rounds" in ask(world, "retry", run_id, fails=SpecificationError)
+    said = ask(world, "retry", run_id, "--rounds", 3)
+    child = world.views.runs(Filters(parent_run_id=run_id), limit=5).rows[0]
+    assert child.run_id in said and (child.parent_round, child.rounds) == (2, 3)
+    assert "round 1 of run" in ask(world, "clone", run_id, "--round", 1)
+    assert "begins with the model of round 0" in " ".join(ask(world, "clone", run_id, "--round", 0).split())
+    assert "has no round 9" in ask(world, "clone", run_id, "--round", 9, fails=SpecificationError)
+    assert f"goes on as {child.run_id}" in " ".join(ask(world, "show", run_id).split())
+
+
+def test_a_deleted_run_is_gone_and_its_submission_stays_used(world: AdminWorld):
+    run_id = world.finished("removed")
+    with world.database.reading() as session:
+        submission = _signed(session.get_one(Run, run_id))
+    ask(world, "delete", run_id, "--yes")
+    assert run_id not in ask(world, "list", "--json")
+    with pytest.raises(ProtocolFailure, match="SUBMISSION_REPLAYED"):
+        world.journal.check_new(submission)
+    with world.database.reading() as session:
+        assert not session.scalars(select(Checkpoint).where(Checkpoint.run_id == run_id)).all()
+    with pytest.raises(StateError):
+        world.client(Role.AUDITOR).get_run(run_id)
+
+
+class Flaky:
+    """A client whose connection is lost in between; each script is one connection."""
+
+    def __init__(self, *scripts):
+        self.scripts, self.asked = list(scripts), []
+
+    def watch(self, run_id, after):
+        self.asked.append(after)
+        for one in self.scripts.pop(0):
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+
+def event(sequence, kind="round_started"):
+    return pb.RunEvent(sequence=sequence, kind=kind, data=b"{}")
+
+
+def test_watching_goes_on_after_a_lost_connection_with_each_event_once():
+    lost = ConnectionLost("no coordinator answers")
+    client = Flaky([event(1), event(1, "progress"), lost], [lost], [event(2), event(3)])
+    seen = [one.sequence for one in followed(client, "run", sleep=lambda s: None) if one.kind != "progress"]
+    assert (seen, client.asked) == ([1, 2, 3], [0, 1, 1])
+
+
+def test_watching_gives_up_with_a_status_of_its_own():
+    lost, now = ConnectionLost("no coordinator answers"), [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    client = Flaky([event(1), lost], *[[lost]] * 1000)
+    with pytest.raises(typer.Exit) as ended:
+        list(followed(client, "run", clock=lambda: now[0] + 1, sleep=sleep))
+    assert ended.value.exit_code == EXIT_LOST and now[0] >= GIVE_UP_S - 2
+    with pytest.raises(ConnectionLost):
+        list(followed(Flaky([lost]), "run"))
