@@ -16,6 +16,7 @@ All on one machine is one trust domain: the root is a demo root, which productio
 import contextlib
 import io
 import json
+import re
 import socket
 import sys
 import time
@@ -117,14 +118,19 @@ class LocalFederation:
         data: str = "shard",
         model_name: str = "base",
         node_program: Sequence[str] = ("-m", "confide", "node", "start"),
+        console: bool = False,
     ) -> None:
-        """nodes: each node's own data file. base: a model folder. node_program: what Python runs as a node."""
+        """nodes: each node's own data file. base: a model folder. node_program: what Python runs as a node.
+
+        console: the consortium has a web console too.
+        """
         self.folder = private_folder(folder)
         self.nodes = dict(nodes)
         self.data = data
         self.base = base
         self.model_name = model_name
         self.node_program = tuple(node_program)
+        self.console = console
         self.fleet_port, self.control_port = free_ports(2)
         self.models = folder / "models"
         self.model_sha256 = ""
@@ -138,6 +144,11 @@ class LocalFederation:
     def server_folder(self) -> Path:
         """The coordinator's state folder."""
         return self.folder / "coordinator"
+
+    @property
+    def console_folder(self) -> Path:
+        """The web console's state folder."""
+        return self.folder / "console"
 
     @property
     def admin_folder(self) -> Path:
@@ -160,6 +171,10 @@ class LocalFederation:
             admission = self._admit(folder, root)
             run_command("node", "init", str(folder), "--admission", str(admission), "--root", self.root_public)
             run_command("data", "add", str(folder), self.data, str(path))
+        if self.console:
+            run_command("console", "init", str(self.console_folder))
+            admission = self._admit(self.console_folder, root)
+            run_command("console", "init", str(self.console_folder), "--admission", str(admission))
         # Last, so that its admission carries the roster with everybody in it.
         ports = ("--fleet-port", str(self.fleet_port), "--control-port", str(self.control_port))
         run_command(
@@ -194,6 +209,19 @@ class LocalFederation:
     def start_node(self, processes: ProcessGroup, name: str, environment: dict[str, str] | None = None) -> None:
         """Start (or start again) one node's process."""
         self._start(processes, name, [*self.node_program, str(self.node_folder(name))], environment)
+
+    def start_console(self, processes: ProcessGroup, *, port: int = 0, timeout_s: float = 120.0) -> str:
+        """Start the web console on loopback and wait for it; returns the link that makes its first account."""
+        log = self.folder / "console.log"
+        program = ["-m", "confide", "console", "start", str(self.console_folder), "--port", str(port)]
+        self._start(processes, "console", program, None)
+        deadline = time.monotonic() + timeout_s
+        while not (found := re.search(r"https?://\S+/welcome\?link=\S+", log.read_text())):
+            processes.check_alive()
+            if time.monotonic() > deadline:
+                raise TransportError(f"the console printed no link within {timeout_s:g} s; {log} says more")
+            time.sleep(0.1)
+        return found.group()
 
     def _start(
         self, processes: ProcessGroup, name: str, arguments: list[str], environment: dict[str, str] | None

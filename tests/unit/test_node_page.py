@@ -23,6 +23,8 @@ PORT = 9445
 @pytest.fixture
 def page(tmp_path):
     shutil.copytree(FIXTURE, tmp_path / "node")
+    for key in (tmp_path / "node").glob("*.key"):
+        key.chmod(0o600)
     return NodePage(StateFolder.at(tmp_path / "node"), PORT)
 
 

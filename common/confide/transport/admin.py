@@ -63,6 +63,10 @@ class AdminClient(ControlClient):
         other.acting = user
         return other
 
+    def ask(self, method: str, request: Message) -> Message:
+        """Any one of the service's unary methods by its name, for a caller that treats answers alike."""
+        return self._ask(getattr(self._admin, method), request, Message)
+
     # --- the server and its runs
 
     def server_status(self) -> pb.ServerStatus:

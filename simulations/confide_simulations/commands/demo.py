@@ -23,6 +23,9 @@ def demo(
     held_out: Annotated[int, typer.Option(help="Questions that nobody trains on.", min=1)] = 40,
     local_steps: Annotated[int, typer.Option(help="Optimizer steps of a node in a round.", min=1)] = 3,
     keep: Annotated[bool, typer.Option("--keep", help="Keep state folders and logs.")] = False,
+    web: Annotated[
+        bool, typer.Option("--console", help="Show the run live in the web console, and stay until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Start a coordinator and nodes, train one model together, and score it against training alone."""
     from confide_simulations.demo import report
@@ -39,10 +42,14 @@ def demo(
         held_out=held_out,
         local_steps=local_steps,
         keep=keep,
+        console=web,
     )
-    result = run(options, console)
-    report.print_report(console, result)
-    console.print(f"adapter: {result.adapter}   plot: {output / 'loss.png'}", highlight=False)
-    console.print(f"{result.seconds:.0f} s, peak memory of all processes {result.peak_memory_mib:.0f} MiB (PSS)")
-    if json is not None:
-        report.write_json(json, result)
+
+    def show(result: report.DemoResult) -> None:
+        report.print_report(console, result)
+        console.print(f"adapter: {result.adapter}   plot: {output / 'loss.png'}", highlight=False)
+        console.print(f"{result.seconds:.0f} s, peak memory of all processes {result.peak_memory_mib:.0f} MiB (PSS)")
+        if json is not None:
+            report.write_json(json, result)
+
+    run(options, console, show)

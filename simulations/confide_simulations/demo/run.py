@@ -1,5 +1,6 @@
 """The demo from end to end: data, federation, scores, report."""
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -35,6 +36,8 @@ class Options:
     held_out: int = 40
     local_steps: int = 3
     keep: bool = False
+    console: bool = False
+    """Show the run in the web console too, and stay until Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ class _Run:
     train_loss: tuple[tuple[int, float], ...]
 
 
-def run(options: Options, console: Console) -> report.DemoResult:
-    """Run the whole demo; raises ConfideError when anything failed. The output folder then has what was made so far."""
+def run(options: Options, console: Console, show: Callable[[report.DemoResult], None]) -> None:
+    """Run the whole demo; raises ConfideError when anything failed. The output folder then has what was made so far.
+
+    show: is given the result, before the demo stays for its web console.
+    """
     base = options.model if options.model is not None else assets.smollm2(_say(console))
     records = shards.read_records(options.data) if options.data is not None else assets.construction_faq(_say(console))
     split = shards.split_by_category(records, nodes=options.nodes, held_out=options.held_out)
@@ -56,14 +62,20 @@ def run(options: Options, console: Console) -> report.DemoResult:
     _fresh(options.output)
     work = Path(tempfile.mkdtemp(prefix="confide-demo-"))
     try:
-        # Reading it takes tens of milliseconds a process.
-        with PeakMemory(interval_s=4.0) as memory:
-            done = _federate(options, base, split, work, console)
-            scores = _score(options, done, base, split, work, console)
-        adapter = _export(options, done, base)
-        result = _result(options, done, split, scores, adapter, time.monotonic() - started, memory.peak_mib)
-        report.plot(result, options.output / "loss.png", done.train_loss)
-        return result
+        with contextlib.ExitStack() as open_processes:
+            processes = open_processes.enter_context(ProcessGroup())
+            # Reading it takes tens of milliseconds a process.
+            with PeakMemory(interval_s=4.0) as memory:
+                done = _federate(options, base, split, work, console, processes)
+                if not options.console:
+                    open_processes.close()
+                scores = _score(options, done, base, split, work, console)
+            adapter = _export(options, done, base)
+            result = _result(options, done, split, scores, adapter, time.monotonic() - started, memory.peak_mib)
+            report.plot(result, options.output / "loss.png", done.train_loss)
+            show(result)
+            if options.console:
+                _stay(processes, console)
     finally:
         if options.keep:
             console.print(f"state folders and logs are kept in {work}")
@@ -85,7 +97,18 @@ def _fresh(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-def _federate(options: Options, base: Path, split: shards.Split, work: Path, console: Console) -> _Run:
+def _stay(processes: ProcessGroup, console: Console) -> None:
+    """Until Ctrl-C, or a process ends by itself."""
+    console.print("the web console, the coordinator and the nodes stay; Ctrl-C ends them")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            processes.check_alive()
+            time.sleep(0.5)
+
+
+def _federate(
+    options: Options, base: Path, split: shards.Split, work: Path, console: Console, processes: ProcessGroup
+) -> _Run:
     say = _say(console)
     files = {}
     for name, records in split.shards.items():
@@ -94,25 +117,30 @@ def _federate(options: Options, base: Path, split: shards.Split, work: Path, con
     shards.write_jsonl(work / "held-out.jsonl", split.held_out)
     shared().prepare()
     say("making keys, admissions and policies: a root, a coordinator, an administrator, " + ", ".join(files))
-    federation = LocalFederation(work / "federation", nodes=files, base=base, model_name=_model_name(base))
+    federation = LocalFederation(
+        work / "federation", nodes=files, base=base, model_name=_model_name(base), console=options.console
+    )
     federation.set_up()
     specification = _specification(options, base, federation)
     federation.allow(specification)
     say(f"starting 1 coordinator and {len(files)} nodes, each its own process, over TLS on 127.0.0.1")
-    with ProcessGroup() as processes:
-        federation.start(processes)
-        run_id = federation.submit(specification)
-        kind = specification.sealing.kind.value
-        train_loss = []
-        with LiveRounds(console, rounds=options.rounds, nodes=options.nodes, sealing=kind) as live:
-            for event, data in federation.watch(run_id):
-                live.event(event, data)
-                processes.check_alive()
-                if event in {"run_failed", "run_stopped"}:
-                    raise TrainingError(f"the run did not finish: {data.get('reason', event)}")
-            train_loss = live.train_loss
-        models = _models(federation, run_id, specification, work)
-        manifest, _ = federation.checkpoint(run_id)
+    federation.start(processes)
+    if options.console:
+        link = federation.start_console(processes)
+        console.print(f"[bold]web console:[/bold] {link}", highlight=False, soft_wrap=True)
+        console.print("open the link once, within 15 minutes; it makes an administrator's account", highlight=False)
+    run_id = federation.submit(specification)
+    kind = specification.sealing.kind
+    train_loss = []
+    with LiveRounds(console, rounds=options.rounds, nodes=options.nodes, sealing=kind) as live:
+        for event, data in federation.watch(run_id):
+            live.event(event, data)
+            processes.check_alive()
+            if event in {"run_failed", "run_stopped"}:
+                raise TrainingError(f"the run did not finish: {data.get('reason', event)}")
+        train_loss = live.train_loss
+    models = _models(federation, run_id, specification, work)
+    manifest, _ = federation.checkpoint(run_id)
     return _Run(specification, manifest, models, tuple(train_loss))
 
 

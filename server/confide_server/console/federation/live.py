@@ -18,6 +18,7 @@ from confide_server.console.roles import Role
 
 HEARTBEAT_S = 15.0
 BACKFILL_EVENTS = 2000
+BACKFILL_PATIENCE_S = 1.5
 KEPT_EVENTS = 300
 KEPT_RUNS = 32
 _BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -89,7 +90,7 @@ class Live:
         return len(self._watchers)
 
     def events(self, run: pb.RunLine, acting: Acting) -> Sequence[pb.Event]:
-        """A run's newest events, oldest first. Raises ConfideError.
+        """A run's newest events, oldest first.
 
         Guarantee: read as the visitor; what the console heard for others is never shown.
         """
@@ -106,17 +107,27 @@ class Live:
         return list(known)
 
     def _backfill(self, run: pb.RunLine, acting: Acting) -> list[pb.Event]:
+        """What came within the patience: of the end of what an organization may see nobody tells it."""
         found: list[pb.Event] = []
         if run.last_event:
-            asked = pb.StreamEventsRequest(run_id=run.run_id, after=max(0, run.last_event - BACKFILL_EVENTS))
-            for event in self._reader.events(asked, acting):
-                if event.WhichOneof("what") == "alive":
-                    break
-                if event.WhichOneof("what") != "progress":
-                    found.append(event)
-                if event.number >= run.last_event:
-                    break
+            reading = threading.Thread(target=self._read, args=(run, acting, found), name="console-events", daemon=True)
+            reading.start()
+            reading.join(BACKFILL_PATIENCE_S)
         return found[-KEPT_EVENTS:]
+
+    def _read(self, run: pb.RunLine, acting: Acting, found: list[pb.Event]) -> None:
+        asked = pb.StreamEventsRequest(run_id=run.run_id, after=max(0, run.last_event - BACKFILL_EVENTS))
+        begun = False
+        with contextlib.suppress(ConfideError):
+            for event in self._reader.events(asked, acting):
+                kind = event.WhichOneof("what")
+                if kind == "alive" and begun:
+                    return  # nothing more has happened; the first one only says that the stream is open
+                begun = True
+                if kind not in {"alive", "progress"}:
+                    found.append(event)
+                if event.number >= run.last_event and kind != "alive":
+                    return
 
     def _follow(self) -> None:
         failures = 0

@@ -85,10 +85,10 @@ def run_csv(request: Request, run_id: str) -> Response:
     columns = run_words.series(rounds)
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow([*columns, "contributors", "dropped", "seconds", "received_bytes", "epsilon", "committed_at"])
+    writer.writerow([*columns, "contributors", "dropped", "seconds", "received_bytes", "committed_at"])
     for number, line in enumerate(rounds):
         lost = " ".join(sorted(part.organization for part in line.participation if part.state == "dropped"))
-        figures = [line.contributors, lost, line.seconds, line.received_bytes, line.epsilon, line.committed_at]
+        figures = [line.contributors, lost, line.seconds, line.received_bytes, line.committed_at]
         writer.writerow([*(columns[name][number] for name in columns), *figures])
     return _download(out.getvalue(), "text/csv; charset=utf-8", f"run-{run_id[:8]}.csv")
 

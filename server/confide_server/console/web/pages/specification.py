@@ -4,7 +4,7 @@ The signing key never comes near the console: what it gives is text.
 """
 
 from confide.errors import ConfideError
-from confide.planning import run_plan as plan
+from confide.planning.run_plan import render
 from confide.runs.specification import parse_toml
 from confide.runs.starting_points import STARTING_POINTS, write
 from fastapi import APIRouter, Request
@@ -25,7 +25,7 @@ def _checked(toml: str, nodes: str) -> dict[str, object]:
         if len(toml) > MOST_CHARS:
             raise ValueError(f"a specification has at most {MOST_CHARS:,} characters; this has {len(toml):,}")
         found = parse_toml(toml, "the specification")
-        words = plan.render(found, nodes=count)
+        words = render(found, nodes=count)
     except (ConfideError, ValueError) as error:
         return {"problem": str(error), "plan": "", "found": None, "nodes": count}
     return {"problem": "", "plan": words, "found": found, "nodes": count, "no_model": found.model.sha256 == NO_MODEL}
