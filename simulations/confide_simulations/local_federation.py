@@ -53,6 +53,7 @@ waive_colluding = {waive_colluding}
 differences = "{differences}"
 reproducible = {reproducible}
 privacy_units = ["{unit}"]
+shared_noise = {shared_noise}
 approval = "auto"
 """
 
@@ -74,6 +75,7 @@ def policy_text(specification: Specification, *, root_public: str, data: str) ->
         differences=sealing.differences,
         reproducible=str(specification.reproducible).lower(),
         unit=privacy.unit,
+        shared_noise=str(privacy.noise == "shared").lower(),
     )
     if privacy.unit != "none":
         text += f'[budgets."{data}"]\nepsilon = {privacy.epsilon}\ndelta = {privacy.delta}\n'

@@ -45,9 +45,9 @@ def rehearse(
     The auditor sees this node's own update in the clear, which nobody sees in a sealed run: what it finds is more than
     the coordinator or a peer could. Nothing leaves the node and nothing is charged; the model is thrown away.
     """
-    if specification.privacy.unit == "organization":
+    if specification.privacy.shared:
         raise SpecificationError(
-            "under organization-level privacy the noise is added by all nodes together inside sealing, so one node "
+            "the noise of this run is added by all nodes together inside sealing, so one node "
             "cannot rehearse it; audit the released model with `confide audit score`"
         )
     trainer = LocalTrainer(specification, base, node="rehearsal", folder=private_folder(folder), threads=threads)

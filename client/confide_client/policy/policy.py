@@ -67,6 +67,9 @@ class Policy(_Frozen):
     """Accept runs whose order of records and dropout follow from a seed that everybody knows."""
     privacy_units: tuple[Unit, ...] = ()
     """Which differential privacy a run may have; "none" must be written to allow runs without."""
+    shared_noise: bool = False
+    """Accept record- and user-level runs whose noise all nodes add together inside the sealed sum: the promise then
+    rests on sealing, and on as many honest nodes as the run's plan says."""
     budgets: dict[Name, GroupBudget] = {}
     """Per data set group: what may be spent in all. A private run needs one."""
     canaries: bool = False
@@ -133,6 +136,11 @@ class Policy(_Frozen):
             )
         if privacy.unit == "none":
             return
+        if privacy.noise == "shared" and not self.shared_noise:
+            _refuse(
+                'privacy.noise is "shared": this node\'s update alone would not hold enough noise, only the sealed sum '
+                'does. Use noise = "own", or set shared_noise = true in policy.toml'
+            )
         budget = self.budgets.get(group)
         if budget is None:
             _refuse(
@@ -270,6 +278,7 @@ training_hours = []                 # local time, e.g. ["mon-fri 20:00-06:00", "
 differences = "refused"             # "accepted": two sums of which one lacks this node may show its update
 sealing = "required"                # "optional" lets a run show this node's update to the coordinator: research only
 privacy_units = ["record", "user", "organization"]   # add "none" to allow runs without differential privacy
+shared_noise = false                # true: all nodes add the noise together; the sum is noised, no update by itself
 approval = "ask"                    # "auto": what passes the rules above needs no person
 unfit_records = "skip"              # "ask": a run that some records do not fit waits for a person also under "auto"
 

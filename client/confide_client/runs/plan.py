@@ -144,7 +144,7 @@ def _about_work(state: StateFolder, specification: Specification, lines: list[st
         warnings.append(f"memory and time cannot be estimated: {error}")
         return
     per_scalar = 4.0 if specification.sealing.kind == "none" else math.ceil(specification.sealing.bits + 4) / 8
-    if specification.privacy.unit == "organization":
+    if specification.privacy.shared:
         per_scalar = upload_bytes(specification, _fewest(specification), work.trained_parameters) / max(
             1, work.trained_parameters
         )
@@ -255,7 +255,7 @@ def _about_privacy(state: StateFolder, specification: Specification, lines: list
     from confide.privacy.plan_words import describe_unit_plan
 
     try:
-        if specification.privacy.unit == "organization":
+        if specification.privacy.shared:
             said, warned = _shared_noise(state, specification)
         else:
             units = units_in(specification, DataSets(state.root).load(specification.federation.data))
@@ -287,12 +287,18 @@ def _shared_noise(state: StateFolder, specification: Specification) -> tuple[lis
     from confide.models.trainable import schema_of
     from confide.models.travel import Travel
     from confide.privacy.organization import organization_plan
-    from confide.privacy.plan_words import describe_organization_plan
+    from confide.privacy.plan_words import describe_organization_plan, describe_shared_unit_plan
+    from confide.privacy.shared import check_units
+    from confide.privacy.shared_units import shared_unit_plan
 
     base = ModelStore(state.models).path(specification.model.sha256)
     trained = Travel(specification, schema_of(specification, base)).most
     members = _fewest(specification)
-    said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
+    if specification.privacy.unit == "organization":
+        said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
+    else:
+        check_units(specification, units_in(specification, DataSets(state.root).load(specification.federation.data)))
+        said, warned = describe_shared_unit_plan(shared_unit_plan(specification, members=members, trained=trained))
     if not specification.federation.nodes:
         said.insert(1, f"as if {members} organizations took part, the fewest that are allowed; more make it better")
     return said, warned

@@ -63,7 +63,7 @@ class Spending:
     ) -> None:
         """Set the run's whole cost aside, or see that it is set aside for the same data.
 
-        trained: how many parameters the run trains; asked for under organization-level privacy only.
+        trained: how many parameters the run trains; asked for where all nodes add the noise together only.
         Raises BUDGET_EXHAUSTED, LedgerError, DataError, SpecificationError, PARAMETERS_IMPOSSIBLE or PolicyRefusal;
         then nothing is spent.
         """
@@ -116,10 +116,12 @@ class Spending:
 
 
 def _cost(specification: Specification, data: LocalData, trained: Callable[[], int]) -> "RunCost":
-    if specification.privacy.unit == "organization":
-        from confide.privacy.organization import organization_noise
+    if specification.privacy.shared:
+        from confide.privacy.shared import check_units, shared_cost
 
-        return organization_noise(specification, trained()).cost
+        if specification.privacy.unit != "organization":
+            check_units(specification, units_in(specification, data))
+        return shared_cost(specification, trained())
     from confide.privacy.counting import run_cost
 
     return run_cost(specification, units_in(specification, data))

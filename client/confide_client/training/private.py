@@ -8,19 +8,23 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from confide.codec.tensors import TensorSchema
 from confide.errors import DataError, TrainingError
 from confide.methods.base import Method
 from confide.models import precision
-from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, private_gradients
+from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, clipped_sum, private_gradients
 from confide.privacy.families import check_trainable
 from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.plan import UnitPlan, check_user_key, unit_plan
 from confide.privacy.randomness import SecureRandom
+from confide.privacy.shared_units import unit_noise
 from confide.proto import fleet_pb2
 from confide.runs.fields import Record
 from confide.runs.schedule import learning_rate
 from confide.runs.specification import Specification
+from numpy.typing import NDArray
 
 from confide_client.progress import Phase, tell
 
@@ -105,6 +109,36 @@ class PrivateSteps:
         if units not in self._plans:
             self._plans[units] = unit_plan(self._specification, units)
         return self._plans[units]
+
+    def shared_update(
+        self,
+        records: Sequence[Record | None],
+        parameters: Mapping[str, torch.nn.Parameter],
+        schema: TensorSchema,
+    ) -> NDArray[np.float32]:
+        """float32, (schema.size,): minus the step of a round over all units, as multiples of one integer's worth.
+
+        No noise is in it: each node adds its share inside sealing, to the very integers (privacy.shared_units).
+
+        Guarantee: one unit moves the integers by L2 norm at most grid.bound (dpsgd.clipped_sum; a clamp of each
+        coordinate moves no two sums further apart).
+        """
+        noise = unit_noise(self._specification, schema.size)
+        units = self.units(records)
+        tell(Phase.TRAINING, 0, 1)
+        with PerSampleGradients(self._model) as per_sample:
+            names = {id(parameter): name for name, parameter in parameters.items()}
+            sums = clipped_sum(
+                per_sample,
+                _by_length(self._method, units),
+                loss=self._loss,
+                lattice=noise.grid,
+                micro_batch_size=self._micro_batch_size,
+            )
+            # Up to 2^22, so exact in float32.
+            clamped = [total.clamp(-noise.levels, noise.levels).float() for total in sums]
+            flat = schema.flatten({names[id(p)]: t for p, t in zip(per_sample.parameters, clamped, strict=True)})
+        return (-noise.step * flat.astype(np.float64)).astype(np.float32)
 
     def run(
         self,

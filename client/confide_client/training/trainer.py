@@ -168,6 +168,8 @@ class LocalTrainer:
             start = self._values.start(model, slot.round) if trains else None
             outcome = self._steps(model, start, data, slot)
         metrics = outcome.metrics
+        if outcome.update is not None:
+            return Contribution(outcome.update)
         if outcome.trained is None:
             return Contribution(np.zeros(0, dtype=np.float32), 1.0, metrics)
         update = self._values.exchanged(outcome.trained - model, slot.round)
@@ -196,6 +198,9 @@ class LocalTrainer:
         metrics = self._evaluate(data) if measures else {}
         if start is None:
             return Outcome(metrics)
+        if self._specification.privacy.noise == "shared":
+            assert self._private is not None  # noqa: S101 - a private run has its steps
+            return Outcome(metrics, update=self._private.shared_update(data.train, self._parameters, self.schema))
         if start is not received:
             load_trainable(self._model, self.schema.unflatten(start))
         loss = self._train(data, slot, seed)
@@ -327,6 +332,8 @@ def _private_steps(specification: Specification, model: Any, method: methods.Met
 
 def keep_frozen(method: methods.Method, model: Any, specification: Specification) -> None:
     """Have a method keep what frozen lower layers make of each record, where that is the same at every step."""
+    if isinstance(method, methods.Attached):
+        method.attach(model)
     loss = method.loss
     if isinstance(loss, TokenLoss) and uses_lora(specification) and specification.privacy.unit not in PROTECTED:
         loss.prefix = FrozenPrefix.of(model, trainable_tensors(model).values())

@@ -37,6 +37,11 @@ clip / (a sqrt(1024 * columns)), so that the mean square of a rotated coordinate
 clamped before rounding, and `noise_bits` make room for all members' noise (confide.privacy.organization chooses both).
 `bits` is then only the base of the exact scalars' digits.
 
+Integers. With `integer_step` above 0 the update is a vector of integers times that step, not rotated: coordinate i is
+lane i, zeros follow up to 1024 * columns. Integers beyond +-`integer_levels` are clamped, noise of all members is added
+before masking, and `noise_bits` make room for both (confide.privacy.shared_units chooses them). Nothing is rounded, so
+that the opened sum is the exact sum of the integers, which record- and user-level shared noise rests on.
+
 Exact scalars. Each is an integer in [0, 2^32), written as ceil(32 / bits) digits of base 2^bits, lowest first, one
 lane each, after the vector's lanes. Digit sums are at most members * (2^bits - 1) < 2^lane_bits, hence exact.
 Zero lanes fill up to a multiple of 1024.
@@ -66,6 +71,7 @@ GROUP = 1024
 SCALAR_BITS = 32
 MAX_MEMBERS = 4096
 MAX_GRANULARITY = 1 << 12
+MAX_INTEGER = 1 << 22
 _NOISED_REACH = 8
 
 # bits -> k: how many standard deviations the integers reach. Few bits buy a finer step with a nearer clamp.
@@ -84,6 +90,8 @@ class VectorLayout:
     rotation_seed: 32 public bytes, fresh per slot, that choose the rotation's signs.
     noise_bits: further bits of room for integer noise added before masking; 0 without.
     granularity: a, integer units in clip / sqrt(coordinates) where such noise is added; 0 without.
+    integer_step: what one unit is worth where the update is integers already; 0 elsewhere.
+    integer_levels: the largest such integer in size, without noise; at most 2^22, exact in float32.
     """
 
     parameters: int
@@ -94,6 +102,8 @@ class VectorLayout:
     rotation_seed: bytes
     noise_bits: int = 0
     granularity: int = 0
+    integer_step: float = 0.0
+    integer_levels: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.parameters < 2**40, "parameters", self.parameters, "0 to 2^40 - 1")
@@ -104,7 +114,22 @@ class VectorLayout:
         _require(len(self.rotation_seed) == 32, "rotation_seed", f"{len(self.rotation_seed)} bytes", "32 bytes")
         _require(self.noise_bits >= 0, "noise_bits", self.noise_bits, "0 or more")
         _require(0 <= self.granularity <= MAX_GRANULARITY, "granularity", self.granularity, f"0 to {MAX_GRANULARITY}")
+        step, levels = self.integer_step, self.integer_levels
+        _require(math.isfinite(step) and step >= 0, "integer_step", step, "0, or a finite step above it")
+        _require((levels > 0) == self.integers, "integer_levels", levels, "above 0 with integer_step, else 0")
+        _require(levels <= MAX_INTEGER, "integer_levels", levels, f"at most {MAX_INTEGER}")
+        _require(not (self.integers and self.granularity), "granularity", self.granularity, "0 with integer_step")
         _require(self.lane_bits <= 32, "lane_bits", self.lane_bits, "32 at most: fewer bits or less noise")
+
+    @property
+    def integers(self) -> bool:
+        """Whether the update is integers times `integer_step`, not rotated."""
+        return self.integer_step > 0
+
+    @property
+    def noised(self) -> bool:
+        """Whether noise is added before masking."""
+        return self.integers or self.granularity > 0
 
     @property
     def lane_bits(self) -> int:
@@ -119,6 +144,8 @@ class VectorLayout:
     @property
     def levels(self) -> int:
         """The largest integer of one coordinate without its noise: 2^(bits-1) - 1, negative values alike; or 8 a."""
+        if self.integers:
+            return self.integer_levels
         return _NOISED_REACH * self.granularity if self.granularity else (1 << (self.bits - 1)) - 1
 
     @property
@@ -140,6 +167,8 @@ class VectorLayout:
     @property
     def step(self) -> float:
         """The value of one integer unit in the rotated update."""
+        if self.integers:
+            return self.integer_step
         return self.reach * self.clip / (self.levels * math.sqrt(max(1, self.coordinates)))
 
     @property
@@ -159,8 +188,11 @@ class VectorLayout:
         return self.lanes * self.lane_bits // 8
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes of fixed length: version marker, integers and clip big-endian, seed; with noise, one more."""
+        """Canonical bytes: version marker, integers and floats big-endian, seed; their number is each marker's own."""
         integers = (self.parameters, self.scalars, self.bits, self.members, self.noise_bits)
+        if self.integers:
+            own = struct.pack(">6Q2d", *integers, self.integer_levels, self.integer_step, self.clip)
+            return b"confide/v1/integer-layout" + own + self.rotation_seed
         if self.granularity:
             marker = b"confide/v1/noised-layout"
             return marker + struct.pack(">6Qd", *integers, self.granularity, self.clip) + self.rotation_seed

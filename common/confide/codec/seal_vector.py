@@ -152,13 +152,14 @@ def encode_upload(
         removed is not carried: a node that always exceeds the clip would pile it up without bound. Keep a copy to
         roll back. Not together with to_integers.
     to_integers: rounds and noises the whole rotated vector at once: float64 of shape (layout.coordinates,) in units
-        of layout.step, clamped to +-layout.levels, to integers. For layouts with noise, and only for them. Scalars
-        are not noised. It holds the whole vector a few times, where the tiles hold next to nothing.
+        of layout.step, clamped to +-layout.levels, to integers. For layouts with noise, and only for them. Where the
+        layout is of integers it gets them as they are, neither clipped in norm nor rotated. Scalars are not noised. It
+        holds the whole vector a few times, where the tiles hold next to nothing.
 
     Raises UpdateError for a wrong length, dtype, NaN, infinity, scalar or key.
     """
     _check_inputs(update, scalars, layout, feedback, to_integers)
-    source, factor = _clipped(update, layout.clip, feedback)
+    source, factor = (update, 1.0) if layout.integers else _clipped(update, layout.clip, feedback)
     rotation = _Rotation(layout)
     uniform = Keystream(rounding_key) if feedback is None else None
     random = np.full(min(TILE, layout.coordinates), _NEAREST, dtype="<u2")
@@ -167,7 +168,8 @@ def encode_upload(
     scale, levels = np.float32(factor / layout.step / math.sqrt(ROWS)), np.float32(layout.levels)
     with _Packer(layout, masks, out) as packer:
         if to_integers is not None:
-            whole = to_integers(_rotated(source, rotation, layout, float(scale)))
+            placed = _integers(source, layout) if layout.integers else _rotated(source, rotation, layout, float(scale))
+            whole = to_integers(placed)
             for start in range(0, whole.size, TILE):
                 part = lanes[: min(TILE, whole.size - start)]
                 part[:] = whole[start : start + part.size].astype(layout.lane_dtype)
@@ -182,6 +184,21 @@ def encode_upload(
             packer.put(part)
         packer.put(_scalar_lanes(scalars, layout))
     return packer.digest
+
+
+def _integers(update: NDArray[np.float32], layout: VectorLayout) -> NDArray[np.float64]:
+    """The integers whose multiples of the step the update holds, exactly: float32 is off by less than half of one."""
+    _finite_norm(update)
+    whole = np.zeros(layout.coordinates)
+    np.rint(update.astype(np.float64) / layout.step, out=whole[: layout.parameters])
+    return np.clip(whole, -layout.levels, layout.levels, out=whole)
+
+
+def _restore_integers(lanes: Lanes, layout: VectorLayout, start: int, into: NDArray[np.float32]) -> None:
+    """Write what the lanes from `start` on stand for: two's complement of lane_bits bits."""
+    wide = lanes[: max(0, layout.parameters - start)].astype(np.int64) & ((1 << layout.lane_bits) - 1)
+    wide -= (wide >> (layout.lane_bits - 1)) << layout.lane_bits
+    into[start : start + wide.size] = wide * layout.step
 
 
 def _rotated(
@@ -279,6 +296,9 @@ class UploadSum:
                 block = lanes[: min(_BLOCK, layout.coordinates - start)]
                 uploads.sum_into(block)
                 masks.add_to(block)
+                if layout.integers:
+                    _restore_integers(block, layout, start, update)
+                    continue
                 for done in range(0, block.size, TILE):
                     part = block[done : done + TILE]
                     _decode(part, layout.lane_bits, next(tiles), layout, update, subtract=False)
@@ -393,5 +413,5 @@ def _check_inputs(
             raise UpdateError(f"scalar {value} is outside [0, 2^32)")
     if feedback is not None and to_integers is not None:
         raise UpdateError("error feedback together with noise would leak what the noise hides; leave one out")
-    if (to_integers is None) != (layout.granularity == 0):
+    if (to_integers is not None) != layout.noised:
         raise UpdateError("a layout made for noise goes with noise, and only with it; nothing is sent without")

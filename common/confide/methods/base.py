@@ -49,15 +49,18 @@ class Batch:
     inputs: keyword arguments of the model's body, such as input_ids (B, T).
     labels: what the loss compares with; its meaning is the method's.
     count: over how many terms (tokens, records) the summed loss runs.
+    rows: that each example has in the inputs, next to each other: 2 for the two answers of a pair.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     count: int
+    rows: int = 1
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch({name: t.to(device) for name, t in self.inputs.items()}, self.labels.to(device), self.count)
+        inputs = {name: t.to(device) for name, t in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device), self.count, self.rows)
 
 
 class Method(Protocol):
@@ -96,6 +99,14 @@ class Streamed(Protocol):
 
     def examples(self, tokens: "Tokens") -> Sequence[Example]:
         """Examples over an encoded corpus, each made when it is asked for."""
+
+
+@runtime_checkable
+class Attached(Protocol):
+    """A Method that keeps what a frozen model makes of each example, from when it is told of the model."""
+
+    def attach(self, model: Any) -> None:
+        """The model that is trained, as `build` made it."""
 
 
 def create(specification: Specification, tokenizer: Any) -> Method:

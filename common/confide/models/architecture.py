@@ -26,7 +26,11 @@ _TASKS: dict[str, Any] = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "classification": transformers.AutoModelForSequenceClassification,
     "contrastive": transformers.AutoModel,
+    "reward": transformers.AutoModel,
+    "dpo": transformers.AutoModelForCausalLM,
 }
+REWARD_HEAD = "reward_head"
+"""Name of the linear layer (1, D) that method "reward" puts beside a model without a head."""
 
 
 @contextlib.contextmanager
@@ -100,7 +104,7 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
     with _quiet(), torch.device("meta"):
         try:
             # Names and shapes do not depend on it, and every family has it.
-            return task.from_config(config, attn_implementation=EAGER)
+            return _with_head(specification, task.from_config(config, attn_implementation=EAGER))
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ModelError(
                 f"the configuration in {base_folder} makes no {config.model_type} model ({type(error).__name__}); "
@@ -140,7 +144,7 @@ def load_base(
     with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(source) as folder:
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
-            return task.from_config(config, attn_implementation=implementation, dtype=dtype)
+            return _with_head(specification, task.from_config(config, attn_implementation=implementation, dtype=dtype))
         check_whole(model_files(base_folder))
         try:
             model, report = task.from_pretrained(
@@ -156,6 +160,7 @@ def load_base(
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
+    model = _with_head(specification, model)
     expendable = {*head_names(specification, model), *unused_names(specification, model)}
     missing = sorted(set(report["missing_keys"]) - expendable)
     if missing:
@@ -163,6 +168,17 @@ def load_base(
             f"the weights in {base_folder} lack {len(missing)} tensors that method {specification.method.name!r} "
             f"needs, for example {missing[0]!r}; choose a base model with that head"
         )
+    return model
+
+
+def _with_head(specification: Specification, model: Any) -> Any:
+    """Method "reward" scores a feature with a linear layer that no base folder has; zeros at first."""
+    if specification.method.name == "reward":
+        width = int(model.config.get_text_config().hidden_size)
+        head = nn.Linear(width, 1, bias=False)
+        if head.weight.device.type != "meta":
+            nn.init.zeros_(head.weight)
+        model.add_module(REWARD_HEAD, head)
     return model
 
 
@@ -179,7 +195,9 @@ def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def head_names(specification: Specification, model: nn.Module) -> tuple[str, ...]:
-    """Parameters outside the pretrained body that a method trains in full: the classification head, else none."""
+    """Parameters outside the pretrained body that a method trains in full: its own head, else none."""
+    if specification.method.name == "reward":
+        return (f"{REWARD_HEAD}.weight",)
     if specification.method.name != "classification":
         return ()
     prefix = f"{model.base_model_prefix}."
@@ -188,7 +206,7 @@ def head_names(specification: Specification, model: nn.Module) -> tuple[str, ...
 
 
 def unused_names(specification: Specification, model: nn.Module) -> tuple[str, ...]:
-    """Parameters that take no part in a method's loss: an encoder's pooler, where embeddings are pooled by mean."""
-    if specification.method.name != "contrastive":
+    """Parameters that take no part in a method's loss: an encoder's pooler, where hidden states are pooled here."""
+    if specification.method.name not in ("contrastive", "reward"):
         return ()
     return tuple(name for name, _ in model.named_parameters() if name.startswith("pooler."))

@@ -124,7 +124,8 @@ def initial_state(specification: Specification, base_folder: Path) -> dict[str, 
     for name in head_names(specification, model):
         shape = tuple(state[name].shape)
         bound = shape[-1] ** -0.5
-        is_matrix = len(shape) > 1
+        # A linear score of frozen features is convex in its head: zero is no worse a start, and has no noise in it.
+        is_matrix = len(shape) > 1 and specification.method.name != "reward"
         state[name] = seeds.uniform(specification.seed, name, shape, bound) if is_matrix else torch.zeros(shape)
     return state
 

@@ -47,13 +47,14 @@ def measure(specification: Specification, base: Path) -> Size:
     config = load_config(base).get_text_config()
     layers = int(config.num_hidden_layers)
     full = specification.adapter.kind == "full"
+    first = layers if specification.adapter.kind == "none" else specification.adapter.first_layer
     return Size(
         base=sum(parameter.numel() for parameter in empty_model(specification, base).parameters()),
         trainable=schema.size,
         travels=tuple(travel.count(number) for number in range(1, travel.phases + 1)),
         hidden=int(config.hidden_size),
         layers=layers,
-        trained_layers=layers if full else max(0, layers - specification.adapter.first_layer),
+        trained_layers=layers if full else max(0, layers - first),
     )
 
 
@@ -61,8 +62,8 @@ def upload_bytes(specification: Specification, nodes: int, travels: int) -> int:
     """Of one node in a slot in which so many scalars travel."""
     if specification.sealing.kind == "none":
         return 4 * travels
-    if specification.privacy.unit == "organization":
-        from confide.privacy.organization import slot_noise
+    if specification.privacy.shared:
+        from confide.privacy.shared import slot_noise
 
         noise = slot_noise(specification, travels, members=nodes)
         return noise.layout(specification, travels, scalars=scalars.COUNT, rotation_seed=bytes(32)).wire_bytes

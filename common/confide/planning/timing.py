@@ -160,6 +160,8 @@ def made_up(specification: Specification, tokenizer: Any, count: int, tokens: in
         return [{"text": text(whole), "label": method.labels[n % len(method.labels)]} for n in range(count)]
     if method.name == "contrastive":
         return [{"anchor": text(whole), "positive": text(whole)} for _ in range(count)]
+    if method.name in ("reward", "dpo"):
+        return [{"prompt": text(1), "chosen": text(whole), "rejected": text(whole)} for _ in range(count)]
     if method.name == "sft":
         return [{"prompt": text(1), "completion": text(whole)} for _ in range(count)]
     return [{"text": text(whole)} for _ in range(count)]

@@ -155,10 +155,21 @@ def shared_noise(
     together are (epsilon, delta)-differentially private for replacing one organization's update by zero.
     Raises ProtocolFailure PARAMETERS_IMPOSSIBLE.
     """
+    norm_bound = squared_norm_bound(scaled_clip=scaled_clip, dimension=dimension, beta=beta)
+    return noise_within(epsilon=epsilon, delta=delta, norm_bound=norm_bound, dimension=dimension, slots=slots)
+
+
+@lru_cache(maxsize=256)
+def noise_within(*, epsilon: float, delta: float, norm_bound: int, dimension: int, slots: int) -> SharedNoise:
+    """The Skellam noise that hides one integer vector of squared L2 norm at most `norm_bound` in each of `slots` sums.
+
+    Guarantee: where each of `slots` sums of integer vectors holds noise of at least `variance` that the adversary does
+    not know, all sums together are (epsilon, delta)-differentially private for replacing one such vector by zero.
+    Raises ProtocolFailure PARAMETERS_IMPOSSIBLE.
+    """
     check_target(epsilon, delta)
     if slots < 1:
         raise _impossible(f"{slots} sums may be opened; at least one is needed")
-    norm_bound = squared_norm_bound(scaled_clip=scaled_clip, dimension=dimension, beta=beta)
 
     def cost(noise: float) -> float:
         event = _skellam(noise**2 * norm_bound, norm_bound, dimension).times(slots)

@@ -20,7 +20,7 @@ import torch
 
 from confide.errors import ModelError, SpecificationError
 from confide.methods.base import IGNORED, Method
-from confide.privacy.lattice import Lattice
+from confide.privacy.lattice import Grid, Lattice
 from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.randomness import SecureRandom
 
@@ -73,10 +73,14 @@ class ClippedGaussian:
 
 @dataclass(frozen=True)
 class RowLosses:
-    """total: scalar, the sum of one loss a row. scale_B: (B,), what multiplies a row's gradient before clipping."""
+    """total: scalar, the sum of one loss an example. scale_B: (B,), what multiplies its gradient before clipping.
+
+    rows: of the forward pass that each example takes, next to each other: the two answers of a pair are two.
+    """
 
     total: torch.Tensor
     scale_B: torch.Tensor
+    rows: int = 1
 
 
 Loss = Callable[[Sequence[Any]], RowLosses]
@@ -104,7 +108,7 @@ class RecordLoss:
         with self._context():
             total = self._method.loss(self._model, batch)
         if batch.labels.dim() < 2:
-            return RowLosses(total, torch.ones(len(examples), device=device))
+            return RowLosses(total, torch.ones(len(examples), device=device), batch.rows)
         counted_B = (batch.labels != IGNORED).flatten(1).sum(1)
         return RowLosses(total, 1.0 / counted_B.clamp(min=1))
 
@@ -136,7 +140,7 @@ def _squared_norms(rows_BD: torch.Tensor) -> torch.Tensor:
 def _add_clipped(
     sums: list[torch.Tensor],
     gradients: Sequence[torch.Tensor],
-    lattice: Lattice,
+    lattice: Grid,
     scale_B: torch.Tensor | None = None,
     *,
     shared: bool,
@@ -162,7 +166,7 @@ def _add_clipped(
 class _OpenUnit:
     """Sums the gradients of a unit whose rows may spread over several micro-batches, and clips it when it ends."""
 
-    def __init__(self, sums: list[torch.Tensor], lattice: Lattice, *, shared: bool) -> None:
+    def __init__(self, sums: list[torch.Tensor], lattice: Grid, *, shared: bool) -> None:
         self._sums, self._lattice, self._shared = sums, lattice, shared
         self._number = -1
         self._gradients: list[torch.Tensor] = []
@@ -186,7 +190,7 @@ def clipped_sum(
     batch: Sequence[Unit],
     *,
     loss: Loss,
-    lattice: Lattice,
+    lattice: Grid,
     micro_batch_size: int,
 ) -> list[torch.Tensor]:
     """Sum over units of their clipped gradients in lattice steps, int64, one tensor for each trainable parameter; no
@@ -204,7 +208,10 @@ def clipped_sum(
     for start in range(0, len(rows), micro_batch_size):
         part = rows[start : start + micro_batch_size]
         losses = loss([example for _, example in part])
-        gradients = per_sample.of(losses.total, rows=len(part))
+        gradients = per_sample.of(losses.total, rows=len(part) * losses.rows)
+        if losses.rows > 1:
+            # Before anything is clipped: one pair is one unit, whatever its halves are.
+            gradients = [g.unflatten(0, (len(part), losses.rows)).sum(1) for g in gradients]
         # By the unit's own size, not by the others': both roads round differently.
         whole = [len(batch[number]) == 1 for number, _ in part]
         for row, (number, _) in enumerate(part):

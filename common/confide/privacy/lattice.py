@@ -17,6 +17,7 @@ Gaussian mechanism, sampled or not, holds for it unchanged, and all integers are
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,18 @@ FINEST_BITS = 22
 _NOISE_BITS = 26
 LEAST_CLIP = 2.0**-30
 """A shorter clip would come near to numbers whose squares float32 cannot hold."""
+
+
+class Grid(Protocol):
+    """Where one unit's clipped contribution becomes integers."""
+
+    @property
+    def clip(self) -> float:
+        """L2 norm of one unit's contribution, in the contribution's own units."""
+
+    @property
+    def granularity(self) -> float:
+        """One step in those units: the clip over a power of two, 2^22 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import math
 from confide.errors import ConfideError
 from confide.privacy.organization import OrganizationPlan, organization_plan
 from confide.privacy.plan import UnitPlan, Usefulness, planned_slots, target, unit_plan
+from confide.privacy.shared_units import SharedUnitPlan, shared_unit_plan
 from confide.runs.specification import Specification
 
 EXAMPLE_UNITS = (1_000, 10_000, 100_000)
@@ -102,6 +103,27 @@ def describe_organization_plan(plan: OrganizationPlan) -> tuple[list[str], list[
     return lines, warnings + _strength_warning(plan.epsilon)
 
 
+def describe_shared_unit_plan(plan: SharedUnitPlan) -> tuple[list[str], list[str]]:
+    """(lines, warnings); public: the noise does not depend on how many units a node has."""
+    slot, run = plan.slot, plan.slot.run
+    lines = [
+        f"privacy of each {plan.unit}: whoever sees sums, models and everything that follows from them learns almost "
+        f"the same whether or not any one {plan.unit} was in the data; THE NOISE IS SHARED: who sees this node's "
+        "upload without its masks is not held to that",
+        f"{slot.members} organizations each add Skellam noise; any {slot.least_survivors} of them, {plan.colluding} of "
+        "those dishonest, still add enough. With fewer in a sum it is not opened (NOISE_INSUFFICIENT)",
+        f"every {plan.unit} is in every step; noise multiplier {plan.noise_multiplier:.4g}: each coordinate of a sum "
+        f"over all nodes gets noise of standard deviation {plan.noise_multiplier * run.grid.clip:.3g}, against at most "
+        f"{run.grid.clip:g} in length from one {plan.unit}; {run.cost.slots} sums may be opened; "
+        f"{slot.lane_bits} bits a coordinate travel",
+        f"spend of the whole run: epsilon {plan.epsilon:.3f} at delta {plan.delta:g}; beside other runs of the same "
+        f"group it takes {plan.epsilon_beside_others:.3f}",
+        f"expect a useful model from about {plan.units_needed():,} {plan.unit}s over all organizations together; with "
+        "fewer the noise decides",
+    ]
+    return lines, _strength_warning(plan.epsilon)
+
+
 def public_plan(
     specification: Specification, *, members: int | None = None, trained: int | None = None
 ) -> tuple[list[str], list[str]]:
@@ -131,6 +153,11 @@ def public_plan(
             return lines, []
         more, warnings = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
         return lines + more[1:], warnings
+    if privacy.noise == "shared":
+        if members is None or trained is None:
+            return lines, []
+        more, warnings = describe_shared_unit_plan(shared_unit_plan(specification, members=members, trained=trained))
+        return lines + more, warnings
     lines.append(
         f"each node: every {privacy.unit}'s gradient is clipped to length {clip:g}; a batch takes each {privacy.unit} "
         f"with probability q = {specification.training.batch_size} / N; the sum gets Gaussian noise of standard "

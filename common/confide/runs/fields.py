@@ -17,6 +17,8 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "classification": (("text", "label"),),
     "contrastive": (("anchor", "positive"), ("text", "label"), ("question", "answer")),
     "tokenizer": (("text",), ("messages",), ("prompt", "completion"), ("question", "answer")),
+    "reward": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "in_context": (("input", "output"), ("question", "answer"), ("text", "label"), ("prompt", "completion")),
 }
 """For each method the alternatives of fields that a record must have."""

@@ -74,13 +74,13 @@ def colluding(specification: Specification, eligible: int) -> int:
     """c: as specified, else max(1, floor((n - 1) / 3)) with n = `eligible`.
 
     eligible: nodes of the roster that may be in one sum of this run. It is not the size of an epoch, since whoever
-    leaves members out of one would lower c by it. Under organization-level privacy the noise is split for the smallest
+    leaves members out of one would lower c by it. Where all nodes add the noise together it is split for the smallest
     cohort, before anybody knows how many come: n is min_cohort there.
     """
     given = specification.sealing.colluding
     if given is not None:
         return given
-    shared = specification.privacy.unit == "organization"
+    shared = specification.privacy.shared
     return max(1, ((specification.federation.min_cohort if shared else eligible) - 1) // 3)
 
 
@@ -134,8 +134,8 @@ def for_epoch(
 
 
 def too_few(specification: Specification, evaluate_only: bool) -> FailureName:
-    """What a list smaller than the smallest is called: under organization-level privacy its noise would not suffice."""
-    shared = specification.privacy.unit == "organization" and not evaluate_only
+    """What a list smaller than the smallest is called: where all nodes add the noise together it would not suffice."""
+    shared = specification.privacy.shared and not evaluate_only
     return FailureName.NOISE_INSUFFICIENT if shared else FailureName.LIST_TOO_SMALL
 
 

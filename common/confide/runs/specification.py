@@ -41,9 +41,10 @@ class Model(StoredDocument):
 
 
 class Adapter(StoredDocument):
-    """Which parameters are trained: LoRA matrices (Hu et al. 2021), or with kind = "full" all of them."""
+    """Which parameters are trained: LoRA matrices (Hu et al. 2021); kind = "full": all; kind = "none": a head."""
 
-    kind: Literal["lora", "full"] = "lora"
+    kind: Literal["lora", "full", "none"] = "lora"
+    """"none": the base stays as it is, and only the head that the method brings is trained (reward)."""
     rank: int = Field(default=8, ge=1, le=512)
     alpha: Positive = 16.0
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
@@ -59,7 +60,9 @@ class Adapter(StoredDocument):
 class Method(StoredDocument):
     """What is learned from a record."""
 
-    name: Literal["sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context", "tokenizer"] = "sft"
+    name: Literal[
+        "sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context", "tokenizer", "reward", "dpo"
+    ] = "sft"
     max_length: int = Field(default=256, ge=8, le=131072)
     """Tokens. A longer text is cut (or packed, in pre-training)."""
     labels: tuple[str, ...] = ()
@@ -76,6 +79,12 @@ class Method(StoredDocument):
     """in_context: how they are chosen from the node's own training split."""
     prompt: str = ""
     """in_context: template with {input} and {output}; empty is the built-in one."""
+    pooling: Literal["mean", "last"] = "mean"
+    """reward: which of an answer's final hidden states make its feature."""
+    beta: Positive = 0.1
+    """dpo: how far the policy may move from the reference (Rafailov et al. 2023)."""
+    preference_loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """dpo: "sigmoid" is DPO's own; "ipo" is Azar et al. 2023, which does not chase ever larger margins."""
 
 
 class TokenRoles(StoredDocument):
@@ -232,12 +241,21 @@ class Privacy(StoredDocument):
     """L2 norm: of a record's or user's gradient, or of an organization's update."""
     user_key: str | None = None
     """unit = "user": the field of a record that names its user."""
+    noise: Literal["own", "shared"] = "own"
+    """Who adds it at unit "record" and "user". "own": each node all of it, before anything leaves. "shared": all nodes
+    together, inside the sealed sum, which so holds less; every unit is in every step (docs/privacy.md)."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether no node adds enough noise by itself: the sum over enough honest ones holds it."""
+        return self.unit == "organization" or self.noise == "shared"
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        given = {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
+        given: dict[str, object] = {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
         if self.unit == "none":
-            if any(value is not None for value in given.values()) or self.user_key is not None:
+            given |= {"user_key": self.user_key, "noise": None if self.noise == "own" else self.noise}
+            if any(value is not None for value in given.values()):
                 raise ValueError('unit is "none", yet parameters of privacy are given; choose a unit or remove them')
             return self
         for name, value in given.items():
@@ -251,6 +269,8 @@ class Privacy(StoredDocument):
             raise ValueError(f"delta is {self.delta}; it must be above 0 and well below 1/records, for example 1e-5")
         if (self.unit == "user") != (self.user_key is not None):
             raise ValueError('user_key goes with unit = "user", and only with it')
+        if self.noise == "shared" and self.unit == "organization":
+            raise ValueError('noise is "shared", which unit "organization" always is; leave it out')
         return self
 
 
@@ -316,7 +336,9 @@ class Specification(StoredDocument):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         sealed = self.sealing.kind == "sealed"
-        if sealed and self.federation.clip_norm is None:
+        if self.privacy.noise == "shared":
+            self._check_shared_noise()
+        elif sealed and self.federation.clip_norm is None:
             raise ValueError("federation.clip_norm is missing; sealing needs it for the common scale, for example 10.0")
         if self.privacy.unit == "organization" and not sealed:
             raise ValueError('privacy.unit is "organization", which adds its noise inside sealing; use kind = "sealed"')
@@ -327,6 +349,7 @@ class Specification(StoredDocument):
             )
         if self.federation.clip_schedule != "constant":
             self._check_clip_schedule()
+        self._check_preferences()
         if self.privacy.unit == "organization" and self.federation.fragments > 1:
             raise ValueError(
                 f"federation.fragments is {self.federation.fragments}; under organization-level privacy every round's "
@@ -361,6 +384,43 @@ class Specification(StoredDocument):
         if self.federation.nodes and len(self.federation.nodes) < self.federation.min_cohort:
             raise ValueError(f"{len(self.federation.nodes)} nodes are named, fewer than min_cohort")
         return self
+
+    def _check_preferences(self) -> None:
+        """What the methods that learn from pairs, and a head alone, go with."""
+        if self.adapter.kind == "none" and self.method.name not in ("reward", "in_context"):
+            raise ValueError(
+                f'adapter.kind is "none" and method.name "{self.method.name}", which would train nothing; '
+                'use "lora" or "full"'
+            )
+        if self.method.name == "dpo" and self.adapter.kind != "lora":
+            raise ValueError(
+                f'adapter.kind is "{self.adapter.kind}"; method "dpo" takes the base without its adapter '
+                'for reference, so it trains one: use "lora"'
+            )
+
+    def _check_shared_noise(self) -> None:
+        """One step a round over all units, a linear function of the sum of their clipped gradients and nothing else."""
+        training, sealing, federation = self.training, self.sealing, self.federation
+        wanted = {
+            "sealing.kind": (sealing.kind, "sealed"),
+            "sealing.error_feedback": (sealing.error_feedback, False),
+            "adapter.kind": (self.adapter.kind, "none"),
+            "training.local_steps": (training.local_steps, 1),
+            "training.optimizer": (training.optimizer, "sgd"),
+            "training.weight_decay": (training.weight_decay, 0.0),
+            "training.schedule": (training.schedule, "constant"),
+            "training.warmup_steps": (training.warmup_steps, 0),
+            "training.keep_optimizer_state": (training.keep_optimizer_state, False),
+            "training.autocast": (training.autocast, False),
+            "federation.clip_norm": (federation.clip_norm, None),
+            "federation.fragments": (federation.fragments, 1),
+        }
+        for name, (given, needed) in wanted.items():
+            if given != needed:
+                raise ValueError(
+                    f'{name} is {given!r} and privacy.noise "shared", under which a round sends one sum of clipped '
+                    f"gradients as exact integers: it must be {'left out' if needed is None else repr(needed)}"
+                )
 
     def _check_single_gradients(self) -> None:
         """Under record- and user-level privacy each record needs a gradient of its own."""

@@ -84,7 +84,7 @@ def make_member(
 
 def check_promise(specification: Specification, schema: TensorSchema) -> None:
     """Raise PARAMETERS_IMPOSSIBLE for a promise that cannot be kept, whoever comes: asked when a run is submitted."""
-    if specification.privacy.unit == "organization":
-        from confide.privacy.organization import organization_noise
+    if specification.privacy.shared:
+        from confide.privacy.shared import shared_cost
 
-        organization_noise(specification, Travel(specification, schema).most)
+        shared_cost(specification, Travel(specification, schema).most)

@@ -35,11 +35,15 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one local step: metrics of the received model, and the trained tensors with their mean loss, if trained."""
+    """Of one local step: metrics of the received model, and the trained tensors with their mean loss, if trained.
+
+    update: in place of them where exact integers travel (privacy.noise "shared").
+    """
 
     metrics: dict[Metric, float] = field(default_factory=dict)
     trained: NDArray[np.float32] | None = None
     loss: float | None = None
+    update: NDArray[np.float32] | None = None
 
 
 class Job(BaseModel):

@@ -126,7 +126,7 @@ def open_sum(
         raise ProtocolFailure(
             FailureName.SUM_OUT_OF_RANGE,
             f"the opened sum has norm {norm:.6g}; {len(slot.survivors)} updates of norm {layout.clip:g} make at most "
-            f"{largest:.6g}{', noise included' if layout.granularity else ''}. Nothing of it is used",
+            f"{largest:.6g}{', noise included' if layout.noised else ''}. Nothing of it is used",
         )
     uniform = books.specification.federation.weights == "uniform"
     weight, metrics = scalars.decode(integers, len(slot.survivors), uniform=uniform)

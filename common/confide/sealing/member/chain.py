@@ -34,8 +34,8 @@ _SMALLEST_MEAN_WEIGHT = 1 / 20
 
 def mean_update_bound(specification: Specification, parameters: int) -> float:
     """G: the largest L2 norm of the mean of honest updates, rounding included, and noise where all nodes share it."""
-    if specification.privacy.unit == "organization":
-        from confide.privacy.organization import largest_mean
+    if specification.privacy.shared:
+        from confide.privacy.shared import largest_mean
 
         return largest_mean(specification, parameters)
     clip = specification.federation.clip_norm

@@ -233,7 +233,7 @@ class MemberSlot:
         return digest
 
     def _noised(self, epoch: "MemberEpoch", state: SlotState) -> ToIntegers | None:
-        """How the update becomes integers with this node's share of the noise, under organization-level privacy."""
+        """How the update becomes integers with this node's share of the noise, where all nodes add it together."""
         member, parameters = self._member, epoch.parameters
         assert parameters is not None  # noqa: S101 - the slot is open
         noise = context.slot_noise(member.specification, parameters, state.plan, member.travel)

@@ -19,7 +19,7 @@ from confide.sealing.primitives.bundles import EpochTerms
 from confide.sealing.roles import SlotPlan
 
 if TYPE_CHECKING:
-    from confide.privacy.organization import SlotNoise
+    from confide.privacy.shared import SlotNoise
 
 LIST_DOMAIN = "sealing/list"
 
@@ -46,11 +46,11 @@ def slot_noise(
     specification: Specification, parameters: Parameters, plan: SlotPlan, travel: Travel
 ) -> "SlotNoise | None":
     """What every member adds to its update in this slot; None where no update travels or privacy is not shared."""
-    if specification.privacy.unit != "organization" or plan.evaluate_only:
+    if not specification.privacy.shared or plan.evaluate_only:
         return None
-    from confide.privacy import organization  # the accountants are slow to import, and few runs need them
+    from confide.privacy import shared  # the accountants are slow to import, and few runs need them
 
-    return organization.slot_noise(specification, travel.most, members=parameters.members)
+    return shared.slot_noise(specification, travel.most, members=parameters.members)
 
 
 def slot_context(
