@@ -98,8 +98,8 @@ def tokens_of(path: Path, encoder: Encoder, records: "Sequence[Record]", known: 
 
 
 def erase(folder: Path) -> None:
-    """Remove the token files of a run's training folder, finished or not."""
-    for pattern in ("tokens-*.bin", ".tokens-*"):
+    """Remove what a run's training folder holds of records, finished or not: tokens, what a reference made of each."""
+    for pattern in ("tokens-*.bin", ".tokens-*", "reference.json"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

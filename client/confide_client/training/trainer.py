@@ -118,7 +118,7 @@ class LocalTrainer:
                 self._model = build(specification, base, self._device)
             self._parameters = trainable_tensors(self._model)
             set_up(self._model, specification)
-            keep_frozen(self._method, self._model, specification)
+            keep_frozen(self._method, self._model, specification, folder)
         self._masks = _rank_masks(specification, self._parameters, rank)
         self._states = OptimizerStates(folder, self.schema)
         self._travel = Travel(specification, self.schema)
@@ -167,6 +167,8 @@ class LocalTrainer:
         with named_failures(specification):
             start = self._values.start(model, slot.round) if trains else None
             outcome = self._steps(model, start, data, slot)
+        if isinstance(self._method, methods.Attached):
+            self._method.finish()
         metrics = outcome.metrics
         if outcome.update is not None:
             return Contribution(outcome.update)
@@ -194,7 +196,10 @@ class LocalTrainer:
         if self._sharded is not None:
             batches = self._batches(self._shard(data), slot, seed) if start is not None else None
             return self._sharded.run(received, start, data.evaluation if measures else [], batches, slot, seed)
-        load_trainable(self._model, self.schema.unflatten(received))
+        tensors = self.schema.unflatten(received)
+        if slot.round == 1 and isinstance(self._method, methods.Attached):
+            self._method.check_first(tensors)
+        load_trainable(self._model, tensors)
         metrics = self._evaluate(data) if measures else {}
         if start is None:
             return Outcome(metrics)
@@ -330,10 +335,13 @@ def _private_steps(specification: Specification, model: Any, method: methods.Met
     return PrivateSteps(specification, model, method)
 
 
-def keep_frozen(method: methods.Method, model: Any, specification: Specification) -> None:
-    """Have a method keep what frozen lower layers make of each record, where that is the same at every step."""
+def keep_frozen(method: methods.Method, model: Any, specification: Specification, folder: Path | None = None) -> None:
+    """Have a method keep what frozen lower layers make of each record, where that is the same at every step.
+
+    folder: the run's own at this node; None: in memory only.
+    """
     if isinstance(method, methods.Attached):
-        method.attach(model)
+        method.attach(model, folder)
     loss = method.loss
     if isinstance(loss, TokenLoss) and uses_lora(specification) and specification.privacy.unit not in PROTECTED:
         loss.prefix = FrozenPrefix.of(model, trainable_tensors(model).values())

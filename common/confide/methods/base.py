@@ -105,8 +105,14 @@ class Streamed(Protocol):
 class Attached(Protocol):
     """A Method that keeps what a frozen model makes of each example, from when it is told of the model."""
 
-    def attach(self, model: Any) -> None:
-        """The model that is trained, as `build` made it."""
+    def attach(self, model: Any, folder: Path | None = None) -> None:
+        """The model that is trained, as `build` made it. folder: the run's own at this node, for what lies on disk."""
+
+    def check_first(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raise ModelError unless the run may start from these trainable tensors."""
+
+    def finish(self) -> None:
+        """A slot's work is done: keep what was made, where it is kept on disk."""
 
 
 def create(specification: Specification, tokenizer: Any) -> Method:

@@ -9,7 +9,8 @@ Guarantee: the loss of a pair depends on this pair alone. A frozen feature is co
 that it is a function of its own text to the last bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,16 @@ class Reward:
         self._frozen_base = specification.adapter.kind == "none"
         self._frozen: FrozenFeatures | None = None
 
-    def attach(self, model: Any) -> None:
-        """Keep what a frozen base makes of each answer from now on; nothing where the base is trained."""
+    def attach(self, model: Any, folder: Path | None = None) -> None:
+        """Keep in memory what a frozen base makes of each answer from now on; nothing where the base is trained."""
         if self._frozen_base:
             self._frozen = FrozenFeatures(model, self._pooling, self._pad)
+
+    def check_first(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """It may start anywhere."""
+
+    def finish(self) -> None:
+        """Nothing is kept on disk."""
 
     def prepare(self, records: Sequence[Record]) -> list[Pair]:
         """Raises DataError when no record is a pair of different answers."""

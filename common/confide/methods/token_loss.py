@@ -63,6 +63,17 @@ class TokenLoss:
         wrong = torch.bincount(wanted.nonzero()[:, 0][~right], minlength=len(wanted))
         return total, wrong == 0
 
+    def rows(self, model: Any, batch: Batch) -> torch.Tensor:
+        """float32 (B,): the same, summed over each row. Logits of all labelled positions exist at once."""
+        wanted = batch.labels != IGNORED
+        head = self._head(model, batch)
+        if head is None:
+            logits = model(**batch.inputs).logits[wanted]
+        else:
+            logits = head(body_of(model)(**batch.inputs).last_hidden_state[wanted])
+        losses = F.cross_entropy(logits.float(), batch.labels[wanted], reduction="none")
+        return losses.new_zeros(len(wanted)).index_add(0, wanted.nonzero()[:, 0], losses)
+
     def _states(self, model: Any, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
         """(labelled positions, D): hidden states, by way of one unpadded sequence where the model allows it."""
         drops = unpadded.drops(model)
