@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import ConfideError, DataError, ModelError, SpecificationError, StateError
-from confide.methods.base import Record, create
+from confide.methods.base import create
 from confide.methods.preference import PairEncoder
 from confide.models.architecture import load_tokenizer
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
@@ -18,8 +18,9 @@ from confide.privacy.dpsgd import RecordLoss, clipped_sum
 from confide.privacy.lattice import Lattice
 from confide.privacy.per_sample import PerSampleGradients
 from confide.proto import fleet_pb2
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 from confide_client.training import LocalTrainer
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -20,9 +20,10 @@ from confide.privacy.randomness import SecureRandom
 from confide.privacy.shared import check_units, shared_cost, slot_noise
 from confide.privacy.shared_units import UnitSlotNoise, largest_mean, shared_unit_plan, unit_noise
 from confide.proto import fleet_pb2
+from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
-from confide.sealing.chain import mean_update_bound
-from confide.sealing.roles import Abandoned, Contribution, Opened
+from confide.sealing.member.chain import mean_update_bound
+from confide.sealing.roles import Abandoned, Opened
 from confide_client.policy.policy import parse_policy
 from confide_client.training import LocalTrainer
 from numpy.typing import NDArray
@@ -45,13 +46,13 @@ def shared_spec(
     """A reward head with shared noise."""
     head, tail = EXAMPLE.split("[adapter]")
     tail = tail.split("[training]")[1].replace("clip_norm = 12.0", "").replace("local_steps = 3", "local_steps = 1")
-    tail = tail.replace("batch_size = 8", f'batch_size = {batch_size}\noptimizer = "sgd"').replace(
-        "rounds = 3", "rounds = 20"
-    )
+    tail = tail.replace("batch_size = 8", f'batch_size = {batch_size}\noptimizer = "sgd"')
+    tail = tail.replace("rounds = 3", "rounds = 20")
     key = 'user_key = "annotator"' if unit == "user" else ""
     return parse_toml(
         f'{head}[adapter]\nkind = "none"\n[method]\nname = "reward"\n[training]{tail}\n[sealing]\nslots_per_epoch = 8\n'
-        f'{sealing}\n[privacy]\nunit = "{unit}"\nepsilon = {epsilon}\ndelta = 1e-5\nclip = 0.5\nnoise = "shared"\n{key}\n'
+        f'{sealing}\n[privacy]\nunit = "{unit}"\nepsilon = {epsilon}\ndelta = 1e-5\nclip = 0.5\nnoise = "shared"\n'
+        f"{key}\n"
     )
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from confide.methods.base import IGNORED, Batch, Record, fitting, micro_batches
+from confide.methods.base import IGNORED, Batch, fitting, micro_batches
 from confide.methods.preference import Answer, Pair, PairEncoder, answer_rows
 from confide.methods.reference import FILE_NAME, Reference, check_start, without_adapters
 from confide.methods.token_loss import TokenLoss
 from confide.models import precision
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 
 class DirectPreference:

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from confide.errors import DataError
-from confide.methods.base import Record, fields_of, pad_right
+from confide.methods.base import pad_right
 from confide.models.rendering import Rendering
+from confide.runs.fields import Record, fields_of
 
 Ids = NDArray[np.int32]
 _ROLES = {"system", "user", "assistant", "tool"}

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from confide.errors import DataError
-from confide.methods.base import Batch, Record, fitting, micro_batches
+from confide.methods.base import Batch, fitting, micro_batches
 from confide.methods.preference import Answer, Pair, PairEncoder, answer_rows, rows
+from confide.runs.fields import Record
+from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
-from confide.sealing.roles import Metric
 
 
 class Features:

@@ -29,9 +29,9 @@ from confide.privacy.filter import filter_epsilon
 from confide.privacy.ledger_entries import RunCost
 from confide.privacy.plan import planned_slots, target
 from confide.privacy.randomness import SecureRandom
+from confide.runs.parameters import Parameters, for_epoch, planned
+from confide.runs.parameters import colluding as counted_colluding
 from confide.runs.specification import Specification
-from confide.sealing.parameters import Parameters, for_epoch, planned
-from confide.sealing.parameters import colluding as counted_colluding
 
 SCALAR_BITS = 8
 FINEST_BITS = 14
