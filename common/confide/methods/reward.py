@@ -120,7 +120,7 @@ class Reward:
         if "difference" in batch.inputs:
             margins: torch.Tensor = model.reward_head(batch.inputs["difference"])[:, 0]
             return margins
-        rewards = model.reward_head(Features(self._pooling)(model, batch.inputs))[:, 0]
+        rewards: torch.Tensor = model.reward_head(Features(self._pooling)(model, batch.inputs))[:, 0]
         return rewards[0::2] - rewards[1::2]
 
     def evaluate(

@@ -211,7 +211,7 @@ def clipped_sum(
         gradients = per_sample.of(losses.total, rows=len(part) * losses.rows)
         if losses.rows > 1:
             # Before anything is clipped: one pair is one unit, whatever its halves are.
-            gradients = [g.unflatten(0, (len(part), losses.rows)).sum(1) for g in gradients]
+            gradients = [g.reshape(len(part), losses.rows, *g.shape[1:]).sum(1) for g in gradients]
         # By the unit's own size, not by the others': both ways round differently.
         whole = [len(batch[number]) == 1 for number, _ in part]
         for row, (number, _) in enumerate(part):
