@@ -29,7 +29,7 @@ class ControlSync:
         self._state = state
         self._member = member
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._go, name="errands", daemon=True)
+        self._thread = threading.Thread(target=self._go, name="control sync", daemon=True)
 
     def start(self) -> None:
         """Begin."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.errors import ConfideError, RetryableError, StateError
+from confide.errors import ConfideError, StateError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore
 from confide.identity.submission import STOPPED, SignedEnd, sign_end
@@ -21,6 +21,7 @@ from confide.sealing.roles import Collector
 from confide_server.fleet.port import Link, Session
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Courier
+from confide_server.rounds.retrying import wait_s
 from confide_server.rounds.round_loop import Rounds
 from confide_server.rounds.turns import Turn, Turns
 from confide_server.state.events import RunFailed, RunFinished, RunStopped
@@ -28,7 +29,6 @@ from confide_server.state.run_journal import OpenRun, RunJournal
 from confide_server.state.run_status import RunStatus
 
 RETRY_S = 5.0
-MOST_RETRY_S = 60.0
 SPARE_REPLY_BYTES = 64 << 20
 """A reply may hold this much more than four times the model (masks, shares, wide lanes)."""
 log = logging.getLogger(__name__)
@@ -114,19 +114,17 @@ class RunDriver:
                 return
             except Exception as error:
                 failures += 1
-                named = isinstance(error, RetryableError)  # a full disk: it passes when somebody frees space
-                wait_s = self._retry_s() * (1 if named else 2 ** min(failures - 1, 8))
-                wait_s = min(wait_s, max(MOST_RETRY_S, self._retry_s()))
+                pause_s = wait_s(error, failures, self._retry_s())
                 log.error(
                     "run %s: %s: %s Trying again in %.0f s.",
                     self._run_id[:8],
                     type(error).__name__,
                     error,
-                    wait_s,
-                    exc_info=not named,
+                    pause_s,
+                    exc_info=not isinstance(error, StateError),
                 )
                 self._on_trouble(self._run_id, f"{type(error).__name__}: {error}")
-                self._down.wait(wait_s)
+                self._down.wait(pause_s)
             finally:
                 self._turns.give_back(self._run_id)
 

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from confide.errors import StateError
 from confide.sealing.roles import Collector
 
-from confide_server.rounds.driver import MOST_RETRY_S, RETRY_S, Parts, RunDriver
+from confide_server.rounds.driver import RETRY_S, Parts, RunDriver
+from confide_server.rounds.retrying import wait_s
 from confide_server.rounds.turns import Turns
 from confide_server.state.run_journal import OpenRun
 
@@ -83,11 +84,10 @@ class Scheduler:
                 failures = 0
             except Exception as error:
                 failures += 1
-                named = isinstance(error, StateError)  # a full disk: it passes when somebody frees space
-                wait_s = self.retry_s if named else min(self.retry_s * 2 ** min(failures - 1, 8), MOST_RETRY_S)
-                log.error("%s: %s Trying again in %.0f s.", type(error).__name__, error, wait_s, exc_info=not named)
+                pause_s, named = wait_s(error, failures, self.retry_s), isinstance(error, StateError)
+                log.error("%s: %s Trying again in %.0f s.", type(error).__name__, error, pause_s, exc_info=not named)
                 self.note_trouble("", f"{type(error).__name__}: {error}")
-                self._down.wait(wait_s)
+                self._down.wait(pause_s)
 
     def _next(self) -> OpenRun | None:
         if len(self._drivers) >= MAX_OPEN:

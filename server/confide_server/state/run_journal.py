@@ -1,4 +1,4 @@
-"""The run book: what the control service asks and what the run driver records, over database and checkpoints.
+"""The run journal: what the control service asks and what the run driver records, over database and checkpoints.
 
 Everything that it says happened is durable: a round's checkpoint is on disk before the one transaction that commits
 the round, its slot and its event.

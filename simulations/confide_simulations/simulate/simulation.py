@@ -4,7 +4,7 @@
     with Engine(Resources(), nodes=len(job.shards)) as engine:
         finished = Simulation(folder, job).run(engine)
 
-Coordinator (run book, driver, rounds, outer step), protocol and node runtime are the product's own. Nothing is
+Coordinator (run journal, driver, rounds, outer step), protocol and node runtime are the product's own. Nothing is
 exchanged over a network, and a node's deadlines do not run while it waits for its turn at a worker.
 """
 
