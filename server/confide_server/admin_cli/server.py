@@ -133,7 +133,11 @@ def start(
 
     level = logging.INFO if verbose else logging.WARNING
     private_process()
-    given = {"fleet_port": fleet_port, "control_port": control_port, "metrics_port": metrics_port}
+    given: dict[str, int | str | None] = {
+        "fleet_port": fleet_port,
+        "control_port": control_port,
+        "metrics_port": metrics_port,
+    }
     given |= {
         "log_format": log_format or None,
         "log_file": log_file or None,

@@ -28,7 +28,7 @@ def line_of(run_id: str, kind: str, data: Mapping[str, Any]) -> str:
 def log_event(run_id: str, event: Happening) -> None:
     """INFO; WARNING for what somebody may want to mend. What it is about stands in the record too, for JSON logs."""
     data = data_of(event)
-    about = {"run": run_id, **{name: data[name] for name in ("round", "slot", "node") if name in data}}
+    about: dict[str, Any] = {"run": run_id, **{name: data[name] for name in ("round", "slot", "node") if name in data}}
     level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
     log.log(level, "%s", line_of(run_id, event.kind, data), extra={"about": about, "about_is_said": True})
 

@@ -64,7 +64,7 @@ class Metrics:
         self._seconds = Histogram(
             "confide_round_seconds", "From a round's plan to its commit.", buckets=_SECONDS, registry=self.registry
         )
-        self.registry.register(self)  # type: ignore[arg-type]  # it collects
+        self.registry.register(self)
 
     def take(self, run_id: str, event: Happening) -> None:
         """Count something that happened."""
