@@ -16,7 +16,6 @@ from confide.identity.enrolment import accept_admission, make_renewal, make_requ
 from confide.identity.expiry import exit_status
 from confide.identity.roster import Role
 from confide.secrecy import private_files, private_process
-from confide.text import log_to_stderr
 
 from confide_server.admin_cli.papers import warn
 from confide_server.admin_cli.run_view import plain as printable
@@ -117,26 +116,46 @@ def start(
     control_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings only.")] = False,
+    log_format: Annotated[str, typer.Option(help="text or json, from now on; default: that of server.json.")] = "",
+    log_file: Annotated[str, typer.Option(help="Log there, rotated, from now on; default: standard error.")] = "",
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Answer Prometheus there on 127.0.0.1, from now on.")
+    ] = None,
+    max_concurrent_runs: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Runs that work with nodes at a time, from now on.")
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
-    from confide_server.coordinator.process import Coordinator, read_settings, write_settings
+    from confide_server.coordinator.process import Coordinator, changed, read_settings, write_settings
+    from confide_server.telemetry.logs import configure
 
     level = logging.INFO if verbose else logging.WARNING
     private_process()
-    log_to_stderr(level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    given: dict[str, int | str | None] = {
+        "fleet_port": fleet_port,
+        "control_port": control_port,
+        "metrics_port": metrics_port,
+    }
+    given |= {
+        "log_format": log_format or None,
+        "log_file": log_file or None,
+        "max_concurrent_runs": max_concurrent_runs,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if chosen:
+        write_settings(folder, changed(read_settings(folder), chosen))
+    settings = read_settings(folder)
+    configure(level, settings.log_format, path=Path(settings.log_file) if settings.log_file else None)
     if not quiet:
         logging.getLogger("confide_server").setLevel(logging.INFO)
-    ports = {"fleet_port": fleet_port, "control_port": control_port}
-    chosen = {key: value for key, value in ports.items() if value is not None}
-    if chosen:
-        write_settings(folder, read_settings(folder).model_copy(update=chosen))
     warn(folder)
     coordinator = Coordinator(folder)
     try:
         coordinator.start()
-        typer.echo(f"ready: fleet port {coordinator.fleet_port}, control port {coordinator.control_port}")
+        metrics = f", metrics port {coordinator.metrics_port}" if coordinator.metrics_port else ""
+        typer.echo(f"ready: fleet port {coordinator.fleet_port}, control port {coordinator.control_port}{metrics}")
         coordinator.run_until_signal()
         typer.echo("stopping; open runs go on at the next start")
     finally:

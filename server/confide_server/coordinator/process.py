@@ -14,9 +14,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from confide import canonical
@@ -52,6 +53,7 @@ from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
+from confide_server.telemetry.metrics import Gauges, Metrics
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
@@ -77,6 +79,12 @@ class Settings(Document):
     """Of these, from one IPv4 address or IPv6 /64. A node has up to four."""
     max_concurrent_runs: Annotated[int, Field(ge=1, le=64)] = 4
     """Runs that work with nodes at the same time; runs that wait for somebody do not count."""
+    log_format: Literal["text", "json"] = "text"
+    log_file: str = ""
+    """Where the log goes, rotated; "" is standard error."""
+    metrics_port: Port | None = None
+    """Where Prometheus asks; None: nowhere. There is no authentication: keep it on an address that only it reaches."""
+    metrics_bind: str = "127.0.0.1"
 
 
 def read_settings(folder: Path) -> Settings:
@@ -91,6 +99,14 @@ def read_settings(folder: Path) -> Settings:
         raise StateError(
             f"{path} cannot be used: {error}. Correct it, or make it anew with `confide server init`."
         ) from error
+
+
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with other values. Raises StateError naming what is not possible."""
+    try:
+        return validated(Settings, settings.model_dump(mode="json") | dict(values), "what was given for server.json")
+    except IdentityError as error:
+        raise StateError(str(error)) from error
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
@@ -137,6 +153,7 @@ class Coordinator:
         self._socket: socket.socket | None = None
         self.fleet_port = 0
         self.control_port = 0
+        self.metrics_port = 0
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         folder = self.folder
@@ -182,6 +199,9 @@ class Coordinator:
             standing=self.link.standing,
             facts=self.facts,
         )
+        self._metrics = Metrics(self._gauges) if self.settings.metrics_port is not None else None
+        if self._metrics is not None:
+            self.book.listeners.append(self._metrics.take)
         self._control = ControlServer(
             member=self.member,
             run_service=self.book,
@@ -224,6 +244,22 @@ class Coordinator:
             max_concurrent_runs=self.settings.max_concurrent_runs,
         )
 
+    def _gauges(self) -> Gauges:
+        facts, standing_now = self.facts(), self.link.standing()
+        return Gauges(
+            runs=dict(self.admin.views.counts()),
+            nodes_connected=sum(one.online for one in standing_now.values()),
+            nodes_known=len(standing_now),
+            enrolments_waiting=len(self.admin.enrolment.pending()),
+            event_streams=self.admin.open_streams,
+            disk_free_bytes={disk.what: disk.free for disk in facts.disks},
+            threads=len(facts.threads),
+            threads_alive=sum(facts.threads.values()),
+            troubled=bool(facts.trouble),
+            roster_expires_at=self.member.roster.current.expires_at,
+            certificate_expires_at=self.member.claim.expires_at,
+        )
+
     def _disks(self) -> list[Disk]:
         places = {"state": self.folder}
         if not self.settings.checkpoints:
@@ -254,6 +290,10 @@ class Coordinator:
         while not self._fleet.started and self._fleet_thread.is_alive():
             self._fleet_thread.join(0.02)
         self.control_port = self._control.start()
+        if self._metrics is not None and self.settings.metrics_port is not None:
+            served = self._metrics.serve(self.settings.metrics_bind, self.settings.metrics_port)
+            self.metrics_port, stop_metrics = served
+            self._opened.callback(stop_metrics)
         self._note_driver("")
         self._scheduler.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}

@@ -27,6 +27,7 @@ from confide_server.rounds.turns import Turn, Turns
 from confide_server.state.events import RunFailed, RunFinished, RunStopped
 from confide_server.state.run_journal import OpenRun, RunJournal
 from confide_server.state.run_status import RunStatus
+from confide_server.telemetry.logs import about
 
 RETRY_S = 5.0
 SPARE_REPLY_BYTES = 64 << 20
@@ -103,6 +104,10 @@ class RunDriver:
 
     def _loop(self) -> None:
         """Whatever can pass is said, and tried again later and later, from the last durable state."""
+        with about(run=self._run_id):
+            self._until_it_ends()
+
+    def _until_it_ends(self) -> None:
         failures = 0
         while not self._down.is_set():
             try:

@@ -32,6 +32,7 @@ from confide_server.state.events import (
 )
 from confide_server.state.run_ends import end_message
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
+from confide_server.telemetry.logs import about
 
 END_DEADLINE_S = 5.0
 EPOCH_TRIES = 3
@@ -105,7 +106,8 @@ class Rounds:
         while model.round < self._federation.rounds:
             self._pause(0.0)  # between rounds an operator may let the run rest
             try:
-                model = self._round(model)
+                with about(round=model.round + 1):
+                    model = self._round(model)
             finally:
                 self._turn.give_back()
             trim()
@@ -237,8 +239,9 @@ class Rounds:
         self._connections |= now
 
     def _slot(self, plan: SlotPlan, model: Model) -> Opened | Abandoned:
-        self._collector.open_slot(plan)
-        self._exchanges(plan.round, {"model": model.data})
+        with about(slot=plan.slot):
+            self._collector.open_slot(plan)
+            self._exchanges(plan.round, {"model": model.data})
         outcome = self._collector.outcome
         if outcome is None:
             raise RetryableError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")

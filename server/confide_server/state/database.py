@@ -14,7 +14,7 @@ own for what is numbered within it, then the events' head, then the audit log's 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 GENESIS = "0" * 64
 BUSY_TIMEOUT_S = 60
 """How long a writer of SQLite waits for the others."""
+AFTER_COMMIT = "after_commit"
+"""In a session's `info`: what is to be called once its transaction is durable."""
 _BEGIN = "confide_begin"
 _MIGRATION_LOCK = 0x436F6E66696465
 """Of PostgreSQL's advisory locks: "Confide"."""
@@ -316,8 +318,12 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """All or nothing, written. Raises RetryableError when the disk is full or the database is gone."""
         try:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                yield session
+            with Session(self._engine, expire_on_commit=False) as session:
+                with session.begin():
+                    yield session
+                done: list[Callable[[], None]] = session.info.get(AFTER_COMMIT, [])
+            for tell in done:
+                tell()
         except DBAPIError as error:
             raise self._named(error) from error
 

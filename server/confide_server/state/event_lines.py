@@ -12,6 +12,8 @@ from typing import Any
 
 from confide.text import line
 
+from confide_server.state.events import Happening, data_of
+
 _NOT_TOLD = frozenset({"metrics", "update_norm", "promise", "evidence", "model_sha256", "precision", "round_s"})
 _WARNINGS = frozenset({"dropped", "slot_abandoned", "paused", "run_failed", "run_waits", "run_paused"})
 log = logging.getLogger(__name__)
@@ -23,9 +25,12 @@ def line_of(run_id: str, kind: str, data: Mapping[str, Any]) -> str:
     return " ".join([f"run {run_id[:8]}: {kind}", *facts])
 
 
-def log_event(run_id: str, kind: str, data: Mapping[str, Any]) -> None:
-    """INFO; WARNING for what somebody may want to mend."""
-    log.log(logging.WARNING if kind in _WARNINGS else logging.INFO, "%s", line_of(run_id, kind, data))
+def log_event(run_id: str, event: Happening) -> None:
+    """INFO; WARNING for what somebody may want to mend. What it is about stands in the record too, for JSON logs."""
+    data = data_of(event)
+    about: dict[str, Any] = {"run": run_id, **{name: data[name] for name in ("round", "slot", "node") if name in data}}
+    level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
+    log.log(level, "%s", line_of(run_id, event.kind, data), extra={"about": about, "about_is_said": True})
 
 
 def _value(value: object) -> str:

@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session
 
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import (
+    AFTER_COMMIT,
     Answer,
     Checkpoint,
     Database,
@@ -127,6 +128,8 @@ class RunJournal:
         self._roster = roster
         self._receipts = receipts
         self._changed = threading.Condition()
+        self.listeners: list[Callable[[str, Happening], None]] = [log_event]
+        """Told of each event once it is durable: the log, and figures."""
         self.changes = 0
         """How often something was written."""
         self._waiting: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -516,7 +519,11 @@ class RunJournal:
         row.number = head.number
         session.add(row)
         session.flush()
-        log_event(run_id, event.kind, row.data)
+        session.info.setdefault(AFTER_COMMIT, []).append(lambda: self._tell(run_id, event))
+
+    def _tell(self, run_id: str, event: Happening) -> None:
+        for listener in self.listeners:
+            listener(run_id, event)
 
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""

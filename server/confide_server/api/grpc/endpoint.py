@@ -26,6 +26,8 @@ from confide_server.state.idempotency import Idempotency
 log = logging.getLogger(__name__)
 Function = Callable[..., Any]
 CLOCK = "clock"
+MAX_NUMBER = (1 << 63) - 1
+"""What databases hold."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Endpoint:
             raise TransportError(
                 f"the request is not a {self._request.DESCRIPTOR.name}; is the caller's release ours?"
             ) from error
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_UINT64 and not field.is_repeated and value > MAX_NUMBER:
+                raise TransportError(
+                    f"{field.name} is {value} in a {message.DESCRIPTOR.name}; no such number is in use"
+                )
         return message
 
 

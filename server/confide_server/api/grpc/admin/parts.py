@@ -66,6 +66,11 @@ class AdminParts:
     facts: Callable[[], ServerFacts]
     streams: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_STREAMS))
 
+    @property
+    def open_streams(self) -> int:
+        """Event streams that are open now."""
+        return MAX_STREAMS - self.streams._value  # a count for people; a semaphore has no other way to tell it
+
 
 def limited(asked: int, *, default: int, most: int) -> int:
     """How many entries of a page. Raises TransportError for more than there are at a time."""

@@ -92,7 +92,6 @@ class RecordMethods:
         """Threads, queues, disks, and what is wrong."""
         facts, member, roster = self._parts.facts(), self._parts.member, self._parts.member.roster.current
         standing = self._parts.standing()
-        free = self._parts.streams._value  # a count for people; the semaphore has no other way to tell it
         return pb.ServerStatus(
             release=__version__,
             started_at=facts.started_at,
@@ -115,7 +114,7 @@ class RecordMethods:
                 )
                 for disk in facts.disks
             ],
-            watchers=MAX_STREAMS - free,
+            watchers=self._parts.open_streams,
             max_watchers=MAX_STREAMS,
             max_concurrent_runs=facts.max_concurrent_runs,
         )
