@@ -79,7 +79,7 @@ class ControlClient:
         self._stub = ControlStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     @classmethod
-    def of_member(cls, member: LocalMember, address: str = "", *, proxy: str = "") -> "ControlClient":
+    def of_member(cls, member: LocalMember, address: str = "", *, proxy: str = "") -> Self:
         """As an admitted member; `address` defaults to the one in its admission. Refuses an expired certificate."""
         certificate = member.tls_certificate_path.read_text()
         authority = member.roster.current.ca_certificate
