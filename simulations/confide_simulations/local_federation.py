@@ -223,6 +223,19 @@ class LocalFederation:
             time.sleep(0.1)
         return found.group()
 
+    def restart_console(self, processes: ProcessGroup, port: int, *, timeout_s: float = 120.0) -> None:
+        """Start the web console again, on the port that browsers know, and wait until it answers."""
+        program = ["-m", "confide", "console", "start", str(self.console_folder), "--port", str(port)]
+        self._start(processes, "console", program, None)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            processes.check_alive()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+                return
+            if time.monotonic() > deadline:
+                raise TransportError(f"the console does not listen on port {port} within {timeout_s:g} s")
+            time.sleep(0.1)
+
     def _start(
         self, processes: ProcessGroup, name: str, arguments: list[str], environment: dict[str, str] | None
     ) -> None:

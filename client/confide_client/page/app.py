@@ -23,6 +23,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from confide_client.page import findings, words
+from confide_client.policy.policy import load_policy
 from confide_client.state import StateFolder
 
 FOLDER = Path(__file__).parent
@@ -105,7 +106,7 @@ class NodePage:
     def _page(self, *, wrong: str = "", done: str = "", tried: str | None = None, verdicts: Any = None) -> Response:
         status, pause = findings.status_of(self.state), self.state.pause()
         waiting = [run for run in status["runs"] if run.get("status") == "waiting"]
-        policy = None if "error" in status["policy"] else findings.load_policy(self.state.policy)
+        policy = None if "error" in status["policy"] else load_policy(self.state.policy)
         try:
             spent, ledger_trouble = findings.spent_of(self.state), ""
         except ConfideError as error:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from confide import journal
 from confide.errors import ConfideError, StateError
 from confide.privacy.filter import Budget
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
-from confide.runs.specification import parse_canonical
+from confide.runs.specification import Specification, parse_canonical
 from confide.text import paragraph
 
 from confide_client.agent.status import gather
@@ -85,17 +86,14 @@ def dry_run(state: StateFolder, text: str) -> list[Verdict]:
         offer = state.run(run_id) / "offer.bin"
         if offer.exists():
             specification = parse_canonical(parse_offer(offer.read_bytes()).specification)
-            now = _refusal(lambda specification=specification: _policy(state).check(
-                specification, group=specification.federation.data))  # fmt: skip
-            then = _refusal(lambda specification=specification: other.check(
-                specification, group=specification.federation.data))  # fmt: skip
+            now, then = _refusal(partial(_policy, state), specification), _refusal(lambda: other, specification)
             found.append(Verdict(run_id, specification.name, now, then))
     return found
 
 
-def _refusal(check: Callable[[], None]) -> str:
+def _refusal(policy: Callable[[], Policy], specification: Specification) -> str:
     try:
-        check()
+        policy().check(specification, group=specification.federation.data)
     except ConfideError as error:
         return str(error)
     return ""

@@ -90,6 +90,12 @@
     localise(document);
     tick();
   });
+  function lost(is) {
+    const banner = document.getElementById("lost");
+    if (banner) banner.hidden = !is;
+  }
+  document.addEventListener("htmx:sendError", () => lost(true));
+  document.addEventListener("htmx:afterRequest", event => { if (event.detail.successful) lost(false); });
   document.addEventListener("htmx:beforeSwap", event => {
     // A fragment is not swapped away under somebody who is writing into it or has opened a part of it.
     const elt = event.detail.target;

@@ -5,6 +5,7 @@ Of the open round only events tell: who has contributed to it, and who was dropp
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from confide.proto import admin_pb2 as pb
 
@@ -154,7 +155,7 @@ def dropped(rounds: Sequence[pb.RoundLine]) -> list[tuple[int, str, str]]:
 def event_words(event: pb.Event) -> str:
     """An event as a sentence; names and reasons are cleaned and escaped where it is shown."""
     kind = event.WhichOneof("what") or event.kind
-    what = getattr(event, kind) if event.WhichOneof("what") else None
+    what: Any = getattr(event, kind, None)
     match kind:
         case "offer_answered":
             said = "accepts" if what.accepted else "waits for a person" if what.waiting else (

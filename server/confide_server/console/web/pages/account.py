@@ -7,12 +7,13 @@ from starlette.responses import RedirectResponse, Response
 from confide_server.console.accounts.tokens import SCOPES
 from confide_server.console.web.access import client_address, cookie_name
 from confide_server.console.web.forms import confirm, form_of, visitor_of
+from confide_server.console.web.looking import console_of
 
 router = APIRouter()
 
 
 def _page(request: Request, *, made: str = "", wrong: str = "") -> Response:
-    console, person = request.app.state.console, visitor_of(request).person
+    console, person = console_of(request), visitor_of(request).person
     return console.frame.page(
         request,
         "account.html",
@@ -33,7 +34,7 @@ def account(request: Request) -> Response:
 
 @router.post("/account/password", name="account_password")
 def account_password(request: Request) -> Response:
-    console, form, person = request.app.state.console, form_of(request), visitor_of(request).person
+    console, form, person = console_of(request), form_of(request), visitor_of(request).person
     try:
         if form.get("new", "") != form.get("again", ""):
             raise IdentityError("the two new passwords differ; type the same one twice")
@@ -46,13 +47,13 @@ def account_password(request: Request) -> Response:
 
 @router.post("/sign-out", name="sign_out")
 def sign_out(request: Request) -> Response:
-    request.app.state.console.sessions.end(request.state.session)
+    console_of(request).sessions.end(request.state.session)
     return _out(request)
 
 
 @router.post("/account/sign-out-everywhere", name="sign_out_everywhere")
 def sign_out_everywhere(request: Request) -> Response:
-    console, person = request.app.state.console, visitor_of(request).person
+    console, person = console_of(request), visitor_of(request).person
     console.people.note(person.name, "signed out everywhere", str(console.sessions.end_all(person)))
     return _out(request)
 
@@ -60,7 +61,7 @@ def sign_out_everywhere(request: Request) -> Response:
 def _out(request: Request) -> Response:
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(
-        cookie_name(request), path="/", httponly=True, samesite="strict", secure=request.app.state.console.https
+        cookie_name(request), path="/", httponly=True, samesite="strict", secure=console_of(request).https
     )
     answer.headers["clear-site-data"] = '"cache"'
     return answer
@@ -68,7 +69,7 @@ def _out(request: Request) -> Response:
 
 @router.post("/account/tokens", name="token_make")
 def token_make(request: Request) -> Response:
-    console, form, person = request.app.state.console, form_of(request), visitor_of(request).person
+    console, form, person = console_of(request), form_of(request), visitor_of(request).person
     try:
         confirm(request)
         days = int(form["days"]) if form.get("days", "").isdigit() else 0
@@ -81,7 +82,7 @@ def token_make(request: Request) -> Response:
 
 @router.post("/account/tokens/{token_id}/revoke", name="token_revoke")
 def token_revoke(request: Request, token_id: str) -> Response:
-    console, person = request.app.state.console, visitor_of(request).person
+    console, person = console_of(request), visitor_of(request).person
     try:
         console.tokens.revoke(person, token_id)
     except IdentityError as error:

@@ -6,12 +6,13 @@ from starlette.responses import RedirectResponse, Response
 
 from confide_server.console.roles import Role
 from confide_server.console.web.forms import confirm, form_of, visitor_of
+from confide_server.console.web.looking import console_of
 
 router = APIRouter()
 
 
 def _page(request: Request, *, made: str = "", wrong: str = "") -> Response:
-    console = request.app.state.console
+    console = console_of(request)
     return console.frame.page(
         request,
         "people.html",
@@ -31,7 +32,7 @@ def people(request: Request) -> Response:
 
 @router.post("/people/invite", name="people_invite")
 def people_invite(request: Request) -> Response:
-    console, form = request.app.state.console, form_of(request)
+    console, form = console_of(request), form_of(request)
     try:
         confirm(request)
         if form.get("role", "") not in set(Role):
@@ -46,7 +47,7 @@ def people_invite(request: Request) -> Response:
 
 @router.post("/people/{person_id}/close", name="people_close")
 def people_close(request: Request, person_id: str) -> Response:
-    console = request.app.state.console
+    console = console_of(request)
     try:
         confirm(request)
         closed = console.people.get(person_id)

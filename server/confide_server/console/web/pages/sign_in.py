@@ -15,6 +15,7 @@ from confide_server.console.accounts.people import Link, Person
 from confide_server.console.roles import RULES
 from confide_server.console.web.access import client_address, cookie_name, local_path
 from confide_server.console.web.forms import form_of
+from confide_server.console.web.looking import console_of
 
 router = APIRouter()
 _SEED = re.compile(r"[A-Z2-7]{32}")
@@ -29,20 +30,20 @@ def let_in(request: Request, cookie: str, where: str) -> Response:
     """To a page, with a session's cookie: for this server alone, unreadable for scripts, never sent from elsewhere."""
     answer = RedirectResponse(where, 303)
     answer.set_cookie(
-        cookie_name(request), cookie, httponly=True, samesite="strict", secure=request.app.state.console.https, path="/"
+        cookie_name(request), cookie, httponly=True, samesite="strict", secure=console_of(request).https, path="/"
     )
     return answer
 
 
 @router.get("/sign-in", name="sign_in_page")
 def sign_in_page(request: Request, next: str = "/") -> Response:
-    console = request.app.state.console
+    console = console_of(request)
     return console.frame.page(request, "sign_in.html", back=local_path(next), wrong="", first=not console.people.any())
 
 
 @router.post("/sign-in", name="sign_in")
 def sign_in(request: Request) -> Response:
-    console, form = request.app.state.console, form_of(request)
+    console, form = console_of(request), form_of(request)
     back, address = local_path(form.get("next", "/")), client_address(request)
     try:
         person = console.people.check_password(form.get("name", ""), form.get("password", ""), address)
@@ -56,12 +57,12 @@ def sign_in(request: Request) -> Response:
 def code_page(request: Request, next: str = "/") -> Response:
     if request.state.session is None:
         return RedirectResponse("/sign-in", 303)
-    return request.app.state.console.frame.page(request, "code.html", back=local_path(next), wrong="")
+    return console_of(request).frame.page(request, "code.html", back=local_path(next), wrong="")
 
 
 @router.post("/sign-in/code", name="code")
 def code(request: Request) -> Response:
-    console, form, session = request.app.state.console, form_of(request), request.state.session
+    console, form, session = console_of(request), form_of(request), request.state.session
     back, address = local_path(form.get("next", "/")), client_address(request)
     if session is None:
         return RedirectResponse("/sign-in", 303)
@@ -76,7 +77,7 @@ def code(request: Request) -> Response:
 
 @router.get("/welcome", name="welcome_page")
 def welcome_page(request: Request, link: str = "") -> Response:
-    console = request.app.state.console
+    console = console_of(request)
     try:
         found = console.people.link(link)
     except IdentityError as error:
@@ -85,7 +86,7 @@ def welcome_page(request: Request, link: str = "") -> Response:
 
 
 def _welcome(request: Request, handed: str, link: Link, seed: str, wrong: str, name: str = "") -> Response:
-    console = request.app.state.console
+    console = console_of(request)
     picture = codes.picture(seed, name or link.name or link.role.value, console.issuer)
     return console.frame.page(
         request,
@@ -102,7 +103,7 @@ def _welcome(request: Request, handed: str, link: Link, seed: str, wrong: str, n
 
 @router.post("/welcome", name="welcome")
 def welcome(request: Request) -> Response:
-    console, form, address = request.app.state.console, form_of(request), client_address(request)
+    console, form, address = console_of(request), form_of(request), client_address(request)
     handed, seed, name = form.get("link", ""), form.get("seed", ""), form.get("name", "").strip()
     try:
         console.limits.check("link", address)

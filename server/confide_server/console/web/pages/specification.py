@@ -3,9 +3,11 @@
 The signing key never comes near the console: what it gives is text.
 """
 
-from confide.errors import ConfideError
+from dataclasses import dataclass
+
+from confide.errors import ConfideError, SpecificationError
 from confide.planning.run_plan import render
-from confide.runs.specification import parse_toml
+from confide.runs.specification import Specification, parse_toml
 from confide.runs.starting_points import STARTING_POINTS, write
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -18,17 +20,30 @@ MOST_CHARS = 100_000
 NO_MODEL = "0" * 64
 
 
-def _checked(toml: str, nodes: str) -> dict[str, object]:
-    """What is wrong with it, or what it would do."""
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a specification, or what it would do with so many nodes."""
+
+    nodes: int
+    problem: str = ""
+    plan: str = ""
+    found: Specification | None = None
+
+    @property
+    def no_model(self) -> bool:
+        """Whether the base model is still to be named."""
+        return self.found is not None and self.found.model.sha256 == NO_MODEL
+
+
+def _checked(toml: str, nodes: str) -> Checked:
     count = int(nodes) if nodes.isdigit() and 1 <= int(nodes) <= 10_000 else 3
     try:
         if len(toml) > MOST_CHARS:
-            raise ValueError(f"a specification has at most {MOST_CHARS:,} characters; this has {len(toml):,}")
+            raise SpecificationError(f"a specification has at most {MOST_CHARS:,} characters; this has {len(toml):,}")
         found = parse_toml(toml, "the specification")
-        words = render(found, nodes=count)
+        return Checked(count, plan=render(found, nodes=count), found=found)
     except (ConfideError, ValueError) as error:
-        return {"problem": str(error), "plan": "", "found": None, "nodes": count}
-    return {"problem": "", "plan": words, "found": found, "nodes": count, "no_model": found.model.sha256 == NO_MODEL}
+        return Checked(count, problem=str(error))
 
 
 @router.get("/specification", name="specification")
@@ -47,7 +62,7 @@ def specification(request: Request, recipe: str = "fine-tune", data: str = "note
         recipe=recipe,
         data=data,
         model=model,
-        **_checked(toml, "3"),
+        checked=_checked(toml, "3"),
     )
 
 
@@ -56,5 +71,5 @@ def specification_check(request: Request) -> Response:
     form = form_of(request)
     toml = form.get("toml", "").replace("\r\n", "\n")
     return console_of(request).frame.page(
-        request, "specification_check.html", toml=toml, **_checked(toml, form.get("nodes", "3"))
+        request, "specification_check.html", toml=toml, checked=_checked(toml, form.get("nodes", "3"))
     )
