@@ -59,7 +59,9 @@ approval = "auto"
 """
 
 
-def policy_text(specification: Specification, *, root_public: str, data: str) -> str:
+def policy_text(
+    specification: Specification, *, root_public: str, data: str, budget_epsilon: float | None = None
+) -> str:
     """A node's policy.toml that allows exactly this run, a private one's whole cost included."""
     sealing, privacy = specification.sealing, specification.privacy
     text = _POLICY.format(
@@ -79,7 +81,7 @@ def policy_text(specification: Specification, *, root_public: str, data: str) ->
         shared_noise=str(privacy.noise == "shared").lower(),
     )
     if privacy.unit != "none":
-        text += f'[budgets."{data}"]\nepsilon = {privacy.epsilon}\ndelta = {privacy.delta}\n'
+        text += f'[budgets."{data}"]\nepsilon = {budget_epsilon or privacy.epsilon}\ndelta = {privacy.delta}\n'
     if privacy.user_key is not None:
         text += f"user_key = {json.dumps(privacy.user_key)}\n"
     return text
@@ -188,9 +190,12 @@ class LocalFederation:
         run_command("consortium", "admit", str(folder / "request.json"), "--folder", str(root), "--out", str(admission))
         return admission
 
-    def allow(self, specification: Specification) -> None:
-        """Write every node's policy so that it allows exactly this run."""
-        text = policy_text(specification, root_public=self.root_public, data=self.data)
+    def allow(self, specification: Specification, *, budget_epsilon: float | None = None) -> None:
+        """Write every node's policy so that it allows exactly this run.
+
+        budget_epsilon: of the data over all runs, where others were or will be over the same; default the run's own.
+        """
+        text = policy_text(specification, root_public=self.root_public, data=self.data, budget_epsilon=budget_epsilon)
         for name in self.nodes:
             write_atomic(self.node_folder(name) / "policy.toml", text.encode())
 

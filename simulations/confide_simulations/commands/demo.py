@@ -6,8 +6,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+demo = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
-def demo(
+
+@demo.callback()
+def fine_tuning(
+    context: typer.Context,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds.", min=1, max=100)] = 3,
     nodes: Annotated[int, typer.Option(help="Organizations.", min=2, max=16)] = 4,
@@ -28,6 +32,8 @@ def demo(
     ] = False,
 ) -> None:
     """Start a coordinator and nodes, train one model together, and score it against training alone."""
+    if context.invoked_subcommand is not None:
+        return
     from confide_simulations.demo import report
     from confide_simulations.demo.run import Options, run
 
@@ -53,3 +59,24 @@ def demo(
             report.write_json(json, result)
 
     run(options, console, show)
+
+
+@demo.command()
+def rlhf(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
+    policy: Annotated[
+        bool, typer.Option(help="Also align SmolLM2 by the private reward, and pass it by the gate.")
+    ] = True,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep state folders and logs.")] = False,
+) -> None:
+    """Learn a reward from people's comparisons that stay at four organizations, and align a model by it."""
+    from confide.files import write_atomic
+
+    from confide_simulations.rlhf.report import print_report, to_bytes
+    from confide_simulations.rlhf.run import Options, run
+
+    console = Console()
+    result = run(Options(policy=policy, keep=keep), console)
+    print_report(console, result)
+    if json is not None:
+        write_atomic(json, to_bytes(result), mode=0o644)

@@ -1,0 +1,1 @@
+"""`confide demo rlhf`: real people's judgements stay at four organizations, and a model is aligned by them."""

@@ -1,0 +1,117 @@
+"""From a private reward head to a policy: best-of-n on public prompts, DPO, and the gate. All of it post-processing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confide.identity.keys import SigningKey
+from confide_server.rlhf import best_of_n, gate, trl_adapter
+from confide_server.rlhf.documents import RlhfSpecification
+from confide_server.rlhf.policy import Policy, Sampling
+from confide_server.rlhf.reward_model import FeatureReader
+from numpy.typing import NDArray
+
+from confide_simulations.rlhf import prompts
+
+ANSWERS, GATE_ANSWERS, NEW_TOKENS = 4, 2, 20
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head over a loaded reader of features: what RewardModel is, without a folder."""
+
+    reader: FeatureReader
+    weight: NDArray[np.float64]
+
+    def scores(self, asked: Any, answers: Any) -> NDArray[np.float64]:
+        """(N,); the reward is of the answer by itself, as the snippets were rated."""
+        return self.reader.of(["" for _ in answers], list(answers)).astype(np.float64) @ self.weight
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """figures and evidence of the gate; pairs: how many DPO learned from."""
+
+    figures: gate.Figures
+    verdict: gate.Verdict
+    evidence: bytes
+    pairs: int
+    stopped: str
+    rewards: tuple[float, float]
+    """Mean of best and of worst answers in training, by the private reward."""
+
+
+def align(
+    base: Path, base_sha256: str, reward: Head, judge: Head, folder: Path, *, lineage: dict[str, Any], steps: int,
+    count: int, say: Callable[[str], None], seed: int = 7,
+) -> Aligned:  # fmt: skip
+    """count: of training prompts."""
+    best_of_n.check_public("public")
+    asked, gated = prompts.training(count), prompts.gate(12)
+    gate.check_no_leak(asked, gated)
+    policy = Policy(base)
+    say(f"the base writes {ANSWERS} answers to each of {len(asked)} public prompts; the private reward ranks them")
+    drawn = policy.sample(
+        asked, count=ANSWERS, sampling=Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
+    )
+    ranking = best_of_n.ranked(drawn, reward)
+    pairs = best_of_n.pairs(ranking)
+    say(f"DPO on {len(pairs)} pairs of best and worst answer, {steps} steps")
+    specification = _specification(base_sha256, policy, pairs, steps, seed)
+    trained = trl_adapter.train(
+        specification, base=base, folder=folder / "dpo",
+        records=[_conversation(pair) for pair in pairs],
+    )  # fmt: skip
+    say("the gate: both models answer prompts that were never trained on, and a judge that nobody trained on decides")
+    candidate = Policy(base, adapter=trained.adapter)
+    sampling = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed + 1)
+    sides = tuple(
+        [[one.text for one in group] for group in model.sample(gated, count=GATE_ANSWERS, sampling=sampling)]
+        for model in (candidate, policy)
+    )
+    figures = gate.measure(
+        candidate, policy, gate.RewardJudge(judge), gated, (sides[0], sides[1]), general=prompts.GENERAL,
+        tokens=lambda text: len(policy.tokenizer(text)["input_ids"]), seed=seed,
+    )  # fmt: skip
+    verdict = gate.decide(figures, gate.Thresholds())
+    evidence = gate.evidence_of(
+        figures,
+        gate.Thresholds(),
+        verdict,
+        lineage={**lineage, "specification": specification.digest},
+        made_at=time.time(),
+    )
+    best = float(np.mean([group[0][0] for group in ranking]))
+    worst = float(np.mean([group[-1][0] for group in ranking]))
+    signed = gate.sign_evidence(evidence, SigningKey.generate())
+    return Aligned(figures, verdict, signed, len(pairs), trained.stopped or "", (best, worst))
+
+
+def _conversation(pair: best_of_n.SyntheticPair) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": pair.prompt}],
+        "chosen": [{"role": "assistant", "content": pair.chosen}],
+        "rejected": [{"role": "assistant", "content": pair.rejected}],
+    }
+
+
+def _specification(
+    base_sha256: str, policy: Policy, pairs: list[best_of_n.SyntheticPair], steps: int, seed: int
+) -> RlhfSpecification:
+    from confide import canonical
+
+    layers = int(policy.model.config.get_text_config().num_hidden_layers)
+    snapshot = canonical.digest([[pair.prompt, pair.chosen, pair.rejected] for pair in pairs])
+    document = {
+        "version": 1, "name": "demo", "method": "dpo", "seed": seed, "base": {"sha256": base_sha256},
+        "data": {"snapshot": snapshot},
+        "training": {
+            "steps": steps, "batch_size": 4, "learning_rate": 2e-4, "beta": 0.1, "rank": 8, "alpha": 16.0,
+            "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "first_layer": round(0.6 * layers),
+            "max_prompt_tokens": 64, "max_new_tokens": NEW_TOKENS + 4, "save_steps": 1000,
+        },
+    }  # fmt: skip
+    return RlhfSpecification.model_validate_json(canonical.encode(document))
