@@ -260,7 +260,10 @@ def waiting_mib(model: Any, count: int, prompt_tokens: int = 512) -> float:
     process = psutil.Process()
 
     async def crowd() -> int:
-        tasks = [asyncio.create_task(_count(engine, [place % 100 + 5] * prompt_tokens, 256)) for place in range(count)]
+        tasks = [
+            asyncio.create_task(_count(engine, [1000 + place * 7 + n for n in range(prompt_tokens)], 256))
+            for place in range(count)
+        ]
         while engine.load().waiting < count:
             await asyncio.sleep(0.01)
         held = process.memory_info().rss
