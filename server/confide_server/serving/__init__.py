@@ -1,8 +1,9 @@
 """The served model: an OpenAI-compatible endpoint over engines that know models by their content's hash only.
 
-- `process`, `app`, `http`: the process, its routes, HTTP around them
-- `wire`, `answers`, `replies`, `failures`: requests, what answers them, and in which form
+- `process`, `app`, `routes`, `http`: the process, its routes, HTTP around them
+- `wire`, `texts`, `answers`, `replies`, `failures`: requests, what answers them, and in which form
 - `port`, `engines`: what an engine is; `catalogue`, `adapters`: what is served under which name
-- `access`, `keyed_access`, `rates`: who may ask, and how much; `documents`: answers with citations
+- `access`, `keyed_access`, `rates`, `accounting`: who may ask, how much, and what it took
+- `documents`, `cited_answers`: answers with citations
 - `metrics`: what Prometheus reads
 """

@@ -56,8 +56,6 @@ class Spent:
 class Charge(Protocol):
     """A request under way, whose cost is reserved."""
 
-    request_id: str
-
     def settle(self, spent: Spent) -> None:
         """Charge what it took in place of what was reserved. Must be called, however the request ends."""
 
@@ -77,8 +75,6 @@ class Access(Protocol):
 
 class _Free:
     """A request that nobody pays for."""
-
-    request_id = ""
 
     def settle(self, spent: Spent) -> None:
         """Nothing is kept."""

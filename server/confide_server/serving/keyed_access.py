@@ -19,6 +19,7 @@ from confide_server.state import serving_requests
 from confide_server.state.database import Database
 from confide_server.state.group_writer import GroupWriter
 from confide_server.state.serving_keys import KeyRefused, key_of
+from confide_server.state.serving_requests import Begun
 from confide_server.state.serving_tables import ServingKey
 
 KEPT_S = 1.0
@@ -112,7 +113,7 @@ class KeyedAccess:
         )
         begun = self._writer.submit(lambda session: serving_requests.begin(session, request))
         try:
-            charge.request_id = await asyncio.shield(asyncio.wrap_future(begun))
+            charge.begun = await asyncio.shield(asyncio.wrap_future(begun))
         except KeyRefused as error:
             charge.free()
             raise _refused(error) from None
@@ -126,7 +127,7 @@ class KeyedAccess:
             raise
         return charge
 
-    def _settle_behind(self, begun: "Future[str]") -> None:
+    def _settle_behind(self, begun: "Future[Begun]") -> None:
         if begun.exception() is None:
             self.write_end(begun.result(), _NOTHING)
 
@@ -142,17 +143,18 @@ class KeyedAccess:
             said = f"this key may use {row.tokens_per_minute} tokens a minute, and the request may take {tokens}"
             raise _slow_down(said, wait_s)
 
-    def write_end(self, request_id: str, spent: Spent) -> None:
+    def write_end(self, begun: Begun, spent: Spent) -> None:
         """Have the end of a request written; nobody waits for it."""
         self._writer.submit(
             lambda session: serving_requests.end(
                 session,
-                request_id,
+                begun,
                 prompt_tokens=spent.prompt_tokens,
                 completion_tokens=spent.completion_tokens,
                 outcome=spent.outcome,
                 text=spent.text,
-            )
+            ),
+            patient=True,
         )
 
     def ended(self, key_id: str) -> None:
@@ -172,7 +174,7 @@ _NOTHING = Spent(0, 0, "cancelled")
 class KeyedCharge:
     """A request whose cost is reserved in the database and in the key's rates."""
 
-    request_id = ""
+    begun: Begun | None = None
 
     def __init__(self, access: KeyedAccess, known: _Known, reserved: int) -> None:
         self._access, self._known, self._reserved = access, known, reserved
@@ -180,8 +182,8 @@ class KeyedCharge:
 
     def settle(self, spent: Spent) -> None:
         """Charge what it took; again is fine."""
-        if self._open:
-            self._access.write_end(self.request_id, spent)
+        if self._open and self.begun is not None:
+            self._access.write_end(self.begun, spent)
             self._known.tokens.take(spent.prompt_tokens + spent.completion_tokens)
             self.free()
 

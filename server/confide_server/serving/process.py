@@ -103,10 +103,10 @@ class Settings:
         return frozenset(host.lower() for host in self.hosts) | LOOPBACK | {self.bind}
 
 
-def open_database(state: Path, url: str = "") -> Database:
-    """The endpoint's database, in its state folder unless a URL names another."""
+def open_database(state: Path, url: str = "", *, flushed: bool = True) -> Database:
+    """The endpoint's database, in its state folder unless a URL names another. flushed: see Database."""
     private_folder(state)
-    return Database(url or f"sqlite:///{state.resolve() / 'serving.db'}")
+    return Database(url or f"sqlite:///{state.resolve() / 'serving.db'}", flushed=flushed)
 
 
 class Serving:
@@ -121,7 +121,8 @@ class Serving:
             private_folder(settings.state)
             opened.callback(os.close, _exclusive(settings.state))
             self._tls = _tls(settings)
-            self.database = open_database(settings.state, settings.database)
+            # A killed process forgets nothing; a loss of power may take the last requests' records with it.
+            self.database = open_database(settings.state, settings.database, flushed=False)
             opened.callback(self.database.close)
             self.access: Access = OpenAccess()
             if settings.keys:

@@ -259,11 +259,15 @@ _DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 class Database:
     """The engine, migrated to the newest schema."""
 
-    def __init__(self, url: str) -> None:
-        """Open, check and migrate. Raises StateError when it is damaged, unreachable, or of a newer release."""
+    def __init__(self, url: str, *, flushed: bool = True) -> None:
+        """Open, check and migrate. Raises StateError when it is damaged, unreachable, or of a newer release.
+
+        flushed: on SQLite a commit has reached the disk when it returns, and survives a loss of power; else it survives
+        the end of the process only, and reaches the disk soon after.
+        """
         self.url = url
         try:
-            self._engine = _engine(url)
+            self._engine = _engine(url, flushed=flushed)
             self._reader = self._engine.execution_options(**_reading(self._engine))
             self._check()
             self._migrate()
@@ -376,7 +380,7 @@ def _reading(engine: Engine) -> dict[str, Any]:
     return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, *, flushed: bool = True) -> Engine:
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
         if engine.url.database and engine.url.database != ":memory:":
@@ -385,7 +389,8 @@ def _engine(url: str) -> Engine:
         @event.listens_for(engine, "connect")
         def _durable(connection: Any, _: Any) -> None:
             connection.isolation_level = None  # else the driver begins by itself, and later than at the beginning
-            for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "journal_mode=WAL", "synchronous=FULL"):
+            synchronous = f"synchronous={'FULL' if flushed else 'NORMAL'}"
+            for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "journal_mode=WAL", synchronous):
                 connection.execute(f"PRAGMA {pragma}")
             connection.execute("PRAGMA foreign_keys=ON")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confide.errors import StateError
-from sqlalchemy import select
+from sqlalchemy import BigInteger, Float, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from confide_server.state.database import Database, append_audit
@@ -135,6 +135,10 @@ def reserve(session: Session, key_id: str, tokens: int, now: float | None = None
     Raises KeyRefused("unknown" | "expired" | "revoked" | "budget"); nothing is counted then.
     """
     now = time.time() if now is None else now
+    parameters = {"of": key_id, "tokens": tokens, "now": now, "day_s": _DAY_S}
+    if _changed(session.execute(_RESERVE, parameters)):
+        return
+    # Refused, or of a new period: what follows is seldom, and says which.
     row = session.get(ServingKey, key_id, with_for_update=True, populate_existing=True)
     if row is None:
         raise KeyRefused("unknown", f"the key {key_id} is not known here any more")
@@ -152,13 +156,38 @@ def reserve(session: Session, key_id: str, tokens: int, now: float | None = None
             anew,
         )
     row.spent_tokens += tokens
+    session.flush()
 
 
 def settle(session: Session, key_id: str, reserved: int, spent: int, began_at: float) -> None:
     """Count what a request took in place of what was reserved; of a period that is over nothing is given back."""
-    row = session.get(ServingKey, key_id, with_for_update=True, populate_existing=True)
-    if row is not None and began_at >= row.period_began:
-        row.spent_tokens = max(0, row.spent_tokens - reserved + spent)
+    session.execute(_SETTLE, {"of": key_id, "less": reserved - spent, "began": began_at})
+
+
+_RESERVE = (
+    update(ServingKey)
+    .where(
+        ServingKey.key_id == bindparam("of"),
+        ServingKey.revoked_at.is_(None),
+        ServingKey.expires_at > bindparam("now"),
+        (ServingKey.budget_tokens == 0)
+        | (ServingKey.spent_tokens + bindparam("tokens", type_=BigInteger) <= ServingKey.budget_tokens),
+        (ServingKey.budget_days == 0)
+        | (ServingKey.period_began + ServingKey.budget_days * bindparam("day_s", type_=Float) > bindparam("now")),
+    )
+    .values(spent_tokens=ServingKey.spent_tokens + bindparam("tokens", type_=BigInteger))
+    .execution_options(synchronize_session=False)
+)
+_SETTLE = (
+    update(ServingKey)
+    .where(ServingKey.key_id == bindparam("of"), ServingKey.period_began <= bindparam("began"))
+    .values(spent_tokens=ServingKey.spent_tokens - bindparam("less", type_=BigInteger))
+    .execution_options(synchronize_session=False)
+)
+
+
+def _changed(result: object) -> bool:
+    return int(getattr(result, "rowcount", 0)) == 1
 
 
 def _digest(key: str) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confide.errors import StateError
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from confide_server.state import serving_keys
@@ -32,42 +32,71 @@ class Request:
     text: str | None = None
 
 
-def begin(session: Session, request: Request) -> str:
-    """Reserve and write down; the request's id. Raises serving_keys.KeyRefused."""
+@dataclass(frozen=True)
+class Begun:
+    """A request under way, as far as its end needs to know."""
+
+    request_id: str
+    key_id: str
+    reserved: int
+    began_at: float
+
+
+def begin(session: Session, request: Request) -> Begun:
+    """Reserve and write down. Raises serving_keys.KeyRefused."""
     serving_keys.reserve(session, request.key_id, request.reserved)
-    request_id = secrets.token_hex(16)
-    row = ServingRequest(
-        request_id=request_id,
-        server=request.server,
-        key_id=request.key_id,
-        route=request.route,
-        model=request.model,
-        base_sha256=request.base_sha256,
-        adapter_sha256=request.adapter_sha256,
-        began_at=time.time(),
-        ended_at=None,
-        reserved_tokens=request.reserved,
-        prompt_tokens=0,
-        completion_tokens=0,
-        outcome="open",
-        asked_text=request.text,
-        answer_text=None,
-    )
-    session.add(row)
-    session.flush()
-    return request_id
+    begun = Begun(secrets.token_hex(16), request.key_id, request.reserved, time.time())
+    values = {
+        "request_id": begun.request_id,
+        "server": request.server,
+        "key_id": request.key_id,
+        "route": request.route,
+        "model": request.model,
+        "base_sha256": request.base_sha256,
+        "adapter_sha256": request.adapter_sha256,
+        "began_at": begun.began_at,
+        "ended_at": None,
+        "reserved_tokens": request.reserved,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "outcome": "open",
+        "asked_text": request.text,
+        "answer_text": None,
+    }
+    session.execute(_INSERT, values)
+    return begun
 
 
 def end(
-    session: Session, request_id: str, *, prompt_tokens: int, completion_tokens: int, outcome: str, text: str | None
+    session: Session, begun: Begun, *, prompt_tokens: int, completion_tokens: int, outcome: str, text: str | None
 ) -> None:
     """Charge what it took. A request that has ended already stays as it is."""
-    row = session.get(ServingRequest, request_id)
-    if row is None or row.outcome != "open":
-        return
-    row.ended_at, row.outcome, row.answer_text = time.time(), outcome, text
-    row.prompt_tokens, row.completion_tokens = prompt_tokens, completion_tokens
-    serving_keys.settle(session, row.key_id, row.reserved_tokens, prompt_tokens + completion_tokens, row.began_at)
+    values = {
+        "of": begun.request_id,
+        "at": time.time(),
+        "read": prompt_tokens,
+        "written": completion_tokens,
+        "how": outcome,
+        "text": text,
+    }
+    if int(getattr(session.execute(_END, values), "rowcount", 0)) == 1:
+        spent = prompt_tokens + completion_tokens
+        serving_keys.settle(session, begun.key_id, begun.reserved, spent, begun.began_at)
+
+
+_INSERT = insert(ServingRequest)
+_END = (
+    update(ServingRequest)
+    .where(ServingRequest.request_id == bindparam("of"), ServingRequest.outcome == "open")
+    .values(
+        ended_at=bindparam("at"),
+        prompt_tokens=bindparam("read"),
+        completion_tokens=bindparam("written"),
+        outcome=bindparam("how"),
+        answer_text=bindparam("text"),
+    )
+    .execution_options(synchronize_session=False)
+)
 
 
 def close_interrupted(database: Database, server: str) -> int:
