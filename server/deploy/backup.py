@@ -1,11 +1,11 @@
 """Copy a coordinator's folder, while it runs or not, so that the copy goes on with its runs elsewhere.
 
 The order makes the copy consistent. The database comes first, by SQLite's own backup: all that it names was durable
-before it. Checkpoints come after it: they are named by their SHA-256, never change, and are checked on the way. Left out
-is what is made anew: connections and messages in flight, answers to the open slot (which is tried again), locks, caches.
+before it. Checkpoints come after it: they are named by their SHA-256, never change, and are checked on the way. Left
+out is what is made anew: connections and messages in flight, answers to the open slot, locks, caches.
 
-The copy holds private keys: it is 0700 with files 0600, and belongs where keys are kept. Two coordinators must never run
-on copies of one folder.
+The copy holds private keys: it is 0700 with files 0600, and belongs where keys are kept. Two coordinators must never
+run on copies of one folder.
 
     python backup.py /state/coordinator /backup/2026-11-26
     python backup.py --check /backup/2026-11-26
@@ -52,11 +52,11 @@ def copy_database(source: Path, target: Path) -> None:
         raise BackupError(f"{source} is missing; has the coordinator been started once?")
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        with closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as live:
-            with closing(sqlite3.connect(target)) as copy:
-                live.backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")
-                (verdict,) = copy.execute("PRAGMA integrity_check").fetchone()
+        read_only = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)
+        with closing(read_only) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+            (verdict,) = copy.execute("PRAGMA integrity_check").fetchone()
     except sqlite3.Error as error:
         raise BackupError(f"{source} cannot be copied: {error}") from error
     if verdict != "ok":
@@ -80,7 +80,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def to_copy(folder: Path, *, checkpoints: bool) -> Iterator[Path]:
-    """Relative paths of what is copied after the database; half-written files, whose names begin with a dot, are not."""
+    """Relative paths of what is copied after the database, without half-written files, whose names begin with a dot."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         top = relative.parts[0]

@@ -80,7 +80,7 @@ command: [python, -c, "import signal; signal.signal(signal.SIGTERM, lambda *_: e
       umask 077
       rm -rf {{ .folder }}.new
       mkdir {{ .folder }}.new
-      cp /folder/* {{ .folder }}.new/
+      install -m 0600 -t {{ .folder }}.new /folder/*
       mv {{ .folder }}.new {{ .folder }}
   securityContext: {{- include "confide.containerSecurity" . | nindent 4 }}
   resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 128Mi}}
