@@ -16,7 +16,7 @@ import click
 import yaml
 from confide.lazy_commands import command_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SERVER, CLIENT = ROOT / "server" / "deploy", ROOT / "client" / "deploy"
 DOCKERFILES = (SERVER / "Dockerfile", CLIENT / "Dockerfile", CLIENT / "Dockerfile.gpu")
 UNITS = tuple(sorted((*SERVER.glob("systemd/*.service"), *CLIENT.glob("systemd/*.service"))))
@@ -106,7 +106,7 @@ def shim(folder: Path) -> dict[str, str]:
     """An environment in which `confide` is this checkout's."""
     folder.mkdir()
     path = folder / "confide"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m confide.cli "$@"\n')
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m confide "$@"\n')
     path.chmod(0o755)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
 

@@ -211,7 +211,8 @@ def test_every_value_is_described_and_used() -> None:
 
 
 def test_a_folder_is_taken_from_a_secret_once(tmp_path: Path) -> None:
-    (taker,) = [each for _, pod in pods(rendered(FULL)) for each in pod.get("initContainers", [])][:1]
+    takers = {name: pod.get("initContainers", []) for name, pod in pods(rendered(FULL))}
+    (taker,) = takers["demo-coordinator"]
     (script,) = taker["args"]
     state, folder, data = tmp_path / "state", tmp_path / "folder", tmp_path / "folder" / "..data"
     state.mkdir()
