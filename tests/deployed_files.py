@@ -92,14 +92,18 @@ def unit(path: Path) -> dict[str, list[str]]:
     return found
 
 
+_TYPED = re.compile(
+    r"^\s*(?:sudo -u \S+ |kubectl exec (?:-\w+ )?\S+ -- )?(?:/opt/confide/bin/)?confide (.+)$"
+    r"|^\s*docker compose .*run --rm (?:coordinator|admin) (.+)$"
+)
+
+
 def confide_lines(text: str) -> Iterator[list[str]]:
-    """Each command line that begins with `confide`, continued lines joined, as words."""
+    """Each command of Confide in a shell's lines, directly or in a container, as words; continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
-        found = re.match(
-            r"\s*(?:sudo -u \S+ |docker compose run --rm \S+ |&& )*(?:/opt/confide/bin/)?confide (.+)$", line
-        )
+        found = _TYPED.match(line)
         if found:
-            yield shlex.split(found[1].split(" > ")[0], comments=True)
+            yield shlex.split((found[1] or found[2]).split(" > ")[0], comments=True)
 
 
 def shim(folder: Path) -> dict[str, str]:

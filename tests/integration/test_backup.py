@@ -39,8 +39,10 @@ def test_x(world: KillWorld, tmp_path: Path, stale: int) -> None:
             if kind == "round_committed" and data["round"] == 1:
                 print(backup(place, target))
                 print(backup("--check", target))
-                if not stale: break
-            if kind == "round_committed" and data["round"] == 3: break
+                if not stale:
+                    break
+            if kind == "round_committed" and data["round"] == 3:
+                break
         world.processes.stop(COORDINATOR)
         place.rename(tmp_path / "lost")
         restored = tmp_path / "elsewhere"

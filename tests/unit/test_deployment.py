@@ -81,6 +81,14 @@ def test_a_wrong_flag_would_be_found() -> None:
         check_command(["coordinator", "start"])
 
 
+def test_the_page_s_commands_are_seen() -> None:
+    seen = [words[:2] for where, words in typed() if where.startswith("docs/")]
+    expected = "consortium init, consortium admit, server init, server status, console init, node join, serve alias"
+    for words in [*map(str.split, expected.split(", ")), ["recipe", "files"], ["run", "list"]]:
+        assert words in seen, words
+    assert seen.count(["server", "init"]) == 6, "two each with systemd, Docker and kubectl"
+
+
 def default_of(words: list[str], option: str) -> Any:
     """What an option is when it is not given."""
     command = command_named(words[0])
