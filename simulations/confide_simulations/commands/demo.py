@@ -6,8 +6,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+app = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
 
+
+@app.callback()
 def demo(
+    ctx: typer.Context,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds.", min=1, max=100)] = 3,
     nodes: Annotated[int, typer.Option(help="Organizations.", min=2, max=16)] = 4,
@@ -25,6 +29,8 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep state folders and logs.")] = False,
 ) -> None:
     """Start a coordinator and nodes, train one model together, and score it against training alone."""
+    if ctx.invoked_subcommand is not None:
+        return
     from confide_simulations.demo import report
     from confide_simulations.demo.run import Options, run
 
@@ -46,3 +52,18 @@ def demo(
     console.print(f"{result.seconds:.0f} s, peak memory of all processes {result.peak_memory_mib:.0f} MiB (PSS)")
     if json is not None:
         report.write_json(json, result)
+
+
+@app.command()
+def rag(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the library.")] = False,
+) -> None:
+    """Answers from three organizations' documents: searched, quoted, checked, erased, and kept apart."""
+    from confide_simulations.demo.rag import run as demo_rag
+
+    console = Console()
+    result = demo_rag.run(console, keep=keep)
+    demo_rag.print_report(console, result)
+    if json is not None:
+        demo_rag.write_json(json, result)
