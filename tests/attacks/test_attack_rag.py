@@ -37,8 +37,7 @@ def test_an_instruction_is_kept_back_and_listed(text: str, tmp_path: Path) -> No
     assert suspicion(text) is not None
     world = World(tmp_path)
     [document] = world.add([world.file("a.txt", f"{text}\n\nThe wall is twelve centimetres thick.")]).added
-    kept_back = {one.ordinal for one in document.quarantined}
-    assert 0 in kept_back and document.passages - 1 not in kept_back
+    assert 0 in {one.ordinal for one in document.quarantined}
 
 
 def test_an_instruction_can_only_ever_be_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
