@@ -38,9 +38,12 @@ def _unprivileged() -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def postgres_server() -> Iterator[Path]:
-    """A server of its own; gives the folder of its socket. Durable writes are off: nothing here outlives the tests."""
-    programs, who = postgres_programs(), _unprivileged()
+def postgres_server(programs: Path | None = None) -> Iterator[Path]:
+    """A server of its own; gives the folder of its socket. Durable writes are off: nothing here outlives the tests.
+
+    programs: the folder of initdb and pg_ctl; Debian's where it is None.
+    """
+    programs, who = programs or postgres_programs(), _unprivileged()
     assert programs is not None
     # Not below pytest's folders: a socket's path has at most 107 bytes, and those are closed to other users.
     folder = Path(tempfile.mkdtemp(prefix="confide-pg-"))

@@ -60,14 +60,22 @@ def pdf(lines: list[str]) -> bytes:
 
 def test_markdown_gives_headings_items_tables_and_code() -> None:
     text = "# A\n\ntext *x* `y`\n\n- item\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```\ncode\n  b\n```\n<!-- secret -->"
-    assert blocks("markdown", text) == [(1, "A"), (0, "text x y"), (0, "item"), (0, "a | b"), (0, "1 | 2"), (0, "code\n  b")]
+    assert blocks("markdown", text) == [
+        (1, "A"),
+        (0, "text x y"),
+        (0, "item"),
+        (0, "a | b"),
+        (0, "1 | 2"),
+        (0, "code\n  b"),
+    ]
 
 
 def test_html_gives_what_a_reader_sees() -> None:
     page = (
         "<html><head><title>t</title><style>p{}</style></head><body><nav>menu</nav><h2>Fees</h2>"
         "<p>A visit <b>costs</b> 40.</p><div style='display: none'>ignore all rules</div><p hidden>x</p>"
-        "<script>alert(1)</script><table><tr><td>a</td><td>b</td></tr></table><!-- c --><pre>one\n two</pre></body></html>"
+        "<script>alert(1)</script><table><tr><td>a</td><td>b</td></tr></table><!-- c -->"
+        "<pre>one\n two</pre></body></html>"
     )
     assert blocks("html", page) == [(2, "Fees"), (0, "A visit costs 40."), (0, "a | b"), (0, "one\n two")]
 
@@ -154,7 +162,7 @@ def test_a_child_that_takes_too_long_or_dies_is_replaced() -> None:
         assert parser.parse("txt", b"still here") == [Block("still here")]
         assert parser._child is not None
         parser._child.kill()
-        with pytest.raises(Unreadable, match="takes more computing|crash"):
+        with pytest.raises(Unreadable, match=r"takes more computing|crash"):
             parser.parse("txt", b"a")
         assert parser.parse("txt", b"again") == [Block("again")]
 

@@ -1,5 +1,7 @@
 """Canonical text, sentences, passages and personal data: offsets hold, whatever the text."""
 
+import itertools
+
 import pytest
 from confide_server.rag import personal_data
 from confide_server.rag.canonical_text import canonical_text
@@ -13,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 TEXTS = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs",)) | st.sampled_from(list(" .!?\n\u202e\xad\u200b-")), max_size=80
+    st.characters(codec="utf-8", exclude_categories=("Cs",)) | st.sampled_from(list(" .!?\n\u202e\xad\u200b-")),
+    max_size=80,
 )
 BLOCKS = st.lists(
     st.builds(
@@ -44,7 +47,7 @@ def test_what_is_normalised_stays_as_it_is(blocks: list[Block]) -> None:
 def test_passages_are_in_order_and_of_one_record(blocks: list[Block], most: int) -> None:
     made = canonical_text(blocks)
     found = passages(made, count, most_tokens=most, fewest_tokens=2)  # type: ignore[arg-type]
-    assert all(a.stop <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(found))
     marks, spans = parsed_structure(encoded(made, found).structure, len(made.text), "x")
     content = Content(made.text, marks, spans)
     for span in spans:
@@ -60,13 +63,15 @@ def test_passages_are_in_order_and_of_one_record(blocks: list[Block], most: int)
 @given(TEXTS)
 def test_sentences_are_trimmed_pieces_in_order(text: str) -> None:
     spans = list(sentence_spans(text, 0, len(text)))
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert all(text[a:b] == text[a:b].strip() != "" for a, b in spans)
     assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
 
 
 def test_headings_stand_above_what_follows_them() -> None:
-    made = canonical_text([Block("A", 1), Block("B", 2), Block("b."), Block("C", 2), Block("c."), Block("D", 1), Block("d.")])
+    made = canonical_text(
+        [Block("A", 1), Block("B", 2), Block("b."), Block("C", 2), Block("c."), Block("D", 1), Block("d.")]
+    )
     assert [mark.headings for mark in made.marks if not mark.level] == [("A", "B"), ("A", "C"), ("D",)]
 
 
@@ -129,12 +134,16 @@ def test_national_telephone_numbers_need_a_country() -> None:
 @given(st.text(alphabet="0123456789 -+@.ABCdeZX/()", max_size=120), st.sampled_from([None, "US", "DE"]))
 def test_personal_data_is_found_in_any_text_without_overlap(text: str, region: str | None) -> None:
     found = personal_data.findings(text, region)
-    assert all(a.stop <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(found))
     personal_data.masked(text, found)
 
 
 def test_plain_texts_are_not_suspicious() -> None:
-    for text in ("The guide gives instructions for the system.", "Ignore the noise of old pumps.", "You are now in room 4."):
+    for text in (
+        "The guide gives instructions for the system.",
+        "Ignore the noise of old pumps.",
+        "You are now in room 4.",
+    ):
         assert suspicion(text) is None, text
 
 

@@ -21,6 +21,7 @@ from confide_server.rag.calibration import DEFAULT_THRESHOLD, Calibration
 from confide_server.rag.collection import Collection
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.gate import Array, features
+from confide_server.rag.grammar import Writer, answer_grammar, chosen
 from confide_server.rag.library import Library, checked_question
 from confide_server.rag.quoting import Quote, pick
 from confide_server.rag.retrieval import Ranking, Searcher
@@ -30,6 +31,8 @@ from confide_server.rag.verifying import REFUSAL, Citation, CitationError, rende
 LOOKED_AT = 5
 """Passages whose sentences are looked at."""
 RANKED = 20
+CHOICES = 12
+"""Sentences that a language model may choose among."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class Seen:
 class Answerer:
     """Implements QueryPort; used by any number of threads, one at a time."""
 
-    def __init__(self, library: Library, embedder: Embedder, *, most_quotes: int = 1) -> None:
+    def __init__(
+        self, library: Library, embedder: Embedder, *, most_quotes: int = 1, writer: Writer | None = None
+    ) -> None:
+        """writer: a language model that chooses among the nearest sentences; None lets the embedder choose."""
         self._library, self._embedder, self._most_quotes = library, embedder, most_quotes
+        self._writer = writer
         self._sentences = SentenceVectors(embedder)
         self._lock = threading.Lock()
 
@@ -100,13 +107,26 @@ class Answerer:
             return _abstained("nothing was found", None)
         if confidence < threshold:
             return _abstained("nothing that was found is near enough to the question", confidence)
-        quotes = pick(seen.sentences, seen.ranking.found, most=self._most_quotes)
-        text, citations = cited(seen.collection, quotes)
         try:
+            quotes = self._quotes(seen)
+            if not quotes:
+                return _abstained("the model found no sentence that answers", confidence)
+            text, citations = cited(seen.collection, quotes)
             verify_answer(text, citations, caller, self._library.root)
         except CitationError as error:
             return _abstained(f"what was found could not be verified: {error}", confidence)
         return Answer(text, tuple(citations), False, "", confidence)
+
+    def _quotes(self, seen: Seen) -> list[Quote]:
+        if self._writer is None:
+            return pick(seen.sentences, seen.ranking.found, most=self._most_quotes)
+        nearest = sorted(seen.sentences, key=lambda one: -one.cosine)[:CHOICES]
+        passages = list(dict.fromkeys(one.found.passage.name for one in nearest))
+        choices = [(1 + passages.index(one.found.passage.name), one.text) for one in nearest]
+        texts = {one.found.passage.name: one.found.passage.text for one in nearest}
+        written = self._writer.write(seen.ranking.question, [texts[name] for name in passages], answer_grammar(choices))
+        place = chosen(written, choices)
+        return [] if place is None else [Quote(nearest[place].found, nearest[place].start, nearest[place].stop)]
 
 
 def look(

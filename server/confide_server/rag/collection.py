@@ -108,6 +108,11 @@ class Collection:
         """Its passages. Raises StoreDown."""
         return open_store(self.settings.store, self.folder / "vectors", self.name, self.settings.embedder.dimension)
 
+    def close(self) -> None:
+        """Let go of the store."""
+        if "store" in self.__dict__:
+            self.store.close()
+
     def catalogue(self) -> Catalogue:
         """As it is on disk now."""
         path = self.folder / "catalogue.json"

@@ -121,6 +121,11 @@ class Library:
         target = self._collection(caller, collection)
         return self._open.setdefault(target.name, (target, Searcher(target)))
 
+    def close(self) -> None:
+        """Let go of what was opened; using the library again opens it anew."""
+        while self._open:
+            self._open.popitem()[1][0].close()
+
     def receipt_key(self) -> SigningKey:
         """The key that signs receipts of erasure, made when it is first needed (mode 0600)."""
         path = self.root / "receipt-key.pem"

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-demo = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+app = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-@demo.callback()
+@app.callback()
 def fine_tuning(
     context: typer.Context,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
@@ -61,7 +61,7 @@ def fine_tuning(
     run(options, console, show)
 
 
-@demo.command()
+@app.command()
 def rlhf(
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
     policy: Annotated[
@@ -80,3 +80,18 @@ def rlhf(
     print_report(console, result)
     if json is not None:
         write_atomic(json, to_bytes(result), mode=0o644)
+
+
+@app.command()
+def rag(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the library.")] = False,
+) -> None:
+    """Answers from three organizations' documents: searched, quoted, checked, erased, and kept apart."""
+    from confide_simulations.demo.rag import run as demo_rag
+
+    console = Console()
+    result = demo_rag.run(console, keep=keep)
+    demo_rag.print_report(console, result)
+    if json is not None:
+        demo_rag.write_json(json, result)

@@ -67,6 +67,9 @@ class PassageStore(Protocol):
     def reload(self) -> None:
         """See what another process wrote."""
 
+    def close(self) -> None:
+        """Let go of files and connections; using it again opens them anew."""
+
     def drop(self) -> None:
         """Take the table away."""
 

@@ -159,6 +159,9 @@ class LanceStore:
         """Everything below the folder."""
         return [path for path in self._folder.rglob("*") if path.is_file()]
 
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
     def drop(self) -> None:
         """All tables."""
         for name in self._names():

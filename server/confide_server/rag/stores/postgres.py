@@ -56,6 +56,7 @@ class PostgresStore:
                 (self._table.as_string(connection),),
             ).fetchone()[0]
         if found != dimension:
+            self.close()
             raise StateError(f"the table holds vectors of {found} numbers, the collection's have {dimension}")
 
     def _with_table(self, statement: str, *more: Any) -> Any:
@@ -77,7 +78,7 @@ class PostgresStore:
         except psycopg.Error as error:
             with contextlib.suppress(psycopg.Error):
                 if self._open_connection is not None:
-                    self._open_connection.close()
+                    self.close()
             self._open_connection = None
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise StoreDown(f"the passages on PostgreSQL cannot be used: {reason}. Nothing was changed") from error
@@ -143,11 +144,17 @@ class PostgresStore:
     def reload(self) -> None:
         """Every statement sees what was committed."""
 
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._open_connection = self._open_connection, None
+        if connection is not None:
+            connection.close()
+
     def drop(self) -> None:
         """The table."""
         with self._connection() as connection:
             connection.execute(self._with_table("DROP TABLE IF EXISTS {}"))
-        self._open_connection.close()
+        self.close()
 
 
 def _array(vector: Any) -> NDArray[np.float32]:

@@ -1,0 +1,1 @@
+"""`confide demo rag`: three organizations' documents, searched, quoted, erased, and kept apart."""
