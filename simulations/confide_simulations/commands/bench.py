@@ -25,6 +25,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.differences:differences",
         "Two sums that differ by one organization: by which attacks, and what their difference tells.",
     ),
+    "peers": (
+        "confide_simulations.benchmarks.peers.command:peers",
+        "Train the demo's task through plain Flower, Flower's SecAgg+, NVFLARE and Confide; time, memory, wire, loss.",
+    ),
     "round": (
         "confide_simulations.benchmarks.round:round_",
         "Time an empty and a full round, and see what the coordinator needs.",
