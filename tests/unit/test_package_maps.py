@@ -1,7 +1,8 @@
-"""Whoever opens a package of the shared core finds in its docstring what each of its modules is."""
+"""Whoever opens a package of the shared core finds in its docstring what each of its modules is; docs name the layers."""
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def test_every_module_is_named(name: str) -> None:
         module for module in modules - {"__init__"} if not re.search(rf"`{module}`|^ +{module}  ", text, re.MULTILINE)
     }
     assert not missing, f"the docstring of {name} says nothing of {sorted(missing)}"
+
+
+def test_the_page_draws_the_layers_that_the_contract_holds() -> None:
+    root = COMMON.parent
+    contracts = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["name"] == "the shared core's layers")
+    drawn = "".join(f"    {layer}\n" for layer in layers if layer not in ("__main__", "cli"))
+    assert drawn in (root / "docs" / "architecture.md").read_text("utf-8")
