@@ -1,4 +1,4 @@
-"""Whoever opens a package of the shared core finds in its docstring what each of its modules is; docs name the layers."""
+"""A package of the shared core says in its docstring what each of its modules is; the page draws its layers."""
 
 import ast
 import re
