@@ -97,7 +97,7 @@ audit: $(TOOLS)/.installed ## known vulnerabilities of what is locked; needs the
 
 bench: setup ## every benchmark, results as JSON under build/bench
 	@mkdir -p build/bench
-	@for b in agreement aggregation round sealing privacy training tokenizer simulation scale; do \
+	@for b in agreement aggregation round history sealing privacy training tokenizer simulation scale; do \
 		$(BIN)/confide bench $$b --json build/bench/$$b.json || exit 1; done
 
 clean: ## remove the environment and build output

@@ -8,6 +8,8 @@ from confide.errors import ConfideError, ProtocolFailure, SpecificationError, St
 from confide.identity.roster import Role
 from confide.proto import control_pb2 as pb
 from confide.transport.control import ConnectionLost
+from confide_server.admin_cli import audit_log as audit_commands
+from confide_server.admin_cli import release as release_commands
 from confide_server.admin_cli import run as run_commands
 from confide_server.admin_cli.run_watch import EXIT_LOST, GIVE_UP_S, followed
 from confide_server.state.database import Checkpoint, Run
@@ -122,3 +124,41 @@ def test_watching_gives_up_with_a_status_of_its_own():
     assert ended.value.exit_code == EXIT_LOST and now[0] >= GIVE_UP_S - 2
     with pytest.raises(ConnectionLost):
         list(followed(Flaky([lost]), "run"))
+
+
+def typed(app, world: AdminWorld, *arguments, who="administrator", fails: type[ConfideError] | None = None) -> str:
+    options = ["--admin", world.folder / who]
+    if "verify" not in arguments:
+        options += ["--coordinator", world.address]
+    result = CliRunner().invoke(app, [str(one) for one in (*arguments, *options)])
+    if fails is not None:
+        assert isinstance(result.exception, fails), (result.output, result.exception)
+        return str(result.exception)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def test_a_release_is_made_signed_published_and_rolled_back(world: AdminWorld):
+    run_id, app = world.finished("for-release"), release_commands.app
+    assert "release wards/1" in typed(app, world, "create", "wards", "--run", run_id, "--notes", "first")
+    assert "signatures of nobody" in typed(app, world, "publish", "wards", 1, fails=StateError)
+    said = typed(app, world, "sign", "wards", 1, "--yes")
+    assert run_id in said and "1 of 1 signatures" in said
+    assert "stands for release 1" in typed(app, world, "publish", "wards", 1)
+    typed(app, world, "create", "wards", "--run", run_id, "--round", 1)
+    typed(app, world, "sign", "wards", 2, "--yes")
+    typed(app, world, "publish", "wards", 2)
+    assert "again" in typed(app, world, "roll-back", "wards", 1, "--reason", "worse")
+    states = [json.loads(one)["status"] for one in typed(app, world, "list", "wards", "--json").splitlines()]
+    assert states == ["withdrawn", "published"]
+    assert "there is no release" in typed(app, world, "sign", "wards", 9, "--yes", fails=StateError)
+
+
+def test_the_audit_log_is_shown_exported_and_verified_offline(world: AdminWorld, tmp_path):
+    world.submit("for-audit")
+    app, path = audit_commands.app, tmp_path / "audit.jsonl"
+    assert "run_submitted" in typed(app, world, "show", "--event", "run_submitted", who="auditor")
+    assert "verified" in typed(app, world, "export", path, who="auditor")
+    assert "entries hold" in typed(app, world, "verify", path, who="auditor")
+    path.write_bytes(path.read_bytes().replace(b"run_submitted", b"run_forgotten", 1))
+    typed(app, world, "verify", path, who="auditor", fails=ConfideError)

@@ -115,6 +115,8 @@ class Run(Base):
     ended_at: Mapped[float | None] = mapped_column(Float)
     short_rounds: Mapped[int] = mapped_column(Integer, default=0)
     """Committed rounds to which not everybody who had accepted contributed."""
+    last_event: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Number of its newest event."""
     cosigned: Mapped[list[list[str]]] = mapped_column(JSON, default=list)
     """[name, signature in hex] of further administrators."""
     deleted_at: Mapped[float | None] = mapped_column(Float)

@@ -511,10 +511,11 @@ class RunJournal:
 
     def add_event(self, session: Session, run_id: str, event: Happening) -> None:
         """Append an event in the caller's transaction, which holds the run and the events' head until it ends."""
-        self.locked(session, run_id)
+        run = self.locked(session, run_id)
         head, now = locked_head(session, "events"), time.time()
         last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
         head.number += 1
+        run.last_event = head.number
         row = Event(run_id=run_id, sequence=last + 1, time=now, kind=event.kind, data=data_of(event))
         row.number = head.number
         session.add(row)

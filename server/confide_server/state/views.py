@@ -56,6 +56,7 @@ _COLUMNS = (
     Run.parent_round,
     Run.priority,
     Run.short_rounds,
+    Run.last_event,
 )
 
 
@@ -79,7 +80,6 @@ class Page:
     rows: Sequence[RunRow]
     next_cursor: str
     total: int
-    last_events: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,6 @@ class Detail:
     """What is told of one run beside its line."""
 
     row: RunRow
-    last_event: int
     specification: bytes
     initial_model_sha256: bytes
     model_sha256: bytes
@@ -129,9 +128,8 @@ class Views:
         with self._database.reading() as session:
             rows = session.execute(query.order_by(Run.number.desc()).limit(limit + 1)).all()
             shown = rows[:limit]
-            events = _last_events(session, [row.run_id for row in shown])
             total = session.scalar(counted) or 0
-        return Page(shown, str(shown[-1].number) if len(rows) > limit else "", total, events)
+        return Page(shown, str(shown[-1].number) if len(rows) > limit else "", total)
 
     def counts(self) -> Mapping[str, int]:
         """How many runs by shown status."""
@@ -144,11 +142,9 @@ class Views:
         with self._database.reading() as session:
             return _line(session, run_id)
 
-    def last_event(self, run_id: str = "") -> int:
-        """Number of the newest event, of one run or of all."""
+    def last_event(self) -> int:
+        """Number of the newest event."""
         query = select(func.max(Event.number))
-        if run_id:
-            query = query.where(Event.run_id == run_id)
         with self._database.reading() as session:
             return session.scalar(query) or 0
 
@@ -179,7 +175,6 @@ class Views:
             ).all()
             return Detail(
                 row=row,
-                last_event=_last_events(session, [run_id]).get(run_id, 0),
                 specification=extra.specification,
                 initial_model_sha256=extra.initial_model_sha256,
                 model_sha256=model or b"",
@@ -327,11 +322,6 @@ def _names(dialect: str, organization: str) -> ColumnElement[bool]:
         else each(Run.cohort).table_valued("value")
     )
     return select(1).select_from(listed).where(listed.c.value == organization).exists()
-
-
-def _last_events(session: Session, run_ids: Sequence[str]) -> dict[str, int]:
-    query = select(Event.run_id, func.max(Event.number)).where(Event.run_id.in_(run_ids)).group_by(Event.run_id)
-    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def _offers(session: Session, run_id: str) -> dict[str, tuple[float, Mapping[str, Any]]]:

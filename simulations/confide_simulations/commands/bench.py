@@ -29,6 +29,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.peers.command:peers",
         "Train the demo's task through plain Flower, Flower's SecAgg+, NVFLARE and Confide; time, memory, wire, loss.",
     ),
+    "history": (
+        "confide_simulations.benchmarks.history:history",
+        "Time a page of runs on a coordinator with a long history; reach: 200 runs in under 50 ms.",
+    ),
     "round": (
         "confide_simulations.benchmarks.round:round_",
         "Time an empty and a full round, and see what the coordinator needs.",

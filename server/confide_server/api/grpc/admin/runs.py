@@ -50,7 +50,7 @@ class RunMethods:
         )
         limit = limited(request.limit, default=50, most=MAX_PAGE)
         page = self._views.runs(filters, limit=limit, cursor=request.cursor)
-        runs = [run_line(row, caller.scope, page.last_events.get(row.run_id, 0)) for row in page.rows]
+        runs = [run_line(row, caller.scope) for row in page.rows]
         return pb.RunPage(runs=runs, next_cursor=page.next_cursor, total=page.total)
 
     def get_run(self, caller: Caller, request: pb.GetRunRequest) -> pb.RunDetail:
@@ -59,7 +59,7 @@ class RunMethods:
         row, specification = detail.row, parse_canonical(detail.specification)
         privacy = specification.privacy
         return pb.RunDetail(
-            run=run_line(row, caller.scope, detail.last_event),
+            run=run_line(row, caller.scope),
             specification=detail.specification,
             specification_sha256=specification.digest,
             specification_toml=to_toml(specification),
@@ -179,7 +179,7 @@ class RunMethods:
         return pb.RunChanged(run=pb.RunLine(run_id=request.run_id, status="deleted"))
 
     def _changed(self, run_id: str) -> pb.RunChanged:
-        return pb.RunChanged(run=run_line(self._views.line(run_id), "", self._views.last_event(run_id)))
+        return pb.RunChanged(run=run_line(self._views.line(run_id), ""))
 
     def _visible(self, caller: Caller, run_id: str) -> str:
         """The run id. Raises the same IdentityError for another's run as for one that is not there."""
@@ -230,7 +230,7 @@ def event_message(event: Event, data: Mapping[str, Any]) -> pb.Event:
     return said
 
 
-def run_line(row: RunRow, scope: str, last_event: int) -> pb.RunLine:
+def run_line(row: RunRow, scope: str) -> pb.RunLine:
     """A run's columns. scope: the organization that is to see of the others only how many they are."""
     values = {name: value for name, value in row._mapping.items() if name in _LINE_FIELDS and value is not None}
     cohort = values.pop("cohort", [])
@@ -241,7 +241,7 @@ def run_line(row: RunRow, scope: str, last_event: int) -> pb.RunLine:
         if values["status"] == RunStatus.FINISHED_WITH_FEWER:
             values["status"] = RunStatus.FINISHED.value
     shown = [name for name in cohort if scope in ("", name)]
-    return pb.RunLine(**values, cohort=shown, organizations=len(cohort), last_event=last_event)
+    return pb.RunLine(**values, cohort=shown, organizations=len(cohort))
 
 
 def _offers(detail: Detail) -> Iterator[pb.OfferLine]:

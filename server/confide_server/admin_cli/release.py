@@ -1,0 +1,119 @@
+"""`confide release`: a run's model under a name, signed by administrators, published, and rolled back.
+
+confide release create support --run 1f2e --admin admin --notes "first for the wards"
+confide release sign support 1 --admin admin
+confide release publish support 1 --admin admin
+"""
+
+import json
+from typing import Annotated
+
+import typer
+from confide.errors import StateError
+from confide.proto import admin_pb2 as pb
+from confide.text import paragraph
+from confide.transport.admin import AdminClient, check_document
+from google.protobuf.json_format import MessageToDict
+from rich.table import Table
+
+from confide_server.admin_cli.papers import load_member
+from confide_server.admin_cli.run_options import Admin, AsJson, Coordinator, console, resolve
+from confide_server.admin_cli.run_view import plain
+
+app = typer.Typer(no_args_is_help=True, help="Releases: name a run's model, sign, publish, roll back.")
+Name = Annotated[str, typer.Argument(help="The release's name, for example support.")]
+Number = Annotated[int, typer.Argument(min=1, help="Its number, as `confide release list` shows.")]
+
+
+@app.command("list")
+def list_releases(
+    admin: Admin,
+    name: Annotated[str, typer.Argument(help="Only of this name.")] = "",
+    coordinator: Coordinator = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show releases, newest first; the published one is what a name stands for."""
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        releases = list(client.list_releases(name, limit=200).releases)
+    if as_json:
+        for one in releases:
+            typer.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
+        return
+    table = Table("release", "status", "run", "round", "model", "signed by")
+    for one in releases:
+        signed = ", ".join(signature.administrator for signature in one.signatures)
+        cells = (f"{one.name}/{one.number}", one.status, one.run_id[:8], str(one.round), one.model_sha256[:16], signed)
+        table.add_row(*map(plain, cells))
+    console.print(table)
+
+
+@app.command()
+def create(
+    name: Name,
+    admin: Admin,
+    run: Annotated[str, typer.Option("--run", help="Run id or its beginning; default: the newest run.")] = "",
+    round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
+    notes: Annotated[str, typer.Option(help="What people should know of it; signed with it.")] = "",
+    coordinator: Coordinator = "",
+) -> None:
+    """Name the model of a run's round. It counts once administrators have signed it."""
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        made = client.create_release(name, resolve(client, run), round, notes)
+    console.print(plain(f"release {made.name}/{made.number}: round {made.round} of run {made.run_id}"), soft_wrap=True)
+    console.print(plain(f"next: confide release sign {made.name} {made.number}"))
+
+
+@app.command()
+def sign(
+    name: Name,
+    number: Number,
+    admin: Admin,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    coordinator: Coordinator = "",
+) -> None:
+    """Sign exactly the document that is shown."""
+    member = load_member(admin)
+    with AdminClient.of_member(member, coordinator) as client:
+        release = _found(client, name, number)
+        for key, value in check_document(release).items():
+            typer.echo(f"{key:22} {paragraph(value)}")
+        if not yes:
+            typer.confirm("sign this?", abort=True)
+        signed = client.sign_release(release, member.identity)
+    console.print(
+        plain(f"release {name}/{number} has {len(signed.signatures)} of {signed.signatures_needed} signatures")
+    )
+
+
+@app.command()
+def publish(name: Name, number: Number, admin: Admin, coordinator: Coordinator = "") -> None:
+    """Let the name stand for this release; the one before is superseded."""
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        client.publish_release(name, number)
+    console.print(plain(f"{name} stands for release {number}"))
+
+
+@app.command("roll-back")
+def roll_back(
+    name: Name,
+    number: Number,
+    admin: Admin,
+    reason: Annotated[str, typer.Option(help="Kept in the audit log.")] = "",
+    coordinator: Coordinator = "",
+) -> None:
+    """Let the name stand for an earlier release again; the published one is withdrawn for good."""
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        client.roll_back_release(name, number, reason)
+    console.print(plain(f"{name} stands for release {number} again"))
+
+
+def _found(client: AdminClient, name: str, number: int) -> pb.Release:
+    cursor = ""
+    while True:
+        page = client.list_releases(name, limit=200, cursor=cursor)
+        for release in page.releases:
+            if release.number == number:
+                return release
+        cursor = page.next_cursor
+        if not cursor:
+            raise StateError(f"there is no release {name}/{number}; `confide release list` shows those there are")
