@@ -78,7 +78,8 @@ class RewardModel:
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """(N,) rewards. Raises ModelError for NaN: a reward is never silently zero."""
-        found: NDArray[np.float64] = self.features.of(prompts, answers).astype(np.float64) @ self.weight
+        with np.errstate(invalid="ignore", over="ignore"):
+            found: NDArray[np.float64] = self.features.of(prompts, answers).astype(np.float64) @ self.weight
         if not np.isfinite(found).all():
             raise ModelError("REWARD_NOT_FINITE: a reward is NaN or infinite; nothing is made of it")
         return found
