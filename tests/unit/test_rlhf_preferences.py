@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from confide.errors import ConfideError, DataError, IdentityError, ModelError, PolicyRefusal, SpecificationError
 from confide.identity.keys import SigningKey
+from confide.models.reward_folder import write_reward
 from confide.models.store import folder_digest
 from confide_server.rlhf import best_of_n, central_reward, gate, page
 from confide_server.rlhf.annotating import Session, tasks
@@ -227,16 +228,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_reward_model_of_another_base_is_refused(bert: Path, tmp_path: Path) -> None:
     weight, base = np.linspace(-1, 1, 32), folder_digest(bert)
-    RewardModel.write(tmp_path, weight, base_sha256=base, pooling="mean", max_length=32, lineage={})
+    write_reward(tmp_path, weight, base_sha256=base, pooling="mean", max_length=32, lineage={})
     model = RewardModel(tmp_path, bert, base)
     scores = model.scores(["", "how?"], ["a fine wall", "a fine wall"])
     assert scores.shape == (2,) and scores[0] != scores[1]
     with pytest.raises(ModelError, match="REWARD_OF_ANOTHER_BASE"):
         RewardModel(tmp_path, bert, "1" * 64)
     with pytest.raises(ModelError, match="NaN"):
-        RewardModel.write(
-            tmp_path / "b", np.full(32, np.nan), base_sha256=base, pooling="mean", max_length=32, lineage={}
-        )
+        write_reward(tmp_path / "b", np.full(32, np.nan), base_sha256=base, pooling="mean", max_length=32, lineage={})
     with pytest.raises(ModelError, match="no reward model"):
         RewardModel(tmp_path / "nothing", bert, base)
     model.weight[:] = np.inf

@@ -147,10 +147,11 @@ def reward(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a reward model from a snapshot, with its accuracy, calibration and length bias."""
+    from confide.models.reward_folder import write_reward
     from confide.models.store import folder_digest
 
     from confide_server.rlhf import central_reward
-    from confide_server.rlhf.reward_model import FeatureReader, RewardModel
+    from confide_server.rlhf.reward_model import FeatureReader
     from confide_server.rlhf.snapshots import Snapshot
 
     made = Snapshot.read(snapshot_file)
@@ -163,7 +164,7 @@ def reward(
     weight, report = central_reward.fit(differences, longer_N=longer, seed=seed)
     lineage = {"snapshot": made.sha256, "seed": seed, "privacy": "none: the snapshot was read as it is"}
     sha256 = folder_digest(base)
-    RewardModel.write(out, weight, base_sha256=sha256, pooling=pooling, max_length=max_length, lineage=lineage)
+    write_reward(out, weight, base_sha256=sha256, pooling=pooling, max_length=max_length, lineage=lineage)
     write_atomic(out / "report.json", json.dumps(asdict(report), indent=1).encode())
     central_reward.plot(report, out / "reliability.png")
     typer.echo(
