@@ -21,10 +21,10 @@ pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def specify(method: str = "dpo", **sections: Any) -> RlhfSpecification:
-    ranked = method in ("dpo", "kto")
+def specify(kind: str = "dpo", **sections: Any) -> RlhfSpecification:
+    ranked = kind in ("dpo", "kto")
     document: dict[str, Any] = {
-        "version": 1, "name": "test", "method": method, "base": {"sha256": "0" * 64},
+        "version": 1, "name": "test", "method": kind, "base": {"sha256": "0" * 64},
         "data": {"snapshot": "1" * 64} if ranked else {"prompts": "1" * 64},
         "reward": {"kind": "none"} if ranked else {"kind": "rules", "rules": [{"name": "length", "argument": "9"}]},
         "training": {"steps": 2, "batch_size": 4, "generations": 2, "learning_rate": 1e-2, "rank": 4,

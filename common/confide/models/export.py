@@ -25,7 +25,7 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
 from confide.files import private_folder, write_atomic
 from confide.models import precision
-from confide.models.architecture import empty_model, head_names, load_base, load_config, load_tokenizer
+from confide.models.architecture import REWARD_HEAD, empty_model, head_names, load_base, load_config, load_tokenizer
 from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
 from confide.models.store import hashed_files
@@ -39,6 +39,7 @@ _PEFT_TASKS = {
     "causal_lm": "CAUSAL_LM",
     "classification": "SEQ_CLS",
     "contrastive": "FEATURE_EXTRACTION",
+    "dpo": "CAUSAL_LM",
 }
 TRAINED = "trained.safetensors"
 """Beside an adapter whose matrices are products: the tensors that were trained, whose hash is the signed one."""
@@ -64,9 +65,33 @@ def write_export(
         private_folder(folder)
         write_manifest(folder, manifest)
         return folder
+    if specification.method.name == "reward":
+        return _write_reward(folder, tensors, manifest, specification, base_folder)
     if trains_all(specification):
         return write_merged(folder, tensors, manifest, specification, base_folder)
     return write_adapter(folder, tensors, manifest, specification, base_folder, base_name=base_name)
+
+
+def _write_reward(
+    folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
+) -> Path:
+    """A reward head on a frozen base, as confide.models.reward_folder writes it, with the run's lineage."""
+    from confide.models.reward_folder import write_reward
+
+    if specification.adapter.kind != "none":
+        raise ModelError(
+            f'a reward model with adapter.kind "{specification.adapter.kind}" is no folder that anything reads yet; '
+            'train it with adapter.kind = "none" to export it'
+        )
+    _check(tensors, specification, base_folder)
+    privacy = specification.privacy
+    write_reward(
+        folder, tensors[f"{REWARD_HEAD}.weight"].float().numpy(), base_sha256=specification.model.sha256,
+        pooling=specification.method.pooling, max_length=specification.method.max_length,
+        lineage={"specification": specification.digest, "privacy": privacy.model_dump(mode="json")},
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+    return folder
 
 
 def write_adapter(

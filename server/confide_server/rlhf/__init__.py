@@ -1,2 +1,11 @@
 """What happens centrally with preferences: reward models, policies that are optimised for them, and the gate before a
-release. Preferences themselves may stay at the nodes: methods "reward" and "dpo" are the federated halves."""
+release. Preferences themselves may stay at the nodes: methods "reward" and "dpo" are the federated halves.
+
+    candidates -> annotating -> preferences -> snapshots -> central_reward -> reward_model
+    documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
+"""
+
+# What `confide --help` says of each without importing it: the first paragraph of its own help.
+SUMMARIES = {
+    "rlhf": "Preferences, reward models, and policies that are optimised for them.",
+}

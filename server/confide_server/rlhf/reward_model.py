@@ -1,43 +1,24 @@
 """A trained reward head with the base that it belongs to: what an answer is worth.
 
-The folder that is written and read: reward_head.safetensors ("reward_head.weight", (1, D)) and reward.json, which names
-the base by its hash. A head of another base is refused: its numbers would mean nothing, and nobody would see it.
+A head of another base is refused: its numbers would mean nothing, and nobody would see it.
 
-    RewardModel.write(folder, weight, base_sha256=..., pooling="mean", max_length=64, lineage={...})
     scores = RewardModel(folder, base_folder, base_sha256).scores([""], ["a fine wall"])
 """
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from confide.errors import ModelError
-from confide.files import private_folder, write_atomic
 from confide.methods.preference import PairEncoder, answer_rows
 from confide.methods.reward import Features
-from confide.models.architecture import REWARD_HEAD, load_tokenizer
+from confide.models.architecture import load_tokenizer
+from confide.models.reward_folder import read_reward
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-_DOCUMENT, _WEIGHTS = "reward.json", "reward_head.safetensors"
 _ROWS_AT_ONCE = 32
-
-
-class RewardDocument(BaseModel):
-    """reward.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    version: int = Field(ge=1, le=1)
-    base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    pooling: str = Field(pattern="^(mean|last)$")
-    max_length: int = Field(ge=8, le=131072)
-    lineage: dict[str, Any] = {}
-    """What it was trained from: a run's specification, a snapshot, the privacy that was promised."""
 
 
 class RewardModel:
@@ -45,7 +26,7 @@ class RewardModel:
 
     def __init__(self, folder: Path, base: Path, base_sha256: str) -> None:
         """base: the base model's folder, whose hash is `base_sha256`."""
-        self.document, self.weight = _read(folder)
+        self.document, self.weight = read_reward(folder)
         if self.document.base_sha256 != base_sha256:
             raise ModelError(
                 f"REWARD_OF_ANOTHER_BASE: the reward model in {folder} was trained on the base "
@@ -57,28 +38,10 @@ class RewardModel:
         if self.weight.shape != (width,):
             raise ModelError(f"the reward head has {self.weight.size} weights; its base has {width} features")
 
-    @staticmethod
-    def write(
-        folder: Path, weight: NDArray[np.floating], *, base_sha256: str, pooling: str, max_length: int,
-        lineage: Mapping[str, Any],
-    ) -> Path:  # fmt: skip
-        """weight: (D,), finite."""
-        from safetensors.torch import save
-
-        document = RewardDocument(
-            version=1, base_sha256=base_sha256, pooling=pooling, max_length=max_length, lineage=dict(lineage)
-        )
-        tensor = torch.tensor(np.asarray(weight, dtype=np.float32)[None])
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError("the reward head holds NaN or infinity; it is not kept")
-        private_folder(folder)
-        write_atomic(folder / _WEIGHTS, save({f"{REWARD_HEAD}.weight": tensor}))
-        write_atomic(folder / _DOCUMENT, document.model_dump_json(indent=1).encode())
-        return folder
-
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """(N,) rewards. Raises ModelError for NaN: a reward is never silently zero."""
-        found: NDArray[np.float64] = self.features.of(prompts, answers).astype(np.float64) @ self.weight
+        with np.errstate(invalid="ignore", over="ignore"):
+            found: NDArray[np.float64] = self.features.of(prompts, answers).astype(np.float64) @ self.weight
         if not np.isfinite(found).all():
             raise ModelError("REWARD_NOT_FINITE: a reward is NaN or infinite; nothing is made of it")
         return found
@@ -118,24 +81,3 @@ class FeatureReader:
                 rows = answer_rows([encoded[number] for number in part], self._pad)
                 out[part] = self._features(self._model, rows).numpy()
         return out
-
-
-def _read(folder: Path) -> tuple[RewardDocument, NDArray[np.float64]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        document = RewardDocument.model_validate_json((folder / _DOCUMENT).read_bytes())
-        tensors = load((folder / _WEIGHTS).read_bytes())
-    except (OSError, ValidationError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{folder} holds no reward model ({type(error).__name__}); export a run of method reward"
-        ) from error
-    if set(tensors) != {f"{REWARD_HEAD}.weight"}:
-        raise ModelError(
-            f"{folder / _WEIGHTS} holds {sorted(tensors)[:3]}; a reward head is {REWARD_HEAD}.weight alone"
-        )
-    weight = tensors[f"{REWARD_HEAD}.weight"].double().numpy().reshape(-1)
-    if not all(map(math.isfinite, weight.tolist())):
-        raise ModelError(f"{folder / _WEIGHTS} holds NaN or infinity; train it again")
-    return document, weight
