@@ -18,12 +18,15 @@ from confide_server.state.database import Database
 from confide_server.state.serving_aliases import Standing
 from confide_server.state.serving_keys import KeyTerms, add_key, list_keys, revoke_key
 
+from tests.databases import database_url, postgres  # noqa: F401 - fixtures
+
 ASKED = Asked("/v1/completions", "m", "b" * 64, "", 100)
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = open_database(tmp_path / "serving")
+def database(tmp_path: Path, database_url: str) -> Iterator[Database]:  # noqa: F811
+    """On each kind of database that a server runs on."""
+    opened = open_database(tmp_path / "serving", database_url)
     yield opened
     opened.close()
 
@@ -44,7 +47,8 @@ def spent(database: Database) -> int:
     return row.spent_tokens
 
 
-def test_only_a_hash_of_a_key_is_kept(database: Database, tmp_path: Path) -> None:
+def test_only_a_hash_of_a_key_is_kept(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "serving")
     key = add_key(database, KeyTerms(name="alice", models=("m",), collections=("faq",)))
     files = b"".join(path.read_bytes() for path in (tmp_path / "serving").iterdir() if path.is_file())
     assert key.startswith("confide-") and key.encode() not in files and key[-43:].encode() not in files
@@ -53,6 +57,7 @@ def test_only_a_hash_of_a_key_is_kept(database: Database, tmp_path: Path) -> Non
     assert (tmp_path / "serving" / "serving.db").stat().st_mode & 0o777 == 0o600
     with pytest.raises(StateError, match="a key's name"):
         add_key(database, KeyTerms(name="\x1b[2J"))
+    database.close()
 
 
 def test_keys_are_scoped_and_end(database: Database, access: KeyedAccess) -> None:
