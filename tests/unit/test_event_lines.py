@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from confide_server.state.event_lines import line_of, log_event
+from confide_server.state.events import RunFailed, RunFinished, RunWaits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,19 +29,19 @@ def test_a_committed_round_is_named_and_not_valued() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "data", "level"),
+    ("event", "level"),
     [
-        ("dropped", {"node": "bank-b"}, logging.WARNING),
-        ("run_waits", {"waits_for": ["bank-b"], "reason": "x"}, logging.WARNING),
-        ("run_waits", {"waits_for": [], "reason": ""}, logging.INFO),
-        ("contributed", {"node": "bank-b"}, logging.INFO),
+        (RunFailed(code="COHORT_TOO_SMALL", reason="nobody came"), logging.WARNING),
+        (RunWaits(waits_for=["bank-b"], reason="for its answer"), logging.WARNING),
+        (RunWaits(waits_for=[], reason=""), logging.INFO),
+        (RunFinished(rounds=2, model_sha256="0" * 64), logging.INFO),
     ],
 )
 def test_what_somebody_may_want_to_mend_is_a_warning(
-    caplog: pytest.LogCaptureFixture, kind: str, data: dict[str, object], level: int
+    caplog: pytest.LogCaptureFixture, event: RunFailed | RunWaits | RunFinished, level: int
 ) -> None:
     caplog.set_level(logging.INFO)
-    log_event(RUN, kind, data)
+    log_event(RUN, event)
     assert [record.levelno for record in caplog.records] == [level]
 
 
