@@ -117,3 +117,12 @@ def test_a_second_agent_on_one_folder_is_refused(node: Path) -> None:
             run("node", "start", node)
     finally:
         journal.close()
+
+
+@pytest.mark.parametrize("arguments", [("node", "status"), ("data", "list"), ("model", "list"), ("ledger", "verify")])
+def test_every_command_of_a_node_takes_its_folder_by_state(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    StateFolder.create(tmp_path / "node")
+    shown = CliRunner().invoke(app, [*arguments, "--state", str(tmp_path / "node")])
+    assert "Missing argument" not in shown.output and "No such option" not in shown.output
+    said = f"{shown.output} {shown.exception}"
+    assert shown.exit_code in (0, 1, 2) and "Usage:" not in said, said

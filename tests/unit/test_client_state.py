@@ -1,9 +1,11 @@
 """A mistyped folder is an error, never a new node."""
 
+import time
 from pathlib import Path
 
 import pytest
 from confide.errors import StateError
+from confide_client.agent.status import _standing
 from confide_client.commands.node import app
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
@@ -20,3 +22,11 @@ def test_a_name_that_no_member_may_have_leaves_nothing_behind(tmp_path: Path) ->
     refused = CliRunner().invoke(app, ["init", str(tmp_path / "node"), "--name", "BAD NAME"])
     assert refused.exit_code != 0 and "no member's name" in str(refused.exception)
     assert not (tmp_path / "node").exists()
+
+
+def test_a_waiting_run_says_for_whom_and_since_when() -> None:
+    run = {"status": "waiting", "reason": "", "offered_at": 1_700_000_000.0}
+    since = time.strftime("%m-%d %H:%M", time.localtime(1_700_000_000.0))
+    assert _standing(run) == f"for a person here, since {since}"
+    assert _standing({**run, "reason": "nothing can be learned"}).endswith(f"since {since}: nothing can be learned")
+    assert _standing({"status": "refused", "reason": "PolicyRefusal"}) == "PolicyRefusal"

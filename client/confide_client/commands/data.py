@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from confide.secrecy import private_files
 
+from confide_client.commands.state_option import StateFirst
 from confide_client.data.datasets import DataSets, describe
 from confide_client.data.readers import Format
 from confide_client.state import StateFolder
@@ -17,11 +18,11 @@ app = typer.Typer(
     help="Register and check data sets.",
 )
 
-Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
+Folder = Annotated[Path, typer.Argument(help="the node's state folder; --state FOLDER says the same", file_okay=False)]
 Name = Annotated[str, typer.Argument(help="the name by which runs ask for it")]
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def add(
     folder: Folder,
     name: Name,
@@ -36,20 +37,20 @@ def add(
     typer.echo(describe(name, entry))
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def check(folder: Folder, name: Name) -> None:
     """Read the file again and compare it with its registration."""
     typer.echo(f"{describe(name, DataSets(StateFolder.at(folder).root).check(name))}: unchanged")
 
 
-@app.command("list")
+@app.command("list", cls=StateFirst)
 def list_sets(folder: Folder) -> None:
     """All registered data sets."""
     for name, entry in DataSets(StateFolder.at(folder).root).all().items():
         typer.echo(describe(name, entry))
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def remove(folder: Folder, name: Name) -> None:
     """Forget a data set; its file stays."""
     DataSets(StateFolder.at(folder).root).remove(name)

@@ -74,7 +74,7 @@ def _policy_budgets(state: Path) -> dict[str, Budget]:
 
 def _group_table(ledger: LedgerState, budgets: dict[str, Budget]) -> Table:
     table = Table(
-        Column("group"), Column("protects each"), Column("runs", justify="right"),
+        Column("group", overflow="fold"), Column("protects each", overflow="fold"), Column("runs", justify="right"),
         Column("spent epsilon", justify="right"), Column("with what is set aside", justify="right"),
         Column("at delta", justify="right"), Column("policy's budget", justify="right"), Column("fits"),
         title="groups of data sets",
@@ -93,7 +93,8 @@ def _group_table(ledger: LedgerState, budgets: dict[str, Budget]) -> Table:
 
 def _run_table(ledger: LedgerState) -> Table:
     table = Table(
-        Column("run"), Column("data"), Column("accounting"), Column("slots spent", justify="right"),
+        Column("run", no_wrap=True, min_width=12), Column("data", overflow="fold"), Column("accounting"),
+        Column("slots spent", justify="right"),
         Column("approved", justify="right"), Column("epsilon spent", justify="right"),
         Column("approved", justify="right"), Column("state"), title="runs",
     )  # fmt: skip

@@ -20,6 +20,7 @@ from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client.agent.notifying import parse_command
+from confide_client.commands.state_option import StateFirst
 from confide_client.policy.policy import TEMPLATE
 from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
@@ -31,11 +32,11 @@ app = typer.Typer(
     help="Run this organization's node beside its data.",
 )
 
-Folder = Annotated[Path, typer.Argument(help="the node's state folder", file_okay=False)]
+Folder = Annotated[Path, typer.Argument(help="the node's state folder; --state FOLDER says the same", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters; none: the only one that waits")]
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="the node's name in the consortium")] = "",
@@ -187,7 +188,7 @@ def _check_there(path: Path) -> None:
         raise IdentityError(f"{path} is not there; give the path as this machine sees it")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def renew(
     folder: Folder,
     admission: Annotated[Path | None, typer.Option(help="the answer, when it came as a file", dir_okay=False)] = None,
@@ -224,7 +225,7 @@ def _ask_renewal(state: StateFolder, member: LocalMember) -> bytes | None:
         return client.fetch_admission()
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="write warnings only")] = False) -> None:
     """Run the agent until Ctrl-C or SIGTERM. It waits by itself for a coordinator that is away."""
     _run_agent(StateFolder.at(folder), quiet=quiet)
@@ -247,7 +248,7 @@ def _run_agent(state: StateFolder, *, quiet: bool) -> None:
         os._exit(0)
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def status(
     folder: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
@@ -273,7 +274,7 @@ def status(
     raise typer.Exit(exit_status(Notice(**notice) for notice in document["notices"]))
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def plan(
     folder: Folder, what: Annotated[str, typer.Argument(help="a specification's TOML file, or a run's id")]
 ) -> None:
@@ -285,7 +286,7 @@ def plan(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def approve(
     folder: Folder,
     run: Run = "",
@@ -298,7 +299,7 @@ def approve(
     _decide(folder, run, "approved", "")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def refuse(
     folder: Folder, run: Run = "", reason: Annotated[str, typer.Option(help="for your own records")] = ""
 ) -> None:
@@ -338,7 +339,7 @@ def _only_waiting(state: StateFolder) -> str:
     return waiting[0]
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def pause(
     folder: Folder, reason: Annotated[str, typer.Option(help="for your own records and your status")] = ""
 ) -> None:
@@ -348,14 +349,14 @@ def pause(
     typer.echo(f"paused; `confide node resume {folder}` goes on")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def resume(folder: Folder) -> None:
     """Take instructions again."""
     StateFolder.at(folder).end_pause()
     typer.echo("the node goes on")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def page(
     folder: Folder,
     port: Annotated[int, typer.Option(help="on 127.0.0.1; 0 takes a free one", min=0, max=65535)] = 9445,
@@ -369,7 +370,7 @@ def page(
     serve(state, port, typer.echo)
 
 
-@app.command("seal-log")
+@app.command("seal-log", cls=StateFirst)
 def seal_log(folder: Folder, run: Annotated[str, typer.Argument(help="a run's id; none: every run")] = "") -> None:
     """Show per slot what this node signed and revealed."""
     from confide_client.agent.status import show_seal_log

@@ -29,8 +29,10 @@ def log_event(run_id: str, event: Happening) -> None:
     """INFO; WARNING for what somebody may want to mend. What it is about stands in the record too, for JSON logs."""
     data = data_of(event)
     about: dict[str, Any] = {"run": run_id, **{name: data[name] for name in ("round", "slot", "node") if name in data}}
-    level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
-    log.log(level, "%s", line_of(run_id, event.kind, data), extra={"about": about, "about_is_said": True})
+    over = event.kind == "run_waits" and not data.get("waits_for")
+    level = logging.WARNING if event.kind in _WARNINGS and not over else logging.INFO
+    said = f"run {run_id[:8]}: waits no more" if over else line_of(run_id, event.kind, data)
+    log.log(level, "%s", said, extra={"about": about, "about_is_said": True})
 
 
 def _value(value: object) -> str:

@@ -21,7 +21,7 @@ def train(message: Message, context: Context) -> Message:
     arrays, settings = message.content["arrays"], message.content["config"]
     assert isinstance(arrays, ArrayRecord)  # noqa: S101 - what the strategy sends
     model = arrays.to_numpy_ndarrays()[0]
-    number = int(settings["server-round"])  # type: ignore[index,arg-type]
+    number = int(settings["server-round"])  # type: ignore[arg-type]
     trained = task.trained("flower", str(context.node_config["node"]), model, number)
     content = RecordDict({"arrays": ArrayRecord([trained]), "metrics": MetricRecord({"num-examples": 1})})
     return Message(content, reply_to=message)
