@@ -228,6 +228,10 @@ class LocalFederation:
             time.sleep(0.1)
         return found.group()
 
+    def console_link(self) -> str:
+        """Another one-time link for an administrator, as `confide console link` prints it."""
+        return run_command("console", "link", str(self.console_folder)).strip()
+
     def restart_console(self, processes: ProcessGroup, port: int, *, timeout_s: float = 120.0) -> None:
         """Start the web console again, on the port that browsers know, and wait until it answers."""
         program = ["-m", "confide", "console", "start", str(self.console_folder), "--port", str(port)]

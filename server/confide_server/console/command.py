@@ -89,12 +89,12 @@ def link(folder: Folder) -> None:
     from confide_server.console.settings import read_settings
     from confide_server.console.web.app import addresses
 
-    read_settings(folder)
-    store = AccountStore(folder / "console.db")
-    with contextlib.closing(store):
+    settings = read_settings(folder)
+    with contextlib.closing(AccountStore(folder / "console.db")) as store:
         handed = People(store, Limits(store)).invite(Person.ADMINISTRATOR)
-        settings = read_settings(folder)
-        typer.echo(f"{addresses(settings, settings.port)[0]}/welcome?link={handed}")
+    # A port that was taken by chance is known to whoever reads what `start` printed.
+    address = addresses(settings, settings.port)[0] if settings.port else "under the console's address: "
+    typer.echo(f"{address}/welcome?link={handed}")
 
 
 def serve(folder: Path, settings: "Settings") -> None:

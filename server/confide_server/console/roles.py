@@ -52,11 +52,17 @@ RULES: Mapping[str, Rule] = {
     "code": Rule(public=True),
     "welcome_page": Rule(public=True),
     "welcome": Rule(public=True),
+    "key_options": Rule(public=True),
+    "key": Rule(public=True),
     # one's own account
     "sign_out": Rule(_EVERYBODY),
     "sign_out_everywhere": Rule(_EVERYBODY),
     "account": Rule(_EVERYBODY),
     "account_password": Rule(_EVERYBODY),
+    "confirm_by_key": Rule(_EVERYBODY),
+    "key_registration": Rule(_EVERYBODY),
+    "key_add": Rule(_EVERYBODY, confirmed=True),
+    "key_remove": Rule(_EVERYBODY, confirmed=True),
     "token_make": Rule(_READERS, confirmed=True),
     "token_revoke": Rule(_READERS),
     # other people's

@@ -75,6 +75,11 @@ class _Answer:
     at: float
 
 
+def _key(method: str, request: Message, acting: Acting) -> _Key:
+    """Who are answered alike: everybody of a role, and of an organization."""
+    return method, request.SerializeToString(deterministic=True), acting.role, acting.organization
+
+
 class Reader:
     """Asks, remembers, and says how old. Used from several threads."""
 
@@ -103,7 +108,7 @@ class Reader:
 
     def ask(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> tuple[Message, float]:
         """(answer, its age). Raises ConfideError: Unanswered when there is none at all."""
-        key = (method, request.SerializeToString(deterministic=True), acting.role, acting.organization)
+        key = _key(method, request, acting)
         with self._lock:
             known = self._answers.get(key)
             if known is not None and self._clock() - known.at <= fresh_s:
@@ -118,6 +123,15 @@ class Reader:
             if known is None:
                 raise Unanswered(self._trouble) from error
         return known.message, self._clock() - known.at
+
+    def begin(self, method: str, request: Message, acting: Acting) -> None:
+        """Ask already what `ask` will want next: several questions then take as long as the slowest."""
+        key = _key(method, request, acting)
+        with self._lock:
+            known = self._answers.get(key)
+            fresh = known is not None and self._clock() - known.at <= FRESH_S
+            if not fresh and key not in self._pending:
+                self._pending[key] = self._asking.submit(self._renew, key, method, request, acting)
 
     def _renew(self, key: _Key, method: str, request: Message, acting: Acting) -> _Answer:
         try:
@@ -177,6 +191,11 @@ class Look:
             )
         self._oldest_s = max(self._oldest_s, age_s)
         return answer
+
+    def ahead(self, **questions: Message) -> None:
+        """Begin to ask all of these at once, by the methods' names; the page then takes them one by one."""
+        for method, request in questions.items():
+            self._reader.begin(method, request, self.acting)
 
     def status(self) -> pb.ServerStatus:
         return self._ask("GetServerStatus", pb.GetServerStatusRequest(), pb.ServerStatus)

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
+from confide_server.console.accounts.keys import SecurityKeys
 from confide_server.console.accounts.limits import Limits
 from confide_server.console.accounts.people import People
 from confide_server.console.accounts.sessions import Sessions
@@ -29,6 +30,7 @@ from confide_server.console.web.pages import (
     account,
     api,
     audit,
+    keys,
     live,
     members,
     models,
@@ -41,7 +43,7 @@ from confide_server.console.web.pages import (
 )
 
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-PAGES = (sign_in, account, people, overview, runs, specification, members, privacy, models, audit, live, api)
+PAGES = (sign_in, account, keys, people, overview, runs, specification, members, privacy, models, audit, live, api)
 
 
 def addresses(settings: Settings, port: int) -> list[str]:
@@ -69,6 +71,7 @@ class Console:
         self.people = People(self.store, self.limits)
         self.sessions = Sessions(self.store, self.people, idle_s=settings.idle_s, absolute_s=settings.absolute_s)
         self.tokens = Tokens(self.store, self.people)
+        self.keys = SecurityKeys(self.store, issuer)
         self.assets = Assets()
         self.frame = Frame(self.assets.address)
         self.reader = Reader(coordinator)

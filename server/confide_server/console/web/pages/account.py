@@ -12,7 +12,8 @@ from confide_server.console.web.looking import console_of
 router = APIRouter()
 
 
-def _page(request: Request, *, made: str = "", wrong: str = "") -> Response:
+def account_page(request: Request, *, made: str = "", wrong: str = "") -> Response:
+    """The page, with what was just made or what was wrong."""
     console, person = console_of(request), visitor_of(request).person
     return console.frame.page(
         request,
@@ -21,6 +22,7 @@ def _page(request: Request, *, made: str = "", wrong: str = "") -> Response:
         person=person,
         sessions=console.sessions.of(person),
         tokens=console.tokens.of(person),
+        keys=console.keys.of(person),
         scopes=SCOPES,
         made=made,
         wrong=wrong,
@@ -29,7 +31,7 @@ def _page(request: Request, *, made: str = "", wrong: str = "") -> Response:
 
 @router.get("/account", name="account")
 def account(request: Request) -> Response:
-    return _page(request)
+    return account_page(request)
 
 
 @router.post("/account/password", name="account_password")
@@ -40,7 +42,7 @@ def account_password(request: Request) -> Response:
             raise IdentityError("the two new passwords differ; type the same one twice")
         console.people.change_password(person, form.get("old", ""), form.get("new", ""), client_address(request))
     except IdentityError as error:
-        return _page(request, wrong=str(error))
+        return account_page(request, wrong=str(error))
     console.people.note(person.name, "changed the password")
     return _out(request)
 
@@ -75,9 +77,9 @@ def token_make(request: Request) -> Response:
         days = int(form["days"]) if form.get("days", "").isdigit() else 0
         made = console.tokens.make(person, form.get("label", ""), form.get("scope", "").split(), days)
     except IdentityError as error:
-        return _page(request, wrong=str(error))
+        return account_page(request, wrong=str(error))
     console.people.note(person.name, "made an API token", form.get("label", ""))
-    return _page(request, made=made)
+    return account_page(request, made=made)
 
 
 @router.post("/account/tokens/{token_id}/revoke", name="token_revoke")
@@ -86,6 +88,6 @@ def token_revoke(request: Request, token_id: str) -> Response:
     try:
         console.tokens.revoke(person, token_id)
     except IdentityError as error:
-        return _page(request, wrong=str(error))
+        return account_page(request, wrong=str(error))
     console.people.note(person.name, "took back an API token")
     return RedirectResponse("/account", 303)

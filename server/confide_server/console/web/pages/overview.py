@@ -18,6 +18,9 @@ _CONSORTIUM = frozenset({Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR})
 def overview(request: Request) -> Response:
     look, console = look_of(request), console_of(request)
     whole = look.acting.role in _CONSORTIUM
+    look.ahead(ListRuns=pb.ListRunsQuery(statuses=["failed"], limit=20), ListMembers=pb.ListMembersRequest())
+    if whole:
+        look.ahead(GetServerStatus=pb.GetServerStatusRequest(), ListReleases=pb.ListReleasesRequest(limit=100))
     live = look.runs(pb.ListRunsQuery(statuses=needs.LIVE, limit=50))
     members = look.members()
     seen = needs.Seen(

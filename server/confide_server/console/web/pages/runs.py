@@ -49,6 +49,7 @@ def run(request: Request, run_id: str) -> Response:
 
 def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
     look, console = look_of(request), console_of(request)
+    look.ahead(ListMembers=pb.ListMembersRequest())
     detail = look.run(run_id)
     rounds, members = look.rounds(run_id), look.members()
     events = console.live.events(detail.run, look.acting)

@@ -55,9 +55,12 @@ def sign_in(request: Request) -> Response:
 
 @router.get("/sign-in/code", name="code_page")
 def code_page(request: Request, next: str = "/") -> Response:
+    console = console_of(request)
     if request.state.session is None:
         return RedirectResponse("/sign-in", 303)
-    return console_of(request).frame.page(request, "code.html", back=local_path(next), wrong="")
+    return console.frame.page(
+        request, "code.html", back=local_path(next), wrong="", keys=console.keys.of(request.state.session.person)
+    )
 
 
 @router.post("/sign-in/code", name="code")
@@ -69,7 +72,9 @@ def code(request: Request) -> Response:
     try:
         console.people.check_code(session.person, form.get("code", ""), address)
     except IdentityError as error:
-        return console.frame.page(request, "code.html", status_code=403, back=back, wrong=str(error))
+        return console.frame.page(
+            request, "code.html", status_code=403, back=back, wrong=str(error), keys=console.keys.of(session.person)
+        )
     console.people.note(session.person.name, "signed in", address)
     cookie = console.sessions.begin(session.person, address, complete=True, instead_of=session)
     return let_in(request, cookie, home(session.person, back))
