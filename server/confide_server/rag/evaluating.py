@@ -64,14 +64,16 @@ def evaluate(
     root: Path,
     *,
     seed: int = 0,
+    sentences: SentenceVectors | None = None,
 ) -> Evaluation:
-    """All figures of one collection. root: the library's folder, for the verifier."""
+    """All figures of one collection. root: the library's folder, for the verifier. sentences: as for `calibrate`."""
     collection.check_embedder(embedder)
     calibration = Calibration.load(collection.calibration_folder)
     vectors = embedder.embed([one.question.question for one in asked])
     rng = np.random.default_rng(seed)
     retrieval = _retrieval(searcher, asked, vectors, caller, calibration.lexical_weight, rng)
-    found = _answers(collection, searcher, embedder, asked, vectors, caller, root, calibration)
+    kept = sentences or SentenceVectors(embedder)
+    found = _answers(collection, searcher, kept, asked, vectors, caller, root, calibration)
     figures = {
         "questions": len(asked),
         "passages": len(collection.lexical(collection.catalogue()).names),
@@ -125,7 +127,7 @@ def with_interval(values: NDArray[np.float64], rng: np.random.Generator) -> dict
 def _answers(
     collection: Collection,
     searcher: Searcher,
-    embedder: Embedder,
+    sentences: SentenceVectors,
     asked: Sequence[Asked],
     vectors: NDArray[np.float32],
     caller: Caller,
@@ -145,7 +147,6 @@ def _answers(
                 without=without,
             )
             rankings.append((one, vector, whole, ranking))
-    sentences = SentenceVectors(embedder)
     # All at once: texts of like length are embedded together.
     sentences.know([s.text for *_, ranking in rankings for s in sentences_of(collection, ranking.found[:LOOKED_AT])])
     found = []
