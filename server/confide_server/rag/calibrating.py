@@ -127,7 +127,13 @@ def examples(
     for number, one in enumerate(asked):
         for without in ((), tuple(one.passages)) if one.passages else ((),):
             found = searcher.search(
-                one.question.question, vectors[number], caller, limit=RANKED, weight=weight, without=without
+                one.question.question,
+                vectors[number],
+                caller,
+                limit=RANKED,
+                weight=weight,
+                without=without,
+                crowding=True,
             )
             rankings.append((number, found, not without))
     # All at once: texts of like length are embedded together.

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide_server.rag.access import Caller
-from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, cited, confidence_of, seen_of
+from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, cited, confidence_of, look, seen_of
 from confide_server.rag.calibration import Calibration
 from confide_server.rag.collection import Collection
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.gate import auroc
+from confide_server.rag.library import DEFAULT_LIMIT
 from confide_server.rag.questions import Asked
 from confide_server.rag.quoting import pick
 from confide_server.rag.retrieval import Searcher
@@ -145,6 +146,7 @@ def _answers(
                 limit=RANKED,
                 weight=calibration.lexical_weight,
                 without=without,
+                crowding=True,
             )
             rankings.append((one, vector, whole, ranking))
     # All at once: texts of like length are embedded together.
@@ -220,11 +222,10 @@ def _latency(
     for one in asked[:_TIMED]:
         begun = time.perf_counter()
         [vector] = embedder.embed([one.question.question])
-        ranking = searcher.search(
-            one.question.question, vector, caller, limit=RANKED, weight=calibration.lexical_weight
-        )
+        question, weight = one.question.question, calibration.lexical_weight
+        searcher.search(question, vector, caller, limit=DEFAULT_LIMIT, weight=weight)
         searched.append(time.perf_counter() - begun)
-        seen_of(ranking, vector, collection, searcher, SentenceVectors(embedder))
+        look(question, vector, caller, collection, searcher, SentenceVectors(embedder), weight=weight)
         answered.append(time.perf_counter() - begun)
     return {
         name: {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
