@@ -68,7 +68,7 @@ def measure_search(folder: Path, model: Path, texts: Sequence[str], questions: i
         if number >= 5:  # The first load model and indices.
             embedding_s.append(embedded - begun)
             search_s.append(time.perf_counter() - embedded)
-    both = np.add(embedding_s, search_s)
+    both = [first + second for first, second in zip(embedding_s, search_s, strict=True)]
     return {
         "passages": sum(one.passages for one in report.added),
         "questions": questions,
