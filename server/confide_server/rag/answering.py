@@ -140,7 +140,7 @@ def look(
     weight: float,
 ) -> Seen:
     """Retrieve, and look at the sentences of the best passages. vector: the question's embedding."""
-    ranking = searcher.search(question, vector, caller, limit=RANKED, weight=weight)
+    ranking = searcher.search(question, vector, caller, limit=RANKED, weight=weight, crowding=True)
     return seen_of(ranking, vector, collection, searcher, sentences)
 
 

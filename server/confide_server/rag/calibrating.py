@@ -47,14 +47,18 @@ def calibrate(
     caller: Caller,
     *,
     most_risk: float,
+    sentences: SentenceVectors | None = None,
 ) -> Calibrated:
-    """Raises DataError with fewer than FEWEST_QUESTIONS answerable questions."""
+    """Raises DataError with fewer than FEWEST_QUESTIONS answerable questions.
+
+    sentences: shared with what else looks at the same passages, so that each is embedded once.
+    """
     answerable = [one for one in asked if one.passages]
     if len(answerable) < FEWEST_QUESTIONS:
         raise DataError(f"{len(answerable)} questions name where their answer is; calibration needs {FEWEST_QUESTIONS}")
     vectors = embedder.embed([one.question.question for one in asked])
     weight = best_weight(searcher, asked, vectors, caller)
-    seen = examples(collection, searcher, embedder, asked, vectors, caller, weight)
+    seen = examples(collection, searcher, sentences or SentenceVectors(embedder), asked, vectors, caller, weight)
     right = seen.right
     scores = cross_validated(seen.features, right, seen.question)
     threshold = threshold_for(scores, right, most_risk)
@@ -112,7 +116,7 @@ class Examples:
 def examples(
     collection: Collection,
     searcher: Searcher,
-    embedder: Embedder,
+    sentences: SentenceVectors,
     asked: Sequence[Asked],
     vectors: NDArray[np.float32],
     caller: Caller,
@@ -123,10 +127,15 @@ def examples(
     for number, one in enumerate(asked):
         for without in ((), tuple(one.passages)) if one.passages else ((),):
             found = searcher.search(
-                one.question.question, vectors[number], caller, limit=RANKED, weight=weight, without=without
+                one.question.question,
+                vectors[number],
+                caller,
+                limit=RANKED,
+                weight=weight,
+                without=without,
+                crowding=True,
             )
             rankings.append((number, found, not without))
-    sentences = SentenceVectors(embedder)
     # All at once: texts of like length are embedded together.
     texts = [s.text for _, found, _ in rankings for s in sentences_of(collection, found.found[:LOOKED_AT])]
     sentences.know(texts)

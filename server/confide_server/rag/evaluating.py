@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide_server.rag.access import Caller
-from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, cited, confidence_of, seen_of
+from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, cited, confidence_of, look, seen_of
 from confide_server.rag.calibration import Calibration
 from confide_server.rag.collection import Collection
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.gate import auroc
+from confide_server.rag.library import DEFAULT_LIMIT
 from confide_server.rag.questions import Asked
 from confide_server.rag.quoting import pick
 from confide_server.rag.retrieval import Searcher
@@ -64,14 +65,16 @@ def evaluate(
     root: Path,
     *,
     seed: int = 0,
+    sentences: SentenceVectors | None = None,
 ) -> Evaluation:
-    """All figures of one collection. root: the library's folder, for the verifier."""
+    """All figures of one collection. root: the library's folder, for the verifier. sentences: as for `calibrate`."""
     collection.check_embedder(embedder)
     calibration = Calibration.load(collection.calibration_folder)
     vectors = embedder.embed([one.question.question for one in asked])
     rng = np.random.default_rng(seed)
     retrieval = _retrieval(searcher, asked, vectors, caller, calibration.lexical_weight, rng)
-    found = _answers(collection, searcher, embedder, asked, vectors, caller, root, calibration)
+    kept = sentences or SentenceVectors(embedder)
+    found = _answers(collection, searcher, kept, asked, vectors, caller, root, calibration)
     figures = {
         "questions": len(asked),
         "passages": len(collection.lexical(collection.catalogue()).names),
@@ -125,7 +128,7 @@ def with_interval(values: NDArray[np.float64], rng: np.random.Generator) -> dict
 def _answers(
     collection: Collection,
     searcher: Searcher,
-    embedder: Embedder,
+    sentences: SentenceVectors,
     asked: Sequence[Asked],
     vectors: NDArray[np.float32],
     caller: Caller,
@@ -143,9 +146,9 @@ def _answers(
                 limit=RANKED,
                 weight=calibration.lexical_weight,
                 without=without,
+                crowding=True,
             )
             rankings.append((one, vector, whole, ranking))
-    sentences = SentenceVectors(embedder)
     # All at once: texts of like length are embedded together.
     sentences.know([s.text for *_, ranking in rankings for s in sentences_of(collection, ranking.found[:LOOKED_AT])])
     found = []
@@ -219,11 +222,10 @@ def _latency(
     for one in asked[:_TIMED]:
         begun = time.perf_counter()
         [vector] = embedder.embed([one.question.question])
-        ranking = searcher.search(
-            one.question.question, vector, caller, limit=RANKED, weight=calibration.lexical_weight
-        )
+        question, weight = one.question.question, calibration.lexical_weight
+        searcher.search(question, vector, caller, limit=DEFAULT_LIMIT, weight=weight)
         searched.append(time.perf_counter() - begun)
-        seen_of(ranking, vector, collection, searcher, SentenceVectors(embedder))
+        look(question, vector, caller, collection, searcher, SentenceVectors(embedder), weight=weight)
         answered.append(time.perf_counter() - begun)
     return {
         name: {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}

@@ -3,9 +3,9 @@
     grammar = answer_grammar([(1, "A visit costs forty crowns."), (2, "Children pay nothing.")])
 
 It is in llguidance's Lark form, which engines take beside a request (serving/port.py). Whatever the model's weights
-are, what it writes under the grammar is one of these sentences with the number of the passage that holds it, or REFUSAL; a
-changed figure and a right sentence under a wrong number are no sentences of the grammar. Sentences are whole: a grammar
-over parts of sentences would admit a quotation of one word.
+are, what it writes under the grammar is one of these sentences with the number of the passage that holds it, or
+REFUSAL: a changed figure and a right sentence under a wrong number are no sentences of the grammar. Sentences are
+whole: a grammar over parts of sentences would admit a quotation of one word.
 """
 
 import json

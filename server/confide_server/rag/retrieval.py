@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from confide.errors import StateError
 from numpy.typing import NDArray
 
 from confide_server.rag.access import Caller, CollectionName, allow
@@ -65,6 +66,19 @@ class Ranking:
     crowding: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, _NEIGHBOURS), np.float32))
 
 
+@dataclass(frozen=True)
+class _Query:
+    """What `Searcher.search` was asked."""
+
+    question: str
+    vector: NDArray[np.float32]
+    limit: int
+    weight: float
+    since: int
+    without: tuple[str, ...]
+    crowding: bool
+
+
 class Searcher:
     """The indices of one collection in memory, as of one generation. Used by one thread at a time."""
 
@@ -87,23 +101,35 @@ class Searcher:
         weight: float = DEFAULT_WEIGHT,
         since: int = 0,
         without: Sequence[str] = (),
+        crowding: bool = False,
     ) -> Ranking:
         """The best `limit` passages among live documents added at `since` (seconds since 1970) or later.
 
-        vector: the question's embedding. without: names of passages that are left out, for calibration.
+        vector: the question's embedding. without: names of passages that are left out, for calibration. crowding:
+        whether the gate needs it.
         """
         allow(caller, self._collection.name)
         catalogue = self._collection.catalogue()
+        query = _Query(question, vector, limit, weight, since, tuple(without), crowding)
+        try:
+            return self._searched(catalogue, query, caller)
+        except StateError:
+            if self._collection.catalogue().generation == catalogue.generation:
+                raise
+            # A document was erased meanwhile: its text went while it was being read.
+            return self._searched(self._collection.catalogue(), query, caller)
+
+    def _searched(self, catalogue: Catalogue, query: _Query, caller: Caller) -> Ranking:
         self._refresh(catalogue)
-        shown = self._shown & (self._added >= since)
-        for name in without:
+        shown = self._shown & (self._added >= query.since)
+        for name in query.without:
             if name in self._places:
                 shown[self._places[name]] = False
-        lexical = self._lexical.scores(question)
-        ceiling = self._lexical.ceiling(question)
-        places, dense = self._dense(vector, lexical, shown, since)
+        lexical = self._lexical.scores(query.question)
+        ceiling = self._lexical.ceiling(query.question)
+        places, dense = self._dense(query.vector, lexical, shown, query.since)
         parts = lexical[places] / ceiling
-        fused = dense + weight * parts
+        fused = dense + query.weight * parts
         names = self._lexical.names
 
         def order(scores: NDArray[np.float32], most: int) -> NDArray[np.int64]:
@@ -120,14 +146,15 @@ class Searcher:
                 lexical=float(lexical[places[place]]),
                 lexical_part=float(parts[place]),
             )
-            for place in order(fused, limit)
+            for place in order(fused, query.limit)
         ]
+        kept = self._still_allowed(found, caller)
         return Ranking(
-            question,
-            tuple(self._still_allowed(found, caller)),
-            tuple(names[places[place]] for place in order(dense, limit)),
-            tuple(names[places[place]] for place in order(parts, limit) if parts[place] > 0),
-            self._crowding([one.passage.name for one in found], shown),
+            query.question,
+            tuple(kept),
+            tuple(names[places[place]] for place in order(dense, query.limit)),
+            tuple(names[places[place]] for place in order(parts, query.limit) if parts[place] > 0),
+            self._crowding([one.passage.name for one in kept] if query.crowding else [], shown),
         )
 
     def parts(
@@ -218,7 +245,9 @@ class Searcher:
 
     def _passage(self, catalogue: Catalogue, name: str) -> Passage:
         identifier, ordinal = split_passage_name(name)
-        document = catalogue.live()[identifier]
+        document = catalogue.get(identifier)
+        if document is None:
+            raise StateError(f"document {identifier} of an index is not in the catalogue; add its file again")
         return passage_of(self._collection.name, document, self._collection.content(document), ordinal)
 
 

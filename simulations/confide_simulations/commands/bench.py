@@ -53,6 +53,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.scale:scale",
         "CPU seconds and memory of every phase of sealed rounds, and how they grow with the number of organizations.",
     ),
+    "rag": (
+        "confide_simulations.benchmarks.rag:rag",
+        "Time questions over 20,000 passages, and a pdf of 193 pages from bytes to found.",
+    ),
     "tokenizer": (
         "confide_simulations.benchmarks.tokenizer:tokenizer",
         "Compare federated, private, pooled and single-node tokenizers by bytes per token.",

@@ -19,6 +19,7 @@ from confide_server.rag.evaluating import evaluate
 from confide_server.rag.library import Library, settings_for
 from confide_server.rag.parsing.child import parse
 from confide_server.rag.questions import Question, resolved
+from confide_server.rag.sentences_near import SentenceVectors
 from confide_server.rag.verifying import Citation
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,7 @@ from confide_simulations.demo.rag.sets import QuestionSet
 MOST_RISK = 0.2
 _MOST_CHARS = 20_000_000
 _PIECES = 64
-_ASKED = 40
+_ASKED = 25
 _PIECE_CHARS = 40
 
 
@@ -64,7 +65,7 @@ class Result:
             }
 
         def mean(key: str) -> float:
-            values = [found["answers"][key] for found in self.sets.values()]
+            values: list[float] = [found["answers"][key] for found in self.sets.values()]
             return round(sum(values) / len(values), 4)
 
         return {
@@ -129,11 +130,12 @@ def _one_set(
     collection, searcher = library.opened(operator, one.collection)
     for_calibration, for_test = one.halves()
     asked = resolved(collection, for_calibration)
-    calibrated = calibrate(collection, searcher, embedder, asked, operator, most_risk=MOST_RISK)
+    sentences = SentenceVectors(embedder)
+    calibrated = calibrate(collection, searcher, embedder, asked, operator, most_risk=MOST_RISK, sentences=sentences)
     calibrated.calibration.save(collection.calibration_folder)
     say(f"{one.organization}: calibrated on {len(asked)} questions, now {len(for_test)} others")
     test = resolved(collection, for_test)
-    found = evaluate(collection, searcher, embedder, test, operator, library.root)
+    found = evaluate(collection, searcher, embedder, test, operator, library.root, sentences=sentences)
     result.sets[one.collection] = {**found.figures, "ingest_s": ingest_s}
     _ask(library, embedder, one, for_test, result)
 

@@ -15,7 +15,7 @@ from confide_simulations import assets, debian
 from confide_simulations.assets import Say
 
 _MOST_CHARS = 20_000_000
-_PHENOTYPES = 600
+_PHENOTYPES = 400
 _FEWEST_CHARS = 20
 
 
@@ -43,7 +43,7 @@ def construction(folder: Path, say: Say) -> QuestionSet:
 
 
 def phenotypes(folder: Path, say: Say) -> QuestionSet:
-    """600 clinical findings of the Human Phenotype Ontology: the name asks, the definition answers."""
+    """400 clinical findings of the Human Phenotype Ontology: the name asks, the definition answers."""
     terms = assets.phenotypes(say)
     chosen = random.Random(0).sample(terms, _PHENOTYPES)
     rows = [(one["id"].replace(":", "-"), f"What is {one['name']}?", one["definition"]) for one in chosen]
