@@ -52,6 +52,8 @@ RULES: Mapping[str, Rule] = {
     "code": Rule(public=True),
     "welcome_page": Rule(public=True),
     "welcome": Rule(public=True),
+    "provider_begin": Rule(public=True),
+    "provider_answer": Rule(public=True),
     "key_options": Rule(public=True),
     "key": Rule(public=True),
     # one's own account
@@ -61,6 +63,7 @@ RULES: Mapping[str, Rule] = {
     "account_password": Rule(_EVERYBODY),
     "confirm_by_key": Rule(_EVERYBODY),
     "key_registration": Rule(_EVERYBODY),
+    "provider_bind": Rule(_EVERYBODY, confirmed=True),
     "key_add": Rule(_EVERYBODY, confirmed=True),
     "key_remove": Rule(_EVERYBODY, confirmed=True),
     "token_make": Rule(_READERS, confirmed=True),

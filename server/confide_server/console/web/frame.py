@@ -44,6 +44,7 @@ class Frame:
             may=lambda route: visitor is not None and RULES[route].allows(visitor.role),
             csrf=session.csrf if session is not None else "",
             confirmed=session.confirmed if session is not None else False,
+            provider=request.app.state.console.provider,
             navigation=navigation(visitor.role) if visitor is not None else (),
             path=request.url.path,
             fresh=fresh,
