@@ -40,6 +40,7 @@ _EVERYBODY = frozenset(Role)
 _CONSORTIUM = frozenset({Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR})
 _READERS = _CONSORTIUM | {Role.ORGANIZATION}
 _DRIVERS = frozenset({Role.ADMINISTRATOR, Role.OPERATOR})
+_ANNOTATORS = frozenset({Role.ADMINISTRATOR, Role.ANNOTATOR})
 _ADMINISTRATORS = frozenset({Role.ADMINISTRATOR})
 
 RULES: Mapping[str, Rule] = {
@@ -72,6 +73,10 @@ RULES: Mapping[str, Rule] = {
     "people": Rule(_ADMINISTRATORS),
     "people_invite": Rule(_ADMINISTRATORS, confirmed=True),
     "people_close": Rule(_ADMINISTRATORS, confirmed=True),
+    # answers to compare
+    "feedback": Rule(_ANNOTATORS),
+    "feedback_judge": Rule(_ANNOTATORS),
+    "feedback_undo": Rule(_ANNOTATORS),
     # the federation: the coordinator decides again, by the role that the console tells it
     "overview": Rule(_READERS),
     "live": Rule(_READERS),

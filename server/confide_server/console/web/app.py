@@ -31,6 +31,7 @@ from confide_server.console.web.pages import (
     account,
     api,
     audit,
+    feedback,
     keys,
     live,
     members,
@@ -58,6 +59,7 @@ PAGES = (
     privacy,
     models,
     audit,
+    feedback,
     live,
     api,
 )
@@ -92,6 +94,7 @@ class Console:
         self.provider = (
             None if settings.provider is None else OpenId(settings.provider, self.address + provider.CALLBACK)
         )
+        self.feedback = feedback.Feedback(folder / "feedback")
         self.assets = Assets()
         self.frame = Frame(self.assets.address)
         self.reader = Reader(coordinator)

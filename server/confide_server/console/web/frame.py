@@ -14,7 +14,7 @@ from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import Visitor
 
 FOLDER = Path(__file__).parent.parent
-_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "people", "account")
+_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "feedback", "people", "account")
 
 
 class Frame:

@@ -1,6 +1,6 @@
 """Sign-in at the OpenID provider, and binding its subject to one's account.
 
-The browser comes back from another site, so the session's strict cookie is not with it: the last page leads on by itself.
+The browser comes back from another site, without the session's strict cookie: the last page leads on by itself.
 """
 
 from confide.errors import IdentityError
