@@ -16,6 +16,7 @@ settings.load_profile("confide")
 
 # Files by how long they take on a slow machine; the rest comes after them, as it is collected.
 LONGEST_FIRST = (
+    "test_console_browser",
     "test_simulate",
     "test_method_federation",
     "test_private_methods",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyotp
 import pytest
+from confide_client.state import StateFolder
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 
@@ -221,6 +222,17 @@ def test_a_first_visit_is_small(stage):
     page.goto(f"{stage.address}/runs/{stage.run_id}")
     page.wait_for_selector(".chart canvas", state="attached")
     assert sum(taken) < 150 * 1024, sum(taken)
+
+
+def test_a_node_that_its_operator_pauses_is_told_apart_from_one_that_is_away(stage):
+    page = stage.page("/members")
+    page.wait_for_selector("tr:has-text('bank-b') .badge.good")
+    node = StateFolder.at(stage.federation.node_folder("bank-b"))
+    node.note_pause(at=time.time(), by="its operator", reason="maintenance")
+    page.wait_for_selector("tr:has-text('bank-b') .badge:has-text('stopped by its operator')")
+    node.end_pause()
+    page.wait_for_selector("tr:has-text('bank-b') .badge.good")
+    stage.complaints.check(page)
 
 
 def test_the_consoles_death_changes_nothing_and_its_restart_signs_nobody_out(stage):

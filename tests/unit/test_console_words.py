@@ -1,10 +1,14 @@
 """What the console says of the federation: needs, headlines, the grid, lineage, and how old all of it is."""
 
+import importlib
 import re
 import threading
 import time
+import tomllib
 
+import click
 import pytest
+import typer
 from confide.errors import TransportError
 from confide.proto import admin_pb2 as pb
 from confide_server.console.federation import needs, reading, run_words
@@ -236,3 +240,23 @@ def test_a_specification_is_checked_and_signed_elsewhere(tmp_path):
     wrong = client.submit("/specification/check", page="/specification", toml=toml + "\n[nonsense]\nx = 1\n").text
     assert "Not valid yet" in wrong and "nonsense" in wrong
     console.close()
+
+
+def test_every_command_that_a_page_shows_is_one():
+    entries = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+    shown = set()
+    for path in [*FOLDER.glob("templates/*.html"), FOLDER / "texts.en.toml"]:
+        text = re.sub(r"{{[^}]*}}", "X", path.read_text())
+        shown |= {
+            found.strip() for found in re.findall(r"confide ((?:[a-z-]+ )+(?:[A-Z0-9\[{.].*|--.*)?)(?=</pre>|\n)", text)
+        }
+    assert len(shown) > 8
+    for line in shown:
+        words = line.replace("</pre>", "").split()
+        module, _, name = entries["confide.commands"][words[0]].partition(":")
+        command = typer.main.get_command(getattr(importlib.import_module(module), name))
+        rest = words[1:]
+        while isinstance(command, click.Group):
+            command = command.commands[rest.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= options, line

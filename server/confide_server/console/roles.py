@@ -40,6 +40,7 @@ _EVERYBODY = frozenset(Role)
 _CONSORTIUM = frozenset({Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR})
 _READERS = _CONSORTIUM | {Role.ORGANIZATION}
 _DRIVERS = frozenset({Role.ADMINISTRATOR, Role.OPERATOR})
+_ANNOTATORS = frozenset({Role.ADMINISTRATOR, Role.ANNOTATOR})
 _ADMINISTRATORS = frozenset({Role.ADMINISTRATOR})
 
 RULES: Mapping[str, Rule] = {
@@ -52,6 +53,8 @@ RULES: Mapping[str, Rule] = {
     "code": Rule(public=True),
     "welcome_page": Rule(public=True),
     "welcome": Rule(public=True),
+    "provider_begin": Rule(public=True),
+    "provider_answer": Rule(public=True),
     "key_options": Rule(public=True),
     "key": Rule(public=True),
     # one's own account
@@ -61,6 +64,7 @@ RULES: Mapping[str, Rule] = {
     "account_password": Rule(_EVERYBODY),
     "confirm_by_key": Rule(_EVERYBODY),
     "key_registration": Rule(_EVERYBODY),
+    "provider_bind": Rule(_EVERYBODY, confirmed=True),
     "key_add": Rule(_EVERYBODY, confirmed=True),
     "key_remove": Rule(_EVERYBODY, confirmed=True),
     "token_make": Rule(_READERS, confirmed=True),
@@ -69,6 +73,10 @@ RULES: Mapping[str, Rule] = {
     "people": Rule(_ADMINISTRATORS),
     "people_invite": Rule(_ADMINISTRATORS, confirmed=True),
     "people_close": Rule(_ADMINISTRATORS, confirmed=True),
+    # answers to compare
+    "feedback": Rule(_ANNOTATORS),
+    "feedback_judge": Rule(_ANNOTATORS),
+    "feedback_undo": Rule(_ANNOTATORS),
     # the federation: the coordinator decides again, by the role that the console tells it
     "overview": Rule(_READERS),
     "live": Rule(_READERS),

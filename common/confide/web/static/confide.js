@@ -1,8 +1,6 @@
 // What pages do where scripts run: times in the viewer's zone, ages that tick, and a look again when something happened.
 "use strict";
 (() => {
-  const loaded = performance.now();
-
   function duration(seconds) {
     const whole = Math.max(0, Math.floor(seconds));
     if (whole < 60) return `${whole} s`;
@@ -111,6 +109,11 @@
     const copy = event.target.closest("[data-copy]");
     if (copy) navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent).then(() => { copy.textContent = copy.dataset.copied; });
   });
-  window.confideLoaded = loaded;
+  // One key presses the button that names it, where nobody is writing.
+  document.addEventListener("keydown", event => {
+    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    const button = [...document.querySelectorAll("[data-keys] [data-key]")].find(one => one.dataset.key === event.key);
+    if (button) { event.preventDefault(); button.click(); }
+  });
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start); else start();
 })();

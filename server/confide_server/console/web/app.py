@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from confide_server.console.accounts.keys import SecurityKeys
 from confide_server.console.accounts.limits import Limits
 from confide_server.console.accounts.people import People
+from confide_server.console.accounts.provider import OpenId
 from confide_server.console.accounts.sessions import Sessions
 from confide_server.console.accounts.store import AccountStore
 from confide_server.console.accounts.tokens import Tokens
@@ -30,6 +31,7 @@ from confide_server.console.web.pages import (
     account,
     api,
     audit,
+    feedback,
     keys,
     live,
     members,
@@ -37,13 +39,30 @@ from confide_server.console.web.pages import (
     overview,
     people,
     privacy,
+    provider,
     runs,
     sign_in,
     specification,
 )
 
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-PAGES = (sign_in, account, keys, people, overview, runs, specification, members, privacy, models, audit, live, api)
+PAGES = (
+    sign_in,
+    account,
+    keys,
+    provider,
+    people,
+    overview,
+    runs,
+    specification,
+    members,
+    privacy,
+    models,
+    audit,
+    feedback,
+    live,
+    api,
+)
 
 
 def addresses(settings: Settings, port: int) -> list[str]:
@@ -72,6 +91,10 @@ class Console:
         self.sessions = Sessions(self.store, self.people, idle_s=settings.idle_s, absolute_s=settings.absolute_s)
         self.tokens = Tokens(self.store, self.people)
         self.keys = SecurityKeys(self.store, issuer)
+        self.provider = (
+            None if settings.provider is None else OpenId(settings.provider, self.address + provider.CALLBACK)
+        )
+        self.feedback = feedback.Feedback(folder / "feedback")
         self.assets = Assets()
         self.frame = Frame(self.assets.address)
         self.reader = Reader(coordinator)

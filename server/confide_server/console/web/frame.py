@@ -14,7 +14,7 @@ from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import Visitor
 
 FOLDER = Path(__file__).parent.parent
-_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "people", "account")
+_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "feedback", "people", "account")
 
 
 class Frame:
@@ -44,6 +44,7 @@ class Frame:
             may=lambda route: visitor is not None and RULES[route].allows(visitor.role),
             csrf=session.csrf if session is not None else "",
             confirmed=session.confirmed if session is not None else False,
+            provider=request.app.state.console.provider,
             navigation=navigation(visitor.role) if visitor is not None else (),
             path=request.url.path,
             fresh=fresh,

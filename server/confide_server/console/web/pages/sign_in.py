@@ -23,7 +23,9 @@ _SEED = re.compile(r"[A-Z2-7]{32}")
 
 def home(person: Person, back: str = "/") -> str:
     """Where somebody goes first: not to a page that they may not open."""
-    return "/account" if back == "/" and not RULES["overview"].allows(person.role) else back
+    if back != "/" or RULES["overview"].allows(person.role):
+        return back
+    return "/feedback" if RULES["feedback"].allows(person.role) else "/account"
 
 
 def let_in(request: Request, cookie: str, where: str) -> Response:
