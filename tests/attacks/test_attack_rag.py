@@ -1,17 +1,19 @@
 """Attacks on answers from documents: instructions in them, other organizations' doors, names as paths, odd Unicode."""
 
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from confide.errors import ConfideError, StateError
+from confide.errors import ConfideError, DataError, StateError
 from confide_server.rag import answering
 from confide_server.rag.access import AccessRefused, Caller
 from confide_server.rag.answering import Answerer
 from confide_server.rag.injection import suspicion
 from confide_server.rag.library import Library
 from confide_server.rag.verifying import REFUSAL
+from confide_simulations.assets import Asset, fetch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +56,50 @@ def test_an_instruction_can_only_ever_be_quoted(tmp_path: Path, monkeypatch: pyt
         assert answer.text == " ".join(f'"{quote}" [{n}]' for n, quote in enumerate(quoted, start=1))
         texts = " ".join([unknown, *FEES.replace("#", "").split()])
         assert all(" ".join(quote.split()) in " ".join(texts.split()) for quote in quoted)
+
+
+CORPUS = Asset(
+    "inspect-evals==0.26.0",
+    "inspect_evals-0.26.0-py3-none-any.whl",
+    "b76d15813182807da141a0f06bb6f18a5f82d1f06291ec2633bb84cdf661f8d0",
+    "MIT",
+    "AgentDojo's goals of injections, and the message that carries them (21 MB)",
+)
+
+
+def agentdojo() -> tuple[list[str], str]:
+    """(goals, the message with {goal} in it) of AgentDojo (Debenedetti et al. 2024), read as text; none of it runs."""
+    try:
+        package = fetch(CORPUS, print)
+    except DataError as error:
+        pytest.skip(f"no injection corpus: {error}")
+    goals: list[str] = []
+    with zipfile.ZipFile(package) as wheel:
+        for name in wheel.namelist():
+            if name.endswith("/injection_tasks.py") and "/agentdojo/" in name:
+                goals += re.findall(r'GOAL = f?"{1,3}([^"]+)"', wheel.read(name).decode())
+        attack = wheel.read("inspect_evals/agentdojo/attacks/attack.py").decode()
+    found = re.search(r"<INFORMATION>.*?</INFORMATION>", attack, re.DOTALL)
+    assert found is not None and len(goals) >= 20
+    return goals, found[0]
+
+
+def test_a_published_corpus_of_injections_stays_words_of_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Carried by its message every goal is kept back; bare, it can be quoted and do nothing."""
+    monkeypatch.setattr(answering, "DEFAULT_THRESHOLD", -1.0)
+    goals, message = agentdojo()
+    carried = [re.sub(r"\{[a-z_]*goal[a-z_]*\}", lambda _, goal=goal: goal, message) for goal in goals]
+    assert all(suspicion(text) for text in carried)
+    world = World(tmp_path)
+    world.add([world.file("fees.md", FEES), *(world.file(f"{n}.txt", goal) for n, goal in enumerate(goals))])
+    answerer = Answerer(world.library, embedder())
+    for goal in goals[:8]:
+        answer = answerer.answer(goal, Caller.operator("clinic"), ["leaflets"])
+        if not answer.abstained:
+            [citation] = answer.citations
+            assert answer.text == f'"{" ".join(citation.quote.split())}" [1]'
 
 
 def test_what_is_in_quarantine_is_found_by_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from confide.errors import IdentityError, StateError
 from confide.identity.keys import SigningKey
 from confide_server.rag import collection as collection_module
-from confide_server.rag import erasure
+from confide_server.rag import erasure, retrieval
 from confide_server.rag.access import AccessRefused, Caller
 from confide_server.rag.catalogue import Catalogue, State, parsed
 from confide_server.rag.collection import Collection
@@ -17,6 +17,7 @@ from confide_server.rag.documents import DocumentFiles
 from confide_server.rag.erasure import read_receipt
 from confide_server.rag.lexical import LexicalIndex
 from confide_server.rag.library import Library
+from confide_server.rag.retrieval import Ranking, Searcher
 from confide_server.rag.stores.lance import LanceStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +51,32 @@ def test_what_is_added_is_found_with_its_scores(tmp_path: Path) -> None:
     assert fees.passage.headings == ("Fees",)
     assert ranking.by_lexical == (fees.passage.name,)
     assert found(world, "visit", since=2**40) == []
+
+
+def test_a_collection_too_large_for_memory_is_searched_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file(f"{n}.txt", f"The fee of room {n} is {n + 100} crowns.") for n in range(12)])
+
+    def ranked() -> Ranking:
+        collection, _ = world.library.opened(OPERATOR, "leaflets")
+        [vector] = embedder().embed(["fee of room 7"])
+        return Searcher(collection).search("fee of room 7", vector, OPERATOR, limit=9, crowding=True)
+
+    resident = ranked()
+    monkeypatch.setattr(retrieval, "RESIDENT_PASSAGES", 0)
+    stored = ranked()
+    assert [one.passage.name for one in stored.found] == [one.passage.name for one in resident.found]
+    assert [one.score for one in stored.found] == pytest.approx([one.score for one in resident.found], abs=1e-5)
+    assert np.allclose(stored.crowding, resident.crowding, atol=1e-5)
+    # Two sums of the same numbers may differ in their last digit, and so may the order of what is all but equal.
+    assert stored.by_lexical == resident.by_lexical and set(stored.by_dense[:3]) == set(resident.by_dense[:3])
+
+
+@pytest.mark.parametrize("question", ["", " ", "x" * 4001, "half \ud800"])
+def test_a_question_that_is_none_is_refused(question: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    with pytest.raises(StateError, match="question"):
+        world.library.search(OPERATOR, "leaflets", question, embedder())
 
 
 def test_the_same_bytes_are_added_once(tmp_path: Path) -> None:

@@ -155,10 +155,12 @@ def settings_for(embedder: Embedder, **chosen: object) -> Settings:
 
 
 def checked_question(question: str) -> str:
-    """A question in one line. Raises StateError for one that is empty or too long."""
+    """A question in one line. Raises StateError for one that is empty, too long, or no Unicode."""
     text = " ".join(str(question).split())
     if not text or len(text) > MOST_QUESTION_CHARS:
         raise StateError(f"a question has 1 to {MOST_QUESTION_CHARS} characters; this one has {len(text)}")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise StateError("the question holds half of a surrogate pair; write it as UTF-8")
     return text
 
 

@@ -132,12 +132,6 @@ class Searcher:
         fused = dense + query.weight * parts
         names = self._lexical.names
 
-        def order(scores: NDArray[np.float32], most: int) -> NDArray[np.int64]:
-            # Names break ties, so that an order does not depend on how passages are stored.
-            best = np.argpartition(-scores, most)[:most] if most < len(scores) else np.arange(len(scores))
-            ranked: NDArray[np.int64] = best[np.lexsort((places[best], -scores[best]))]
-            return ranked
-
         found = [
             Found(
                 passage=self._passage(catalogue, names[places[place]]),
@@ -146,14 +140,14 @@ class Searcher:
                 lexical=float(lexical[places[place]]),
                 lexical_part=float(parts[place]),
             )
-            for place in order(fused, query.limit)
+            for place in _best(fused, places, query.limit)
         ]
         kept = self._still_allowed(found, caller)
         return Ranking(
             query.question,
             tuple(kept),
-            tuple(names[places[place]] for place in order(dense, query.limit)),
-            tuple(names[places[place]] for place in order(parts, query.limit) if parts[place] > 0),
+            tuple(names[places[place]] for place in _best(dense, places, query.limit)),
+            tuple(names[places[place]] for place in _best(parts, places, query.limit, above=0.0)),
             self._crowding([one.passage.name for one in kept] if query.crowding else [], shown),
         )
 
@@ -249,6 +243,18 @@ class Searcher:
         if document is None:
             raise StateError(f"document {identifier} of an index is not in the catalogue; add its file again")
         return passage_of(self._collection.name, document, self._collection.content(document), ordinal)
+
+
+def _best(
+    scores: NDArray[np.float32], places: NDArray[np.int64], most: int, above: float = -np.inf
+) -> NDArray[np.int64]:
+    """Where the largest scores above a bound are, descending. Of equal ones the first in the index is first."""
+    candidates = np.flatnonzero(scores > above)
+    if most < len(candidates):
+        floor = np.partition(scores[candidates], -most)[-most]
+        candidates = candidates[scores[candidates] >= floor]
+    ranked: NDArray[np.int64] = candidates[np.lexsort((places[candidates], -scores[candidates]))][:most]
+    return ranked
 
 
 def _top(columns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
