@@ -96,12 +96,28 @@ def test_command_adds_lists_verifies_and_removes(source: Path, tmp_path: Path) -
         assert result.exit_code == 0, result.output
         return result.output
 
-    digest = run("add", str(source), "--name", "tiny").split()[-1]
+    digest = run("add", str(source), "--name", "tiny", "--no-trial").split()[-1]
     assert digest == folder_digest(source)
     assert digest in run("list")
     assert "unaltered" in run("verify", digest[:8])
     assert digest in run("remove", "tiny")
     assert digest not in run("list")
+
+
+def test_a_model_that_is_added_is_tried_and_one_that_nothing_trains_is_not_kept(source: Path, tmp_path: Path) -> None:
+    from confide_client.commands.model import app
+
+    from tests.tiny_models import tiny_llama
+
+    (tmp_path / "llama").mkdir()
+    models = ["--models", str(tmp_path / "m")]
+    added = CliRunner().invoke(app, ["add", str(tiny_llama(tmp_path / "llama")), *models])
+    assert added.exit_code == 0, added.output
+    assert "trains by sft, causal_lm, classification, contrastive" in added.output
+    assert "not by masked_lm: a llama model" in added.output
+    refused = CliRunner().invoke(app, ["add", str(source), *models])
+    assert isinstance(refused.exception, ModelError)
+    assert len(ModelStore(tmp_path / "m").list()) == 1
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
