@@ -27,7 +27,7 @@ from pathlib import Path
 DATABASE = "coordinator.db"
 CHECKPOINTS = "checkpoints"
 LIST = "backup.json"
-MADE_ANEW = {"fleet", "runs", "cache", "addresses.json", "driver.json", f"{DATABASE}-wal", f"{DATABASE}-shm"}
+MADE_ANEW = {"fleet", "runs", "cache", "addresses.json", "driver.json", LIST, f"{DATABASE}-wal", f"{DATABASE}-shm"}
 CHUNK = 1 << 20
 
 

@@ -48,6 +48,8 @@ def test_a_backup_holds_what_cannot_be_made_anew(folder: Path, tmp_path: Path) -
     assert modes(target) == {"0o600"} and stat.S_IMODE(target.stat().st_mode) == 0o700
     with pytest.raises(backup.BackupError, match="never written over another"):
         backup.back_up(folder, target)
+    (target / "receipts.log").write_text("it was restored, and went on")
+    assert backup.back_up(target, tmp_path / "next") == backup.check(tmp_path / "next") == number
 
 
 def test_a_backup_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
