@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confide import journal
 from confide_simulations.processes import ProcessGroup
 
 from tests.kill_worlds import COORDINATOR, PARAMETERS, PATIENCE_S, Killed, KillWorld, check_rounds
@@ -65,7 +66,22 @@ def test_a_copy_goes_on_elsewhere(world: KillWorld, tmp_path: Path) -> None:
     check_rounds(run(world, tmp_path, saved_after=1, lost_after=1))
 
 
-def test_a_copy_that_nodes_are_ahead_of(world: KillWorld, tmp_path: Path) -> None:
+@pytest.mark.full
+def test_nodes_refuse_a_copy_that_they_are_ahead_of(world: KillWorld, tmp_path: Path) -> None:
     killed = run(world, tmp_path, saved_after=1, lost_after=3)
-    print(*killed.events, sep="\n")
-    assert 0
+    assert killed.events[-1][0] == "run_failed", killed.events[-3:]
+    committed = [data["round"] for data in killed.of_kind("round_committed")]
+    assert committed == [1], "a round that was opened once is never opened again in the same run"
+    refused = {(data["node"], data["code"]) for data in killed.of_kind("dropped")}
+    assert {code for _, code in refused} <= {"MODEL_CHAIN_BROKEN", "SLOT_REUSED", "TransportError"}
+    assert {node for node, _ in refused} == set(world.federation.nodes)
+    for node in world.federation.nodes:
+        bodies, _ = journal.read(killed.seal_log(node))
+        spent = [body["slot"] for body in bodies if body["event"] == "spent"]
+        assert spent == sorted(set(spent))
+    # What the page advises: another run, from the last model that the copy has.
+    chosen = world.specified("after-the-loss", 2)
+    world.federation.allow(chosen)
+    _, model = world.federation.checkpoint(killed.run_id)
+    events = list(world.federation.watch(world.federation.submit(chosen, model)))
+    assert events[-1][0] == "run_finished", events[-3:]
