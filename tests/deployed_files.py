@@ -60,6 +60,17 @@ def check_command(words: list[str]) -> None:
         command, context = found, found.make_context(name, list(rest), parent=context)
 
 
+def check_mention(words: list[str]) -> None:
+    """That a command mentioned in a sentence, its arguments mostly left out, exists with the options named."""
+    command, rest = command_named(words[0]), words[1:]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        found = command.get_command(click.Context(command), rest[0])
+        assert found is not None, f"confide {' '.join(words)}: there is no {rest[0]!r}"
+        command, rest = found, rest[1:]
+    known = {option for each in command.params for option in each.opts}
+    assert {word.split("=")[0] for word in rest if word.startswith("-")} <= known, words
+
+
 def dockerfile(path: Path) -> list[tuple[str, str]]:
     """(instruction, arguments) in order, comments gone and continued lines joined."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]

@@ -27,7 +27,7 @@ from pathlib import Path
 DATABASE = "coordinator.db"
 CHECKPOINTS = "checkpoints"
 LIST = "backup.json"
-MADE_ANEW = {"fleet", "runs", "cache", "addresses.json", "driver.json", f"{DATABASE}-wal", f"{DATABASE}-shm"}
+MADE_ANEW = {"fleet", "runs", "cache", "addresses.json", "driver.json", LIST, f"{DATABASE}-wal", f"{DATABASE}-shm"}
 CHUNK = 1 << 20
 
 
@@ -39,7 +39,7 @@ def settings_of(folder: Path) -> dict[str, object]:
     """server.json. Raises BackupError where the folder is none of a coordinator."""
     try:
         found = json.loads((folder / "server.json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackupError(f"{folder} is no coordinator's folder: {error}") from error
     if not isinstance(found, dict):
         raise BackupError(f"{folder / 'server.json'} is no JSON object; restore it first")
@@ -120,22 +120,29 @@ def check_names(digests: dict[str, str]) -> None:
             raise BackupError(f"{name} is damaged: its SHA-256 is {digest}; the coordinator's disk needs attention")
 
 
+def listed(target: Path) -> dict[str, str]:
+    """The list of a backup: relative path to SHA-256. Raises BackupError."""
+    try:
+        document = json.loads((target / LIST).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BackupError(f"{target} is no whole backup: {LIST} cannot be read: {error}") from error
+    if not isinstance(document, dict) or set(document) != {"version", "files"} or document["version"] != 1:
+        raise BackupError(f"{target / LIST} is no list of version 1, which is what this program writes and reads")
+    files = document["files"]
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise BackupError(f"{target / LIST} does not give a digest for each file; take another backup")
+    return files
+
+
 def check(target: Path) -> int:
     """Compare a backup with its list; how many files. Raises BackupError naming the first that differs."""
-    try:
-        listed = json.loads((target / LIST).read_bytes())
-        digests = dict(listed["files"])
-        version = listed["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackupError(f"{target} is no whole backup: {error!r} in {LIST}") from error
-    if version != 1:
-        raise BackupError(f"{target / LIST} has version {version!r}; this program reads version 1")
+    there = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file() and not path.is_symlink()}
+    digests = listed(target)
     for name, digest in digests.items():
-        path = target / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
-            raise BackupError(f"{name!r} of {target / LIST} is not in the backup")
-        if digest_of(path) != digest:
-            raise BackupError(f"{path} is not what was copied; take another backup")
+        if name not in there:
+            raise BackupError(f"{name!r} of {target / LIST} is not in the backup; take another one")
+        if digest_of(target / name) != digest:
+            raise BackupError(f"{target / name} is not what was copied; take another backup")
     return len(digests)
 
 

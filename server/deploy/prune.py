@@ -43,7 +43,7 @@ def unknown_extras(wanted: str, installed: Mapping[str, Distribution]) -> set[st
 def main() -> None:
     """Print the surplus. Ends with status 1 when something that is needed, or an extra, is not there."""
     wanted = sys.argv[1]
-    installed = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
+    installed = {str(canonicalize_name(each.metadata["Name"])): each for each in distributions()}
     try:
         unknown = unknown_extras(wanted, installed)
         kept = needed(wanted, installed)

@@ -31,6 +31,7 @@ from tests.deployed_files import (
     UNITS,
     USER,
     check_command,
+    check_mention,
     command_named,
     compose,
     confide_lines,
@@ -79,6 +80,14 @@ def test_a_wrong_flag_would_be_found() -> None:
             check_command(words)
     with pytest.raises(AssertionError, match="no command"):
         check_command(["coordinator", "start"])
+
+
+def test_commands_in_the_page_s_sentences_exist() -> None:
+    text = re.sub(r"```sh\n.*?```", "", PAGE.read_text(), flags=re.DOTALL)
+    mentioned = re.findall(r"`(?:docker compose exec \S+ )?confide ([^`]+)`", text)
+    assert len(mentioned) > 10
+    for words in mentioned:
+        check_mention(words.split())
 
 
 def test_the_page_s_commands_are_seen() -> None:
@@ -196,6 +205,14 @@ def test_an_image_keeps_what_its_extras_need(path: Path) -> None:
     assert done.returncode == 0 and surplus and set(surplus) <= {name.replace(".", "-") for name in installed}
     assert {"pytest", "mypy", "ray"} <= set(surplus) and surplus[-1] == "pip"
     assert not {"confide", "torch", "numpy", "flwr", "grpcio", "packaging"} & set(surplus)
+
+
+def test_scripts_in_the_image_are_where_others_look_for_them() -> None:
+    (copied,) = [rest for rest in of_kind(SERVER / "Dockerfile", "COPY") if "--chmod" in rest]
+    *sources, target = copied.split(" ")[1:]
+    there = {f"{target}{Path(source).name}" for source in sources}
+    said = PAGE.read_text() + (SERVER / "compose.yaml").read_text()
+    assert target == "/opt/confide/" and there == set(re.findall(r"/opt/confide/\w+\.py", said))
 
 
 def test_prune_refuses_an_extra_that_does_not_exist() -> None:

@@ -1,11 +1,15 @@
 """What server/deploy/backup.py copies, refuses and checks. tests/integration/test_backup.py restores with it."""
 
 import hashlib
+import json
 import sqlite3
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.deployed_files import SERVER, modes, program
 
@@ -48,6 +52,8 @@ def test_a_backup_holds_what_cannot_be_made_anew(folder: Path, tmp_path: Path) -
     assert modes(target) == {"0o600"} and stat.S_IMODE(target.stat().st_mode) == 0o700
     with pytest.raises(backup.BackupError, match="never written over another"):
         backup.back_up(folder, target)
+    (target / "receipts.log").write_text("it was restored, and went on")
+    assert backup.back_up(target, tmp_path / "next") == backup.check(tmp_path / "next") == number
 
 
 def test_a_backup_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -87,3 +93,31 @@ def test_a_database_elsewhere_is_dumped_first(folder: Path, tmp_path: Path) -> N
         backup.back_up(folder, tmp_path / "backup")
     backup.back_up(folder, tmp_path / "backup", database_is_saved=True)
     assert not (tmp_path / "backup" / "coordinator.db").exists() and not (tmp_path / "backup" / "checkpoints").exists()
+
+
+_NAMES = st.text(max_size=12) | st.sampled_from(
+    ["identity.key", "../identity.key", "/etc/passwd", ".", "a" * 300, "\0"]
+)
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | _NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+_LISTS = st.binary(max_size=40) | st.one_of(
+    _ANYTHING, st.fixed_dictionaries({"version": st.just(1) | _ANYTHING, "files": st.dictionaries(_NAMES, _ANYTHING)})
+).map(lambda document: json.dumps(document).encode())
+
+
+@given(data=_LISTS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_list_is_judged_and_none_breaks_the_check(data: bytes) -> None:
+    backup = program(SERVER / "backup.py")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)
+        (target / "identity.key").write_bytes(b"key")
+        (target / "backup.json").write_bytes(data)
+        try:
+            number = backup.check(target)
+        except backup.BackupError:
+            return
+        assert number == 0 and json.loads(data) == {"version": 1, "files": {}}
