@@ -51,6 +51,7 @@ def record(number: int) -> dict[str, str]:
     return {
         "question": question, "answer": answer, "anchor": question, "positive": answer,
         "text": text, "label": label, "input": text, "output": label,
+        "prompt": question, "chosen": answer, "rejected": f"Nobody knows about {label}, {text}.",
     }  # fmt: skip
 
 
@@ -202,7 +203,7 @@ class Replay:
             name: self._trainers[name].contribute(found.flat(number - 1), self._data[name], slot).update
             for name in sorted({*contributors, *alone})
         }
-        clip = found.specification.federation.clip_norm or 0.0
+        clip = found.specification.federation.clip_norm or np.inf
         assert all(0 < np.linalg.norm(update) < clip for update in given.values()), "an update was clipped"
         return {name: given[name].astype(np.float64) for name in contributors}
 

@@ -19,9 +19,9 @@ from confide.models.trainable import schema_of
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
 from confide.privacy.counting import run_cost
 from confide.privacy.ledger import LEDGER_NAME, replay
-from confide.privacy.organization import organization_noise, slot_noise
 from confide.privacy.plan import planned_slots, unit_plan
 from confide.privacy.randomness import SecureRandom
+from confide.privacy.shared import shared_cost, slot_noise
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
 from confide_client.data.datasets import DataSets
@@ -91,7 +91,7 @@ def check_charged(made: LocalFederation, asked: Asked) -> None:
         assert (charged.approved.unit, charged.approved.specification) == (privacy.unit, specification.digest)
         assert (charged.spent_slots, charged.approved.cost.slots) == (rounds, planned_slots(specification))
         assert charged.approved.cost == promised(made, specification, name)
-        epsilon = epsilon_by_rdp if privacy.unit == "organization" else epsilon_by_pld
+        epsilon = epsilon_by_rdp if privacy.shared else epsilon_by_pld
         spent = epsilon(charged.approved.cost.whole, delta=privacy.delta)
         assert 0.9 * privacy.epsilon < spent <= privacy.epsilon
         lines = [line for line in journal.read(made.node_folder(name) / LEDGER_NAME)[0] if line["run"] == asked.run_id]
@@ -104,10 +104,8 @@ def check_charged(made: LocalFederation, asked: Asked) -> None:
 
 def promised(made: LocalFederation, specification: Specification, node: str) -> Any:
     """What the accountant says from the specification and this node's own number of units."""
-    if specification.privacy.unit == "organization":
-        return organization_noise(
-            specification, SentCoordinates(specification, schema_of(specification, made.base)).most
-        ).cost
+    if specification.privacy.shared:
+        return shared_cost(specification, SentCoordinates(specification, schema_of(specification, made.base)).most)
     data = DataSets(made.node_folder(node)).load(specification.federation.data)
     return run_cost(specification, units_in(specification, data))
 
@@ -174,10 +172,10 @@ def _mask(specification: Specification, name: str, shape: tuple[int, ...], rank:
     return rank_mask(name, shape, rank).numpy().ravel().astype(np.float64)
 
 
-def organization_stddev(made: LocalFederation, specification: Specification) -> float:
+def shared_stddev(made: LocalFederation, specification: Specification) -> float:
     """Of each coordinate of the opened mean: every node's share of Skellam noise, in the update's units."""
     trained = SentCoordinates(specification, schema_of(specification, made.base)).most
-    noise = slot_noise(specification, trained, members=len(made.nodes))
+    noise: Any = slot_noise(specification, trained, members=len(made.nodes))
     return float(np.sqrt(len(made.nodes) * noise.variance) * noise.run.step / len(made.nodes))
 
 

@@ -1,6 +1,6 @@
 """Demo, benchmarks and research simulations over the same code that organizations run.
 
-- `demo`, `recipes`, `results`: worked examples; `simulate`: virtual nodes on Ray; `benchmarks`; `commands`
+- `demo`, `rlhf`, `recipes`, `results`: worked examples; `simulate`: virtual nodes on Ray; `benchmarks`; `commands`
 - `local_federation`, `processes`, `forks`, `forking`: a whole federation on this machine, as real processes
 - `assets`: models and text that arrive as packages
 """

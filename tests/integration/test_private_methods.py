@@ -44,8 +44,8 @@ from tests.private_runs import (
     check_noise,
     expected_stddev,
     ledger_of,
-    organization_stddev,
     register,
+    shared_stddev,
     texts_nowhere,
     without_noise,
 )
@@ -205,6 +205,33 @@ def test_classification(private: Private, sealing: str) -> None:
     check_round(private, found, 1)
 
 
+PAIRS = {"name": "reward", "max_length": 32}
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+@pytest.mark.parametrize("unit", [RECORD, USER], ids=["record", "user"])
+def test_reward(private: Private, kind: str, unit: dict[str, Any]) -> None:
+    found = private.run(method=PAIRS, adapter={"kind": kind}, privacy=unit)
+    check_round(private, found, 1)
+
+
+@pytest.mark.parametrize("unit", [RECORD, USER], ids=["record", "user"])
+def test_reward_with_noise_that_all_add_together(private: Private, unit: dict[str, Any]) -> None:
+    """What was opened is the exact mean of the nodes' integers, and the noise of all of them."""
+    found = private.run(
+        method=PAIRS, adapter={"kind": "none"}, privacy={**unit, "noise": "shared"}, federation={"clip_norm": None}
+    )
+    moved = found.flat(1).astype(np.float64) - found.flat(0)
+    _, update = private.noiseless(found)
+    assert np.linalg.norm(update) > 0
+    check_noise(moved - update, shared_stddev(private.federation.made, found.specification))
+
+
+def test_dpo(private: Private) -> None:
+    found = private.run(method={"name": "dpo", "max_length": 64})
+    check_round(private, found, 1)
+
+
 def test_sampled_batches_with_adam(private: Private) -> None:
     """As a real run is: q < 1, several steps and an optimizer with a memory; what is charged says so."""
     found = private.run(training={"local_steps": 4, "batch_size": 4, "learning_rate": 1e-2}, federation={"rounds": 2})
@@ -239,7 +266,7 @@ def test_organization_level(private: Private, bert: Path, method: str) -> None:
     )  # fmt: skip
     moved = found.flat(1).astype(np.float64) - found.flat(0)
     _, update = private.noiseless(found)
-    check_noise(moved - update, organization_stddev(private.federation.made, found.specification), slack=0.05)
+    check_noise(moved - update, shared_stddev(private.federation.made, found.specification), slack=0.05)
 
 
 def test_nothing_else_left(private: Private) -> None:

@@ -1,5 +1,6 @@
 """Record- and user-level noise that all nodes add together: exact sums, enough noise, and who refuses."""
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from confide_client.policy.policy import parse_policy
 from confide_client.training import LocalTrainer
 from numpy.typing import NDArray
 
+from tests.codec_oracle import counter_stream, unpacked
 from tests.preferences import pairs
 from tests.private_federation import fixed_noise, fixed_source
 from tests.sealing_harness import Federation
@@ -250,3 +252,64 @@ def test_a_policy_has_to_accept_that_no_update_is_noised_enough_by_itself() -> N
     with pytest.raises(PolicyRefusal, match="alone would not hold enough noise"):
         parse_policy(text + budget).check(run, group="construction-faq")
     parse_policy(text + "shared_noise = true\n" + budget).check(run, group="construction-faq")
+
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "integers.json"
+
+
+def make_vector(folder: Path) -> dict[str, object]:
+    """The path of one node's integers from fixed bytes: what any implementation has to reproduce."""
+    run = shared_spec()
+    noise = slot_noise(run, SIZE, members=5)
+    assert isinstance(noise, UnitSlotNoise)
+    layout = noise.layout(run, SIZE, scalars=1, rotation_seed=bytes(range(32)))
+    update = ((np.arange(SIZE) % 17 - 8) * 1000 * noise.run.step).astype(np.float32)
+    kept: list[NDArray[np.int64]] = []
+
+    def to_integers(exact: NDArray[np.float64]) -> NDArray[np.int64]:
+        kept.append(noise.to_integers(SecureRandom(fixed_source(7)))(exact))
+        return kept[0]
+
+    out = folder / "upload"
+    digest = encode_upload(
+        update, [255], layout, rounding_key=bytes(32), masks=[(b"m" * 32, 1)], out=out, to_integers=to_integers
+    )
+    total = UploadSum(layout)
+    total.add(out, digest)
+    total.remove_mask(b"m" * 32, 1)
+    opened, scalars = total.open(1)
+    assert np.array_equal(opened, (kept[0][:SIZE] * noise.run.step).astype(np.float32))
+    return {
+        "layout": layout.to_bytes().hex(),
+        "lane_bits": layout.lane_bits,
+        "bits": noise.run.grid.bits,
+        "mu": f"{noise.run.noise.variance:.6f}",
+        "variance_per_node": f"{noise.variance:.6f}",
+        "first_integers": kept[0][:8].tolist(),
+        "integers_sha256": hashlib.sha256(kept[0].astype("<i8").tobytes()).hexdigest(),
+        "upload_digest": digest.hex(),
+        "scalars": scalars,
+    }
+
+
+def test_the_path_of_integers_never_changes_its_numbers(tmp_path: Path) -> None:
+    """docs/sealing.md, "Noise": the vector in tests/vectors/integers.json, made by `make_vector`."""
+    assert make_vector(tmp_path) == json.loads(VECTORS.read_text())
+
+
+def test_the_vectors_upload_is_the_integers_under_the_mask(tmp_path: Path) -> None:
+    """The same bytes read by hand: Skellam as the difference of two Poisson draws, then the mask's keystream."""
+    found, run = make_vector(tmp_path), shared_spec()
+    noise = slot_noise(run, SIZE, members=5)
+    assert isinstance(noise, UnitSlotNoise)
+    layout = noise.layout(run, SIZE, scalars=1, rotation_seed=bytes(range(32)))
+    exact = np.zeros(layout.coordinates, dtype=np.int64)
+    exact[:SIZE] = (np.arange(SIZE) % 17 - 8) * 1000
+    random = SecureRandom(fixed_source(7))
+    drawn = [random.poisson(layout.coordinates, mean=noise.variance / 2) for _ in range(2)]
+    integers = exact + drawn[0] - drawn[1]
+    assert integers[:8].tolist() == found["first_integers"]
+    stream = np.frombuffer(counter_stream(b"m" * 32, layout.lanes * layout.lane_dtype.itemsize), layout.lane_dtype)
+    lanes = unpacked(tmp_path / "upload", layout)[: layout.coordinates]
+    modulus = 2**layout.lane_bits
+    assert np.array_equal((lanes - stream[: layout.coordinates].astype(np.int64)) % modulus, integers % modulus)

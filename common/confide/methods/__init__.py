@@ -2,8 +2,7 @@
 
 - `base`: what each provides, and how one is made by its name
 - `causal_lm`, `masked_lm`: pre-training, with `documents` and `packing`; `sft`, `classification`, `contrastive`
-- `preference`, `reward`, `dpo`: from pairs of answers; `reference`: what the model before training makes of them
-- `in_context`: nothing is trained
+- `preference`, `reward`, `dpo` with its `reference`: from pairs of answers; `in_context`: nothing is trained
 - `token_loss`: cross-entropy over a vocabulary
 - `first_model`: what a run starts from, a model or a tokenizer, and the schema of its updates
 """

@@ -1,6 +1,7 @@
 """`confide rlhf`: candidates, annotation, snapshots, reward models, policies, the gate. All of it works on files."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -74,8 +75,8 @@ def annotate(
         key = ""
         while key not in {*KEYS, "u", "q"}:
             typer.echo("1 2 t b s u q: ", nl=False)
-            key = typer.get_text_stream("stdin").readline()
-            key = "q" if key == "" else key.strip().lower()
+            read = sys.stdin.readline()
+            key = "q" if read == "" else read.strip().lower()
         if key == "q":
             break
         if key == "u":

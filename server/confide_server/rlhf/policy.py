@@ -82,7 +82,7 @@ class Policy:
         # On the left, so that all go on from the last column.
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        drawn = {"do_sample": sampling.temperature > 0}
+        drawn: dict[str, float | bool] = {"do_sample": sampling.temperature > 0}
         if sampling.temperature > 0:
             drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         with torch.no_grad():

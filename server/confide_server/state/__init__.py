@@ -7,5 +7,6 @@
 - `receipts`, `audit_log`, `releases`: what nodes spent; who did what; models under a name
 - `progress`, `sightings`: what nodes say they do, and when they were seen
 - `idempotency`: changes that were done already
+- `preference_tables`: what people prefer, and snapshots of it
 - `serving_tables`, `serving_keys`, `serving_aliases`, `serving_requests`: of an endpoint
 """

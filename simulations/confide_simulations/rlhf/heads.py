@@ -55,7 +55,7 @@ def alone_private(shard: Vectors, epsilon: float, *, slots: int, seed: int) -> V
 def right(weight: Vectors, differences_ND: Vectors) -> Vectors:
     """(N,): 1 where the chosen one's reward is larger, 1/2 where they are equal."""
     margins = differences_ND @ weight
-    return (margins > 0) + 0.5 * (margins == 0)
+    return np.asarray((margins > 0) + 0.5 * (margins == 0), dtype=np.float64)
 
 
 def paired_interval(
