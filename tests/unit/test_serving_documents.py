@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from confide_client.commands.chat import chat
 from confide_server.rag.access import Caller
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.library import Library, settings_for
@@ -21,6 +22,8 @@ from confide_server.serving.process import open_database
 from confide_server.state import serving_requests
 from confide_server.state.database import Database
 from confide_server.state.serving_keys import KeyTerms, add_key
+from typer import Typer
+from typer.testing import CliRunner
 
 from tests.served_models import served, strong_llama
 from tests.tiny_models import tiny_bert
@@ -75,7 +78,7 @@ def ask(url: str, key: str, *collections: str) -> Any:
         return made.choices[0].message, made.usage
 
 
-def test_documents_answer_their_readers_only(url: str, library: Library, database: Database) -> None:
+def test_documents_answer_their_readers_only(url: str, root: Path, library: Library, database: Database) -> None:
     clinic = add_key(database, KeyTerms(name="clinic desk", collections=("clinic/leaflets",), budget_tokens=1300))
     bank = add_key(database, KeyTerms(name="bank desk", collections=("bank/leaflets",)))
     message, usage = ask(url, clinic, "clinic/leaflets")
@@ -87,6 +90,12 @@ def test_documents_answer_their_readers_only(url: str, library: Library, databas
         with pytest.raises(openai.NotFoundError) as refused:
             ask(url, key, name)
         assert "scaffold" not in str(refused.value) and "confidential" not in str(refused.value)
+    (root / "key").write_text(clinic)
+    app = Typer()
+    app.command()(chat)
+    asked = ["--url", f"{url}/v1", "--key-file", str(root / "key"), "--collection", "clinic/leaflets"]
+    told = CliRunner().invoke(app, [*asked, "--prompt", QUESTION[0]["content"]])
+    assert "client pays for the scaffold" in told.output and "[1] clinic.md confide:clinic/leaflets/" in told.output
     with pytest.raises(openai.RateLimitError):
         for _ in range(20):
             ask(url, clinic, "clinic/leaflets")

@@ -8,6 +8,7 @@ confide serve --base models/smollm2
 import json
 import logging
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +83,7 @@ def serve(
         return
     if base is None:
         raise StateError("--base is missing: the folder of the model to serve (`confide serve --help`)")
+    _check_installed(upstream=bool(upstream))
     private_process()
     log_to_stderr(logging.INFO if verbose else logging.WARNING, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     import asyncio
@@ -121,6 +123,13 @@ def serve(
         typer.echo(f"ready: {scheme}://{bind}:{taken}/v1 serves {served}")
 
     asyncio.run(serving.run(ready))
+
+
+def _check_installed(*, upstream: bool) -> None:
+    needed = ["prometheus_client", "llguidance", *(["httpx"] if upstream else [])]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise StateError(f"{missing[0]} is not installed; install what serving needs: pip install 'confide[serving]'")
 
 
 @keys_app.command("add")
