@@ -7,13 +7,14 @@ from typing import Any
 
 import openai
 import pytest
+from confide.errors import StateError
 from confide_client.commands.chat import chat
 from confide_server.rag.access import Caller
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.library import Library, settings_for
 from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
-from confide_server.serving.cited_answers import LibraryDocuments
+from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine
 from confide_server.serving.keyed_access import KeyedAccess
@@ -69,6 +70,20 @@ def url(root: Path, library: Library, database: Database) -> Iterator[str]:
         yield url
     asyncio.run(engine.close())
     access.close()
+
+
+def test_a_served_model_chooses_under_the_grammar(root: Path, library: Library) -> None:
+    """A random model chooses at random, and still quotes word for word, or refuses."""
+    engine = LocalEngine(AdaptedModel(strong_llama(root / "chooser"), "cpu")).start()
+    target = Target("model", engine, BASE)
+    documents = LibraryDocuments(root / "library", root / "bert", ModelWriter(lambda: target))
+    options: Any = {"reader": "desk", "organization": "clinic", "collections": ["leaflets"]}
+    for question in ("The client pays for the scaffold.", "The wall must be twelve centimetres thick."):
+        found = documents.answer(question, **options)
+        assert found.abstained or any(f'"{line}" [1]' == found.text for line in TEXT.split("\n")), found
+    with pytest.raises(StateError, match="is not served"):
+        LibraryDocuments(root / "library", root / "bert", ModelWriter(lambda: None)).answer(TEXT, **options)
+    asyncio.run(engine.close())
 
 
 def ask(url: str, key: str, *collections: str) -> Any:

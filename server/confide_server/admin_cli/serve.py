@@ -64,6 +64,9 @@ def serve(
     library_embedder: Annotated[
         Path | None, typer.Option(help="The model folder with which they were embedded.", file_okay=False)
     ] = None,
+    library_model: Annotated[
+        str, typer.Option(help="The alias that chooses what is quoted; default: the embedder. For models above 1B.")
+    ] = "",
     upstream: Annotated[str, typer.Option(help="URL of a vLLM server that computes, instead of this process.")] = "",
     upstream_key_file: Annotated[Path | None, typer.Option(help="File with the upstream's key.")] = None,
     keep_text: Annotated[
@@ -101,6 +104,7 @@ def serve(
         embedder_name=embedder_name,
         library=library,
         library_embedder=library_embedder,
+        library_model=library_model,
         bind=bind,
         port=port,
         hosts=tuple(host or ()),
