@@ -44,8 +44,7 @@ class Endpoint:
         """The names that the key may use. Raises TransportError."""
         with self._open("/models", None) as reply:
             document = _json(reply.read(_MAX_REPLY_BYTES))
-        found = document.get("data")
-        return [line(one.get("id"), 64) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        return [line(one.get("id"), 64) for one in _list(document.get("data")) if isinstance(one, dict)]
 
     def answer(
         self,
@@ -74,13 +73,13 @@ class Endpoint:
                 yield from self._pieces(document)
 
     def _pieces(self, document: Mapping[str, Any]) -> Iterator[str]:
-        for choice in document.get("choices") or []:
+        for choice in _list(document.get("choices")):
             delta = choice.get("delta") if isinstance(choice, dict) else None
             if not isinstance(delta, dict):
                 continue
             if isinstance(delta.get("content"), str):
                 yield delta["content"]
-            for note in delta.get("annotations") or []:
+            for note in _list(delta.get("annotations")):
                 cited = note.get("url_citation") if isinstance(note, dict) else None
                 if isinstance(cited, dict):
                     self.citations.append(Citation(line(cited.get("title"), 200), line(cited.get("url"), 500)))
@@ -139,6 +138,10 @@ def _json(data: bytes, *, strict: bool = True) -> dict[str, Any]:
     if strict:
         raise TransportError("the endpoint sent what is no JSON object; is its URL that of an OpenAI-compatible one?")
     return {}
+
+
+def _list(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def _said(document: Mapping[str, Any]) -> str:

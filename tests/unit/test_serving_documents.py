@@ -7,12 +7,14 @@ from typing import Any
 
 import openai
 import pytest
+from confide.errors import StateError
+from confide_client.commands.chat import chat
 from confide_server.rag.access import Caller
 from confide_server.rag.embedder import Embedder
 from confide_server.rag.library import Library, settings_for
 from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
-from confide_server.serving.cited_answers import LibraryDocuments
+from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine
 from confide_server.serving.keyed_access import KeyedAccess
@@ -21,6 +23,8 @@ from confide_server.serving.process import open_database
 from confide_server.state import serving_requests
 from confide_server.state.database import Database
 from confide_server.state.serving_keys import KeyTerms, add_key
+from typer import Typer
+from typer.testing import CliRunner
 
 from tests.served_models import served, strong_llama
 from tests.tiny_models import tiny_bert
@@ -68,6 +72,20 @@ def url(root: Path, library: Library, database: Database) -> Iterator[str]:
     access.close()
 
 
+def test_a_served_model_chooses_under_the_grammar(root: Path, library: Library) -> None:
+    """A random model chooses at random, and still quotes word for word, or refuses."""
+    engine = LocalEngine(AdaptedModel(strong_llama(root / "chooser"), "cpu")).start()
+    target = Target("model", engine, BASE)
+    documents = LibraryDocuments(root / "library", root / "bert", ModelWriter(lambda: target))
+    options: Any = {"reader": "desk", "organization": "clinic", "collections": ["leaflets"]}
+    for question in ("The client pays for the scaffold.", "The wall must be twelve centimetres thick."):
+        found = documents.answer(question, **options)
+        assert found.abstained or any(f'"{line}" [1]' == found.text for line in TEXT.split("\n")), found
+    with pytest.raises(StateError, match="is not served"):
+        LibraryDocuments(root / "library", root / "bert", ModelWriter(lambda: None)).answer(TEXT, **options)
+    asyncio.run(engine.close())
+
+
 def ask(url: str, key: str, *collections: str) -> Any:
     with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120) as client:
         body = {"collections": list(collections)}
@@ -75,7 +93,7 @@ def ask(url: str, key: str, *collections: str) -> Any:
         return made.choices[0].message, made.usage
 
 
-def test_documents_answer_their_readers_only(url: str, library: Library, database: Database) -> None:
+def test_documents_answer_their_readers_only(url: str, root: Path, library: Library, database: Database) -> None:
     clinic = add_key(database, KeyTerms(name="clinic desk", collections=("clinic/leaflets",), budget_tokens=1300))
     bank = add_key(database, KeyTerms(name="bank desk", collections=("bank/leaflets",)))
     message, usage = ask(url, clinic, "clinic/leaflets")
@@ -87,6 +105,12 @@ def test_documents_answer_their_readers_only(url: str, library: Library, databas
         with pytest.raises(openai.NotFoundError) as refused:
             ask(url, key, name)
         assert "scaffold" not in str(refused.value) and "confidential" not in str(refused.value)
+    (root / "key").write_text(clinic)
+    app = Typer()
+    app.command()(chat)
+    asked = ["--url", f"{url}/v1", "--key-file", str(root / "key"), "--collection", "clinic/leaflets"]
+    told = CliRunner().invoke(app, [*asked, "--prompt", QUESTION[0]["content"]])
+    assert "client pays for the scaffold" in told.output and "[1] clinic.md confide:clinic/leaflets/" in told.output
     with pytest.raises(openai.RateLimitError):
         for _ in range(20):
             ask(url, clinic, "clinic/leaflets")

@@ -8,6 +8,7 @@ confide serve --base models/smollm2
 import json
 import logging
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,9 @@ def serve(
     library_embedder: Annotated[
         Path | None, typer.Option(help="The model folder with which they were embedded.", file_okay=False)
     ] = None,
+    library_model: Annotated[
+        str, typer.Option(help="The alias that chooses what is quoted; default: the embedder. For models above 1B.")
+    ] = "",
     upstream: Annotated[str, typer.Option(help="URL of a vLLM server that computes, instead of this process.")] = "",
     upstream_key_file: Annotated[Path | None, typer.Option(help="File with the upstream's key.")] = None,
     keep_text: Annotated[
@@ -82,6 +86,7 @@ def serve(
         return
     if base is None:
         raise StateError("--base is missing: the folder of the model to serve (`confide serve --help`)")
+    _check_installed(upstream=bool(upstream))
     private_process()
     log_to_stderr(logging.INFO if verbose else logging.WARNING, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     import asyncio
@@ -99,6 +104,7 @@ def serve(
         embedder_name=embedder_name,
         library=library,
         library_embedder=library_embedder,
+        library_model=library_model,
         bind=bind,
         port=port,
         hosts=tuple(host or ()),
@@ -121,6 +127,13 @@ def serve(
         typer.echo(f"ready: {scheme}://{bind}:{taken}/v1 serves {served}")
 
     asyncio.run(serving.run(ready))
+
+
+def _check_installed(*, upstream: bool) -> None:
+    needed = ["prometheus_client", "llguidance", *(["httpx"] if upstream else [])]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise StateError(f"{missing[0]} is not installed; install what serving needs: pip install 'confide[serving]'")
 
 
 @keys_app.command("add")

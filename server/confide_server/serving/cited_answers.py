@@ -1,21 +1,33 @@
-"""Answers from an organization's documents, by confide_server.rag, as the endpoint asks for them."""
+"""Answers from an organization's documents, by confide_server.rag, as the endpoint asks for them.
 
-from collections.abc import Collection
+The embedder chooses what is quoted, or a served model does (`ModelWriter`): under a grammar that admits the sentences
+that were found and the refusal, and nothing else, so that no word of the answer is the model's own.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+from confide.errors import StateError
 
 from confide_server.rag.access import Caller
 from confide_server.rag.answering import Answerer, QueryPort
 from confide_server.rag.embedder import Embedder
+from confide_server.rag.grammar import Writer
 from confide_server.rag.library import Library
+from confide_server.serving.catalogue import Target
 from confide_server.serving.documents import Cited
+from confide_server.serving.port import Generation
+
+_MOST_TOKENS = 512
 
 
 class LibraryDocuments:
     """The library of all collections on this machine. The reader is checked there again, before and after retrieval."""
 
-    def __init__(self, library: Path, embedder: Path) -> None:
-        """Raises ModelError when `embedder` holds no model."""
-        self._answers: QueryPort = Answerer(Library(library), Embedder(embedder))
+    def __init__(self, library: Path, embedder: Path, writer: Writer | None = None) -> None:
+        """Raises ModelError when `embedder` holds no model. writer: chooses what is quoted, in the embedder's place."""
+        self._answers: QueryPort = Answerer(Library(library), Embedder(embedder), writer=writer)
 
     def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
         """Quotations that were verified, or word for word the refusal. Raises AccessRefused, StateError."""
@@ -23,3 +35,26 @@ class LibraryDocuments:
         found = self._answers.answer(question, caller, sorted(collections))
         annotations = tuple(one.annotation() for one in found.citations)
         return Cited(found.text, annotations, found.abstained, found.reason)
+
+
+class ModelWriter:
+    """A served model that chooses. target: what its alias stands for at the time. Blocks; not for the event loop."""
+
+    def __init__(self, target: Callable[[], Target | None]) -> None:
+        self._target = target
+
+    def write(self, question: str, passages: Sequence[str], grammar: str) -> str:
+        """A text of the grammar. Raises StateError where the alias stands for nothing, and what the engine raises."""
+        target = self._target()
+        if target is None:
+            raise StateError("the model that is to choose quotations is not served; see --library-model")
+        numbered = "\n\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, 1))
+        asked = f"{numbered}\n\nQuote the sentence that answers this question, with its number.\n{question}"
+        prompt = target.engine.prompts.chat([{"role": "user", "content": asked}])
+        most = min(_MOST_TOKENS, target.engine.context - len(prompt))
+        wanted = Generation(prompt=prompt, adapter=target.adapter, max_tokens=max(1, most), grammar=grammar)
+        return asyncio.run(_whole(target, wanted))
+
+
+async def _whole(target: Target, wanted: Generation) -> str:
+    return "".join([delta.text async for delta in target.engine.generate(wanted)])

@@ -52,6 +52,7 @@ class Settings:
     upstream: URL of an engine elsewhere (vLLM); else the base model is loaded here. upstream_key_file holds its key.
     name: the alias of the base model itself. embedder: folder of a sentence encoder, served as embedder_name.
     library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
+    library_model: the alias that chooses what is quoted from them; "": the embedder does.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
     """
@@ -65,6 +66,7 @@ class Settings:
     embedder_name: str = "embedder"
     library: Path | None = None
     library_embedder: Path | None = None
+    library_model: str = ""
     bind: str = "127.0.0.1"
     port: int = 8080
     hosts: tuple[str, ...] = ()
@@ -92,6 +94,8 @@ class Settings:
             )
         if (self.library is None) != (self.library_embedder is None):
             raise StateError("documents need both, --library and --library-embedder; give the other one too")
+        if self.library_model and (self.library is None or self.upstream):
+            raise StateError("--library-model chooses among documents (--library), by a model in this process")
         if not local and not self.keys:
             raise StateError(f"without keys only this machine may ask, and {self.bind} is reached from others")
 
@@ -150,9 +154,11 @@ class Serving:
         settings = self.settings
         if settings.library is None or settings.library_embedder is None:
             return None
-        from confide_server.serving.cited_answers import LibraryDocuments
+        from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter
 
-        return LibraryDocuments(settings.library, settings.library_embedder)
+        chooser = settings.library_model
+        writer = ModelWriter(lambda: self.catalogue.find(chooser)) if chooser else None
+        return LibraryDocuments(settings.library, settings.library_embedder, writer)
 
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""
