@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from authlib.integrations.httpx_client import OAuth2Client
@@ -109,7 +109,8 @@ class OpenId:
         return f"{self._provider.issuer} {claims['sub']}", pending
 
     def _verified(self, token: str) -> dict[str, Any]:
-        keys = KeySet.import_key_set(self._get(self._discovered()["jwks_uri"]))
+        # Whatever came: the library checks its form.
+        keys = KeySet.import_key_set(cast(Any, self._get(self._discovered()["jwks_uri"])))
         decoded = jwt.decode(token, keys, algorithms=ALGORITHMS)
         rules = jwt.JWTClaimsRegistry(
             now=lambda: int(self._clock()),
