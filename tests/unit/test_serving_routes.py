@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from confide.errors import PolicyRefusal
@@ -172,8 +174,6 @@ def test_refusals_are_openai_s(client: openai.OpenAI) -> None:
 
 
 def test_what_is_no_route_or_no_json_is_told_in_the_same_form(url: str) -> None:
-    import httpx
-
     with httpx.Client(base_url=url) as plain:
         assert plain.get("/healthz").json() == {"status": "ok"}
         assert plain.get("/v1/nothing").json()["error"]["code"] == "unknown_url"
@@ -230,6 +230,38 @@ def test_answers_from_documents_have_citations_for_readers_only(base: Path) -> N
         assert len(set(refusals)) == 1, "what is there is not told"
         with pytest.raises(openai.BadRequestError, match="no ORGANIZATION/COLLECTION"):
             ask("leaflets")
+    asyncio.run(engine.close())
+
+
+def test_questions_to_slow_documents_hold_up_nobody_else(base: Path) -> None:
+    """Two hundred wait for documents that do not answer: the rest is refused, and other routes answer."""
+    release = threading.Event()
+
+    class Slow:
+        def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
+            assert release.wait(60)
+            return Cited("late")
+
+    async def crowd(url: str) -> tuple[int, int]:
+        body = {"model": "wall", "messages": QUESTION, "collections": ["clinic/leaflets"]}
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=250), timeout=60) as client:
+            asked = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(200)]
+            refused = 0
+            for done in asyncio.as_completed(asked):
+                reply = await done
+                refused += reply.status_code == 429 and reply.headers["Retry-After"] == "5"
+                if refused == 200 - 64:
+                    break
+            plain = await client.post("/v1/completions", json={"model": "wall", "prompt": "x", "max_tokens": 2})
+            release.set()
+            replies = await asyncio.gather(*asked)
+            return plain.status_code, sum(reply.status_code == 200 for reply in replies)
+
+    engine = LocalEngine(AdaptedModel(base, "cpu")).start()
+    catalogue = Catalogue()
+    catalogue.point(Target("wall", engine, BASE))
+    with served(build_app(Parts(catalogue, OneReader(), documents=Slow()))) as url:
+        assert asyncio.run(crowd(url)) == (200, 64)
     asyncio.run(engine.close())
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from confide_server.serving.access import Access
 from confide_server.serving.accounting import Desk
 from confide_server.serving.catalogue import Catalogue
-from confide_server.serving.documents import Documents
+from confide_server.serving.documents import AskedDocuments, Documents
 from confide_server.serving.failures import DENIED, Refused, as_refused
 from confide_server.serving.http import Gone
 from confide_server.serving.metrics import Metrics
@@ -56,7 +56,8 @@ def build_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="Confide", openapi_url=None, docs_url=None, redoc_url=None)
     limits = parts.limits
     desk = Desk(parts.access, Metrics(parts.catalogue), limits.seconds)
-    routes = Routes(parts.catalogue, desk, parts.documents, limits.body_bytes, limits.tokens)
+    documents = None if parts.documents is None else AskedDocuments(parts.documents)
+    routes = Routes(parts.catalogue, desk, documents, limits.body_bytes, limits.tokens)
     for method, path, route in (
         ("POST", CHAT, routes.chat),
         ("POST", TEXT, routes.completions),

@@ -1,11 +1,17 @@
 """What the endpoint asks of an organization's documents: an answer with citations, for one reader."""
 
+import asyncio
+import functools
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from confide_server.serving.access import Caller
 from confide_server.serving.failures import DENIED, Refused
+from confide_server.serving.port import Overloaded
+
+_THREADS, _MOST_WAITING = 2, 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,28 @@ class Documents(Protocol):
 
         Raises ConfideError: a collection that is not there, a store that is down.
         """
+
+
+class AskedDocuments:
+    """Documents asked from the event loop, on threads of their own: whoever waits for them holds up nobody else."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="documents")
+        self._waiting = 0
+
+    async def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
+        """As Documents. Raises Overloaded where too many wait already."""
+        if self._waiting >= _MOST_WAITING:
+            raise Overloaded(f"{self._waiting} questions to documents wait already; try again later", 5.0)
+        asked = functools.partial(
+            self._documents.answer, question, reader=reader, organization=organization, collections=collections
+        )
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, asked)
+        finally:
+            self._waiting -= 1
 
 
 def readable(caller: Caller, asked: Sequence[str]) -> tuple[str, frozenset[str]]:

@@ -14,7 +14,7 @@ from confide_server.serving import replies
 from confide_server.serving.access import Asked, Caller
 from confide_server.serving.accounting import Account, Desk, accounted
 from confide_server.serving.catalogue import Catalogue, Target
-from confide_server.serving.documents import Cited, Documents, no_collection, readable
+from confide_server.serving.documents import AskedDocuments, Cited, no_collection, readable
 from confide_server.serving.failures import DENIED, Refused
 from confide_server.serving.http import EventStream, read_body, unless_gone
 from confide_server.serving.port import BASE, Delta, Embedder, Generation
@@ -33,7 +33,7 @@ class Routes:
 
     catalogue: Catalogue
     desk: Desk
-    documents: Documents | None
+    documents: AskedDocuments | None
     body_bytes: int
     tokens: int
 
@@ -146,9 +146,7 @@ class Routes:
         account_of = Asked(CHAT, target.alias, base, adapter, read + _CITED, kept)
         async with accounted(self.desk, caller, account_of) as account:
             account.read = read
-            work = asyncio.to_thread(
-                documents.answer, question, reader=caller.name, organization=organization, collections=collections
-            )
+            work = documents.answer(question, reader=caller.name, organization=organization, collections=collections)
             try:
                 found = await unless_gone(request, self._timed(account, work))
             except PolicyRefusal:

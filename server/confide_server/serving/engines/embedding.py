@@ -60,7 +60,7 @@ class LocalEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """(one vector a text, tokens read). Raises Unanswerable for an empty or too long text, Overloaded."""
-        rows = [self._tokenizer(text)["input_ids"] for text in texts]
+        rows: list[list[int]] = await asyncio.to_thread(lambda: self._tokenizer(list(texts))["input_ids"])
         for place, row in enumerate(rows):
             if not row or len(row) > self._most:
                 raise Unanswerable(
