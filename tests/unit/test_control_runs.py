@@ -63,7 +63,7 @@ def test_a_submission_crosses_unharmed(federation, administrator):
 def header(member, specification=None, terms=None, **changes):
     document = SPECIFICATION.canonical_bytes() if specification is None else specification
     signed = sign_submission(member.identity, "admin", document, model_digest(MODEL), **(terms or {}))
-    fields = {key: value for key, value in vars(signed).items() if key != "administrator"}
+    fields = {key: value for key, value in vars(signed).items() if key not in ("administrator", "cosigned")}
     return pb.SubmitRunHeader(**(fields | {"initial_model_bytes": len(MODEL)} | changes))
 
 
