@@ -34,6 +34,7 @@ class Attendance:
         refresh: Callable[[], None],
         *,
         grace_factor: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """refresh: takes a newer roster, if there is one."""
         self._run_id = run.run_id
@@ -46,6 +47,7 @@ class Attendance:
         self._turn = turn
         self._pause = pause
         self._refresh = refresh
+        self._clock = clock
         self._gave_up: set[str] = set()
         """For whom the grace is over; they are waited for again once they were there."""
 
@@ -55,7 +57,7 @@ class Attendance:
         Raises CohortTooSmall, or BLOCK_SPLIT when the run cannot go on without somebody who never comes.
         """
         split: tuple[str, ...] = ()
-        patience, began, told = self._cohort.patience(), time.monotonic(), False
+        patience, began, told = self._cohort.patience(), self._clock(), False
         while True:
             present = self._cohort.present()
             short = not self._guarded and len(present) < self._min_cohort
@@ -63,14 +65,14 @@ class Attendance:
             if missing != split:
                 self._say_split(number, missing)
                 split = missing
-            away = () if missing or short else self._away(present, time.monotonic() - began)
+            away = () if missing or short else self._away(present, self._clock() - began)
             if not missing and not short and not away:
                 if told:
                     self._book.waits(self._run_id, (), "")
                     told = False
                 if not self._turn.take(self._cohort.accepted()):
                     return present
-                began = time.monotonic()
+                began = self._clock()
                 continue  # who is there may have changed while others had their turn
             if short:
                 patience.check(present)

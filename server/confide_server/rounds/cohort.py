@@ -42,13 +42,16 @@ class CohortTooSmall(ConfideError):
 class Patience:
     """Ends the waiting for a cohort that is too small."""
 
-    def __init__(self, limit_s: float, words: Callable[[Sequence[str]], str]) -> None:
-        self._end = time.monotonic() + limit_s
+    def __init__(
+        self, limit_s: float, words: Callable[[Sequence[str]], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._end = clock() + limit_s
         self._words = words
+        self._clock = clock
 
     def check(self, present: Sequence[str]) -> None:
         """Raises CohortTooSmall once the time is over."""
-        if time.monotonic() > self._end:
+        if self._clock() > self._end:
             raise CohortTooSmall(self._words(present))
 
 
@@ -64,6 +67,7 @@ class Cohort:
         courier: Courier,
         pause: Callable[[float], None],
         working_for: Callable[[str], str] = lambda node: "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """pause: sleeps, and raises when the run or the process is to stop. working_for: the other run that a node
         trains for just now; "" for none."""
@@ -75,6 +79,7 @@ class Cohort:
         self._courier = courier
         self._pause = pause
         self._working_for = working_for
+        self._clock = clock
         self._answers = dict(run.answers)
         self._offered: dict[str, tuple[int, float]] = {}
         """Connection at which a node was last offered the run, and when."""
@@ -115,9 +120,9 @@ class Cohort:
         self._book.progress.follow(self._run.run_id, self.names)
         if self._run.status == "submitted":
             self._book.update(self._run.run_id, status=RunStatus.OFFERING)
-        began = time.monotonic()
+        began = self._clock()
         while self._worth_waiting(began):
-            if time.monotonic() - began >= SAY_WAITING_S:
+            if self._clock() - began >= SAY_WAITING_S:
                 self._say_waiting()
             self._pause(PAUSE_S)
         self._book.waits(self._run.run_id, (), "")
@@ -149,15 +154,15 @@ class Cohort:
 
     def _await_connections(self) -> None:
         """Let those who take part connect again, above all after a restart; else an epoch leaves out the slowest."""
-        began = time.monotonic()
-        while self.present() != self.accepted() and time.monotonic() - began < RETURN_S:
+        began = self._clock()
+        while self.present() != self.accepted() and self._clock() - began < RETURN_S:
             self._pause(PAUSE_S)
 
     def _worth_waiting(self, began: float) -> bool:
         """Offer the run; whether more organizations may still come that are worth waiting for."""
         self.offer()
         open_ = {name: answer for name, answer in self._answers.items() if answer in ("", "waiting", "preparing")}
-        taking_part, waited_s = len(self.accepted()), time.monotonic() - began
+        taking_part, waited_s = len(self.accepted()), self._clock() - began
         if not open_ or taking_part + len(open_) < self._federation.min_cohort:
             return False
         if any(self._working_for(name) for name in self._online(open_)):
@@ -196,7 +201,7 @@ class Cohort:
 
     def patience(self) -> "Patience":
         """How long the smallest cohort is waited for from now on: as long as for who prepares."""
-        return Patience(self._unmeasured_s, self._too_small)
+        return Patience(self._unmeasured_s, self._too_small, self._clock)
 
     def _too_small(self, present: Sequence[str] | None = None) -> str:
         there = self.accepted() if present is None else present
@@ -222,7 +227,7 @@ class Cohort:
             if there is None or not there.online or self._answers[name] == "refused":
                 continue
             connection, when = self._offered.get(name, (-1, 0.0))
-            again = self._answers[name] != "accepted" and time.monotonic() - when >= OFFER_AGAIN_S
+            again = self._answers[name] != "accepted" and self._clock() - when >= OFFER_AGAIN_S
             if connection != there.activations or again:
                 due[name] = there.activations
         if not due:
@@ -237,10 +242,10 @@ class Cohort:
         )
         for answer in self._courier.ask(question):
             if isinstance(answer, Answer):
-                self._offered[answer.node] = (due[answer.node], time.monotonic())
+                self._offered[answer.node] = (due[answer.node], self._clock())
                 self._take(answer.node, answer.body)
             elif answer.answered:
-                self._offered[answer.node] = (due[answer.node], time.monotonic())
+                self._offered[answer.node] = (due[answer.node], self._clock())
                 self._set(answer.node, "refused", f"{answer.code}: {answer.reason}")
 
     def _offer_body(self) -> bytes:

@@ -7,6 +7,7 @@ at any moment loses no reported round.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class Parts:
     """Told why no run is driven, and "" when that has passed."""
     max_concurrent_runs: int = 4
     """Runs that work with nodes at the same time; runs that wait for somebody do not count."""
+    clock: Callable[[], float] = time.monotonic
+    """By which runs wait: a test's own, where it is to run fast."""
     deadline_factor: float = 1.0
     """Deadlines of the specification times this. Above 1 where nodes take turns on one machine: a simulation."""
 
@@ -169,6 +172,7 @@ class RunDriver:
                 courier,
                 lambda s: self._pause(run.run_id, s),
                 lambda node: self._turns.holder(node, besides=run.run_id),
+                parts.clock,
             )
             rounds = Rounds(
                 run,
@@ -194,6 +198,7 @@ class RunDriver:
             priority=lambda: self._parts.book.priority(run.run_id),
             pause=lambda s: self._pause(run.run_id, s),
             say=lambda before: self._say_turn(run.run_id, before),
+            clock=self._parts.clock,
         )
 
     def _say_turn(self, run_id: str, before: Mapping[str, str] | None) -> None:
@@ -215,6 +220,7 @@ class RunDriver:
             check=check,
             silence_s=run.specification.federation.exchange_deadline_s,
             deadline_factor=self._parts.deadline_factor,
+            clock=self._parts.clock,
         )
 
     def _to_the_end(self, run: OpenRun, cohort: Cohort, rounds: Rounds) -> None:

@@ -87,6 +87,7 @@ class Courier:
         check: Callable[[], None],
         silence_s: float,
         deadline_factor: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """check: raises when the run or the process is to stop; called often.
 
@@ -101,6 +102,7 @@ class Courier:
         self._check = check
         self._silence_s = silence_s
         self.deadline_factor = deadline_factor
+        self.clock = clock
 
     def ask(self, question: Question) -> Iterator[Answer | Silence]:
         """Answers as they come, then a Silence for every node without one. Each node comes exactly once."""
@@ -109,9 +111,9 @@ class Courier:
             del waiting[node]
             yield Silence(node, "TransportError", f"{node} is not connected", answered=False)
         deadline_s = question.deadline_s * self.deadline_factor
-        end = time.monotonic() + deadline_s
+        end = self.clock() + deadline_s
         try:
-            while waiting and (left := end - time.monotonic()) > 0:
+            while waiting and (left := end - self.clock()) > 0:
                 self._check()
                 if not self._session.alive:
                     raise RetryableError("the Flower run lapsed; the run goes on in a new one")
@@ -182,8 +184,8 @@ class Courier:
             elif now_there.online:
                 asked.silent_since = None
             else:
-                asked.silent_since = asked.silent_since or time.monotonic()
-                if time.monotonic() - asked.silent_since >= self._silence_s:
+                asked.silent_since = asked.silent_since or self.clock()
+                if self.clock() - asked.silent_since >= self._silence_s:
                     del waiting[node]
                     self._session.withdraw([asked.message_id])
                     yield Silence(node, "TransportError", f"{node} sends no heartbeats any more", answered=False)

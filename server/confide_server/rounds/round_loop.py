@@ -85,7 +85,15 @@ class Rounds:
         self._sign = sign
         self._turn = turn
         self._attendance = Attendance(
-            run, book, cohort, collector, turn, pause, self._refresh_roster, grace_factor=courier.deadline_factor
+            run,
+            book,
+            cohort,
+            collector,
+            turn,
+            pause,
+            self._refresh_roster,
+            grace_factor=courier.deadline_factor,
+            clock=courier.clock,
         )
         self._roster_version = roster.current.version
         self._open: SlotPlan | None = None
@@ -123,7 +131,7 @@ class Rounds:
 
     def _round(self, model: Model) -> Model:
         number = model.round + 1
-        began = time.monotonic()
+        began = self._courier.clock()
         self._phases, self._received = {}, {}
         while True:
             self._refresh_roster()
@@ -136,7 +144,7 @@ class Rounds:
                 except (ProtocolFailure, TrainingError) as error:
                     outcome = Abandoned(error.code, str(error), outcome.dropped)
                 else:
-                    return self._commit(plan, outcome, model, data, outer_state, time.monotonic() - began)
+                    return self._commit(plan, outcome, model, data, outer_state, self._courier.clock() - began)
             self._abandoned = f"{outcome.code}: {outcome.reason}"
             self._abandon(plan, outcome.code, outcome.reason, model.sha256, self._courier)
 
@@ -249,10 +257,10 @@ class Rounds:
 
     def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:
         while (exchange := self._collector.exchange()) is not None:
-            began, step = time.monotonic(), fleet_pb2.Step.Name(exchange.step).lower()
+            began, step = self._courier.clock(), fleet_pb2.Step.Name(exchange.step).lower()
             self._exchange(number, exchange, model)
             self._collector.close_exchange()
-            self._phases[step] = self._phases.get(step, 0.0) + time.monotonic() - began
+            self._phases[step] = self._phases.get(step, 0.0) + self._courier.clock() - began
 
     def _exchange(self, number: int, exchange: Exchange, model: Mapping[str, bytes]) -> None:
         question = Question(

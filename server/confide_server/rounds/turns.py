@@ -94,6 +94,7 @@ class Turn:
         priority: Callable[[], int],
         pause: Callable[[float], None],
         say: Callable[[dict[str, str] | None], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """pause: sleeps, and raises when the run is to end or to rest. say: told for which nodes the run waits (by the
         runs that have them), and None when it waits no more."""
@@ -102,6 +103,7 @@ class Turn:
         self._priority = priority
         self._pause = pause
         self._say = say
+        self._clock = clock
         self.held = False
 
     def take(self, nodes: Collection[str]) -> bool:
@@ -109,16 +111,16 @@ class Turn:
         if self.held:
             return False
         self._turns.ask(self._run_id, nodes, self._priority())
-        began, told = time.monotonic(), False
+        began, told = self._clock(), False
         while not self._turns.granted(self._run_id):
-            if time.monotonic() - began >= SAY_AFTER_S:
+            if self._clock() - began >= SAY_AFTER_S:
                 self._say(self._turns.before(self._run_id))
                 told = True
             self._pause(PAUSE_S)
         self.held = True
         if told:
             self._say(None)
-        return time.monotonic() - began > PAUSE_S
+        return self._clock() - began > PAUSE_S
 
     def give_back(self) -> None:
         """Let others work. Idempotent."""
