@@ -1,16 +1,26 @@
 """The console over a coordinator's real control port, with the console's own certificate."""
 
 import re
+import ssl
+import subprocess
+import sys
 import time
+from datetime import UTC, datetime, timedelta
 
+import httpx
+import pyotp
 import pytest
 from confide_server.console.federation.connection import Connection
 from confide_server.console.roles import RULES, Role
 from confide_server.console.settings import Settings
 from confide_server.console.web.app import Console
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.admin_world import running_world
-from tests.console_world import person
+from tests.console_world import PASSWORD, person
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +101,53 @@ def test_a_wrong_act_says_why(world, people):
     page = f"/runs/{world.run_id}"
     answer = people[Role.OPERATOR].submit(f"{page}/pause", page=page)
     assert answer.status_code == 403 and 'class="wrong"' in answer.text
+
+
+def self_signed(folder):
+    """(certificate, key) for localhost, PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (folder / "crt.pem").write_bytes(made.public_bytes(pem))
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return folder / "crt.pem", folder / "key.pem"
+
+
+def test_the_command_serves_over_tls_and_refuses_the_open_network(world, tmp_path):
+    certificate, key = self_signed(tmp_path)
+    command = [sys.executable, "-m", "confide", "console", "start", str(world.folder / "console")]
+    command += ["--port", "0", "--coordinator", world.address]
+    opened = subprocess.run([*command, "--bind", "0.0.0.0"], capture_output=True, text=True, timeout=120, check=False)  # noqa: S104
+    assert opened.returncode == 1 and "passwords would cross a network in the open" in opened.stderr
+    command += ["--bind", "127.0.0.1", "--host", "localhost", "--certificate", str(certificate), "--key", str(key)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stdout.readline().split()[1]
+            link = process.stdout.readline().split()[-1]
+            assert address.startswith("https://localhost:") and link.startswith(address + "/welcome?link=")
+            context = ssl.create_default_context(cafile=str(certificate))
+            with httpx.Client(verify=context, base_url=address) as client:
+                answer = client.get("/sign-in")
+                assert answer.status_code == 200 and "max-age" in answer.headers["strict-transport-security"]
+                page = client.get(link)
+                seed = re.search(r'name="seed" value="([A-Z2-7]+)"', page.text).group(1)
+                fields = {"link": link.partition("link=")[2], "seed": seed, "name": "anna", "password": PASSWORD}
+                done = client.post("/welcome", data=fields | {"again": PASSWORD, "code": pyotp.TOTP(seed).now()})
+                kept = done.headers["set-cookie"]
+                assert kept.startswith("__Host-confide=") and "Secure" in kept and "HttpOnly" in kept
+                assert client.get("/runs").status_code == 200
+        finally:
+            process.terminate()
+            process.wait(20)
+    assert process.returncode == 0

@@ -50,9 +50,9 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def server(app: ASGIApp, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
-    """Ready to run on a socket: no access log (addresses may hold what logs must not), no server header."""
-    config = uvicorn.Config(
+def configured(app: ASGIApp) -> uvicorn.Config:
+    """How a page is served: no access log (addresses may hold what logs must not), no server header."""
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
@@ -65,7 +65,8 @@ def server(app: ASGIApp, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
         h11_max_incomplete_event_size=16384,
         limit_concurrency=500,
     )
-    if tls is not None:
-        config.load()
-        config.ssl = tls
-    return uvicorn.Server(config)
+
+
+def server(app: ASGIApp) -> uvicorn.Server:
+    """Ready to run on a loopback socket."""
+    return uvicorn.Server(configured(app))

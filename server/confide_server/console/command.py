@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     callback=private_files, no_args_is_help=True, help="The web console: watch and direct the federation in a browser."
 )
+CONNECTIONS = 512
+"""Open at once; a quarter of them from one address, where that is not this machine itself (a tunnel, a proxy)."""
 Folder = Annotated[Path, typer.Argument(help="The console's state folder.", file_okay=False)]
 
 
@@ -99,10 +101,12 @@ def link(folder: Folder) -> None:
 
 def serve(folder: Path, settings: "Settings") -> None:
     """Until a signal comes."""
-    from confide.web.serving import listening, server, tls_context
+    from confide.web.serving import configured, is_loopback, listening, tls_context
 
+    from confide_server.bounded_http import BoundedServer
     from confide_server.console.federation.connection import Connection
     from confide_server.console.web.app import Console
+    from confide_server.quota import Quota, room_for
 
     member = load_member(folder)
     tls = tls_context(Path(settings.certificate), Path(settings.key)) if settings.certificate else None
@@ -118,7 +122,12 @@ def serve(folder: Path, settings: "Settings") -> None:
         first = console.first_link()
         if first:
             typer.echo(f"make the first administrator's account, once, within 15 minutes: {first}")
-        web = server(console.app(), tls)
+        config = configured(console.app())
+        room = room_for(CONNECTIONS)
+        web = BoundedServer(config, Quota(most=room, of_one_address=room if is_loopback(settings.bind) else room // 4))
+        if tls is not None:
+            config.load()
+            config.ssl = tls
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             web.should_exit = True
