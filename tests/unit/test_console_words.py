@@ -134,6 +134,16 @@ def test_lineage_is_drawn_whatever_comes(edges):
     assert all(box.x < drawing.width and box.y < drawing.height for box in drawing.boxes)
 
 
+def test_of_a_thousand_runs_those_behind_releases_are_drawn():
+    nodes = [pb.LineageNode(id=f"run:{number}", kind="run", label="x") for number in range(1000)]
+    nodes.append(pb.LineageNode(id="release:a/1", kind="release", label="a"))
+    lines = [pb.LineageEdge(**{"from": f"run:{number}"}, to=f"run:{number + 1}") for number in range(3)]
+    lines.append(pb.LineageEdge(**{"from": "run:3"}, to="release:a/1"))
+    drawing = drawn(pb.Lineage(nodes=nodes, edges=lines))
+    assert {"release:a/1", "run:0", "run:3", "run:999"} <= {box.id for box in drawing.boxes}
+    assert len(drawing.boxes) == 60 and drawing.left_out == 941
+
+
 def test_a_silent_coordinator_is_told_with_its_age_and_never_as_green():
     clock = [0.0]
     coordinator = MemoryCoordinator()
@@ -151,7 +161,13 @@ def test_a_silent_coordinator_is_told_with_its_age_and_never_as_green():
     coordinator.silent = False
     look = reader.look(ANNA)
     look.members()
+    look.verdict()
     assert look.freshness.silent_s == 0.0
+    clock[0] = 120.0
+    look = reader.look(ANNA)
+    look.members()
+    look.verdict()
+    assert look.freshness.silent_s == 0.0, "a verdict is asked for once a minute, and nobody is silent meanwhile"
     reader.close()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from confide.proto import admin_pb2 as pb
 
 WIDTH, HEIGHT, ACROSS, DOWN = 190, 46, 70, 18
+MOST_BOXES = 60
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,32 @@ class Drawing:
     lines: tuple[tuple[str, str], ...]
     width: int
     height: int
+    left_out: int
+    """Nodes that are not drawn."""
+
+
+def _chosen(lineage: pb.Lineage) -> dict[str, pb.LineageNode]:
+    """At most MOST_BOXES: what leads to releases first, then what else there is, the newest first."""
+    nodes = {node.id: node for node in lineage.nodes}
+    if len(nodes) <= MOST_BOXES:
+        return nodes
+    origins: dict[str, list[str]] = {}
+    for edge in lineage.edges:
+        origins.setdefault(edge.to, []).append(getattr(edge, "from"))
+    chosen: dict[str, None] = {}
+    look = [node.id for node in lineage.nodes if node.kind == "release"]
+    look += [node.id for node in reversed(lineage.nodes) if node.kind == "run"]
+    while look and len(chosen) < MOST_BOXES:
+        one = look.pop(0)
+        if one in nodes and one not in chosen:
+            chosen[one] = None
+            look[:0] = origins.get(one, [])
+    return {name: node for name, node in nodes.items() if name in chosen}
 
 
 def drawn(lineage: pb.Lineage) -> Drawing:
     """Edges to what is not there, and circles, are left out: nothing that came from elsewhere can hang this."""
-    nodes = {node.id: node for node in lineage.nodes}
+    nodes = _chosen(lineage)
     edges = [(getattr(edge, "from"), edge.to, edge.round) for edge in lineage.edges]
     edges = [edge for edge in edges if edge[0] in nodes and edge[1] in nodes and edge[0] != edge[1]]
     columns = _columns(nodes, [(begin, end) for begin, end, _ in edges])
@@ -53,7 +75,7 @@ def drawn(lineage: pb.Lineage) -> Drawing:
     )
     width = 8 + (max(filled, default=0) + 1) * (WIDTH + ACROSS) - ACROSS
     height = 8 + max(filled.values(), default=1) * (HEIGHT + DOWN) - DOWN
-    return Drawing(tuple(boxes.values()), lines, width, height)
+    return Drawing(tuple(boxes.values()), lines, width, height, len(lineage.nodes) - len(nodes))
 
 
 def _columns(nodes: Mapping[str, pb.LineageNode], edges: Iterable[tuple[str, str]]) -> dict[str, int]:

@@ -189,7 +189,8 @@ class Look:
             raise TransportError(
                 f"the coordinator answered {method} with a {type(answer).__name__}; is it our release?"
             )
-        self._oldest_s = max(self._oldest_s, age_s)
+        # What is asked rarely on purpose (the chain's verdict, the lineage) does not make the page old.
+        self._oldest_s = max(self._oldest_s, age_s if age_s > fresh_s or fresh_s <= FRESH_S else 0.0)
         return answer
 
     def ahead(self, **questions: Message) -> None:
@@ -241,7 +242,7 @@ class Look:
         return self._ask("ListCheckpoints", asked, pb.CheckpointPage)
 
     def lineage(self, run_id: str = "") -> pb.Lineage:
-        return self._ask("GetLineage", pb.GetLineageRequest(run_id=run_id), pb.Lineage)
+        return self._ask("GetLineage", pb.GetLineageRequest(run_id=run_id), pb.Lineage, fresh_s=10.0)
 
     def audit(self, query: pb.ListAuditRequest) -> pb.AuditPage:
         return self._ask("ListAudit", query, pb.AuditPage)
