@@ -105,12 +105,12 @@ def _pairs(
     raise DataError(f"only {len(made)} of {count} pairs were found on whose order raters agree; ask for fewer")
 
 
-def agreement(found: Sequence[Snippet], *, most: int = 3000) -> float:
-    """Krippendorff's alpha (interval) of the raters over the first `most` snippets."""
+def agreement(found: Sequence[Snippet]) -> float:
+    """Krippendorff's alpha (interval) of the raters over all snippets: a part of them, which are sorted, says less."""
     import krippendorff
 
-    width = max(len(one.ratings) for one in found[:most])
-    table = np.full((width, min(most, len(found))), np.nan)
-    for column, one in enumerate(found[:most]):
+    width = max(len(one.ratings) for one in found)
+    table = np.full((width, len(found)), np.nan)
+    for column, one in enumerate(found):
         table[: len(one.ratings), column] = one.ratings
     return float(krippendorff.alpha(reliability_data=table, level_of_measurement="interval"))
