@@ -67,11 +67,11 @@ def align(
     )  # fmt: skip
     say("the gate: both models answer prompts that were never trained on, and a judge that nobody trained on decides")
     candidate = Policy(base, adapter=trained.adapter)
-    sampling = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed + 1)
-    sides = tuple(
-        [[one.text for one in group] for group in model.sample(gated, count=GATE_ANSWERS, sampling=sampling)]
-        for model in (candidate, policy)
-    )
+    sides = []
+    for number, model in enumerate((candidate, policy), start=1):
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed + number)
+        drawn = model.sample(gated, count=GATE_ANSWERS, sampling=sampling)
+        sides.append([[one.text for one in group] for group in drawn])
     figures = gate.measure(
         candidate, policy, gate.RewardJudge(judge), gated, (sides[0], sides[1]), general=prompts.GENERAL,
         tokens=lambda text: len(policy.tokenizer(text)["input_ids"]), seed=seed,
