@@ -47,3 +47,25 @@ def test_a_cache_folder_that_cannot_be_made_is_replaced_by_a_private_one(tmp_pat
 def test_a_kernel_refuses_other_types() -> None:
     with pytest.raises(TypeError):
         kernels.squared_norm(np.zeros(3))
+
+
+def test_the_encoder_is_compiled_before_a_deadline_runs(tmp_path: Path) -> None:
+    """A machine that never sealed anything: both widths of lanes are there afterwards, and an upload adds no file."""
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from confide.codec.layout import VectorLayout
+from confide.codec.seal_vector import compile_encoder, encode_upload
+folder = Path(sys.argv[1])
+made = lambda: sorted(path.name for path in folder.rglob("*.nbc"))
+compile_encoder()
+before = made()
+assert before
+for bits in (4, 8, 12, 16):
+    layout = VectorLayout(parameters=5000, scalars=3, bits=bits, members=4, clip=1.0, rotation_seed=bytes(32))
+    encode_upload(np.ones(5000, "<f4"), [1, 2, 3], layout, rounding_key=bytes(32), masks=[], out=folder / str(bits))
+assert made() == before
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=500)

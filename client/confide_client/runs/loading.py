@@ -61,6 +61,10 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
         specification: Specification, base: Path, *, node: str, folder: Path, threads: int | None, rank: int | None
     ) -> Trainer:
         # Imported late: torch takes seconds, and `confide node status` needs none of it.
+        if specification.sealed:
+            from confide.codec.seal_vector import compile_encoder
+
+            compile_encoder()  # here no deadline runs yet
         if not specification.trains_model:
             from confide_client.training.tokens import TokenizerTrainer
 

@@ -23,6 +23,8 @@ length: every lane, padding included, is masked before it is packed. The file's 
 
 import math
 import os
+import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -184,6 +186,20 @@ def encode_upload(
             packer.put(part)
         packer.put(_scalar_lanes(scalars, layout))
     return packer.digest
+
+
+def compile_encoder() -> None:
+    """Compile, or load, what `encode_upload` runs, for both widths of lanes: some ten seconds, once on a machine.
+
+    For before a deadline runs: on a machine that has never sealed anything, the first upload would wait for it.
+    """
+    for bits in (8, 16):
+        layout = VectorLayout(parameters=1, scalars=1, bits=bits, members=2, clip=1.0, rotation_seed=bytes(32))
+        with tempfile.TemporaryDirectory(prefix="confide-") as name:
+            encode_upload(
+                np.ones(1, dtype=np.float32), [1], layout, rounding_key=secrets.token_bytes(32), masks=[],
+                out=Path(name) / "upload",
+            )  # fmt: skip
 
 
 def _integers(update: NDArray[np.float32], layout: VectorLayout) -> NDArray[np.float64]:
