@@ -314,6 +314,11 @@ def test_the_threshold_keeps_its_risk(pairs: list[tuple[float, bool]], most: flo
     assert not answered.any() or 1 - right[answered].mean() <= most + 1e-12
 
 
+def test_without_a_risk_the_threshold_is_a_balance() -> None:
+    scores, right = np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.1]), np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    assert gate.threshold_for(scores, right, None) == 0.6
+
+
 def test_token_f1() -> None:
     assert token_f1("A visit costs 40.", "a visit costs 40") == 1.0
     assert token_f1("no", "yes") == 0.0

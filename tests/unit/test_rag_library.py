@@ -164,6 +164,14 @@ def test_erasing_leaves_nothing_and_signs_for_it(tmp_path: Path) -> None:
         world.library.erase(OPERATOR, "leaflets", "fees.md", print)
 
 
+def test_a_document_that_says_the_same_twice_is_erased_too(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    same = "The wall of the clinic must be twelve centimetres thick and dry."
+    world.add([world.file("a.jsonl", "".join(json.dumps({"id": n, "text": same}) + "\n" for n in range(5)))])
+    assert len(world.library.erase(OPERATOR, "leaflets", "a.jsonl", print)) == 1
+    assert b"twelve" not in everything_on_disk(world.library.root)
+
+
 def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:
     world = world_with_fees(tmp_path)
     world.library.erase(OPERATOR, "leaflets", "fees.md", print)

@@ -46,7 +46,7 @@ def calibrate(
     asked: Sequence[Asked],
     caller: Caller,
     *,
-    most_risk: float,
+    most_risk: float | None,
     sentences: SentenceVectors | None = None,
 ) -> Calibrated:
     """Raises DataError with fewer than FEWEST_QUESTIONS answerable questions.

@@ -169,7 +169,9 @@ def calibrate(
     organization: Organization,
     embedder: Model = None,
     library: Root = _ROOT,
-    most_risk: Annotated[float, typer.Option(help="Of answers, how many may be wrong.", min=0.0, max=1.0)] = 0.2,
+    most_risk: Annotated[
+        float | None, typer.Option(help="Of answers, how many may be wrong. Default: a balance.", min=0.0, max=1.0)
+    ] = None,
 ) -> None:
     """Find the weight of the search's parts and when to answer, from questions whose answers' places are known."""
     from confide_server.rag.calibrating import calibrate as run

@@ -128,7 +128,8 @@ def _needles(collection: Collection, document: Document) -> Needles:
     own = [place for place in chosen if pieces[place] and pieces[place] not in shared]
     vectors = collection.store.vectors([names[place] for place in own])
     numbers = [np.asarray(vectors[names[p]], "<f4")[:_NEEDLE_NUMBERS].tobytes() for p in own if names[p] in vectors]
-    return Needles(tuple(pieces[place] for place in own), tuple(numbers))
+    # A document may say the same twice.
+    return Needles(tuple(dict.fromkeys(pieces[place] for place in own)), tuple(dict.fromkeys(numbers)))
 
 
 def _spread(places: Sequence[int], most: int) -> list[int]:

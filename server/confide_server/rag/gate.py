@@ -140,9 +140,16 @@ def risk_coverage(scores: Array, correct: Array) -> tuple[Array, Array, Array]:
     return scores[order], answered / len(scores), wrong / answered
 
 
-def threshold_for(scores: Array, correct: Array, most_risk: float) -> float:
-    """The lowest threshold at which at most that share of answers is wrong; above all scores where none is."""
-    thresholds, _, risk = risk_coverage(scores, correct)
+def threshold_for(scores: Array, correct: Array, most_risk: float | None) -> float:
+    """The lowest threshold at which at most that share of answers is wrong; above all scores where none is.
+
+    most_risk None: where as many right answers pass and as many others are held back as possible (Youden 1950).
+    """
+    thresholds, coverage, risk = risk_coverage(scores, correct)
     last = np.append(thresholds[1:] < thresholds[:-1], True)
+    if most_risk is None:
+        right, wrong = coverage * (1 - risk), coverage * risk
+        gained = right / max(float(correct.mean()), 1e-9) - wrong / max(float(1 - correct.mean()), 1e-9)
+        return float(thresholds[np.where(last, gained, -np.inf).argmax()])
     fits = np.flatnonzero((risk <= most_risk) & last)
     return float(thresholds[fits[-1]]) if len(fits) else float(np.nextafter(max(scores.max(), 0.0), 2.0))

@@ -28,7 +28,6 @@ from confide_simulations import assets
 from confide_simulations.demo.rag import sets
 from confide_simulations.demo.rag.sets import QuestionSet
 
-MOST_RISK = 0.2
 _MOST_CHARS = 20_000_000
 _PIECES = 64
 _ASKED = 25
@@ -131,7 +130,7 @@ def _one_set(
     for_calibration, for_test = one.halves()
     asked = resolved(collection, for_calibration)
     sentences = SentenceVectors(embedder)
-    calibrated = calibrate(collection, searcher, embedder, asked, operator, most_risk=MOST_RISK, sentences=sentences)
+    calibrated = calibrate(collection, searcher, embedder, asked, operator, most_risk=None, sentences=sentences)
     calibrated.calibration.save(collection.calibration_folder)
     say(f"{one.organization}: calibrated on {len(asked)} questions, now {len(for_test)} others")
     test = resolved(collection, for_test)
