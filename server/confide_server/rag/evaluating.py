@@ -32,7 +32,7 @@ MEASURES = {"ndcg_cut_10": "ndcg_at_10", "recall_1": "recall_at_1", "recall_5": 
 PARTS = ("bm25", "dense", "hybrid")
 _RESAMPLES = 1000
 _DEPTH = 100
-_TIMED = 30
+_TIMED = 12
 
 
 @dataclass

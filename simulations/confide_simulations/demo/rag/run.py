@@ -30,7 +30,7 @@ from confide_simulations.demo.rag.sets import QuestionSet
 
 _MOST_CHARS = 20_000_000
 _PIECES = 64
-_ASKED = 25
+_ASKED = 12
 _PIECE_CHARS = 40
 
 
