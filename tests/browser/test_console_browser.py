@@ -142,6 +142,7 @@ def test_it_is_paused_and_resumed_by_mouse_with_the_second_factor(stage):
     page.click("button:text-is('Resume')")
     page.wait_for_selector("text=/Round \\d+ of 60/")
     stage.complaints.check(page)
+    assert stage.page("/audit").locator("td:has-text('anna@console')").count() >= 2  # who paused, and who resumed
 
 
 def test_the_keyboard_is_enough(stage):
@@ -205,10 +206,9 @@ def test_figures_are_downloaded(stage):
     assert rows[0].startswith("round,") and "contributors" in rows[0] and len(rows) > 2
 
 
-def test_the_audit_chain_is_verified_and_names_the_person(stage):
+def test_the_audit_chain_is_verified(stage):
     page = stage.page("/audit")
     assert re.match(r"The chain holds: [\d,]+ entries, verified", headline(page).strip())
-    assert page.locator("td:has-text('anna@console')").count() >= 1
 
 
 def test_a_first_visit_is_small(stage):

@@ -82,7 +82,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
 
 def test_every_command_helps_from_the_wheel(python: Path, tmp_path: Path) -> None:
     said = run(python, tmp_path, "-c", HELP_OF_ALL)
-    helped = re.findall(r"^helped (\w+)$", said, re.MULTILINE)
+    helped = re.findall(r"^helped ([\w-]+)$", said, re.MULTILINE)
     assert sorted(helped) == sorted(PROJECT["entry-points"]["confide.commands"])
     assert Path(said.splitlines()[-1]).is_relative_to(python.parents[1]), "the wheel's own code"
     # The script that pip made of the entry point.
@@ -112,7 +112,7 @@ def test_pip_makes_a_bare_environment_work(wheel: Path, tmp_path: Path, extras: 
     subprocess.run(install, check=True, cwd=tmp_path)
     subprocess.run([python, "-m", "pip", "check"], check=True, cwd=tmp_path)
     said = run(python, tmp_path, "-c", HELP_OF_ALL)
-    assert sorted(re.findall(r"^helped (\w+)$", said, re.MULTILINE)) == sorted(
+    assert sorted(re.findall(r"^helped ([\w-]+)$", said, re.MULTILINE)) == sorted(
         PROJECT["entry-points"]["confide.commands"]
     )
     assert Path(said.splitlines()[-1]).is_relative_to(tmp_path)
