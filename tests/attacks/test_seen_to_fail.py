@@ -114,8 +114,8 @@ GUARDS = {
         "tests/attacks/test_attack_ports.py::test_an_answer_that_goes_on_is_cut",
     ),
     "files of libraries are private": Guard(
-        "    os.umask(0o077)\n",
-        "    os.umask(0o022)\n",
+        "    os.umask(0o077)\n    resource.setrlimit",
+        "    os.umask(0o022)\n    resource.setrlimit",
         "tests/unit/test_secrecy.py",
     ),
     "writers take turns": Guard(

@@ -189,7 +189,8 @@ def test_no_pin_is_missing_on_a_python(python_version: str) -> None:
         for name, (requirement, _) in pinned("lock.txt").items()
         if requirement.marker is not None and not requirement.marker.evaluate(environment)
     ]
-    assert set(missing) <= {"httpx2-jsfetch", "tzdata"}, "needed in a browser and on Windows only"
+    # Needed in a browser, on Windows, and before Python 3.12 only.
+    assert set(missing) <= {"httpx2-jsfetch", "tzdata", "overrides"}
 
 
 def test_torch_may_come_from_the_registry_and_as_a_cpu_build() -> None:

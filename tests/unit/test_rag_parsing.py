@@ -1,7 +1,10 @@
 """What each format gives, what a hostile file costs, and that no parser falls over anything."""
 
+import contextlib
 import io
 import json
+import os
+import resource
 import zipfile
 from pathlib import Path
 
@@ -214,3 +217,15 @@ _DOCX = docx([("Heading 1", "Fees"), ("Normal", "A visit costs 40.")])
 def test_a_file_over_the_limit_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     with ParserProcess(Limits(file_bytes=3)) as parser, pytest.raises(Unreadable, match="at most 3 are read"):
         parser.parse("txt", b"four")
+
+
+def test_a_parser_is_heard_in_a_process_with_many_open_files() -> None:
+    """select() takes no descriptor above 1023: a busy server's are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with contextlib.ExitStack() as held:
+        while held.enter_context(open(os.devnull)).fileno() < 1100:
+            pass
+        with ParserProcess() as parser:
+            assert parser.parse("markdown", b"# A\n\nb") == [Block("A", level=1), Block("b")]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -102,6 +102,8 @@ def test_a_nodes_words_at_the_coordinator() -> None:
 
 def test_a_nodes_status(capsys: pytest.CaptureFixture[str]) -> None:
     document = {
+        "notices": [{"text": HOSTILE, "over": True}],
+        "pause": {"by": HOSTILE, "reason": HOSTILE},
         "membership": {"error": HOSTILE},
         "agent": {"running": True, "complaint": HOSTILE},
         "progress": {"at": 0.0, "run": HOSTILE, "words": HOSTILE},

@@ -63,9 +63,9 @@ class Scheduler:
 
     @property
     def threads(self) -> Mapping[str, bool]:
-        """Name of each thread that should live, and whether it does."""
-        threads = [self._thread, *(driver.thread for driver in list(self._drivers.values()))]
-        return {thread.name: thread.is_alive() for thread in threads}
+        """Name of each thread that should live, and whether it does; a run's ends with its run."""
+        drivers = (driver.thread.name for driver in list(self._drivers.values()) if driver.thread.is_alive())
+        return {self._thread.name: self._thread.is_alive(), **dict.fromkeys(drivers, True)}
 
     def forget(self, run_id: str) -> None:
         """Remove what the protocol keeps in files of a run that has ended."""

@@ -156,7 +156,7 @@ class _Pipes:
     def write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            self._wait([], [self._in])
+            self._wait(self._in, select.POLLOUT)
             try:
                 view = view[os.write(self._in, view[:_PIECE]) :]
             except BlockingIOError:
@@ -182,15 +182,17 @@ class _Pipes:
         return b"".join(parts)
 
     def _piece(self) -> bytes:
-        self._wait([self._out], [])
+        self._wait(self._out, select.POLLIN)
         piece = os.read(self._out, _PIECE)
         if not piece:
             raise self._death()
         return piece
 
-    def _wait(self, readers: list[int], writers: list[int]) -> None:
+    def _wait(self, pipe: int, for_what: int) -> None:
         left = self._deadline - time.monotonic()
-        if left <= 0 or not any(select.select(readers, writers, [], left)):
+        waiting = select.poll()  # select() takes no descriptor above 1023
+        waiting.register(pipe, for_what)
+        if left <= 0 or not waiting.poll(1000 * left):
             raise _Late("takes too long to parse; split it, or save it in another format")
 
     def _death(self) -> _Died:
