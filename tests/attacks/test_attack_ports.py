@@ -23,6 +23,7 @@ from confide_client.agent.fleet import MAX_RESPONSE_BYTES, FleetSettings, _bound
 from confide_server import bounded_http as serving
 from confide_server.api.grpc import passage, server
 from confide_server.api.grpc.passage import offers_tls13
+from confide_server.coordinator.process import _tls_context
 from confide_server.quota import Quota, listening
 
 from tests.control_federation import Federation, running_federation
@@ -83,10 +84,7 @@ def fleet_port(member: LocalMember) -> Iterator[Port]:
     quota = Quota(most=64, of_one_address=8)
     server = serving.BoundedServer(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"), quota)
     server.config.load()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(member.tls_certificate_path, member.tls_key_path)
-    server.config.ssl = context
+    server.config.ssl = _tls_context(member)  # the coordinator's own: its oldest version is tested
     listener = listening("127.0.0.1", 0, "a test", "wait")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

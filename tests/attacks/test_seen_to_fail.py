@@ -118,6 +118,47 @@ GUARDS = {
         "    os.umask(0o022)\n    resource.setrlimit",
         "tests/unit/test_secrecy.py",
     ),
+    "the fleet's port speaks TLS 1.3 only": Guard(
+        "ssl.PROTOCOL_TLS_SERVER)\n    context.minimum_version = ssl.TLSVersion.TLSv1_3\n    _load_chain",
+        "ssl.PROTOCOL_TLS_SERVER)\n    context.minimum_version = ssl.TLSVersion.TLSv1_2\n    _load_chain",
+        "tests/attacks/test_attack_ports.py::test_the_fleet_port_speaks_no_older_tls",
+    ),
+    "the control port speaks TLS 1.3 only": Guard(
+        "    except IndexError:\n        return False\n    return False\n",
+        "    except IndexError:\n        return False\n    return True\n",
+        "tests/attacks/test_attack_ports.py::test_the_control_port_speaks_no_older_tls",
+    ),
+    "an administrator stops a run": Guard(
+        '    verify(_administrator(roster, administrator, "stops"), STOP_DOMAIN, run_id.encode(), signature)\n',
+        '    _administrator(roster, administrator, "stops")\n',
+        f"{SUBMISSIONS}::test_a_run_ends_only_by_who_may_say_it",
+    ),
+    "a budget has a largest epsilon": Guard(
+        "Field(gt=0, le=LARGEST_EPSILON, allow_inf_nan=False)",
+        "Field(gt=0, allow_inf_nan=False)",
+        "tests/unit/test_client_policy.py",
+    ),
+    "later fields change no stored document": Guard(
+        "            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):\n",
+        "            if False:\n",
+        "tests/unit/test_stored_documents.py",
+    ),
+    "an exception in one run leaves the others": Guard(
+        "            except Exception as error:\n                failures += 1\n                pause_s, named",
+        "            except ZeroDivisionError as error:\n                failures += 1\n                pause_s, named",
+        "tests/integration/test_fleet_run.py"
+        "::test_what_goes_wrong_with_one_run_or_with_the_driver_leaves_the_others_to_be_driven",
+    ),
+    "the chain's bound holds before a round is committed": Guard(
+        "            self._link.check_step(model.data, data, plan.round, 1)\n",
+        "            pass\n",
+        "tests/integration/test_fleet_run.py::test_a_model_that_the_nodes_would_refuse_is_not_committed",
+    ),
+    "templates have limits": Guard(
+        "    if not isinstance(text, str) or len(text) > MAX_TEXT_CHARS:\n",
+        "    if not isinstance(text, str):\n",
+        "tests/unit/test_chat_template.py::test_a_long_text_is_refused",
+    ),
     "writers take turns": Guard(
         '"BEGIN IMMEDIATE"))',
         '"BEGIN"))',
