@@ -6,6 +6,7 @@ import pkgutil
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,9 +46,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def book(world: World, tmp_path: Path) -> RunJournal:
+def book(world: World, tmp_path: Path) -> Iterator[RunJournal]:
     database = Database(f"sqlite:///{tmp_path / 'c.db'}")
-    return RunJournal(database, CheckpointStore(str(tmp_path / "checkpoints")), load_member(world.server).roster)
+    yield RunJournal(database, CheckpointStore(str(tmp_path / "checkpoints")), load_member(world.server).roster)
+    database.close()
 
 
 def opened(*nodes: str) -> Opened:
@@ -78,8 +80,10 @@ def test_the_migrations_give_the_tables_that_the_code_uses(tmp_path: Path) -> No
         importlib.import_module(f"confide_server.state.{module.name}")
     url = f"sqlite:///{tmp_path / 'c.db'}"
     Database(url).close()
-    with create_engine(url).connect() as connection:
+    engine = create_engine(url)
+    with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
     Database(url).close()
 
 
@@ -139,6 +143,7 @@ def test_durable_settings_of_sqlite(tmp_path: Path) -> None:
         connection = session.connection().connection
         values = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
     assert values == ["wal", 2]
+    database.close()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/c.db", "postgresql://nobody:secret@/x"])
@@ -190,6 +195,7 @@ def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError
     with database.transaction() as session:
         assert session.scalars(select(Audit)).all() == []
+    database.close()
 
 
 # --- checkpoints

@@ -270,12 +270,18 @@ class Database:
         self.url = url
         try:
             self._engine = _engine(url, flushed=flushed)
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            raise StateError(self._explain(error)) from error
+        try:
             self._reader = self._engine.execution_options(**_reading(self._engine))
             self._check()
             self._migrate()
             self.verify_audit()
-        except (DBAPIError, ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
-            raise StateError(self._explain(error)) from error
+        except Exception as error:
+            self.close()  # a database that is refused keeps no connection
+            if isinstance(error, DBAPIError | ArgumentError | ImportError | ValueError):
+                raise StateError(self._explain(error)) from error
+            raise
 
     @property
     def dialect(self) -> str:
