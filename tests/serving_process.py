@@ -1,7 +1,7 @@
 """`confide serve` as a real process, and its commands in this one."""
 
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -42,8 +42,10 @@ class ServeProcess:
     def _ready(self, log: Path) -> str:
         assert self.process.stdout is not None
         until = time.monotonic() + READY_S
-        while time.monotonic() < until and select.select([self.process.stdout], [], [], 1.0)[0] == []:
-            pass
+        with selectors.DefaultSelector() as ready:  # select() itself knows no descriptor beyond 1023
+            ready.register(self.process.stdout, selectors.EVENT_READ)
+            while time.monotonic() < until and not ready.select(1.0):
+                pass
         line = self.process.stdout.readline().decode() if self.process.poll() is None else ""
         assert line.startswith("ready: "), log.read_text()[-3000:]
         return line.split()[1].removesuffix("/v1")
