@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 
 from confide.errors import IdentityError, StateError, TransportError
@@ -99,7 +100,7 @@ class Agent:
         self._teller = Teller(parts.progress, self._member, state.progress)
         self._app = make_app(lambda _: self._runtime)
         self._errands = ControlSync(state, self._member)
-        self._warning = DailyWarning(state.root)
+        self._warning = DailyWarning(partial(notices, state.root))
         self._complaint = self._refusal = ""
 
     @property
