@@ -19,6 +19,7 @@ from confide.errors import IdentityError, StateError, TransportError
 from confide.identity.expiry import DailyWarning, notices
 from confide.identity.member import LocalMember
 from confide.journal import Journal
+from confide.memory import map_big_buffers
 from confide.text import line
 from flwr.app import Context, RecordDict
 
@@ -113,6 +114,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        map_big_buffers()
         settings = FleetSettings(
             coordinator=self.coordinator,
             fleet_key=self._member.fleet_key(),

@@ -28,6 +28,7 @@ from confide.identity.expiry import DailyWarning, Notice, notices
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
+from confide.memory import map_big_buffers
 from pydantic import Field
 
 from confide_server.api.grpc.admin import functions
@@ -39,7 +40,6 @@ from confide_server.fleet.flower import FleetLink
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.membership.waiting import waiting_notices
-from confide_server.memory import map_big_buffers
 from confide_server.quota import Quota, listening, room_for
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
