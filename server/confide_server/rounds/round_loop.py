@@ -15,6 +15,7 @@ from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
 from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import next_model
 from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
@@ -22,7 +23,6 @@ from confide_server.memory import trim
 from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
-from confide_server.rounds.outer_step import next_model
 from confide_server.rounds.turns import Turn
 from confide_server.state.events import (
     Contributed,

@@ -13,13 +13,14 @@ FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Ad
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
 from confide.errors import StateError, TrainingError
 from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Outer, Specification
 from confide.sealing.roles import Opened
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 
 class OuterStep:

@@ -1,0 +1,4 @@
+"""A committed round as both sides see it: what a sum makes of the model, and what the coordinator says of it for good.
+
+- `outer_step`: what an opened sum makes of the model
+"""
