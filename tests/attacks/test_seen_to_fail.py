@@ -27,6 +27,7 @@ class Guard:
 
 SUBMISSIONS = "tests/attacks/test_attack_submissions.py"
 DIFFERENCES = "tests/attacks/test_attack_differences.py"
+ROUNDS = "tests/attacks/test_attack_rounds.py"
 GUARDS = {
     "a model is revealed for one list": Guard(
         "                if known != names:\n                    raise _revealed(model, known, names)\n",
@@ -158,6 +159,21 @@ GUARDS = {
         "    if not isinstance(text, str) or len(text) > MAX_TEXT_CHARS:\n",
         "    if not isinstance(text, str):\n",
         "tests/unit/test_chat_template.py::test_a_long_text_is_refused",
+    ),
+    "an upload is proved to be in the sum": Guard(
+        "    if found != record.uploads_root:\n",
+        "    if False:\n",
+        f"{ROUNDS}::test_a_lie_is_refused_by_name",
+    ),
+    "two heads convict": Guard(
+        "        if found is not None:\n            raise found\n    records = [parse_record",
+        "        if False:\n            raise found\n    records = [parse_record",
+        f"{ROUNDS}::test_a_log_that_was_written_anew_convicts_the_coordinator",
+    ),
+    "a round's step is followed": Guard(
+        "    if not share <= 1.0:\n",
+        "    if False:\n",
+        f"{ROUNDS}::test_a_lie_from_the_beginning_is_refused_where_no_head_was_kept",
     ),
     "writers take turns": Guard(
         '"BEGIN IMMEDIATE"))',

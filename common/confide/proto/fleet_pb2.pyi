@@ -170,7 +170,7 @@ class SlotOpen(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended", "coordinator", "signature", "stopped_by", "stop_signature")
+    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended", "coordinator", "signature", "stopped_by", "stop_signature", "head")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,7 @@ class End(_message.Message):
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     STOPPED_BY_FIELD_NUMBER: _ClassVar[int]
     STOP_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     slot: int
     committed: bool
     failure: str
@@ -191,7 +192,20 @@ class End(_message.Message):
     signature: bytes
     stopped_by: str
     stop_signature: bytes
-    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ..., stopped_by: _Optional[str] = ..., stop_signature: _Optional[bytes] = ...) -> None: ...
+    head: RunHead
+    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ..., stopped_by: _Optional[str] = ..., stop_signature: _Optional[bytes] = ..., head: _Optional[_Union[RunHead, _Mapping]] = ...) -> None: ...
+
+class RunHead(_message.Message):
+    __slots__ = ("size", "root_sha256", "coordinator", "signature")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    ROOT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    root_sha256: bytes
+    coordinator: str
+    signature: bytes
+    def __init__(self, size: _Optional[int] = ..., root_sha256: _Optional[bytes] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("version", "run_id", "node", "phase", "step", "steps", "seconds_left", "number")

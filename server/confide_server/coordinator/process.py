@@ -50,6 +50,7 @@ from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.releases import Releases
+from confide_server.state.round_log import RoundLog
 from confide_server.state.run_control import RunControl
 from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
@@ -177,6 +178,7 @@ class Coordinator:
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
         self.link.run_ends = RunEnds(self.database, self.member).of
+        round_log = RoundLog(self.database, checkpoints, self.member)
         parts = Parts(
             book=self.book,
             link=self.link,
@@ -184,6 +186,7 @@ class Coordinator:
             name=self.member.name,
             identity=self.member.identity,
             folder=private_folder(folder / "runs"),
+            head=round_log.head,
             on_trouble=self._note_driver,
             max_concurrent_runs=self.settings.max_concurrent_runs,
         )
@@ -217,6 +220,7 @@ class Coordinator:
             folder=folder,
             address=f"{self.settings.bind}:{self.settings.control_port}",
             receipts=self._receipts,
+            round_log=round_log,
             enrolment=enrolment,
             intake=intake,
             admin=functions(self.admin),

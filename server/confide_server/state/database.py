@@ -168,6 +168,10 @@ class Round(Base):
     """Seconds by step of the protocol; empty for rounds of a release that did not record them."""
     received: Mapped[Json] = mapped_column(default=dict)
     """Bytes of each node's upload."""
+    record: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """confide.rounds.record, the entry of the log of rounds; empty for rounds of a release that kept none."""
+    mean_file: Mapped[str] = mapped_column(String(80), default="")
+    """The mean update, among the checkpoints; "" for none."""
 
 
 class SignedRoster(Base):

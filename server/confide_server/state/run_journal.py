@@ -92,6 +92,8 @@ class Model:
     parent_sha256: bytes
     data: bytes
     outer_state: bytes
+    outer_file: str = ""
+    """Where the outer state lies among the checkpoints; "" for none."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Committed:
     """Seconds by step of the protocol, over all attempts."""
     received: Mapping[str, int]
     """Bytes of each node's upload."""
+    record: bytes = b""
+    """The entry of the log of rounds (confide.rounds.record)."""
+    mean_file: str = ""
 
 
 class RunJournal:
@@ -554,6 +559,7 @@ class RunJournal:
             parent_sha256=before.model_sha256 if before else b"",
             data=self.checkpoints.get(files.model_file),
             outer_state=self.checkpoints.get(files.outer_file) if files.outer_file else b"",
+            outer_file=files.outer_file,
         )
 
     def plan_slot(self, run_id: str, round: int) -> tuple[int, int]:
@@ -626,6 +632,8 @@ class RunJournal:
                     committed_at=time.time(),
                     phases=dict(done.phases),
                     received=dict(done.received),
+                    record=done.record,
+                    mean_file=done.mean_file,
                 )
             )
             self._keep_roster(session)

@@ -63,6 +63,7 @@ RULES: Mapping[str, Rule] = {
     "Control/FetchAdmission": Rule(EVERY_MEMBER, bootstrap=True, superseded=True),
     "Control/GetRoster": Rule(EVERY_MEMBER),
     "Control/PutReceipt": NODES,
+    "Control/ProveRun": NODES,
     "Control/ListRequests": ADMINISTRATORS,
     "Control/PublishAdmission": Rule(frozenset({_ADMINISTRATOR}), expired_roster=True),
     "Control/SubmitRun": ADMINISTRATORS,
