@@ -14,7 +14,9 @@ from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import Visitor
 
 FOLDER = Path(__file__).parent.parent
-_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "feedback", "people", "account")
+_NAVIGATION = (
+    "overview", "runs", "members", "privacy", "models", "knowledge", "audit", "feedback", "people", "account",
+)  # fmt: skip
 
 
 class Frame:
