@@ -28,6 +28,7 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.memory import trim
 from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import ModelStore
 from confide.proto import fleet_pb2
@@ -447,6 +448,7 @@ class Run:
         self._note(links=vars(self._links))
         node.audit.note("training", run=self._run_id, round=slot.round, slot=slot.slot, attempt=slot.attempt)
         contribution = trainer.contribute(model, self._data, slot)
+        trim()
         if not np.isfinite(contribution.update).all():
             raise TrainingError("the update holds NaN or infinity, so nothing is sent; lower training.learning_rate")
         tell(Phase.SEALING)

@@ -15,6 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -23,10 +24,11 @@ import uvicorn
 from confide import canonical
 from confide.errors import IdentityError, StateError
 from confide.files import private_folder, write_atomic
-from confide.identity.expiry import DailyWarning
+from confide.identity.expiry import DailyWarning, Notice, notices
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
+from confide.memory import map_big_buffers
 from pydantic import Field
 
 from confide_server.alerts.looking import look
@@ -42,7 +44,7 @@ from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
-from confide_server.memory import map_big_buffers
+from confide_server.membership.waiting import waiting_notices
 from confide_server.quota import Quota, listening, room_for
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
@@ -63,6 +65,7 @@ from confide_server.telemetry.metrics import Gauges, Metrics
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
 DRIVER_FILE = "driver.json"
+ENROLMENT_FOLDER = "enrolment"
 """What keeps the run driver from driving, for `confide server status`."""
 log = logging.getLogger(__name__)
 
@@ -140,6 +143,12 @@ def standing(folder: Path) -> dict[str, Any]:
     return found
 
 
+def due_here(folder: Path, now: float) -> list[Notice]:
+    """What of the coordinator's own papers ends soon, and who waits to be admitted. Reads files only."""
+    queue = EnrolmentQueue(folder / ENROLMENT_FOLDER)
+    return [*notices(folder, now), *waiting_notices(queue, now)]
+
+
 class Coordinator:
     """All parts of a running coordinator."""
 
@@ -188,7 +197,7 @@ class Coordinator:
         self._scheduler = Scheduler(parts)
         self._started_at = time.time()
         idempotency, sightings = Idempotency(self.database), Sightings(self.database)
-        enrolment = EnrolmentQueue(folder / "enrolment")
+        enrolment = EnrolmentQueue(folder / ENROLMENT_FOLDER)
         intake = RosterIntake(self.member.roster, self._take_roster)
         views = Views(self.database)
         self.admin = AdminParts(
@@ -356,7 +365,7 @@ class Coordinator:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         stamp = self.member.tls_certificate_path.stat().st_mtime_ns
-        papers = DailyWarning(self.folder)
+        papers = DailyWarning(partial(due_here, self.folder))
         while not ended.wait(RENEWAL_CHECK_S):
             papers.look()
             newest = self.member.tls_certificate_path.stat().st_mtime_ns

@@ -14,6 +14,7 @@ from confide.codec.digest import DigestedFile
 from confide.errors import ConfideError, IdentityError, RetryableError, TransportError, UpdateError
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
+from confide.memory import trim
 from confide.proto import fleet_pb2
 from confide.text import identifier, line
 from confide.transport.envelope import VERSION, digest_of_entries, payload_digest
@@ -21,7 +22,6 @@ from google.protobuf.message import DecodeError
 
 from confide_server.fleet.flower import FleetReply, Presence
 from confide_server.fleet.port import Link, Session
-from confide_server.memory import trim
 from confide_server.state.run_journal import RunJournal
 
 TICK_S = 0.25

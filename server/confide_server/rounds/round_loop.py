@@ -13,12 +13,12 @@ from confide.codec.tensors import model_digest
 from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, StateError, TrainingError
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
+from confide.memory import trim
 from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.sealing.member.chain import link_of
 from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
 
-from confide_server.memory import trim
 from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
