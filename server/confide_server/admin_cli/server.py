@@ -111,6 +111,23 @@ def status(folder: Folder) -> None:
     raise typer.Exit(exit_status(due))
 
 
+@app.command("try-alerts", cls=StateFirst)
+def try_alerts(folder: Folder) -> None:
+    """Send a trial over each channel of `alerts` in server.json. Exit status 1 when one failed."""
+    from confide.identity.member import load_member
+
+    from confide_server.alerts.service import try_channels
+    from confide_server.alerts.settings import Alerts
+    from confide_server.coordinator.process import read_settings
+
+    settings, member = read_settings(folder), load_member(folder)
+    results = try_channels(settings.alerts or Alerts(), (member.membership.consortium, member.name))
+    for channel, why in results.items():
+        typer.echo(f"{channel}: {printable(why) if why else 'sent'}")
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
 @app.command(cls=StateFirst)
 def start(
     folder: Folder,

@@ -31,9 +31,14 @@ from confide.identity.signed import Document, validated
 from confide.memory import map_big_buffers
 from pydantic import Field
 
+from confide_server.alerts.looking import look
+from confide_server.alerts.service import NAME as ALERTS
+from confide_server.alerts.service import AlertService
+from confide_server.alerts.settings import Alerts
+from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
-from confide_server.api.grpc.endpoint import Surroundings
+from confide_server.api.grpc.endpoint import Function, Surroundings
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
@@ -89,6 +94,8 @@ class Settings(Document):
     metrics_port: Port | None = None
     """Where Prometheus asks; None: nowhere. There is no authentication: keep it on an address that only it reaches."""
     metrics_bind: str = "127.0.0.1"
+    alerts: Alerts | None = None
+    """Who is told what needs somebody (docs/alerts.md); None: nobody."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -214,6 +221,8 @@ class Coordinator:
         self._metrics = Metrics(self._gauges) if self.settings.metrics_port is not None else None
         if self._metrics is not None:
             self.book.listeners.append(self._metrics.take)
+        answers = functions(self.admin)
+        self._alerts = self._alerting(answers) if self.settings.alerts is not None else None
         self._control = ControlServer(
             member=self.member,
             run_service=self.book,
@@ -223,7 +232,7 @@ class Coordinator:
             round_log=round_log,
             enrolment=enrolment,
             intake=intake,
-            admin=functions(self.admin),
+            admin=answers,
             surroundings=Surroundings(self.member, idempotency, sightings.note),
         )
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
@@ -244,10 +253,25 @@ class Coordinator:
             quota,
         )
 
+    def _alerting(self, answers: Mapping[str, Function]) -> AlertService:
+        # Asked within the process, as the coordinator itself: it sees everything, and changes nothing.
+        itself = Caller(self.member.claim, None, None)
+        service = AlertService(
+            self.settings.alerts or Alerts(),
+            self.folder / "alerts.json",
+            look=lambda: look(lambda method, request: answers[method](itself, request)),
+            note=self.admin.audit.note,
+            names=(self.member.membership.consortium, self.member.name),
+        )
+        self.book.listeners.append(service.happened)
+        return service
+
     def facts(self) -> ServerFacts:
         """What the administration service tells of this process."""
         found = standing(self.folder)
         threads = {self._fleet_thread.name: self._fleet_thread.is_alive(), **self._scheduler.threads}
+        if self._alerts is not None:
+            threads[ALERTS] = self._alerts.alive
         return ServerFacts(
             started_at=self._started_at,
             trouble=found["trouble"],
@@ -309,6 +333,8 @@ class Coordinator:
             self._opened.callback(stop_metrics)
         self._note_driver("")
         self._scheduler.start()
+        if self._alerts is not None:
+            self._alerts.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
 
@@ -320,6 +346,8 @@ class Coordinator:
 
     def stop(self) -> None:
         """Let go of everything, in the order that leaves nothing half done."""
+        if self._alerts is not None:
+            self._alerts.stop()
         self._scheduler.stop()
         self._control.stop()
         self.link.close()

@@ -13,6 +13,7 @@ A document goes one way, a question the other, and `access` stands at every entr
 - `retrieval`: the two fused; `gate`: answer or abstain; `sentences_near`, `quoting`, `grammar`: what is quoted
 - `verifying`: believes nothing; `answering`: all of it in order, and the port that serving uses
 - `questions`, `calibrating`, `calibration`, `evaluating`: how good it is on questions with known answers
+- `reading_room`: collections, their documents and a question's findings, as the console shows them
 - `erasure`: out again, with a search for what is left and a signed receipt
 """
 

@@ -156,9 +156,13 @@ class Reader:
     def change(self, method: str, request: Message, acting: Acting) -> Message:
         """A change, never remembered; what was known before is forgotten. Raises ConfideError."""
         answer = self._coordinator.ask(method, request, acting)
+        self.forget()
+        return answer
+
+    def forget(self) -> None:
+        """Ask everything anew."""
         with self._lock:
             self._answers.clear()
-        return answer
 
     def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
         """As Coordinator.events."""

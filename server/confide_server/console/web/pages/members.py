@@ -4,8 +4,8 @@ from confide.errors import StateError
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from confide_server.alerts.needs import CERTIFICATE_S
 from confide_server.console.federation import run_words
-from confide_server.console.federation.needs import CERTIFICATE_S
 from confide_server.console.roles import Role
 from confide_server.console.web.looking import console_of, look_of
 

@@ -6,7 +6,8 @@ from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from confide_server.console.federation import needs, run_words
+from confide_server.alerts import needs
+from confide_server.console.federation import run_words
 from confide_server.console.roles import Role
 from confide_server.console.web.looking import console_of, look_of
 
@@ -20,7 +21,8 @@ def overview(request: Request) -> Response:
     whole = look.acting.role in _CONSORTIUM
     look.ahead(ListRuns=pb.ListRunsQuery(statuses=["failed"], limit=20), ListMembers=pb.ListMembersRequest())
     if whole:
-        look.ahead(GetServerStatus=pb.GetServerStatusRequest(), ListReleases=pb.ListReleasesRequest(limit=100))
+        look.ahead(GetServerStatus=pb.GetServerStatusRequest(), ListReleases=pb.ListReleasesRequest(limit=100),
+                   GetPrivacySpent=pb.GetPrivacySpentRequest())  # fmt: skip
     live = look.runs(pb.ListRunsQuery(statuses=needs.LIVE, limit=50))
     members = look.members()
     seen = needs.Seen(
@@ -30,6 +32,7 @@ def overview(request: Request) -> Response:
         members=members.members,
         enrolments=look.enrolments().enrolments if look.acting.role in {Role.ADMINISTRATOR, Role.OPERATOR} else (),
         releases=look.releases().releases if whole else (),
+        spent=look.spent(look.acting.organization).spent,
     )
     working = {one.name: one.work for one in members.members if one.HasField("work")}
     heads = {run.run_id: run_words.headline(run, None, working) for run in live.runs}

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from google.protobuf.message import Message
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from confide_server.console.federation import needs, run_words
+from confide_server.alerts import needs
+from confide_server.console.federation import run_words
 from confide_server.console.web.forms import confirm, form_of
 from confide_server.console.web.looking import console_of, look_of
 
