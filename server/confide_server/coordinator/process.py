@@ -46,6 +46,7 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.membership.waiting import waiting_notices
 from confide_server.quota import Quota, listening, room_for
+from confide_server.rlhf import release_evidence
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.audit_log import AuditLog
@@ -54,6 +55,7 @@ from confide_server.state.database import Database, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
 from confide_server.state.round_log import RoundLog
 from confide_server.state.run_control import RunControl
@@ -209,7 +211,9 @@ class Coordinator:
             views=views,
             control=RunControl(self.database, self.book, self._scheduler.forget),
             tail=EventTail(self.book, views),
-            releases=Releases(self.database, self.member.roster),
+            releases=Releases(
+                self.database, self.member.roster, ReleaseGate(self.member.roster, release_evidence.check)
+            ),
             receipts=self._receipts,
             audit=AuditLog(self.database),
             enrolment=enrolment,

@@ -94,6 +94,8 @@ RULES: Mapping[str, Rule] = {
     "Admin/ListCheckpoints": _WATCH,
     "Admin/CreateRelease": _ADMINISTER,
     "Admin/SignRelease": _ADMINISTER,
+    "Admin/AttachEvidence": _ADMINISTER,
+    "Admin/OverrideGate": _ADMINISTER,
     "Admin/PublishRelease": _ADMINISTER,
     "Admin/RollBackRelease": _ADMINISTER,
     "Admin/ListReleases": _EVERYBODY,
