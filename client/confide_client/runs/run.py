@@ -129,7 +129,7 @@ class Node:
     @cached_property
     def spending(self) -> Spending:
         """The privacy ledger; opened when a private run needs it."""
-        return Spending(self.state.root, lambda: self.policy)
+        return Spending(self.state.root, lambda: self.policy, self.clock)
 
     @cached_property
     def revealed(self) -> "Revealed":

@@ -5,7 +5,6 @@ before it counts; the checkpoint is durable before the round is committed in one
 end after that. What a crash cuts off is found again in the collector's folder and the database.
 """
 
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -179,7 +178,7 @@ class Rounds:
         while True:
             roster = self._roster.current
             try:
-                roster.check_fresh(time.time())
+                roster.check_fresh(self._book.clock())
             except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
                 self._book.waits(self._run.run_id, (), str(error))
