@@ -264,3 +264,49 @@ class RunEnd(_message.Message):
     run_id: str
     end: End
     def __init__(self, run_id: _Optional[str] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+
+class InstructionQuery(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    def __init__(self, node_id: _Optional[int] = ...) -> None: ...
+
+class InstructionPulled(_message.Message):
+    __slots__ = ("message", "tree", "objects", "complete")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    message: bytes
+    tree: bytes
+    objects: _containers.RepeatedCompositeFieldContainer[SmallObject]
+    complete: bool
+    def __init__(self, message: _Optional[bytes] = ..., tree: _Optional[bytes] = ..., objects: _Optional[_Iterable[_Union[SmallObject, _Mapping]]] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class SmallObject(_message.Message):
+    __slots__ = ("object_id", "content")
+    OBJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    object_id: str
+    content: bytes
+    def __init__(self, object_id: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class ReplyPush(_message.Message):
+    __slots__ = ("node_id", "message", "tree", "objects")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    message: bytes
+    tree: bytes
+    objects: _containers.RepeatedCompositeFieldContainer[SmallObject]
+    def __init__(self, node_id: _Optional[int] = ..., message: _Optional[bytes] = ..., tree: _Optional[bytes] = ..., objects: _Optional[_Iterable[_Union[SmallObject, _Mapping]]] = ...) -> None: ...
+
+class ReplyTaken(_message.Message):
+    __slots__ = ("objects_to_push", "session_id")
+    OBJECTS_TO_PUSH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    objects_to_push: _containers.RepeatedScalarFieldContainer[str]
+    session_id: str
+    def __init__(self, objects_to_push: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ...) -> None: ...
