@@ -98,6 +98,7 @@ RULES: Mapping[str, Rule] = {
     "members": Rule(_READERS),
     "enrolment_file": Rule(_DRIVERS),
     "privacy": Rule(_READERS),
+    "privacy_series": Rule(_READERS),
     "models": Rule(_READERS),
     "release_create": Rule(_ADMINISTRATORS, confirmed=True),
     "release_publish": Rule(_ADMINISTRATORS, confirmed=True),

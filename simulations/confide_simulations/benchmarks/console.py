@@ -35,7 +35,7 @@ def console(
     nodes: Annotated[int, typer.Option(min=20, help="Organizations in the roster.")] = 200,
     runs: Annotated[int, typer.Option(min=10, help="Runs, eight of them live.")] = 1000,
     events: Annotated[int, typer.Option(min=1000, help="Events of all runs.")] = 1_000_000,
-    receipts: Annotated[int, typer.Option(min=0, help="Ledger receipts.")] = 100_000,
+    receipts: Annotated[int, typer.Option(min=0, help="Ledger receipts.")] = 60_000,
     audit: Annotated[int, typer.Option(min=1, help="Entries of the audit log.")] = 20_000,
     repeats: Annotated[int, typer.Option(min=3, help="Requests for each page, cold and warm.")] = 40,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,

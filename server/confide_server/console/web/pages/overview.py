@@ -21,8 +21,7 @@ def overview(request: Request) -> Response:
     whole = look.acting.role in _CONSORTIUM
     look.ahead(ListRuns=pb.ListRunsQuery(statuses=["failed"], limit=20), ListMembers=pb.ListMembersRequest())
     if whole:
-        look.ahead(GetServerStatus=pb.GetServerStatusRequest(), ListReleases=pb.ListReleasesRequest(limit=100),
-                   GetPrivacySpent=pb.GetPrivacySpentRequest())  # fmt: skip
+        look.ahead(GetServerStatus=pb.GetServerStatusRequest(), ListReleases=pb.ListReleasesRequest(limit=100))
     live = look.runs(pb.ListRunsQuery(statuses=needs.LIVE, limit=50))
     members = look.members()
     seen = needs.Seen(
@@ -32,7 +31,7 @@ def overview(request: Request) -> Response:
         members=members.members,
         enrolments=look.enrolments().enrolments if look.acting.role in {Role.ADMINISTRATOR, Role.OPERATOR} else (),
         releases=look.releases().releases if whole else (),
-        spent=look.spent(look.acting.organization).spent,
+        spent=look.spent_in([run.run_id for run in live.runs if run.privacy_unit != "none"]),
     )
     working = {one.name: one.work for one in members.members if one.HasField("work")}
     heads = {run.run_id: run_words.headline(run, None, working) for run in live.runs}
