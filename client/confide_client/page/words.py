@@ -49,12 +49,12 @@ def policy_words(policy: Policy) -> list[Words]:
     said: list[Words] = [(f"rule.{name}", {}) for name, allowed in permissive.items() if allowed]
     said.append(("rule.allowed", {"methods": listed(policy.methods), "data_sets": listed(policy.data_sets)}))
     said.append(("rule.models", {"models": listed([model[:16] for model in policy.models])}))
-    most = {"rounds": policy.max_rounds, "steps": policy.max_local_steps, "attempts": policy.max_attempts}
-    said.append(("rule.most", most | {"cohort": policy.min_cohort}))
+    most: dict[str, object] = {"rounds": policy.max_rounds, "steps": policy.max_local_steps}
+    said.append(("rule.most", most | {"attempts": policy.max_attempts, "cohort": policy.min_cohort}))
     said.append(("rule.hours", {"hours": listed(policy.training_hours)}))
     said.append(("rule.units", {"units": listed(policy.privacy_units)}))
     for group, budget in policy.budgets.items():
-        spent = {"epsilon": f"{budget.epsilon:g}", "delta": f"{budget.delta:g}", "group": group}
+        spent: dict[str, object] = {"epsilon": f"{budget.epsilon:g}", "delta": f"{budget.delta:g}", "group": group}
         said.append(("rule.budget", spent))
     said.append(("rule.ask" if policy.approval == "ask" else "rule.no_person", {}))
     return said
