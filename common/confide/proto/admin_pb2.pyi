@@ -250,14 +250,16 @@ class PrivacyClaim(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class ListRoundsRequest(_message.Message):
-    __slots__ = ("run_id", "after_round", "limit")
+    __slots__ = ("run_id", "after_round", "limit", "without_participation")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PARTICIPATION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after_round: int
     limit: int
-    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    without_participation: bool
+    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ..., without_participation: _Optional[bool] = ...) -> None: ...
 
 class RoundPage(_message.Message):
     __slots__ = ("clock", "rounds", "more")

@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -83,8 +83,8 @@ def _key(method: str, request: Message, acting: Acting) -> _Key:
     return method, request.SerializeToString(deterministic=True), acting.role, acting.organization
 
 
-def _rounds_after(run_id: str, after: int) -> pb.ListRoundsRequest:
-    return pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500)
+def _rounds_after(run_id: str, after: int, bare: bool) -> pb.ListRoundsRequest:
+    return pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500, without_participation=bare)
 
 
 class Reader:
@@ -177,10 +177,11 @@ class Reader:
         self.forget()
         return answer
 
-    def forget(self) -> None:
-        """Ask everything anew."""
+    def forget(self, besides: Collection[str] = ()) -> None:
+        """Ask everything anew, besides what these methods answered."""
         with self._lock:
-            self._answers.clear()
+            for key in [key for key in self._answers if key[0] not in besides]:
+                del self._answers[key]
 
     def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
         """As Coordinator.events."""
@@ -220,11 +221,11 @@ class Look:
         for method, request in questions.items():
             self._reader.begin(method, request, self.acting)
 
-    def ahead_of_runs(self, run_ids: Iterable[str]) -> None:
-        """Begin to ask for these runs and their rounds."""
+    def ahead_of_runs(self, run_ids: Iterable[str], *, bare: bool = False) -> None:
+        """Begin to ask for these runs and their rounds. bare: as `rounds`."""
         for run_id in run_ids:
             self._reader.begin("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), self.acting)
-            self._reader.begin("ListRounds", _rounds_after(run_id, 0), self.acting)
+            self._reader.begin("ListRounds", _rounds_after(run_id, 0, bare), self.acting)
 
     def status(self) -> pb.ServerStatus:
         return self._ask("GetServerStatus", pb.GetServerStatusRequest(), pb.ServerStatus)
@@ -241,12 +242,12 @@ class Look:
         detail = self._reader.known("GetRun", pb.GetRunRequest(run_id=run_id), self.acting)
         return detail.plan if isinstance(detail, pb.RunDetail) else ""
 
-    def rounds(self, run_id: str, most: int = 2000) -> list[pb.RoundLine]:
-        """Every committed round, at most the last `most`."""
+    def rounds(self, run_id: str, most: int = 2000, *, bare: bool = False) -> list[pb.RoundLine]:
+        """Every committed round, at most the last `most`. bare: figures, and not who took part."""
         found: list[pb.RoundLine] = []
         more, after = True, 0
         while more:
-            page = self._ask("ListRounds", _rounds_after(run_id, after), pb.RoundPage)
+            page = self._ask("ListRounds", _rounds_after(run_id, after, bare), pb.RoundPage)
             found.extend(page.rounds)
             more, after = page.more and bool(page.rounds), found[-1].round if found else 0
         return found[-most:]
