@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide_server.rag.parsing.child import parse
+from confide.rag.parsing.child import parse
 from confide_server.rag.questions import Gold, Question
 
 from confide_simulations import assets, debian
