@@ -21,6 +21,7 @@ from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client.agent.notifying import parse_command
+from confide_client.commands import retrieval
 from confide_client.policy.policy import TEMPLATE
 from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     help="Run this organization's node beside its data.",
 )
+app.add_typer(retrieval.app, name="rag")
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder; --state FOLDER says the same", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters; none: the only one that waits")]

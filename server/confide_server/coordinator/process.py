@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -42,6 +42,7 @@ from confide_server.api.grpc.endpoint import Function, Surroundings
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
+from confide_server.inquiries.relay import InquiryRelay
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.membership.waiting import waiting_notices
@@ -238,6 +239,7 @@ class Coordinator:
             intake=intake,
             admin=answers,
             surroundings=Surroundings(self.member, idempotency, sightings.note),
+            relay=InquiryRelay(self.member.roster, private_folder(folder / "cards"), self._note_inquiry),
         )
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
         quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
@@ -310,6 +312,10 @@ class Coordinator:
     def _note_driver(self, trouble: str) -> None:
         with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
             write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
+
+    def _note_inquiry(self, asker: str, nodes: Sequence[str]) -> None:
+        with self.database.transaction() as session:
+            append_audit(session, {"event": "inquiry", "by": asker, "nodes": sorted(nodes)})
 
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
