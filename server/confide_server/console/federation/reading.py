@@ -1,6 +1,6 @@
 """The coordinator's answers with their age. While it is silent the last answer stands, and the page says since when.
 
-    look = reader.look(Acting("anna", Role.OPERATOR))
+    look = reader.look(Acting("operator", Role.OPERATOR))
     page = look.runs(pb.ListRunsQuery(limit=50))
     look.freshness        # of the oldest answer that this page shows
 
@@ -29,6 +29,8 @@ SILENT_AFTER_S = 5.0
 MOST_ANSWERS = 512
 PATIENCE_S = 4.0
 """How long a page waits before it shows what it knows; the question stays open."""
+NEVER_OLD_S = 86400.0
+"""For what does not change."""
 MOMENT_S = 0.05
 """How long a page waits for what it can be shown without."""
 ASKING_THREADS = 16
@@ -131,7 +133,9 @@ class Reader:
                 raise Unanswered(self._trouble) from error
         return known.message, self._clock() - known.at
 
-    def known(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> Message | None:
+    def known(
+        self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S, wait_s: float = MOMENT_S
+    ) -> Message | None:
         """What was answered last, however old; asked for anew, which is waited for a moment where nothing is known."""
         self.begin(method, request, acting, fresh_s)
         key = _key(method, request, acting)
@@ -139,7 +143,7 @@ class Reader:
             known, pending = self._answers.get(key), self._pending.get(key)
         if known is None and pending is not None:
             with contextlib.suppress(ConfideError, TimeoutError):
-                known = pending.result(MOMENT_S)
+                known = pending.result(wait_s)
         return known.message if known is not None else None
 
     def begin(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> None:
@@ -237,9 +241,13 @@ class Look:
         """Without the plan."""
         return self._ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), pb.RunDetail)
 
-    def plan(self, run_id: str) -> str:
-        """In words; empty while the coordinator works it out, which takes seconds at the first time."""
-        detail = self._reader.known("GetRun", pb.GetRunRequest(run_id=run_id), self.acting)
+    def plan(self, run_id: str, *, wait: bool = True) -> str:
+        """In words; empty while the coordinator works it out, which takes seconds at the first time.
+
+        wait: a moment, for what is worked out already.
+        """
+        asked, wait_s = pb.GetRunRequest(run_id=run_id), MOMENT_S if wait else 0.0
+        detail = self._reader.known("GetRun", asked, self.acting, NEVER_OLD_S, wait_s)
         return detail.plan if isinstance(detail, pb.RunDetail) else ""
 
     def rounds(self, run_id: str, most: int = 2000, *, bare: bool = False) -> list[pb.RoundLine]:

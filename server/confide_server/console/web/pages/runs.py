@@ -20,6 +20,8 @@ STATUSES = (*needs.LIVE, *needs.ENDED)
 PAGE = 50
 MOST_COMPARED = 6
 MOST_EVENTS = 100
+_PLAN_FIRST = frozenset({"draft", "submitted", "offering"})
+"""Statuses in which the plan is what one reads: it is shown open."""
 
 
 @router.get("/runs", name="runs")
@@ -65,7 +67,7 @@ def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
         fresh=look.freshness,
         detail=detail,
         run=detail.run,
-        plan=look.plan(run_id),
+        plan=look.plan(run_id, wait=detail.run.status in _PLAN_FIRST),
         rounds=rounds,
         head=run_words.headline(detail.run, opened, working),
         grid=run_words.grid(detail.run, rounds, opened),
