@@ -28,6 +28,7 @@ class Guard:
 SUBMISSIONS = "tests/attacks/test_attack_submissions.py"
 DIFFERENCES = "tests/attacks/test_attack_differences.py"
 INQUIRIES = "tests/attacks/test_attack_inquiries.py"
+ROUNDS = "tests/attacks/test_attack_rounds.py"
 GUARDS = {
     "an inquiry is signed by who asks": Guard(
         "    verify(bytes.fromhex(member.identity_key), domain, canonical.encode(body), signature)\n",
@@ -224,6 +225,53 @@ GUARDS = {
         "    if not isinstance(text, str) or len(text) > MAX_TEXT_CHARS:\n",
         "    if not isinstance(text, str):\n",
         "tests/unit/test_chat_template.py::test_a_long_text_is_refused",
+    ),
+    "an upload is proved to be in the sum": Guard(
+        "    if found != record.uploads_root:\n",
+        "    if False:\n",
+        f"{ROUNDS}::test_a_lie_is_refused_by_name",
+    ),
+    "two heads convict": Guard(
+        "        if found is not None:\n            raise found\n    records = [parse_record",
+        "        if False:\n            raise found\n    records = [parse_record",
+        f"{ROUNDS}::test_a_log_that_was_written_anew_convicts_the_coordinator",
+    ),
+    "a round's step is followed": Guard(
+        "    if not share <= 1.0:\n",
+        "    if False:\n",
+        f"{ROUNDS}::test_a_lie_from_the_beginning_is_refused_where_no_head_was_kept",
+    ),
+    "releases pass the gate": Guard(
+        "            self._gate.check(session, row)\n",
+        "            pass\n",
+        "tests/attacks/test_attack_release_gate.py"
+        "::test_a_new_consortium_asks_for_evidence_of_aligned_models_and_of_no_others",
+    ),
+    "evidence is of the model that is released": Guard(
+        '    _check_bound(validated(Released, dict(evidence.lineage["released"]), "lineage.released"), bound)\n',
+        "",
+        "tests/attacks/test_attack_release_gate.py::test_evidence_that_is_signed_and_does_not_count",
+    ),
+    "the coordinator decides on the figures itself": Guard(
+        "    if not (verdict.passed and evidence.passed):\n",
+        "    if not evidence.passed:\n",
+        "tests/attacks/test_attack_release_gate.py::test_evidence_that_is_signed_and_does_not_count",
+    ),
+    "evidence counts for one release": Guard(
+        "        if known is not None and (known.name, known.number) != (row.name, row.number):\n",
+        "        if False:\n",
+        "tests/attacks/test_attack_release_gate.py::test_old_evidence_is_not_good_again",
+    ),
+    "two administrators override": Guard(
+        "OVERRIDES_NEEDED = 2\n",
+        "OVERRIDES_NEEDED = 1\n",
+        "tests/attacks/test_attack_release_gate.py"
+        "::test_an_administrator_alone_overrides_nothing_and_two_are_remembered",
+    ),
+    "aligned through its ancestors": Guard(
+        "        parent = session.get(Run, run.parent_run_id) if run.parent_run_id else None\n",
+        "        parent = None\n",
+        "tests/attacks/test_attack_release_gate.py::test_a_run_that_goes_on_from_an_aligned_one_is_aligned",
     ),
     "writers take turns": Guard(
         '"BEGIN IMMEDIATE"))',

@@ -318,6 +318,27 @@ def test_receipts_and_what_they_say_was_spent(world: AdminWorld):
     spent = {(one.organization, one.group): one.spent_slots for one in auditor.privacy_spent().spent}
     assert spent == {("hospital-a", "records"): 2, ("hospital-b", "records"): 1}
     assert [one.organization for one in world.client(Role.NODE).privacy_spent().spent] == ["hospital-a"]
+    again = world.finished("spent-again")
+    world.receipt(again, "hospital-a", slot=1, spent=1)
+
+    def asked(role=Role.AUDITOR, **wanted):
+        found = world.client(role).ask("GetPrivacySpent", pb.GetPrivacySpentRequest(**wanted)).spent
+        return [(one.organization, one.run_id, one.runs, one.spent_slots, one.approved_slots) for one in found]
+
+    assert asked(run_ids=[again]) == [("hospital-a", again, 1, 1, 3)]
+    assert asked(of_named=True) == [] and len(asked()) == 3
+    assert asked(summed=True) == [("hospital-a", "", 2, 3, 6), ("hospital-b", "", 1, 1, 3)]
+    assert asked(Role.NODE, summed=True) == [("hospital-a", "", 2, 3, 6)]
+    assert asked(Role.NODE, run_ids=[run_id, again]) == sorted(
+        [("hospital-a", run_id, 1, 2, 3), ("hospital-a", again, 1, 1, 3)], key=lambda one: one[1]
+    )
+    with pytest.raises(IdentityError):
+        asked(Role.NODE, organization="hospital-b", summed=True)
+    with pytest.raises(TransportError, match="at most 200"):
+        asked(run_ids=[run_id] * 201)
+    assert not world.client(Role.AUDITOR).ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True)).plan
+    of_one = auditor.list_receipts(organization="hospital-b")
+    assert [one.organization for one in of_one.receipts] == ["hospital-b"]
 
 
 def test_the_server_says_how_it_stands(world: AdminWorld):

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from confide.errors import PolicyRefusal, StateError
 from confide.secrecy import private_files, private_process
+from confide.state_option import StateFirst
 from confide.text import line, log_to_stderr
 
-from confide_client.commands.state_option import StateFirst
 from confide_client.state import StateFolder
 
 app = typer.Typer(

@@ -26,6 +26,7 @@ COSIGN_DOMAIN = "cosignature"
 STOP_DOMAIN = "stop"
 END_DOMAIN = "run-end"
 RELEASE_DOMAIN = "release"
+OVERRIDE_DOMAIN = "release-override"
 STOPPED = "STOPPED"
 """Why a run ended that an administrator stopped: the one reason that needs an administrator's signature."""
 NONCE_BYTES = 32
@@ -205,6 +206,21 @@ def sign_release(key: SigningKey, document: bytes) -> bytes:
 def verify_release(roster: Roster, administrator: str, document: bytes, signature: bytes) -> None:
     """Raise unless an active administrator signed this release. Raises as `verify_submission`."""
     verify(_administrator(roster, administrator, "releases models of"), RELEASE_DOMAIN, document, signature)
+
+
+def _override(document: bytes, reason: str) -> bytes:
+    return canonical.hash_fields("confide/v1/release-override", document, reason.encode())
+
+
+def sign_override(key: SigningKey, document: bytes, reason: str) -> bytes:
+    """An administrator's word that this release may do without the gate's evidence, and why."""
+    return key.sign(OVERRIDE_DOMAIN, _override(document, reason))
+
+
+def verify_override(roster: Roster, administrator: str, document: bytes, reason: str, signature: bytes) -> None:
+    """Raise unless an active administrator signed for this release and this reason. Raises as `verify_submission`."""
+    key = _administrator(roster, administrator, "overrides the gate for releases of")
+    verify(key, OVERRIDE_DOMAIN, _override(document, reason), signature)
 
 
 @dataclass(frozen=True)

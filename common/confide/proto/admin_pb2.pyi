@@ -176,10 +176,12 @@ class RunPage(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., runs: _Optional[_Iterable[_Union[RunLine, _Mapping]]] = ..., next_cursor: _Optional[str] = ..., total: _Optional[int] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
-    __slots__ = ("run_id",)
+    __slots__ = ("run_id", "without_plan")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PLAN_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+    without_plan: bool
+    def __init__(self, run_id: _Optional[str] = ..., without_plan: _Optional[bool] = ...) -> None: ...
 
 class RunDetail(_message.Message):
     __slots__ = ("clock", "run", "specification", "specification_sha256", "specification_toml", "plan", "initial_model_sha256", "model_sha256", "expires_at", "offers", "signed_by", "children", "stop_requested_by", "privacy", "spent", "nonce", "signature", "signatures_needed")
@@ -918,10 +920,16 @@ class ReceiptLine(_message.Message):
     def __init__(self, number: _Optional[int] = ..., run_id: _Optional[str] = ..., organization: _Optional[str] = ..., receipt: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., group: _Optional[str] = ..., slot: _Optional[int] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ...) -> None: ...
 
 class GetPrivacySpentRequest(_message.Message):
-    __slots__ = ("organization",)
+    __slots__ = ("organization", "run_ids", "of_named", "summed")
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    OF_NAMED_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
     organization: str
-    def __init__(self, organization: _Optional[str] = ...) -> None: ...
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    of_named: bool
+    summed: bool
+    def __init__(self, organization: _Optional[str] = ..., run_ids: _Optional[_Iterable[str]] = ..., of_named: _Optional[bool] = ..., summed: _Optional[bool] = ...) -> None: ...
 
 class PrivacySpent(_message.Message):
     __slots__ = ("clock", "spent")
@@ -932,7 +940,7 @@ class PrivacySpent(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., spent: _Optional[_Iterable[_Union[PrivacyLine, _Mapping]]] = ...) -> None: ...
 
 class PrivacyLine(_message.Message):
-    __slots__ = ("organization", "group", "run_id", "run_name", "unit", "spent_slots", "approved_slots", "epsilon_claimed", "epsilon_spent_at_most", "delta")
+    __slots__ = ("organization", "group", "run_id", "run_name", "unit", "spent_slots", "approved_slots", "epsilon_claimed", "epsilon_spent_at_most", "delta", "run_at", "runs")
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -943,6 +951,8 @@ class PrivacyLine(_message.Message):
     EPSILON_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     EPSILON_SPENT_AT_MOST_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    RUN_AT_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     organization: str
     group: str
     run_id: str
@@ -953,7 +963,9 @@ class PrivacyLine(_message.Message):
     epsilon_claimed: float
     epsilon_spent_at_most: float
     delta: float
-    def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    run_at: float
+    runs: int
+    def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ..., run_at: _Optional[float] = ..., runs: _Optional[int] = ...) -> None: ...
 
 class ListCheckpointsRequest(_message.Message):
     __slots__ = ("run_id", "after_round", "from_first", "limit")
@@ -994,7 +1006,7 @@ class CheckpointLine(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., bytes: _Optional[int] = ..., committed_at: _Optional[float] = ..., releases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Release(_message.Message):
-    __slots__ = ("clock", "name", "number", "status", "document", "sha256", "run_id", "round", "model_sha256", "notes", "created_by", "created_at", "signatures", "signatures_needed", "published_at", "published_by", "current")
+    __slots__ = ("clock", "name", "number", "status", "document", "sha256", "run_id", "round", "model_sha256", "notes", "created_by", "created_at", "signatures", "signatures_needed", "published_at", "published_by", "current", "gate", "evidence_sha256", "evidence_by", "overridden_by")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -1012,6 +1024,10 @@ class Release(_message.Message):
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_BY_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_BY_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDDEN_BY_FIELD_NUMBER: _ClassVar[int]
     clock: float
     name: str
     number: int
@@ -1029,7 +1045,11 @@ class Release(_message.Message):
     published_at: float
     published_by: str
     current: bool
-    def __init__(self, clock: _Optional[float] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., document: _Optional[bytes] = ..., sha256: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., notes: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[float] = ..., signatures: _Optional[_Iterable[_Union[ReleaseSignature, _Mapping]]] = ..., signatures_needed: _Optional[int] = ..., published_at: _Optional[float] = ..., published_by: _Optional[str] = ..., current: _Optional[bool] = ...) -> None: ...
+    gate: str
+    evidence_sha256: str
+    evidence_by: str
+    overridden_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, clock: _Optional[float] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., document: _Optional[bytes] = ..., sha256: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., notes: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[float] = ..., signatures: _Optional[_Iterable[_Union[ReleaseSignature, _Mapping]]] = ..., signatures_needed: _Optional[int] = ..., published_at: _Optional[float] = ..., published_by: _Optional[str] = ..., current: _Optional[bool] = ..., gate: _Optional[str] = ..., evidence_sha256: _Optional[str] = ..., evidence_by: _Optional[str] = ..., overridden_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReleaseSignature(_message.Message):
     __slots__ = ("administrator", "signature", "at")
@@ -1068,6 +1088,36 @@ class SignReleaseRequest(_message.Message):
     administrator: str
     signature: bytes
     def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AttachEvidenceRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "number", "signer", "evidence")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SIGNER_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    number: int
+    signer: str
+    evidence: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., signer: _Optional[str] = ..., evidence: _Optional[bytes] = ...) -> None: ...
+
+class OverrideGateRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "number", "administrator", "reason", "signature")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    number: int
+    administrator: str
+    reason: str
+    signature: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., administrator: _Optional[str] = ..., reason: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PublishReleaseRequest(_message.Message):
     __slots__ = ("idempotency_key", "name", "number")

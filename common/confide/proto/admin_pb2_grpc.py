@@ -149,6 +149,16 @@ class AdminStub:
                 request_serializer=confide_dot_v1_dot_admin__pb2.SignReleaseRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_admin__pb2.Release.FromString,
                 _registered_method=True)
+        self.AttachEvidence = channel.unary_unary(
+                '/confide.v1.Admin/AttachEvidence',
+                request_serializer=confide_dot_v1_dot_admin__pb2.AttachEvidenceRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.Release.FromString,
+                _registered_method=True)
+        self.OverrideGate = channel.unary_unary(
+                '/confide.v1.Admin/OverrideGate',
+                request_serializer=confide_dot_v1_dot_admin__pb2.OverrideGateRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.Release.FromString,
+                _registered_method=True)
         self.PublishRelease = channel.unary_unary(
                 '/confide.v1.Admin/PublishRelease',
                 request_serializer=confide_dot_v1_dot_admin__pb2.PublishReleaseRequest.SerializeToString,
@@ -337,6 +347,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachEvidence(self, request, context):
+        """that its model passed the gate
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OverrideGate(self, request, context):
+        """one of two administrators' signatures
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PublishRelease(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -497,6 +521,16 @@ def add_AdminServicer_to_server(servicer, server):
             'SignRelease': grpc.unary_unary_rpc_method_handler(
                     servicer.SignRelease,
                     request_deserializer=confide_dot_v1_dot_admin__pb2.SignReleaseRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.Release.SerializeToString,
+            ),
+            'AttachEvidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachEvidence,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.AttachEvidenceRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.Release.SerializeToString,
+            ),
+            'OverrideGate': grpc.unary_unary_rpc_method_handler(
+                    servicer.OverrideGate,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.OverrideGateRequest.FromString,
                     response_serializer=confide_dot_v1_dot_admin__pb2.Release.SerializeToString,
             ),
             'PublishRelease': grpc.unary_unary_rpc_method_handler(
@@ -1155,6 +1189,60 @@ class Admin:
             target,
             '/confide.v1.Admin/SignRelease',
             confide_dot_v1_dot_admin__pb2.SignReleaseRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.Release.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/AttachEvidence',
+            confide_dot_v1_dot_admin__pb2.AttachEvidenceRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.Release.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OverrideGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/OverrideGate',
+            confide_dot_v1_dot_admin__pb2.OverrideGateRequest.SerializeToString,
             confide_dot_v1_dot_admin__pb2.Release.FromString,
             options,
             channel_credentials,

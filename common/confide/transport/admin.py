@@ -24,6 +24,7 @@ from confide.identity.submission import (
     VALID_S,
     SignedSubmission,
     sign_cosignature,
+    sign_override,
     sign_release,
     sign_stop,
     sign_submission,
@@ -306,6 +307,24 @@ class AdminClient(ControlClient):
             idempotency_key=key or _key(),
         )
         return self._ask(self._admin.SignRelease, request, pb.Release)
+
+    def attach_evidence(
+        self, name: str, number: int, evidence: bytes, *, signer: str = "", key: str = ""
+    ) -> pb.Release:
+        """Hand over the gate's evidence of a release's model. signer: who signed it; empty: this member."""
+        request = pb.AttachEvidenceRequest(
+            name=name, number=number, signer=signer, evidence=evidence, idempotency_key=key or _key()
+        )
+        return self._ask(self._admin.AttachEvidence, request, pb.Release)
+
+    def override_gate(self, release: pb.Release, reason: str, identity: SigningKey, *, key: str = "") -> pb.Release:
+        """Sign as this administrator that a release goes without the gate's evidence. Raises as `sign_release`."""
+        check_document(release)
+        request = pb.OverrideGateRequest(
+            name=release.name, number=release.number, reason=reason,
+            signature=sign_override(identity, release.document, reason), idempotency_key=key or _key(),
+        )  # fmt: skip
+        return self._ask(self._admin.OverrideGate, request, pb.Release)
 
     def publish_release(self, name: str, number: int, *, key: str = "") -> pb.Release:
         """Let the name stand for it."""

@@ -10,6 +10,7 @@ The documents themselves (in, found, quoted, out) are in `confide.rag`.
 - `grammar`: a language model that chooses among sentences, and can write nothing else
 - `inquiring`: what is shown of other organizations' answers (`confide.inquiries`)
 - `questions`, `calibrating`, `evaluating`: how good it is on questions with known answers
+- `reading_room`: collections, their documents and a question's findings, as the console shows them
 """
 
 # What `confide --help` says of each without importing it: the first paragraph of its own help.

@@ -3,6 +3,7 @@ release. Preferences themselves may stay at the nodes: methods "reward" and "dpo
 
     candidates -> annotating -> preferences -> snapshots -> central_reward -> reward_model
     documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
+    gate_subject (which run's model a folder holds) -> evidence -> release_evidence (whether it lets a release pass)
 """
 
 # What `confide --help` says of each without importing it: the first paragraph of its own help.

@@ -259,7 +259,7 @@ def evaluate(
     from confide.identity.member import load_member
     from confide.models.store import folder_digest
 
-    from confide_server.rlhf import gate, page
+    from confide_server.rlhf import gate, gate_subject, page
     from confide_server.rlhf.candidates import adapter_digest, prompt_set
     from confide_server.rlhf.policy import Policy, Sampling
     from confide_server.rlhf.reward_model import RewardModel
@@ -287,6 +287,9 @@ def evaluate(
         "base": folder_digest(base), "candidate": adapter_digest(candidate), "baseline": adapter_digest(against),
         "judge": sha256_file(reward_model / "reward_head.safetensors"), "prompts": digest,
     }  # fmt: skip
+    released = gate_subject.released(candidate, against, base)
+    if released is not None:
+        lineage["released"] = released
     if (candidate.parent / "lineage.json").exists():
         lineage["training"] = json.loads((candidate.parent / "lineage.json").read_bytes())
     if trained_on is None:

@@ -42,6 +42,8 @@ class Model(Protocol):
 class Thresholds:
     """What a candidate must keep to. A release states its own, they stand in its evidence."""
 
+    prompts: int = 30
+    """Fewer tell nothing, whatever their interval: the bootstrap of a handful that all agree has no width."""
     win_rate: float = 0.5
     """The lower end of the win rate's interval must be above it."""
     kl: float = 20.0
@@ -181,6 +183,8 @@ def repetition(text: str) -> float:
 def decide(figures: Figures, thresholds: Thresholds) -> Verdict:
     """Every threshold by itself; what was not measured fails nothing and is named."""
     failed, unknown = [], []
+    if figures.prompts < thresholds.prompts:
+        failed.append(f"{figures.prompts} prompts, too few to tell; at least {thresholds.prompts} are asked")
     if not figures.interval[0] > thresholds.win_rate:
         failed.append(
             f"win rate {figures.win_rate:.3f}, interval {figures.interval[0]:.3f} to {figures.interval[1]:.3f}: "

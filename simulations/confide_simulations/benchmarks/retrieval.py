@@ -154,7 +154,7 @@ def bytes_a_node(texts: Sequence[str]) -> dict[str, int]:
 def measured(found: Material, say: assets.Say) -> list[Mapping[str, Any]]:
     """One row for each number of organizations, deal and epsilon."""
     size = sum(bytes_a_node(found.texts).values())
-    table = []
+    table: list[Mapping[str, Any]] = []
     for count in SIZES:
         for by_subject in (True, False):
             rows, owner = of_organizations(found, count, by_subject=by_subject)

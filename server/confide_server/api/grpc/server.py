@@ -27,6 +27,7 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.quota import HANDSHAKE_TIMEOUT_S, Quota, listening
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.round_log import RoundLog
 from confide_server.state.run_service import RunService
 
 MAX_MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
@@ -56,6 +57,7 @@ class ControlServer:
         enrolment: EnrolmentQueue | None = None,
         intake: RosterIntake | None = None,
         relay: InquiryRelay | None = None,
+        round_log: RoundLog | None = None,
     ) -> None:
         """folder: where enrolment requests and receipts are kept, unless the stores are given. address: host:port, port
         0 for a free one. admin: the functions of the administration service, on the same port."""
@@ -69,6 +71,7 @@ class ControlServer:
             receipts=self.receipts,
             intake=intake or RosterIntake(member.roster, on_roster),
             max_model_bytes=max_model_bytes,
+            round_log=round_log,
         )
         self._pool = ThreadPoolExecutor(max_workers=MAX_CALLS, thread_name_prefix="control")
         self._server = grpc.server(

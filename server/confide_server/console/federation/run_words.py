@@ -9,7 +9,7 @@ from typing import Any
 
 from confide.proto import admin_pb2 as pb
 
-from confide_server.console.federation.needs import listed
+from confide_server.alerts.needs import listed
 
 GRID_ROUNDS = 40
 MOODS = {

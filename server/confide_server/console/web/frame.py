@@ -14,7 +14,11 @@ from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import Visitor
 
 FOLDER = Path(__file__).parent.parent
-_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "feedback", "people", "account")
+ALERTS = FOLDER.parent / "alerts" / "texts.en.toml"
+"""What needs a person is said in the same words here and in alerts."""
+_NAVIGATION = (
+    "overview", "runs", "members", "privacy", "models", "knowledge", "audit", "feedback", "people", "account",
+)  # fmt: skip
 
 
 class Frame:
@@ -22,7 +26,7 @@ class Frame:
 
     def __init__(self, asset: Any) -> None:
         """asset: name -> address."""
-        self.texts = Texts.read(FOLDER / "texts.en.toml")
+        self.texts = Texts.read(FOLDER / "texts.en.toml", ALERTS)
         self.pages = Pages([FOLDER / "templates"], self.texts, asset=asset)
 
     def page(

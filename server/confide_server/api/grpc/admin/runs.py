@@ -63,7 +63,7 @@ class RunMethods:
             specification=detail.specification,
             specification_sha256=specification.digest,
             specification_toml=to_toml(specification),
-            plan=_plan(detail.specification, len(row.cohort) or self._nodes()),
+            plan="" if request.without_plan else _plan(detail.specification, len(row.cohort) or self._nodes()),
             initial_model_sha256=detail.initial_model_sha256.hex(),
             model_sha256=detail.model_sha256.hex(),
             expires_at=detail.expires_at,
@@ -79,7 +79,7 @@ class RunMethods:
                 epsilon=privacy.epsilon or 0.0,
                 delta=(privacy.delta or 0.0) if privacy.epsilon else 0.0,
             ),
-            spent=privacy_lines(self._parts, caller.scope, row.run_id),
+            spent=privacy_lines(self._parts, caller.scope, [row.run_id]),
         )
 
     def _nodes(self) -> int:

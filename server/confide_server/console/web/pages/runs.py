@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from google.protobuf.message import Message
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from confide_server.console.federation import needs, run_words
+from confide_server.alerts import needs
+from confide_server.console.federation import run_words
 from confide_server.console.web.forms import confirm, form_of
 from confide_server.console.web.looking import console_of, look_of
 
@@ -49,6 +50,7 @@ def run(request: Request, run_id: str) -> Response:
 
 def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
     look, console = look_of(request), console_of(request)
+    look.ahead_of_runs([run_id])
     look.ahead(ListMembers=pb.ListMembersRequest())
     detail = look.run(run_id)
     rounds, members = look.rounds(run_id), look.members()
@@ -62,6 +64,7 @@ def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
         fresh=look.freshness,
         detail=detail,
         run=detail.run,
+        plan=look.plan(run_id),
         rounds=rounds,
         head=run_words.headline(detail.run, opened, working),
         grid=run_words.grid(detail.run, rounds, opened),
@@ -150,6 +153,7 @@ def run_priority(request: Request, run_id: str) -> Response:
 def compare(request: Request, run: list[str] = Query(default=[])) -> Response:
     look = look_of(request)
     chosen = list(dict.fromkeys(run))[:MOST_COMPARED]
+    look.ahead_of_runs(chosen)
     compared = [(look.run(run_id), run_words.series(look.rounds(run_id))) for run_id in chosen]
     metrics = sorted({name for _, columns in compared for name in columns if name != "round"})
     return console_of(request).frame.page(

@@ -1,4 +1,4 @@
-"""Give memory back to the system after big messages (glibc only; elsewhere nothing happens)."""
+"""Give memory back to the system after big messages and local training (glibc only; elsewhere nothing happens)."""
 
 import ctypes
 import ctypes.util
@@ -26,6 +26,6 @@ def map_big_buffers() -> None:
 
 
 def trim() -> None:
-    """Give free pages back; memory that messages used would otherwise stay with the process."""
+    """Give free pages back; memory that messages or training used would otherwise stay with the process."""
     if _LIBC is not None:
         _LIBC.malloc_trim(0)

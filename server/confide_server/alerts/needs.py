@@ -1,5 +1,7 @@
 """What needs a person now: one line each, with the one page that solves it. The worst first.
 
+Pure: from the admin API's messages, as the coordinator's alerts and the console's first page have them.
+
 >>> found = needs(Seen(status=pb.ServerStatus(trouble="the disk is full")), now=0.0)
 >>> [(need.level, need.text) for need in found]
 [('bad', 'needs.trouble')]
@@ -28,6 +30,17 @@ class Need:
     address: str
     said: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """What it is about, in one word: the end of its text's key."""
+        return self.text.rpartition(".")[2]
+
+    @property
+    def same(self) -> str:
+        """Equal for what is the same matter, whatever number of days or reason it is told with."""
+        about = [f"{name}={self.said[name]}" for name in ("run", "who", "what") if name in self.said]
+        return "|".join([self.kind, self.address, *about])
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -39,11 +52,13 @@ class Seen:
     members: Sequence[pb.MemberLine] = ()
     enrolments: Sequence[pb.EnrolmentLine] = ()
     releases: Sequence[pb.Release] = ()
+    spent: Sequence[pb.PrivacyLine] = ()
 
 
 def needs(seen: Seen, *, now: float) -> list[Need]:
     """now: the coordinator's clock."""
-    found = [*_of_server(seen, now), *_of_runs(seen, now), *_of_members(seen, now), *_of_releases(seen.releases)]
+    found = [*_of_server(seen, now), *_of_runs(seen, now), *_of_budgets(seen), *_of_members(seen, now),
+             *_of_releases(seen.releases)]  # fmt: skip
     return sorted(found, key=lambda need: need.level != "bad")
 
 
@@ -83,6 +98,18 @@ def _of_runs(seen: Seen, now: float) -> Iterator[Need]:
         if run.status == "failed" and now - run.ended_at < DAY_S:
             said = {"run": run.name or run.run_id[:8], "why": run.detail}
             yield Need("bad", "needs.failed", "button.run", f"/runs/{run.run_id}", said)
+
+
+def _of_budgets(seen: Seen) -> Iterator[Need]:
+    # Only slots are known here: the limit itself stands at the organization (docs/privacy.md).
+    live = {run.run_id: run for run in seen.live if run.status != "draft"}
+    for line in seen.spent:
+        run, left = live.get(line.run_id), line.approved_slots - line.spent_slots
+        if run is None or not line.approved_slots or left >= run.rounds - run.round:
+            continue
+        said = {"run": run.name or run.run_id[:8], "who": line.organization, "what": line.group, "count": left,
+                "round": run.round + left}  # fmt: skip
+        yield Need("warn" if left else "bad", "needs.budget", "button.privacy", "/privacy", said)
 
 
 def _of_members(seen: Seen, now: float) -> Iterator[Need]:

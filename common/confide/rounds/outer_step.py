@@ -13,13 +13,14 @@ FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Ad
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
 from confide.errors import StateError, TrainingError
 from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Outer, Specification
 from confide.sealing.roles import Opened
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 
 class OuterStep:
@@ -96,9 +97,33 @@ def next_model(
     """
     if not specification.trains_model:
         return _next_tokenizer(specification, data, opened), b""
+    return step_mean(specification, coordinates, data, outer_state, mean_update(opened), round)
+
+
+def mean_update(opened: Opened) -> NDArray[np.float32]:
+    """What the outer optimizer takes: the weighted mean of the contributions, float32, shape of what travelled.
+
+    Raises TrainingError where the weights add up to nothing.
+    """
+    if not opened.weight_sum > 0:
+        raise TrainingError(
+            f"the weights of the contributions add up to {opened.weight_sum}; there is nothing to average"
+        )
+    return np.asarray(opened.update_sum / opened.weight_sum, dtype=np.float32)
+
+
+def step_mean(
+    specification: Specification,
+    coordinates: SentCoordinates,
+    data: bytes,
+    outer_state: bytes,
+    mean: NDArray[np.float32],
+    round: int,
+) -> tuple[bytes, bytes]:
+    """As `next_model` for tensors, from the mean update alone: a node that checks a round holds no sum."""
     model = np.frombuffer(data, dtype="<f4").astype("<f4", copy=True)
     step = OuterStep(specification.federation.outer, outer_state, coordinates.phase(round))
-    part = step.apply(coordinates.gather(model, round), opened.update_sum, opened.weight_sum)
+    part = step.apply(coordinates.gather(model, round), mean, 1.0)
     coordinates.scatter(part, round, model)
     if refactors(specification):
         from confide.models.aggregation import after_round

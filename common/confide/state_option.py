@@ -1,4 +1,4 @@
-"""`--state FOLDER`, as every command of a node takes it, for those that name the folder first.
+"""`--state FOLDER`, as every command of a node or a coordinator takes it, for those that name the folder first.
 
 >>> state_first(["--state", "node", "run-id"]), state_first(["node", "run-id"]), state_first(["x", "--state=node"])
 (['node', 'run-id'], ['node', 'run-id'], ['node', 'x'])
@@ -22,7 +22,7 @@ def state_first(arguments: list[str]) -> list[str]:
 
 
 class StateFirst(TyperCommand):
-    """A command whose first argument is the node's state folder."""
+    """A command whose first argument is the state folder of a node or a coordinator."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """`--state FOLDER` is the same as FOLDER in front."""
