@@ -16,7 +16,7 @@ from confide.identity.submission import SignedEnd
 from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.sealing.member.chain import link_of
-from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
+from confide.sealing.roles import WORK, Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.memory import trim
 from confide_server.rounds.attendance import Attendance
@@ -283,13 +283,13 @@ class Rounds:
             except ConfideError as error:
                 self._dropped(number, answer.node, error.code, str(error), answered=True)
                 continue
-            if exchange.step == fleet_pb2.TRAIN:
+            if exchange.step in WORK:
                 self._received[answer.node] = size
                 self._book.record(self._run.run_id, Contributed(round=number, node=answer.node, bytes=size))
 
     def _deadline_s(self, exchange: Exchange, model: Mapping[str, bytes]) -> float:
         """The collector knows how long the specification allows at most; the cohort what its nodes need."""
-        if exchange.step != fleet_pb2.TRAIN:
+        if exchange.step not in WORK:
             return exchange.deadline_s
         return min(exchange.deadline_s, self._cohort.step_deadline_s(len(model.get("model", b""))))
 
