@@ -62,6 +62,10 @@ TABLE: dict[str, Why] = {
         "confide.v1.Progress", version=C, run_id=P, node=P, phase=T, step=C, steps=C, seconds_left=T, number=T
     ),
     **_fields("confide.v1.RunEndsQuery", node_id=P, run_ids=P),
+    # a poll and an announcement of Confide's own: Flower's messages stand in them
+    **_fields("confide.v1.InstructionQuery", node_id=P),
+    **_fields("confide.v1.ReplyPush", node_id=P, message=H, tree=H, objects=H),
+    **_fields("confide.v1.SmallObject", object_id=F, content=H),
     # sealing: epoch
     **_fields("confide.v1.SignedBundle", bundle=H, signature=F),
     **_fields(
@@ -137,6 +141,8 @@ _REQUESTS: dict[str, type[Protobuf]] = {
     "/v1/fleet/send-node-heartbeat": flower_heartbeat.SendNodeHeartbeatRequest,
     "/v1/fleet/report-progress": fleet_pb2.ProgressReport,
     "/v1/fleet/run-ends": fleet_pb2.RunEndsQuery,
+    "/v1/fleet/pull-instruction": fleet_pb2.InstructionQuery,
+    "/v1/fleet/push-reply": fleet_pb2.ReplyPush,
     "/confide.v1.Control/Hello": control_pb2.HelloRequest,
     "/confide.v1.Control/GetRoster": control_pb2.GetRosterRequest,
     "/confide.v1.Control/PublishRoster": control_pb2.PublishRosterRequest,
@@ -206,6 +212,10 @@ def within(name: str, value: Any) -> Iterator[Found]:
         for kind in (sealing_pb2.DealtShares, sealing_pb2.DealtShare):
             for field in kind.DESCRIPTOR.fields:
                 _declared(f"{kind.DESCRIPTOR.full_name}.{field.name}")
+    elif name == "confide.v1.ReplyPush.message":
+        yield from walk(parse(flower_message.Message, value))
+    elif name == "confide.v1.ReplyPush.tree":
+        yield from walk(parse(flower_message.ObjectTree, value))
     elif name == "confide.v1.PutReceiptRequest.receipt":
         yield from _document("receipt", json.loads(value))
         Receipt.model_validate_json(value)
@@ -270,6 +280,9 @@ def declared(state: Path) -> tuple[list[Found], list[tuple[fleet_pb2.Reply, dict
         found += opened(request)
         if isinstance(request, flower_message.PushObjectRequest):
             objects[request.object_id] = request.object_content
+        if isinstance(request, fleet_pb2.ReplyPush):
+            objects |= {one.object_id: one.content for one in request.objects}
+            messages.append(flower_message.ObjectTree.FromString(request.tree).object_id)
         if isinstance(request, flower_fleet.PushMessagesRequest):
             messages += [tree.object_id for tree in request.message_object_trees]
     replies = []

@@ -92,6 +92,13 @@ class Journal:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(json.loads, list(self._bodies))
 
+    def entry(self, number: int) -> dict[str, Any]:
+        """The entry of this number, counted from 1. Raises IndexError."""
+        if number < 1:
+            raise IndexError(f"entries are counted from 1; {number} was asked for")
+        found: dict[str, Any] = json.loads(self._bodies[number - 1])
+        return found
+
     def head_at(self, length: int) -> str:
         """The head when the journal had `length` entries; GENESIS for 0."""
         head = GENESIS

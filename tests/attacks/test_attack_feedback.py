@@ -21,6 +21,7 @@ from confide.models.reward_folder import write_reward
 from confide.models.store import ModelStore
 from confide.privacy.ledger import LEDGER_NAME
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import mean_update
 from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
 from confide.sealing.roles import Opened
@@ -31,7 +32,6 @@ from confide_client.runs.feedback_memory import FEEDBACK_NAME
 from confide_client.runs.loading import trainers_of
 from confide_client.runs.run import Node
 from confide_client.state import Settings
-from confide_server.rounds.outer_step import opinions
 
 from tests.node_bench import Bench, ShardTrainer
 from tests.node_worlds import Instructions, World
@@ -267,7 +267,7 @@ def test_sealed_opinions_are_their_plain_sum(tmp_path: Path) -> None:
     outcome = one_slot(federation)
     assert isinstance(outcome, Opened)
     own = opinion(federation.specification.feedback, judged)
-    assert np.allclose(opinions(federation.specification, outcome), own, atol=1e-3)
+    assert np.allclose(mean_update(outcome), own, atol=1e-3)
     assert {step for step, *_ in federation.seen} >= {fleet_pb2.SCORE, fleet_pb2.CONFIRM, fleet_pb2.REVEAL}
     assert fleet_pb2.TRAIN not in {step for step, *_ in federation.seen}
 
@@ -276,7 +276,7 @@ def test_under_privacy_the_sum_is_noised_as_the_plan_says(tmp_path: Path) -> Non
     federation = in_one_sum(tmp_path, unit="organization")
     outcome = one_slot(federation)
     assert isinstance(outcome, Opened)
-    found = opinions(federation.specification, outcome) - opinion(federation.specification.feedback, judged)
+    found = mean_update(outcome) - opinion(federation.specification.feedback, judged)
     assert 0.0 < np.abs(found).max() < 5.0
 
 

@@ -11,15 +11,16 @@ from confide.identity.keys import SigningKey
 from confide.identity.submission import asks_feedback, sign_submission
 from confide.methods.feedback import opinion
 from confide.models.opinions import opinions_of, write_opinions
+from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import initial_state, schema_of
 from confide.planning.run_plan import render
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import check_opinions, mean_update, next_model
 from confide.runs.feedback import FeedbackSection, decode_gate, encode_gate
 from confide.runs.specification import Specification, parse_document, parse_toml
 from confide.runs.toml_text import to_toml
 from confide.sealing.roles import Opened, check_work
 from confide_client.runs.feedback_memory import DAY_S, FeedbackMemory
-from confide_server.rounds.outer_step import next_model, opinions
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -195,16 +196,19 @@ def opened(total: np.ndarray, contributors: int = 4) -> Opened:
 
 def test_the_mean_is_the_next_model_and_what_nobody_could_have_said_is_refused() -> None:
     plain = asked(unit="none")
-    data, state = next_model(plain, None, bytes(16), b"", opened(np.array([4.0, 2.0, 0.0, -4.0])), 1)  # type: ignore[arg-type]
+    coordinates = SentCoordinates(plain, schema_of(plain, Path()))
+    data, state = next_model(plain, coordinates, bytes(16), b"", opened(np.array([4.0, 2.0, 0.0, -4.0])), 1)
     assert np.frombuffer(data, "<f4").tolist() == [1.0, 0.5, 0.0, -1.0] and state == b""
     for wrong in (4.1, -5.0, np.nan, np.inf):
         with pytest.raises(ProtocolFailure) as refused:
-            opinions(plain, opened(np.array([wrong, 0.0, 0.0, 0.0])))
+            check_opinions(plain, opened(np.array([wrong, 0.0, 0.0, 0.0])))
         assert refused.value.name is FailureName.SUM_OUT_OF_RANGE
     noised = asked()
-    assert opinions(noised, opened(np.array([6.0, 0.0, 0.0, 0.0]))).max() == 1.5, "noise explains it"
+    explained = opened(np.array([6.0, 0.0, 0.0, 0.0]))
+    check_opinions(noised, explained)
+    assert mean_update(explained).max() == 1.5
     with pytest.raises(ProtocolFailure):
-        opinions(noised, opened(np.array([60.0, 0.0, 0.0, 0.0])))
+        check_opinions(noised, opened(np.array([60.0, 0.0, 0.0, 0.0])))
 
 
 def test_what_came_back_is_a_file(tmp_path: Path) -> None:

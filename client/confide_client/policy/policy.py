@@ -21,6 +21,8 @@ from confide.runs.budget import Budget
 from confide.runs.specification import Name, Sha256, Specification
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from confide_client.policy.retrieval import Retrieval
+
 Unit = Literal["none", "record", "user", "organization"]
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"(?:(?P<days>[a-z,-]+) )?(?P<from>\d\d:\d\d)-(?P<to>\d\d:\d\d)")
@@ -93,6 +95,8 @@ class Policy(_Frozen):
     unfit_records: Literal["skip", "ask"] = "skip"
     """Of records that a run's method cannot learn from. skip: they are left out, counted and named in this node's log.
     ask: with approval = "auto" a run with such records waits for a person."""
+    retrieval: Retrieval | None = None
+    """Which questions this node's own index answers; None: none."""
 
     def check_root(self, root_public: bytes, demo: bool) -> None:
         """Raise PolicyRefusal unless this is the consortium that the node obeys."""
@@ -321,4 +325,11 @@ unfit_records = "skip"              # "ask": a run that some records do not fit 
 # epsilon = 8.0
 # delta = 1e-6
 # user_key = "author"               # the field that names a record's user, for runs that protect users
+
+# Questions that this node's own index may answer (docs/federated-retrieval.md); without this section, none.
+# [retrieval]
+# collections = ["leaflets"]        # of `confide node rag add`
+# askers = []                       # members whose signed questions are answered
+# purposes = []                     # e.g. ["care"]
+# answers = "count"                 # "quotes" lets their words out
 """

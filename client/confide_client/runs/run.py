@@ -28,6 +28,7 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.memory import trim
 from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import ModelStore
 from confide.proto import fleet_pb2
@@ -47,6 +48,7 @@ from confide_client.kept_files import forget_checkpoint, forget_from
 from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
 from confide_client.runs.feedback_memory import FEEDBACK_NAME, FeedbackMemory
+from confide_client.runs.heads import PROOF
 from confide_client.runs.judging import check_judge
 from confide_client.runs.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.runs.offers import VerifiedOffer, load_offer
@@ -129,7 +131,7 @@ class Node:
     @cached_property
     def spending(self) -> Spending:
         """The privacy ledger; opened when a private run needs it."""
-        return Spending(self.state.root, lambda: self.policy)
+        return Spending(self.state.root, lambda: self.policy, self.clock)
 
     @cached_property
     def feedback(self) -> FeedbackMemory:
@@ -441,6 +443,12 @@ class Run:
         roster = self._node.member.roster.current
         roster.check_fresh(self._node.clock())
         roster.member(self._node.member.name)
+        if (self.folder / PROOF).exists():
+            raise ProtocolFailure(
+                FailureName.TWO_HEADS,
+                f"the coordinator signed two logs of run {self._run_id[:8]}: this node takes no further part in it. "
+                f"{PROOF} in the run's folder here proves it; show it to the consortium",
+            )
 
     def _check_slot(self, body: bytes, payload: dict[str, bytes]) -> fleet_pb2.SlotOpen:
         slot = parse(fleet_pb2.SlotOpen, body, "the slot")
@@ -476,6 +484,7 @@ class Run:
         what = "answering" if self.specification.asks_feedback else "training"
         node.audit.note(what, run=self._run_id, round=slot.round, slot=slot.slot, attempt=slot.attempt)
         contribution = trainer.contribute(model, self._data, slot)
+        trim()
         if not np.isfinite(contribution.update).all():
             raise TrainingError("the update holds NaN or infinity, so nothing is sent; lower training.learning_rate")
         tell(Phase.SEALING)

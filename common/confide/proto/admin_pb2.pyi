@@ -176,10 +176,12 @@ class RunPage(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., runs: _Optional[_Iterable[_Union[RunLine, _Mapping]]] = ..., next_cursor: _Optional[str] = ..., total: _Optional[int] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
-    __slots__ = ("run_id",)
+    __slots__ = ("run_id", "without_plan")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PLAN_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+    without_plan: bool
+    def __init__(self, run_id: _Optional[str] = ..., without_plan: _Optional[bool] = ...) -> None: ...
 
 class RunDetail(_message.Message):
     __slots__ = ("clock", "run", "specification", "specification_sha256", "specification_toml", "plan", "initial_model_sha256", "model_sha256", "expires_at", "offers", "signed_by", "children", "stop_requested_by", "privacy", "spent", "nonce", "signature", "signatures_needed")
@@ -248,14 +250,16 @@ class PrivacyClaim(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class ListRoundsRequest(_message.Message):
-    __slots__ = ("run_id", "after_round", "limit")
+    __slots__ = ("run_id", "after_round", "limit", "without_participation")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PARTICIPATION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after_round: int
     limit: int
-    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    without_participation: bool
+    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ..., without_participation: _Optional[bool] = ...) -> None: ...
 
 class RoundPage(_message.Message):
     __slots__ = ("clock", "rounds", "more")
@@ -918,10 +922,16 @@ class ReceiptLine(_message.Message):
     def __init__(self, number: _Optional[int] = ..., run_id: _Optional[str] = ..., organization: _Optional[str] = ..., receipt: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., group: _Optional[str] = ..., slot: _Optional[int] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ...) -> None: ...
 
 class GetPrivacySpentRequest(_message.Message):
-    __slots__ = ("organization",)
+    __slots__ = ("organization", "run_ids", "of_named", "summed")
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    OF_NAMED_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
     organization: str
-    def __init__(self, organization: _Optional[str] = ...) -> None: ...
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    of_named: bool
+    summed: bool
+    def __init__(self, organization: _Optional[str] = ..., run_ids: _Optional[_Iterable[str]] = ..., of_named: _Optional[bool] = ..., summed: _Optional[bool] = ...) -> None: ...
 
 class PrivacySpent(_message.Message):
     __slots__ = ("clock", "spent")
@@ -932,7 +942,7 @@ class PrivacySpent(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., spent: _Optional[_Iterable[_Union[PrivacyLine, _Mapping]]] = ...) -> None: ...
 
 class PrivacyLine(_message.Message):
-    __slots__ = ("organization", "group", "run_id", "run_name", "unit", "spent_slots", "approved_slots", "epsilon_claimed", "epsilon_spent_at_most", "delta")
+    __slots__ = ("organization", "group", "run_id", "run_name", "unit", "spent_slots", "approved_slots", "epsilon_claimed", "epsilon_spent_at_most", "delta", "run_at", "runs")
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -943,6 +953,8 @@ class PrivacyLine(_message.Message):
     EPSILON_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     EPSILON_SPENT_AT_MOST_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    RUN_AT_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     organization: str
     group: str
     run_id: str
@@ -953,7 +965,9 @@ class PrivacyLine(_message.Message):
     epsilon_claimed: float
     epsilon_spent_at_most: float
     delta: float
-    def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    run_at: float
+    runs: int
+    def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ..., run_at: _Optional[float] = ..., runs: _Optional[int] = ...) -> None: ...
 
 class ListCheckpointsRequest(_message.Message):
     __slots__ = ("run_id", "after_round", "from_first", "limit")

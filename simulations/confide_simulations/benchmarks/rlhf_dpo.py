@@ -15,9 +15,9 @@ import torch
 from confide.models.store import folder_digest
 from confide.models.trainable import initial_state, load_trainable
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import OuterStep
 from confide.runs.specification import Specification, parse_document
 from confide_client.training import LocalTrainer
-from confide_server.rounds.outer_step import OuterStep
 from numpy.typing import NDArray
 
 from confide_simulations import assets
