@@ -19,7 +19,7 @@ from confide.rounds import merkle
 from confide.rounds.outer_step import mean_update, next_model
 from confide.rounds.record import RoundRecord, upload_leaves, uploads_of
 from confide.sealing.member.chain import link_of
-from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
+from confide.sealing.roles import WORK, Abandoned, Collector, Exchange, Opened, SlotPlan
 
 from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
@@ -286,13 +286,13 @@ class Rounds:
             except ConfideError as error:
                 self._dropped(number, answer.node, error.code, str(error), answered=True)
                 continue
-            if exchange.step == fleet_pb2.TRAIN:
+            if exchange.step in WORK:
                 self._received[answer.node] = size
                 self._book.record(self._run.run_id, Contributed(round=number, node=answer.node, bytes=size))
 
     def _deadline_s(self, exchange: Exchange, model: Mapping[str, bytes]) -> float:
         """The collector knows how long the specification allows at most; the cohort what its nodes need."""
-        if exchange.step != fleet_pb2.TRAIN:
+        if exchange.step not in WORK:
             return exchange.deadline_s
         return min(exchange.deadline_s, self._cohort.step_deadline_s(len(model.get("model", b""))))
 
