@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, StateError, TrainingError
+from confide.errors import (
+    ConfideError,
+    FailureName,
+    IdentityError,
+    ProtocolFailure,
+    RetryableError,
+    StateError,
+    TrainingError,
+)
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
 from confide.memory import trim
@@ -179,7 +187,8 @@ class Rounds:
             roster = self._roster.current
             try:
                 roster.check_fresh(self._book.clock())
-            except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
+            except (ProtocolFailure, IdentityError) as error:
+                # Nodes would refuse everything; a newer roster lets the run go on, or this machine's clock set right.
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
                 self._book.waits(self._run.run_id, (), str(error))
                 self._turn.give_back()
