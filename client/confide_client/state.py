@@ -14,7 +14,7 @@
     speed.json                          how fast this machine trains, by shape of the step
     progress.json                       what it is doing this moment
     pause.json                          that its operator paused it; absent otherwise
-    runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
+    runs/<run id>/                      offer.bin run.json approval.json heads.log member/ training/ replies/
     cache/                              what the evaluation harness keeps
 
 Epoch secrets of sealing are never in it.

@@ -12,7 +12,7 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.roster import Role, Rules
 from confide.identity.submission import sign_stop, signers, verify_submission
 from confide.proto import admin_pb2 as pb
-from confide.proto import control_pb2
+from confide.proto import control_pb2, inquiries_pb2
 from confide.transport.admin import ActingUser, AdminClient, check_export
 from confide_server.api.grpc.access import RULES
 from confide_server.api.grpc.endpoint import snake
@@ -21,7 +21,11 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.admin_world import AdminWorld, running_world
 
 ADMIN = pb.DESCRIPTOR.services_by_name["Admin"]
-SERVICES = (ADMIN, control_pb2.DESCRIPTOR.services_by_name["Control"])
+SERVICES = (
+    ADMIN,
+    control_pb2.DESCRIPTOR.services_by_name["Control"],
+    inquiries_pb2.DESCRIPTOR.services_by_name["Inquiries"],
+)
 PEOPLE = (Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR, Role.ANNOTATOR, Role.NODE)
 
 
@@ -34,7 +38,7 @@ def world(tmp_path_factory):
 # --- who may call what -----------------------------------------------------------------------------------------------
 
 
-def test_every_method_of_both_services_has_its_rule_in_the_one_table():
+def test_every_method_of_every_service_has_its_rule_in_the_one_table():
     named = {f"{service.name}/{method.name}" for service in SERVICES for method in service.methods}
     assert named == set(RULES)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.errors import StateError
-from confide_server.rag.access import CollectionName
-from confide_server.rag.stores import open_store
-from confide_server.rag.stores.base import PassageStore, Row, StoreDown
+from confide.rag.access import CollectionName
+from confide.rag.stores import open_store
+from confide.rag.stores.base import PassageStore, Row, StoreDown
 
 from tests.vector_stores import pgvector  # noqa: F401 - a fixture
 

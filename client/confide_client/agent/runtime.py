@@ -12,7 +12,9 @@ from typing import Any
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
 from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
+from confide.rounds.heads import head_of_message
 from confide.runs.deadline import refuse_too_slow
+from confide.sealing.roles import WORK
 from confide.text import line
 from confide.transport.messages import parse
 from flwr.app import RecordDict
@@ -21,6 +23,7 @@ from confide_client.agent.envelope import pack, unpack
 from confide_client.agent.notifying import notify
 from confide_client.runs import approvals
 from confide_client.runs.endings import OPEN, finish, forget_text, settle_alone, unended
+from confide_client.runs.heads import Heads
 from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
 from confide_client.runs.records import OfferStatus, Record
 from confide_client.runs.replies import (
@@ -37,7 +40,7 @@ from confide_client.runs.trial import Trial
 
 log = logging.getLogger(__name__)
 
-_KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
+_KEPT = WORK | {fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.CONFIRM, fleet_pb2.REVEAL}
 """Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
 MOST_ASKED = 200
 """Runs in one question about their ends; a coordinator answers no more at once."""
@@ -167,6 +170,7 @@ class NodeRuntime:
         )
         try:
             node.check_allowed(offer.specification)
+            node.check_new_answers(run_id, offer.specification)
             decision = approvals.decision(folder, offer.sha256)
             if node.policy.approval == "auto" and decision is None:
                 if not self._tried(run_id, offer):
@@ -288,7 +292,14 @@ class NodeRuntime:
             if record is not None and record.status == OfferStatus.ACCEPTED:
                 self._run(instruction.run_id).slot_ended(end)
                 self._note_round_end(instruction.run_id, end)
+                self._take_head(instruction.run_id, end)
         return Outgoing(b"")
+
+    def _take_head(self, run_id: str, end: fleet_pb2.End) -> None:
+        """Keep the coordinator's word for all rounds so far. Raises TwoHeads where two contradict."""
+        if end.committed and end.HasField("head"):
+            head = head_of_message(run_id, end.head)
+            Heads(self._node.state.run(run_id)).take(head, self._node.member.roster)
 
     def _note_round_end(self, run_id: str, end: fleet_pb2.End) -> None:
         run = self._runs[run_id]

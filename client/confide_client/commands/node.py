@@ -21,6 +21,7 @@ from confide.text import cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client.agent.notifying import parse_command
+from confide_client.commands import retrieval
 from confide_client.policy.policy import TEMPLATE
 from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     help="Run this organization's node beside its data.",
 )
+app.add_typer(retrieval.app, name="rag")
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder; --state FOLDER says the same", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters; none: the only one that waits")]
@@ -379,3 +381,27 @@ def seal_log(folder: Folder, run: Annotated[str, typer.Argument(help="a run's id
     state = StateFolder.at(folder)
     for run_id in [state.find_run(run)] if run else state.run_ids():
         show_seal_log(state.run(run_id), Console())
+
+
+@app.command("verify-run", cls=StateFirst)
+def verify_run(
+    folder: Folder,
+    run: Annotated[str, typer.Argument(help="the run's id, or its first characters")],
+    round: Annotated[int | None, typer.Option(help="whose outer step to follow; 0: none; default: the newest")] = None,
+) -> None:
+    """Hold the coordinator's log of a run's rounds against what this node sent, and follow a round's outer step.
+
+    Exits non-zero with the name of what does not hold.
+    """
+    from confide.transport.control import ControlClient
+
+    from confide_client.runs import proving
+
+    state = StateFolder.at(folder)
+    member, run_id = state.member(), state.find_run(run)
+    with ControlClient.of_member(member, proxy=state.settings.proxy) as client:
+        found = proving.verify_run(state, member, client.prove, run_id, round)
+    for line in proving.told(found):
+        typer.echo(line)
+    if not found.sealed:
+        typer.secho("unsealed: nobody committed to what was summed", fg="red", err=True)

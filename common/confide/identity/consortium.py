@@ -28,7 +28,7 @@ from confide.identity.enrolment import Admission, EnrolmentRequest, read_request
 from confide.identity.invitation import Invitation, check_proof, make_invitation
 from confide.identity.keys import Passphrase, SigningKey, generate_p256, load_p256
 from confide.identity.member import Address, Membership, read_text
-from confide.identity.roster import Member, Role, Roster, RosterStore, Rules, sign_roster
+from confide.identity.roster import GateRule, Member, Role, Roster, RosterStore, Rules, sign_roster
 from confide.identity.signed import Document, open_document, parse_document, sign_document, validated
 from confide.runs.specification import Name
 
@@ -93,6 +93,7 @@ class Consortium:
             expires_at=moment + roster_days * DAY_S,
             ca_certificate=authority,
             members=(),
+            rules=Rules(release_gate=GateRule.ALIGNED),
         )
         (folder / "roster.json").unlink(missing_ok=True)
         RosterStore(folder / "roster.json", root.public).accept(sign_roster(first, root), now=moment)
@@ -168,8 +169,8 @@ class Consortium:
         return self._answer(asked, moment, days)
 
     def set_rules(self, rules: Rules, *, now: float | None = None, roster_days: int = ROSTER_DAYS) -> Roster:
-        """How many administrators sign a run, a release, a revocation. Raises IdentityError where there are fewer."""
-        there, asked = len(self.roster.current.active(Role.ADMINISTRATOR)), max(rules.model_dump().values())
+        """How many administrators sign what, and who passes the gate. Raises IdentityError where there are fewer."""
+        there, asked = len(self.roster.current.active(Role.ADMINISTRATOR)), rules.most_signatures
         if there < asked:
             raise IdentityError(f"{asked} administrators would have to sign, and there are {there}; admit another one")
         return self._next(list(self.roster.current.members), _now(now), roster_days, rules)

@@ -1008,7 +1008,7 @@ class CheckpointLine(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., bytes: _Optional[int] = ..., committed_at: _Optional[float] = ..., releases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Release(_message.Message):
-    __slots__ = ("clock", "name", "number", "status", "document", "sha256", "run_id", "round", "model_sha256", "notes", "created_by", "created_at", "signatures", "signatures_needed", "published_at", "published_by", "current")
+    __slots__ = ("clock", "name", "number", "status", "document", "sha256", "run_id", "round", "model_sha256", "notes", "created_by", "created_at", "signatures", "signatures_needed", "published_at", "published_by", "current", "gate", "evidence_sha256", "evidence_by", "overridden_by")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -1026,6 +1026,10 @@ class Release(_message.Message):
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_BY_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_BY_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDDEN_BY_FIELD_NUMBER: _ClassVar[int]
     clock: float
     name: str
     number: int
@@ -1043,7 +1047,11 @@ class Release(_message.Message):
     published_at: float
     published_by: str
     current: bool
-    def __init__(self, clock: _Optional[float] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., document: _Optional[bytes] = ..., sha256: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., notes: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[float] = ..., signatures: _Optional[_Iterable[_Union[ReleaseSignature, _Mapping]]] = ..., signatures_needed: _Optional[int] = ..., published_at: _Optional[float] = ..., published_by: _Optional[str] = ..., current: _Optional[bool] = ...) -> None: ...
+    gate: str
+    evidence_sha256: str
+    evidence_by: str
+    overridden_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, clock: _Optional[float] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., document: _Optional[bytes] = ..., sha256: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., notes: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[float] = ..., signatures: _Optional[_Iterable[_Union[ReleaseSignature, _Mapping]]] = ..., signatures_needed: _Optional[int] = ..., published_at: _Optional[float] = ..., published_by: _Optional[str] = ..., current: _Optional[bool] = ..., gate: _Optional[str] = ..., evidence_sha256: _Optional[str] = ..., evidence_by: _Optional[str] = ..., overridden_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReleaseSignature(_message.Message):
     __slots__ = ("administrator", "signature", "at")
@@ -1082,6 +1090,36 @@ class SignReleaseRequest(_message.Message):
     administrator: str
     signature: bytes
     def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AttachEvidenceRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "number", "signer", "evidence")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SIGNER_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    number: int
+    signer: str
+    evidence: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., signer: _Optional[str] = ..., evidence: _Optional[bytes] = ...) -> None: ...
+
+class OverrideGateRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "number", "administrator", "reason", "signature")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    number: int
+    administrator: str
+    reason: str
+    signature: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., administrator: _Optional[str] = ..., reason: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PublishReleaseRequest(_message.Message):
     __slots__ = ("idempotency_key", "name", "number")
@@ -1124,6 +1162,56 @@ class ReleasePage(_message.Message):
     releases: _containers.RepeatedCompositeFieldContainer[Release]
     next_cursor: str
     def __init__(self, clock: _Optional[float] = ..., releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., next_cursor: _Optional[str] = ...) -> None: ...
+
+class PutCandidatesRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "source", "licence", "candidates")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    source: str
+    licence: str
+    candidates: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., candidates: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PutRatingsRequest(_message.Message):
+    __slots__ = ("idempotency_key", "ratings")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    RATINGS_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    ratings: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, idempotency_key: _Optional[str] = ..., ratings: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PreferencesKept(_message.Message):
+    __slots__ = ("clock", "kept")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    kept: int
+    def __init__(self, clock: _Optional[float] = ..., kept: _Optional[int] = ...) -> None: ...
+
+class ListRatingsRequest(_message.Message):
+    __slots__ = ("after", "limit")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    limit: int
+    def __init__(self, after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class RatingPage(_message.Message):
+    __slots__ = ("clock", "ratings", "last", "more")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    RATINGS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    ratings: _containers.RepeatedScalarFieldContainer[bytes]
+    last: int
+    more: bool
+    def __init__(self, clock: _Optional[float] = ..., ratings: _Optional[_Iterable[bytes]] = ..., last: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class GetLineageRequest(_message.Message):
     __slots__ = ("run_id",)

@@ -18,7 +18,7 @@ from confide.identity.consortium import ROSTER_DAYS, Consortium, approve_revocat
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.expiry import roster_notices
 from confide.identity.member import read_text
-from confide.identity.roster import Role, Roster, RosterStore, Rules, verify_roster
+from confide.identity.roster import GateRule, Role, Roster, RosterStore, Rules, verify_roster
 from confide.secrecy import private_files
 from confide.text import table
 from confide.transport.control import ControlClient
@@ -189,18 +189,23 @@ def rules(
     submission: Annotated[int, typer.Option(min=1, max=2, help="Administrators who sign a run.")] = 1,
     release: Annotated[int, typer.Option(min=1, max=2, help="Administrators who sign a release.")] = 1,
     revocation: Annotated[int, typer.Option(min=1, max=2, help="2: two administrators approve a revocation.")] = 1,
+    release_gate: Annotated[
+        GateRule | None,
+        typer.Option(help="Releases that need the gate's evidence: off, aligned, required; default: as it is."),
+    ] = None,
     folder: Root = DEFAULT_ROOT,
     admin: Admin = None,
     coordinator: Coordinator = "",
     roster_days: RosterDays = ROSTER_DAYS,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Say how many different administrators have to sign what; nodes check it of runs."""
+    """Say how many different administrators have to sign what, which nodes check of runs; and who passes the gate."""
     consortium = open_root(folder, passphrase_file)
-    wanted = Rules(submission=submission, release=release, revocation=revocation)
+    gate = release_gate or consortium.roster.current.rules.release_gate
+    wanted = Rules(submission=submission, release=release, revocation=revocation, release_gate=gate)
     roster = consortium.set_rules(wanted, roster_days=roster_days)
     console.print(f"version {roster.version} of the roster asks for {submission} for a run, {release} for a release, ")
-    console.print(f"{revocation} for a revocation")
+    console.print(f"{revocation} for a revocation; the gate before a release: {gate.value}")
     _publish(consortium, admin, coordinator)
 
 

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -42,10 +42,12 @@ from confide_server.api.grpc.endpoint import Function, Surroundings
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
+from confide_server.inquiries.relay import InquiryRelay
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.membership.waiting import waiting_notices
 from confide_server.quota import Quota, listening, room_for
+from confide_server.rlhf import release_evidence
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.audit_log import AuditLog
@@ -53,8 +55,11 @@ from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
+from confide_server.state.round_log import RoundLog
 from confide_server.state.run_control import RunControl
 from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
@@ -184,6 +189,7 @@ class Coordinator:
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
         self.link.run_ends = RunEnds(self.database, self.member).of
+        round_log = RoundLog(self.database, checkpoints, self.member)
         parts = Parts(
             book=self.book,
             link=self.link,
@@ -191,6 +197,7 @@ class Coordinator:
             name=self.member.name,
             identity=self.member.identity,
             folder=private_folder(folder / "runs"),
+            head=round_log.head,
             on_trouble=self._note_driver,
             max_concurrent_runs=self.settings.max_concurrent_runs,
         )
@@ -206,7 +213,10 @@ class Coordinator:
             views=views,
             control=RunControl(self.database, self.book, self._scheduler.forget),
             tail=EventTail(self.book, views),
-            releases=Releases(self.database, self.member.roster),
+            releases=Releases(
+                self.database, self.member.roster, ReleaseGate(self.member.roster, release_evidence.check)
+            ),
+            preferences=PreferenceStore(self.database),
             receipts=self._receipts,
             audit=AuditLog(self.database),
             enrolment=enrolment,
@@ -226,10 +236,12 @@ class Coordinator:
             folder=folder,
             address=f"{self.settings.bind}:{self.settings.control_port}",
             receipts=self._receipts,
+            round_log=round_log,
             enrolment=enrolment,
             intake=intake,
             admin=answers,
             surroundings=Surroundings(self.member, idempotency, sightings.note),
+            relay=InquiryRelay(self.member.roster, private_folder(folder / "cards"), self._note_inquiry),
         )
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
         quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
@@ -302,6 +314,10 @@ class Coordinator:
     def _note_driver(self, trouble: str) -> None:
         with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
             write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
+
+    def _note_inquiry(self, asker: str, nodes: Sequence[str]) -> None:
+        with self.database.transaction() as session:
+            append_audit(session, {"event": "inquiry", "by": asker, "nodes": sorted(nodes)})
 
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)

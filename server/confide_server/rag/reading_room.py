@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from confide_server.rag.access import Caller
+from confide.rag.access import Caller
+from confide.rag.catalogue import Document, State
+from confide.rag.embedder import Embedder
+from confide.rag.library import Library
+from confide.rag.retrieval import Ranking
+
 from confide_server.rag.answering import Answer, Answerer
-from confide_server.rag.catalogue import Document, State
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.library import Library
-from confide_server.rag.retrieval import Ranking
 
 FOUND = 8
 """Passages that a question shows."""

@@ -16,6 +16,7 @@ from confide.errors import ConfideError, StateError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import RosterStore
 from confide.identity.submission import STOPPED, SignedEnd, sign_end
+from confide.proto import fleet_pb2
 from confide.sealing.factory import make_collector
 from confide.sealing.roles import Collector
 
@@ -61,6 +62,8 @@ class Parts:
     """Signs the end of a run."""
     folder: Path
     """Where collectors keep what they must find again: one folder a run."""
+    head: Callable[[str], fleet_pb2.RunHead | None] = lambda run_id: None
+    """The signed head of a run's log of rounds (confide_server.state.round_log)."""
     on_trouble: Callable[[str], None] = lambda trouble: None
     """Told why no run is driven, and "" when that has passed."""
     max_concurrent_runs: int = 4
@@ -185,6 +188,7 @@ class RunDriver:
                 lambda s: self._pause(run.run_id, s),
                 lambda end: sign_end(parts.identity, parts.name, end),
                 self._turn(run),
+                parts.head,
             )
             self._to_the_end(run, cohort, rounds)
             session.end()

@@ -5,6 +5,7 @@ and its payload is the one that was signed. Everything else becomes "node X did 
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ class Courier:
     def _send_all(self, question: Question) -> dict[str, _Asked]:
         digest = payload_digest(question.payload)
         nodes = list(question.bodies)
-        salt = time.time_ns().to_bytes(8, "big") if question.once else b""
+        salt = secrets.token_bytes(8) if question.once else b""
         step = int(question.step).to_bytes(4, "big")
         keys = [canonical.hash_fields("confide/v1/ask", step, question.bodies[node], digest, salt) for node in nodes]
         # Once for all, and before the first is sent: who connects anew meanwhile is noticed, and asked again.

@@ -52,6 +52,8 @@ BUSY_TIMEOUT_S = 60
 """How long a writer of SQLite waits for the others."""
 AFTER_COMMIT = "after_commit"
 """In a session's `info`: what is to be called once its transaction is durable."""
+CLOCK = "clock"
+"""In a session's `info`: the database's clock."""
 _BEGIN = "confide_begin"
 _MIGRATION_LOCK = 0x436F6E66696465
 """Of PostgreSQL's advisory locks: "Confide"."""
@@ -177,6 +179,10 @@ class Round(Base):
     """Seconds by step of the protocol; empty for rounds of a release that did not record them."""
     received: Mapped[Json] = mapped_column(default=dict)
     """Bytes of each node's upload."""
+    record: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """confide.rounds.record, the entry of the log of rounds; empty for rounds of a release that kept none."""
+    mean_file: Mapped[str] = mapped_column(String(80), default="")
+    """The mean update, among the checkpoints; "" for none."""
 
 
 class SignedRoster(Base):
@@ -256,7 +262,7 @@ def _chain(previous: str, when: float, body: Json) -> str:
 
 def append_audit(session: Session, body: Json) -> None:
     """Add an entry to the audit log, in the caller's transaction, which holds the log's head until it ends."""
-    head, when = locked_head(session), time.time()
+    head, when = locked_head(session), session.info.get(CLOCK, time.time)()
     entry = Audit(number=head.number + 1, time=when, body=body, previous=head.hash, hash=_chain(head.hash, when, body))
     head.number, head.hash = entry.number, entry.hash
     session.add(entry)
@@ -274,13 +280,15 @@ _DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 class Database:
     """The engine, migrated to the newest schema."""
 
-    def __init__(self, url: str, *, flushed: bool = True) -> None:
+    def __init__(self, url: str, *, flushed: bool = True, clock: Callable[[], float] = time.time) -> None:
         """Open, check and migrate. Raises StateError when it is damaged, unreachable, or of a newer release.
 
         flushed: on SQLite a commit has reached the disk when it returns, and survives a loss of power; else it survives
         the end of the process only, and reaches the disk soon after.
+        clock: Unix seconds, by which everything that is written says when.
         """
         self.url = url
+        self.clock = clock
         try:
             self._engine = _engine(url, flushed=flushed)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
@@ -343,7 +351,7 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """All or nothing, written. Raises RetryableError when the disk is full or the database is gone."""
         try:
-            with Session(self._engine, expire_on_commit=False) as session:
+            with Session(self._engine, expire_on_commit=False, info={CLOCK: self.clock}) as session:
                 with session.begin():
                     yield session
                 done: list[Callable[[], None]] = session.info.get(AFTER_COMMIT, [])

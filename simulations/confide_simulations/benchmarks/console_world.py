@@ -29,12 +29,15 @@ from confide_server.console.web.app import Console
 from confide_server.fleet.port import Standing
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
+from confide_server.rlhf import release_evidence
 from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Checkpoint, Database, Event, Head, Round, Run, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
 from confide_server.state.run_control import RunControl
 from confide_server.state.run_journal import RunJournal
@@ -186,7 +189,10 @@ def _port(
     )  # fmt: skip
     parts = AdminParts(
         member=coordinator, journal=journal, views=views, control=RunControl(database, journal),
-        tail=EventTail(journal, views), releases=Releases(database, coordinator.roster), receipts=receipts,
+        tail=EventTail(journal, views),
+        releases=Releases(database, coordinator.roster, ReleaseGate(coordinator.roster, release_evidence.check)),
+        preferences=PreferenceStore(database),
+        receipts=receipts,
         audit=AuditLog(database), enrolment=enrolment, intake=intake, sightings=sightings,
         standing=lambda: standing, facts=lambda: facts,
     )  # fmt: skip

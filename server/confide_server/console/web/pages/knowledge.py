@@ -1,12 +1,13 @@
 """An organization's documents: which collections there are, how their documents stand, and what a question finds.
 
 No address of this page names an organization. Whose collections are asked for follows from the account alone, and
-`confide_server.rag.access` decides once more at every entrance of the library.
+`confide.rag.access` decides once more at every entrance of the library.
 """
 
 from typing import TYPE_CHECKING
 
 from confide.errors import ConfideError
+from confide.rag.access import EVERY, Caller
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -14,7 +15,6 @@ from confide_server.console.federation.reading import Freshness
 from confide_server.console.roles import Role
 from confide_server.console.web.forms import form_of, visitor_of
 from confide_server.console.web.looking import console_of
-from confide_server.rag.access import EVERY, Caller
 
 if TYPE_CHECKING:
     from confide_server.rag.reading_room import Knowledge, Reading
