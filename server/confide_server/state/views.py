@@ -30,6 +30,8 @@ SHOWN: ColumnElement[str] = case(
     ((Run.status == RunStatus.FINISHED) & (Run.short_rounds > 0), RunStatus.FINISHED_WITH_FEWER.value),
     else_=Run.status,
 )
+_OFFERS = text(f"events.kind = '{OfferAnswered.kind}'")
+"""The words of the indices' own condition: of a parameter the database could not know that they serve."""
 _COLUMNS = (
     Run.run_id,
     Run.number,
@@ -266,9 +268,7 @@ class Views:
 
     def newest_offers(self) -> Mapping[str, Mapping[str, Any]]:
         """What each node said last when it accepted a run, of the newest answers."""
-        # The words of the index's own condition: as a parameter the database could not know that the index serves.
-        offers = text(f"events.kind = '{OfferAnswered.kind}'")
-        query = select(Event.data).where(offers).order_by(Event.number.desc()).limit(1000)
+        query = select(Event.data).where(_OFFERS).order_by(Event.number.desc()).limit(1000)
         found: dict[str, Mapping[str, Any]] = {}
         with self._database.reading() as session:
             for data in session.scalars(query):
@@ -345,7 +345,7 @@ def _names(dialect: str, organization: str) -> ColumnElement[bool]:
 
 
 def _offers(session: Session, run_id: str) -> dict[str, tuple[float, Mapping[str, Any]]]:
-    query = select(Event.time, Event.data).where(Event.run_id == run_id, Event.kind == OfferAnswered.kind)
+    query = select(Event.time, Event.data).where(Event.run_id == run_id, _OFFERS)
     return {data["node"]: (time, data) for time, data in session.execute(query.order_by(Event.sequence))}
 
 
