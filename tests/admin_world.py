@@ -34,6 +34,7 @@ from confide_server.state.database import Database
 from confide_server.state.event_tail import EventTail
 from confide_server.state.events import OfferAnswered, RunFinished, RunStarted
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
@@ -190,6 +191,7 @@ def running_world(folder: Path):
         control=RunControl(database, journal),
         tail=EventTail(journal, views),
         releases=Releases(database, coordinator.roster, ReleaseGate(coordinator.roster, release_evidence.check)),
+        preferences=PreferenceStore(database),
         receipts=receipts,
         audit=AuditLog(database),
         enrolment=EnrolmentQueue(folder / "enrolment"),

@@ -3,9 +3,9 @@
 import re
 
 import pytest
+from confide.rag import access, library
 from confide_server.console.roles import Role
 from confide_server.console.settings import KnowledgeSettings
-from confide_server.rag import access, library
 
 from tests.console_world import make_console, person
 from tests.rag_worlds import FEES, WALLS, embedder, world_with_fees

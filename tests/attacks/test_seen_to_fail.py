@@ -27,8 +27,8 @@ class Guard:
 
 SUBMISSIONS = "tests/attacks/test_attack_submissions.py"
 DIFFERENCES = "tests/attacks/test_attack_differences.py"
-INQUIRIES = "tests/attacks/test_attack_inquiries.py"
 ROUNDS = "tests/attacks/test_attack_rounds.py"
+INQUIRIES = "tests/attacks/test_attack_inquiries.py"
 GUARDS = {
     "an inquiry is signed by who asks": Guard(
         "    verify(bytes.fromhex(member.identity_key), domain, canonical.encode(body), signature)\n",
@@ -225,6 +225,37 @@ GUARDS = {
         "    if not isinstance(text, str) or len(text) > MAX_TEXT_CHARS:\n",
         "    if not isinstance(text, str):\n",
         "tests/unit/test_chat_template.py::test_a_long_text_is_refused",
+    ),
+    "nothing is judged twice": Guard(
+        "        known = [name for name in names if (group, name) in self._judged]\n",
+        "        known: list[str] = []\n",
+        "tests/attacks/test_attack_feedback.py::test_a_replayed_rollout_is_refused_in_a_new_run",
+    ),
+    "so many answers a day": Guard(
+        "        if today + len(names) > most:\n",
+        "        if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_more_than_a_day_allows_is_refused",
+    ),
+    "a policy allows feedback in so many words": Guard(
+        "        if allowed is None or asked.purpose not in allowed.purposes:\n",
+        "        if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_a_policy_without_the_section_or_the_purpose_answers_nothing",
+    ),
+    "a judge is of the base that is asked about": Guard(
+        "    if document.base_sha256 != specification.model.sha256:\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_a_swapped_base_is_refused",
+    ),
+    "feedback is no training": Guard(
+        "    if step != work_step(specification):\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_feedback_is_no_training_and_training_no_feedback",
+    ),
+    "opinions that nobody can have are not used": Guard(
+        "    if not worst <= allowed:\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_feedback.py"
+        "::test_a_node_that_answers_outside_the_range_is_clipped_or_its_sum_is_not_used",
     ),
     "an upload is proved to be in the sum": Guard(
         "    if found != record.uploads_root:\n",

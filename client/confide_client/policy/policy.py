@@ -39,6 +39,17 @@ class GroupBudget(Budget):
     """The field that names a record's user. Runs that protect users go by this one, or are refused."""
 
 
+class FeedbackRules(_Frozen):
+    """What this node says of public answers, where `methods` allows "feedback". Without this section: nothing."""
+
+    purposes: tuple[Literal["scores", "gate"], ...] = ()
+    """ "scores": a number an answer; "gate": whether a candidate's answers are better than a baseline's."""
+    answers_a_day: int = Field(default=0, ge=0)
+    """Most answers that are judged in 24 hours, over all runs."""
+    judge: str = ""
+    """Folder of this node's own reward model; empty: one is fitted to the data set's comparisons, in memory."""
+
+
 class Policy(_Frozen):
     """Every field that is left out denies, or is the stricter choice."""
 
@@ -76,6 +87,8 @@ class Policy(_Frozen):
     """Per data set group: what may be spent in all. A private run needs one."""
     canaries: bool = False
     """Consent to planting made-up records into training for a privacy audit."""
+    feedback: FeedbackRules | None = None
+    """Which opinions on public answers may be asked for; left out: none."""
     approval: Literal["auto", "ask"] = "ask"
     """ask: a person approves each run with `confide node approve`. auto: what the policy allows and this node's records
     can teach needs no person; a run that could learn nothing here asks one all the same."""
@@ -129,7 +142,22 @@ class Policy(_Frozen):
                 "the run is reproducible: its seed, which everybody knows, decides the order of this node's records. "
                 "Leave reproducible out, or set reproducible = true in policy.toml, for simulations"
             )
+        if specification.asks_feedback:
+            self._check_feedback(specification)
         self._check_privacy(specification, group)
+
+    def _check_feedback(self, specification: Specification) -> None:
+        asked, allowed = specification.feedback, self.feedback
+        if allowed is None or asked.purpose not in allowed.purposes:
+            _refuse(
+                f"FEEDBACK_FORBIDDEN: feedback of purpose {asked.purpose!r} is not allowed by this node's policy; add "
+                "it to purposes under [feedback] in policy.toml"
+            )
+        if len(asked.answers) > allowed.answers_a_day:
+            _refuse(
+                f"FEEDBACK_LIMIT: {len(asked.answers)} answers are asked about, more than the policy allows in a day. "
+                "Ask about fewer, or raise answers_a_day under [feedback] in policy.toml"
+            )
 
     def _check_privacy(self, specification: Specification, group: str) -> None:
         privacy = specification.privacy
@@ -285,6 +313,12 @@ privacy_units = ["record", "user", "organization"]   # add "none" to allow runs 
 shared_noise = false                # true: all nodes add the noise together; the sum is noised, no update by itself
 approval = "ask"                    # "auto": what passes the rules above needs no person
 unfit_records = "skip"              # "ask": a run that some records do not fit waits for a person also under "auto"
+
+# Opinions on public answers, as sealed sums only; methods has to name "feedback" too.
+# [feedback]
+# purposes = ["scores", "gate"]
+# answers_a_day = 200
+# judge = ""                        # folder of your own reward model; empty: fitted to the data set's comparisons
 
 # What may be spent in all, per group of data sets.
 # [budgets.faq]

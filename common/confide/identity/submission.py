@@ -10,6 +10,7 @@ coordinator can change none of them, and can offer one submission as one run onl
 """
 
 import hashlib
+import json
 import re
 import secrets
 import time
@@ -85,6 +86,10 @@ class SignedSubmission:
             hashlib.sha256(self.specification).digest(),
             self.initial_model_sha256,
         )
+        if asks_feedback(self.specification):
+            if self.parent_run_id or self.parent_round:
+                raise SpecificationError("a feedback run goes on from no other: it has no model; submit it by itself")
+            return canonical.hash_fields("confide/v1/feedback", *said)
         if not self.parent_run_id and not self.parent_round:
             return canonical.hash_fields("confide/v1/submission", *said)
         if not _RUN_ID.fullmatch(self.parent_run_id) or not 0 <= self.parent_round < 1 << 31:
@@ -141,6 +146,17 @@ def sign_submission(
         parent_round=parent_round,
     )
     return SignedSubmission(**(vars(unsigned) | {"signature": key.sign(DOMAIN, unsigned.statement)}))
+
+
+def asks_feedback(specification: bytes) -> bool:
+    """Whether canonical bytes ask nodes for opinions: such a submission is a kind of its own, signed as one.
+
+    False for what is no specification: whoever goes on to parse it says what is wrong.
+    """
+    try:
+        return bool(json.loads(specification)["method"]["name"] == "feedback")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def sign_cosignature(key: SigningKey, signed: SignedSubmission) -> bytes:

@@ -28,6 +28,7 @@ from confide.models import precision
 from confide.models.architecture import REWARD_HEAD, empty_model, head_names, load_base, load_config, load_tokenizer
 from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
+from confide.models.opinions import write_opinions
 from confide.models.store import hashed_files
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
 from confide.runs.result_folder import write_manifest
@@ -65,6 +66,8 @@ def write_export(
         private_folder(folder)
         write_manifest(folder, manifest)
         return folder
+    if specification.asks_feedback:
+        return write_opinions(folder, tensors["opinion"].double().tolist(), manifest, specification)
     if specification.method.name == "reward":
         return _write_reward(folder, tensors, manifest, specification, base_folder)
     if trains_all(specification):

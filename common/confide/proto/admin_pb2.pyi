@@ -250,14 +250,16 @@ class PrivacyClaim(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class ListRoundsRequest(_message.Message):
-    __slots__ = ("run_id", "after_round", "limit")
+    __slots__ = ("run_id", "after_round", "limit", "without_participation")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PARTICIPATION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after_round: int
     limit: int
-    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    without_participation: bool
+    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ..., without_participation: _Optional[bool] = ...) -> None: ...
 
 class RoundPage(_message.Message):
     __slots__ = ("clock", "rounds", "more")
@@ -1160,6 +1162,56 @@ class ReleasePage(_message.Message):
     releases: _containers.RepeatedCompositeFieldContainer[Release]
     next_cursor: str
     def __init__(self, clock: _Optional[float] = ..., releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., next_cursor: _Optional[str] = ...) -> None: ...
+
+class PutCandidatesRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "source", "licence", "candidates")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    source: str
+    licence: str
+    candidates: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., candidates: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PutRatingsRequest(_message.Message):
+    __slots__ = ("idempotency_key", "ratings")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    RATINGS_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    ratings: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, idempotency_key: _Optional[str] = ..., ratings: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PreferencesKept(_message.Message):
+    __slots__ = ("clock", "kept")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    kept: int
+    def __init__(self, clock: _Optional[float] = ..., kept: _Optional[int] = ...) -> None: ...
+
+class ListRatingsRequest(_message.Message):
+    __slots__ = ("after", "limit")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    limit: int
+    def __init__(self, after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class RatingPage(_message.Message):
+    __slots__ = ("clock", "ratings", "last", "more")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    RATINGS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    ratings: _containers.RepeatedScalarFieldContainer[bytes]
+    last: int
+    more: bool
+    def __init__(self, clock: _Optional[float] = ..., ratings: _Optional[_Iterable[bytes]] = ..., last: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class GetLineageRequest(_message.Message):
     __slots__ = ("run_id",)

@@ -11,7 +11,7 @@ change gets an idempotency key of its own unless one is given: who asks again af
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -274,6 +274,25 @@ class AdminClient(ControlClient):
         )
 
     # --- models
+
+    def put_candidates(
+        self, name: str, candidates: Sequence[bytes], *, source: str, licence: str, key: str = ""
+    ) -> pb.PreferencesKept:
+        """Hand over answers that annotators are to compare; at most 500 at once."""
+        request = pb.PutCandidatesRequest(
+            name=name, source=source, licence=licence, candidates=candidates, idempotency_key=key or _key()
+        )
+        return self._ask(self._admin.PutCandidates, request, pb.PreferencesKept)
+
+    def put_ratings(self, ratings: Sequence[bytes], *, key: str = "") -> pb.PreferencesKept:
+        """Hand over this annotator's own judgements, all or none; at most 500 at once."""
+        request = pb.PutRatingsRequest(ratings=ratings, idempotency_key=key or _key())
+        return self._ask(self._admin.PutRatings, request, pb.PreferencesKept)
+
+    def list_ratings(self, *, after: int = 0, limit: int = 500) -> pb.RatingPage:
+        """Judgements that stand, in order."""
+        request = pb.ListRatingsRequest(after=after, limit=limit)
+        return self._ask(self._admin.ListRatings, request, pb.RatingPage)
 
     def list_checkpoints(
         self, run_id: str, *, after: int = 0, from_first: bool = False, limit: int = 100

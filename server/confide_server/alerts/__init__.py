@@ -5,7 +5,7 @@
     settings   `alerts` in server.json: channels, quiet hours, what is told
     telling    which lines are due now: new, urgent, to be repeated, solved; never twice
     message    the one message, as a webhook's document and as a mail's text
-    texts.en   every word of it
+    words      every word of it, read from texts.en.toml
     secret     a secret's file, which others may not read
     webhook    one signed POST, no redirect
     mail       one mail

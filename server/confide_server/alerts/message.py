@@ -7,16 +7,14 @@ of 100 characters; no reason and no text.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from confide.text import line
-from confide.web.texts import Texts
 
 from confide_server.alerts.needs import Need
+from confide_server.alerts.words import TEXTS
 
 NAME_CHARS = 100
-TEXTS = Texts.read(Path(__file__).with_name("texts.en.toml"))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from confide.proto import admin_pb2 as pb
 
+from confide_server.alerts.words import TEXTS
+
 DAY_S = 86400.0
 CERTIFICATE_S = 14 * DAY_S
 ROSTER_S = 7 * DAY_S
@@ -147,4 +149,5 @@ def listed(names: Iterable[str], most: int = 4) -> str:
     ('a, b', 'a, b, c and 3 more')
     """
     every = list(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+    shown = ", ".join(every[:most])
+    return TEXTS("list.more", shown=shown, left=len(every) - most) if len(every) > most else shown

@@ -55,6 +55,7 @@ from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
@@ -215,6 +216,7 @@ class Coordinator:
             releases=Releases(
                 self.database, self.member.roster, ReleaseGate(self.member.roster, release_evidence.check)
             ),
+            preferences=PreferenceStore(self.database),
             receipts=self._receipts,
             audit=AuditLog(self.database),
             enrolment=enrolment,

@@ -17,6 +17,9 @@ from confide.models.architecture import load_tokenizer
 from torch.nn import functional as F
 
 _ROWS_AT_ONCE = 16
+"""Of log-probabilities, whose logits of every token are in memory at once."""
+_ANSWERS_AT_ONCE = 64
+"""Of generation, where each step reads all weights once, whatever the number of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,8 @@ class Policy:
         torch.manual_seed(sampling.seed)
         rows = [(number, self._prompt(prompt)) for number, prompt in enumerate(prompts) for _ in range(count)]
         found: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(rows), _ANSWERS_AT_ONCE):
+            part = rows[start : start + _ANSWERS_AT_ONCE]
             for (number, _), completion in zip(part, self._generate([ids for _, ids in part], sampling), strict=True):
                 found[number].append(Completion(prompts[number], *completion))
         return found

@@ -6,7 +6,7 @@ release's own thresholds, whatever thresholds and verdict the file states.
     check(data, signer_public, bound, now)    # raises StateError GATE_..., or IdentityError for a wrong signature
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from confide.errors import StateError
 from confide.identity.signed import Document, validated
@@ -53,6 +53,32 @@ class Released(Document):
     """Of the model that it was compared with; "": the base alone."""
 
 
+class StatedGate(Document):
+    """What nodes counted, noise and all."""
+
+    win_rate: float
+    wins: float
+    ties: float
+    losses: float
+    organizations_below: float
+
+
+class StatedOpinions(Document):
+    """opinions_of_nodes.read_opinions of a gate run."""
+
+    version: int
+    purpose: Literal["gate"]
+    pairs: Count
+    source: str
+    specification_sha256: Sha256
+    privacy: dict[str, Any]
+    gate: StatedGate
+    candidate_sha256: str
+    baseline_sha256: str
+    organizations: Count
+    half_width: Annotated[float, Field(ge=0)]
+
+
 class Evidence(Document):
     """gate.evidence_of's document."""
 
@@ -64,6 +90,7 @@ class Evidence(Document):
     passed: bool
     failed: list[str]
     not_known: list[str]
+    nodes: StatedOpinions | None = None
 
 
 def check(data: bytes, public: bytes, bound: Bound, now: float) -> None:
@@ -83,10 +110,16 @@ def check(data: bytes, public: bytes, bound: Bound, now: float) -> None:
             "export`, whose manifest names it"
         )
     _check_bound(validated(Released, dict(evidence.lineage["released"]), "lineage.released"), bound)
-    verdict = decide(evidence.figures.figures(), Thresholds())
+    said = None if evidence.nodes is None else evidence.nodes.model_dump()
+    if said is not None and (said["candidate_sha256"], said["baseline_sha256"]) != (
+        bound.model_sha256,
+        bound.baseline_sha256,
+    ):
+        raise StateError("GATE_OF_ANOTHER_MODEL: the nodes judged another candidate or baseline; ask about this one")
+    verdict = decide(evidence.figures.figures(), Thresholds(), said_by_nodes=said)
     if not (verdict.passed and evidence.passed):
-        said = "; ".join(verdict.failed or tuple(evidence.failed)) or "it says so itself"
-        raise StateError(f"GATE_NOT_PASSED: {said[:400]}. Improve the model, or let the gate ask more prompts")
+        why = "; ".join(verdict.failed or tuple(evidence.failed)) or "it says so itself"
+        raise StateError(f"GATE_NOT_PASSED: {why[:400]}. Improve the model, or let the gate ask more prompts")
 
 
 def _check_time(made_at: float, now: float) -> None:

@@ -61,6 +61,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.rag:rag",
         "Time questions over 20,000 passages, and a pdf of 193 pages from bytes to found.",
     ),
+    "rlhf": (
+        "confide_simulations.benchmarks.rlhf:rlhf",
+        "Reward accuracy against epsilon, federated DPO against central, bytes by method, GRPO beside bare TRL.",
+    ),
     "retrieval": (
         "confide_simulations.benchmarks.retrieval:retrieval",
         "Recall kept, and inquiries and bytes saved, by routing to 4 to 20 organizations; about 2 CPU-minutes.",

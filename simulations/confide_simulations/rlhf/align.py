@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from confide_simulations.rlhf import prompts
 
 ANSWERS, GATE_ANSWERS, NEW_TOKENS = 4, 2, 20
+GATE_PROMPTS = 64
+"""Of about 0.4 standard deviation each: the interval is then about 0.1 to either side, so that 0.62 passes."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,16 @@ class Aligned:
 
 def align(
     base: Path, base_sha256: str, reward: Head, judge: Head, folder: Path, *, lineage: dict[str, Any], steps: int,
-    count: int, say: Callable[[str], None], seed: int = 7, adapter: Path | None = None,
-    signer: SigningKey | None = None,
+    count: int, say: Callable[[str], None], seed: int = 7, gate_prompts: int = GATE_PROMPTS,
+    adapter: Path | None = None, signer: SigningKey | None = None,
 ) -> Aligned:  # fmt: skip
-    """count: of training prompts. adapter: what is aligned, and what the gate compares with; None: the base.
+    """count: of training prompts. gate_prompts: fewer than gate.Thresholds().prompts never pass.
 
-    signer: of the gate's evidence; None: a key made for it.
+    adapter: what is aligned, and what the gate compares with; None: the base. signer: of the gate's evidence; None: a
+    key made for it.
     """
     best_of_n.check_public("public")
-    asked, gated = prompts.training(count), prompts.gate(12)
+    asked, gated = prompts.training(count), prompts.gate(gate_prompts)
     gate.check_no_leak(asked, gated)
     policy = Policy(base, adapter=adapter)
     say(f"the base writes {ANSWERS} answers to each of {len(asked)} public prompts; the private reward ranks them")
@@ -115,7 +118,7 @@ def _specification(
         "version": 1, "name": "demo", "method": "dpo", "seed": seed, "base": {"sha256": base_sha256},
         "data": {"snapshot": snapshot},
         "training": {
-            "steps": steps, "batch_size": 4, "learning_rate": 2e-4, "beta": 0.1, "rank": 8, "alpha": 16.0,
+            "steps": steps, "batch_size": 4, "learning_rate": 5e-4, "beta": 0.05, "rank": 8, "alpha": 16.0,
             "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "first_layer": round(0.6 * layers),
             "max_prompt_tokens": 64, "max_new_tokens": NEW_TOKENS + 4, "save_steps": 1000,
         },

@@ -56,8 +56,8 @@ class ControlServer:
         surroundings: Surroundings | None = None,
         enrolment: EnrolmentQueue | None = None,
         intake: RosterIntake | None = None,
-        relay: InquiryRelay | None = None,
         round_log: RoundLog | None = None,
+        relay: InquiryRelay | None = None,
     ) -> None:
         """folder: where enrolment requests and receipts are kept, unless the stores are given. address: host:port, port
         0 for a free one. admin: the functions of the administration service, on the same port."""

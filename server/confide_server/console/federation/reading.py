@@ -1,6 +1,6 @@
 """The coordinator's answers with their age. While it is silent the last answer stands, and the page says since when.
 
-    look = reader.look(Acting("anna", Role.OPERATOR))
+    look = reader.look(Acting("operator", Role.OPERATOR))
     page = look.runs(pb.ListRunsQuery(limit=50))
     look.freshness        # of the oldest answer that this page shows
 
@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -29,6 +29,8 @@ SILENT_AFTER_S = 5.0
 MOST_ANSWERS = 512
 PATIENCE_S = 4.0
 """How long a page waits before it shows what it knows; the question stays open."""
+NEVER_OLD_S = 86400.0
+"""For what does not change."""
 MOMENT_S = 0.05
 """How long a page waits for what it can be shown without."""
 ASKING_THREADS = 16
@@ -83,8 +85,8 @@ def _key(method: str, request: Message, acting: Acting) -> _Key:
     return method, request.SerializeToString(deterministic=True), acting.role, acting.organization
 
 
-def _rounds_after(run_id: str, after: int) -> pb.ListRoundsRequest:
-    return pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500)
+def _rounds_after(run_id: str, after: int, bare: bool) -> pb.ListRoundsRequest:
+    return pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500, without_participation=bare)
 
 
 class Reader:
@@ -131,7 +133,9 @@ class Reader:
                 raise Unanswered(self._trouble) from error
         return known.message, self._clock() - known.at
 
-    def known(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> Message | None:
+    def known(
+        self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S, wait_s: float = MOMENT_S
+    ) -> Message | None:
         """What was answered last, however old; asked for anew, which is waited for a moment where nothing is known."""
         self.begin(method, request, acting, fresh_s)
         key = _key(method, request, acting)
@@ -139,7 +143,7 @@ class Reader:
             known, pending = self._answers.get(key), self._pending.get(key)
         if known is None and pending is not None:
             with contextlib.suppress(ConfideError, TimeoutError):
-                known = pending.result(MOMENT_S)
+                known = pending.result(wait_s)
         return known.message if known is not None else None
 
     def begin(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> None:
@@ -177,10 +181,11 @@ class Reader:
         self.forget()
         return answer
 
-    def forget(self) -> None:
-        """Ask everything anew."""
+    def forget(self, besides: Collection[str] = ()) -> None:
+        """Ask everything anew, besides what these methods answered."""
         with self._lock:
-            self._answers.clear()
+            for key in [key for key in self._answers if key[0] not in besides]:
+                del self._answers[key]
 
     def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
         """As Coordinator.events."""
@@ -220,11 +225,11 @@ class Look:
         for method, request in questions.items():
             self._reader.begin(method, request, self.acting)
 
-    def ahead_of_runs(self, run_ids: Iterable[str]) -> None:
-        """Begin to ask for these runs and their rounds."""
+    def ahead_of_runs(self, run_ids: Iterable[str], *, bare: bool = False) -> None:
+        """Begin to ask for these runs and their rounds. bare: as `rounds`."""
         for run_id in run_ids:
             self._reader.begin("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), self.acting)
-            self._reader.begin("ListRounds", _rounds_after(run_id, 0), self.acting)
+            self._reader.begin("ListRounds", _rounds_after(run_id, 0, bare), self.acting)
 
     def status(self) -> pb.ServerStatus:
         return self._ask("GetServerStatus", pb.GetServerStatusRequest(), pb.ServerStatus)
@@ -236,17 +241,21 @@ class Look:
         """Without the plan."""
         return self._ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), pb.RunDetail)
 
-    def plan(self, run_id: str) -> str:
-        """In words; empty while the coordinator works it out, which takes seconds at the first time."""
-        detail = self._reader.known("GetRun", pb.GetRunRequest(run_id=run_id), self.acting)
+    def plan(self, run_id: str, *, wait: bool = True) -> str:
+        """In words; empty while the coordinator works it out, which takes seconds at the first time.
+
+        wait: a moment, for what is worked out already.
+        """
+        asked, wait_s = pb.GetRunRequest(run_id=run_id), MOMENT_S if wait else 0.0
+        detail = self._reader.known("GetRun", asked, self.acting, NEVER_OLD_S, wait_s)
         return detail.plan if isinstance(detail, pb.RunDetail) else ""
 
-    def rounds(self, run_id: str, most: int = 2000) -> list[pb.RoundLine]:
-        """Every committed round, at most the last `most`."""
+    def rounds(self, run_id: str, most: int = 2000, *, bare: bool = False) -> list[pb.RoundLine]:
+        """Every committed round, at most the last `most`. bare: figures, and not who took part."""
         found: list[pb.RoundLine] = []
         more, after = True, 0
         while more:
-            page = self._ask("ListRounds", _rounds_after(run_id, after), pb.RoundPage)
+            page = self._ask("ListRounds", _rounds_after(run_id, after, bare), pb.RoundPage)
             found.extend(page.rounds)
             more, after = page.more and bool(page.rounds), found[-1].round if found else 0
         return found[-most:]

@@ -8,7 +8,7 @@ from typing import Any
 from confide.errors import ConfideError, IdentityError, StateError
 from confide.identity.submission import SignedSubmission
 from confide.proto import admin_pb2 as pb
-from confide.runs.specification import parse_canonical
+from confide.runs.specification import Privacy, parse_canonical
 from confide.runs.toml_text import to_toml
 from confide.text import line
 from google.protobuf.json_format import ParseDict
@@ -56,13 +56,12 @@ class RunMethods:
     def get_run(self, caller: Caller, request: pb.GetRunRequest) -> pb.RunDetail:
         """Everything about one run but its rounds and events."""
         detail = self._views.detail(self._visible(caller, request.run_id))
-        row, specification = detail.row, parse_canonical(detail.specification)
-        privacy = specification.privacy
+        row, (digest, toml, privacy) = detail.row, _read(detail.specification)
         return pb.RunDetail(
             run=run_line(row, caller.scope),
             specification=detail.specification,
-            specification_sha256=specification.digest,
-            specification_toml=to_toml(specification),
+            specification_sha256=digest,
+            specification_toml=toml,
             plan="" if request.without_plan else _plan(detail.specification, len(row.cohort) or self._nodes()),
             initial_model_sha256=detail.initial_model_sha256.hex(),
             model_sha256=detail.model_sha256.hex(),
@@ -91,7 +90,8 @@ class RunMethods:
         limit = limited(request.limit, default=100, most=500)
         rows, more = self._views.rounds(run_id, after=request.after_round, limit=limit)
         cohort = self._views.line(run_id).cohort
-        return pb.RoundPage(rounds=[_round_line(row, cohort, caller.scope) for row in rows], more=more)
+        bare = request.without_participation
+        return pb.RoundPage(rounds=[_round_line(row, cohort, caller.scope, bare) for row in rows], more=more)
 
     def stream_events(
         self, caller: Caller, request: pb.StreamEventsRequest, active: Callable[[], bool]
@@ -257,8 +257,8 @@ def _offers(detail: Detail) -> Iterator[pb.OfferLine]:
         )
 
 
-def _round_line(row: RunRow, cohort: list[str], scope: str) -> pb.RoundLine:
-    there = sorted(set(cohort) | set(row.contributors) | set(row.dropped))
+def _round_line(row: RunRow, cohort: list[str], scope: str, bare: bool) -> pb.RoundLine:
+    there = [] if bare else sorted(set(cohort) | set(row.contributors) | set(row.dropped))
     return pb.RoundLine(
         round=row.round,
         attempts=row.attempts,
@@ -281,6 +281,13 @@ def _part(name: str, row: RunRow) -> pb.Participation:
         code, _, reason = str(row.dropped[name]).partition(": ")
         return pb.Participation(organization=name, state="dropped", code=code, reason=reason)
     return pb.Participation(organization=name, state="not_asked")
+
+
+@functools.lru_cache(maxsize=256)
+def _read(body: bytes) -> tuple[str, str, Privacy]:
+    """(digest, TOML, privacy) of a specification."""
+    specification = parse_canonical(body)
+    return specification.digest, to_toml(specification), specification.privacy
 
 
 @functools.lru_cache(maxsize=256)
