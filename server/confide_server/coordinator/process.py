@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -54,6 +54,7 @@ from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
+from confide_server.telemetry import traces
 from confide_server.telemetry.metrics import Gauges, Metrics
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -86,6 +87,8 @@ class Settings(Document):
     metrics_port: Port | None = None
     """Where Prometheus asks; None: nowhere. There is no authentication: keep it on an address that only it reaches."""
     metrics_bind: str = "127.0.0.1"
+    traces: str = ""
+    """Where spans go: "otlp", or a file; "" for nowhere (confide_server.telemetry.traces)."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -134,6 +137,28 @@ def standing(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _database(folder: Path, settings: Settings) -> Database:
+    return Database(settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+
+
+def _checkpoints(folder: Path, settings: Settings) -> CheckpointStore:
+    return CheckpointStore(settings.checkpoints or str(private_folder(folder / "checkpoints")))
+
+
+@contextlib.contextmanager
+def at_rest(folder: Path) -> Iterator[tuple[Database, CheckpointStore]]:
+    """The state of a coordinator that does not run, and cannot be started meanwhile. Raises StateError when it runs."""
+    settings, lock = read_settings(folder), _exclusive(folder)
+    try:
+        database = _database(folder, settings)
+        try:
+            yield database, _checkpoints(folder, settings)
+        finally:
+            database.close()
+    finally:
+        os.close(lock)
+
+
 class Coordinator:
     """All parts of a running coordinator."""
 
@@ -159,13 +184,13 @@ class Coordinator:
     def _open(self, opened: contextlib.ExitStack) -> None:
         folder = self.folder
         self._tls = _tls_context(self.member)
-        self.database = Database(self.settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+        self.database = _database(folder, self.settings)
         opened.callback(self.database.close)
         self.link = FleetLink(folder / "fleet")
         opened.callback(self.link.release)
         self._receipts = ReceiptStore(folder / "receipts.log")
         opened.callback(self._receipts.close)
-        checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
+        checkpoints = _checkpoints(folder, self.settings)
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
         self.link.run_ends = RunEnds(self.database, self.member).of
@@ -298,6 +323,8 @@ class Coordinator:
             served = self._metrics.serve(self.settings.metrics_bind, self.settings.metrics_port)
             self.metrics_port, stop_metrics = served
             self._opened.callback(stop_metrics)
+        if self.settings.traces:
+            self._opened.callback(traces.configure(self.settings.traces))
         self._note_driver("")
         self._scheduler.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
