@@ -75,7 +75,9 @@ class MemoryCoordinator:
         )  # fmt: skip
 
     def _ListRuns(self, request, acting):
-        fits = not request.statuses or self.status in request.statuses
+        fits = (not request.statuses or self.status in request.statuses) and (
+            not request.run_ids or RUN_ID in request.run_ids
+        )
         runs = [self.run_line(acting)] if fits else []
         return pb.RunPage(clock=time.time(), runs=runs, total=len(runs))
 
