@@ -133,8 +133,8 @@ class MemoryCoordinator:
     def _GetPrivacySpent(self, request, acting):
         lines = [
             pb.PrivacyLine(organization=node, group="notes", run_id=RUN_ID, run_name=self.name, unit="record", runs=1,
-                           spent_slots=2, approved_slots=self.slots, epsilon_claimed=8.0, epsilon_spent_at_most=8.0, delta=1e-5,
-                           run_at=time.time() - 900)
+                           spent_slots=2, approved_slots=self.slots, epsilon_claimed=8.0, epsilon_spent_at_most=8.0,
+                           delta=1e-5, run_at=time.time() - 900)
             for node in self.nodes if not request.organization or node == request.organization
         ]  # fmt: skip
         return pb.PrivacySpent(clock=time.time(), spent=lines)
