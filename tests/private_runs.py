@@ -53,10 +53,10 @@ class Asked:
     again: tuple[tuple[str, dict[str, Any]], ...]
 
 
-def register(made: LocalFederation, name: str) -> str:
-    """The nodes' files once more, as a data set and group of its own."""
+def register(made: LocalFederation, name: str, *options: str) -> str:
+    """The nodes' files once more, as a data set and group of its own. options: of `confide data add`."""
     for node, path in made.nodes.items():
-        run_command("data", "add", str(made.node_folder(node)), name, str(path), "--group", name)
+        run_command("data", "add", str(made.node_folder(node)), name, str(path), "--group", name, *options)
     made.data = name
     return name
 

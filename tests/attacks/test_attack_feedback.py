@@ -288,3 +288,17 @@ def test_a_node_that_answers_outside_the_range_is_clipped_or_its_sum_is_not_used
     with pytest.raises(ProtocolFailure) as refused:
         one_slot(beyond)
     assert refused.value.name is FailureName.SUM_OUT_OF_RANGE
+
+
+def test_a_record_of_what_was_judged_that_was_restored_alone_is_noticed(tmp_path: Path, place: Place) -> None:
+    with a_node(tmp_path, place) as bench:
+        node, path = bench.node, bench.node.state.root / FEEDBACK_NAME
+        node.feedback.reserve("one", "preferences", ["a"], 8, 1.0)
+        earlier = path.read_bytes()
+        node.feedback.reserve("two", "preferences", ["b"], 8, 2.0)
+        node.heights.begin("ab" * 16, 1)
+        node.close()
+        path.write_bytes(earlier)
+        with pytest.raises(ProtocolFailure) as refused:
+            node.heights.begin("cd" * 16, 1)
+        assert refused.value.name is FailureName.ROLLBACK_DETECTED

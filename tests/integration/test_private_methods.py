@@ -277,7 +277,7 @@ def test_organization_level(private: Private, bert: Path, method: str) -> None:
 def test_feedback(private: Private, bert: Path) -> None:
     """Opinions on public answers: charged, noised as the plan says, and not given twice."""
     made = private.federation.made
-    made.base = bert
+    made.base, data = bert, register(made, "opinions", "--evaluation", "0")
     section = {"purpose": "gate", "source": "made up", "prompts": ["How?"] * 6}
     section |= {"answers": [f"It must be {n} centimetres" for n in range(6)], "against": ["Nobody knows"] * 6}
     clip = FeedbackSection.model_validate_json(json.dumps(section)).longest
@@ -285,8 +285,7 @@ def test_feedback(private: Private, bert: Path) -> None:
         {
             "version": 1, "name": "gate", "model": {"sha256": ModelStore(made.models).add(str(bert), "bert")},
             "method": {"name": "feedback", "max_length": 64}, "feedback": section,
-            "federation": {"rounds": 1, "data": register(made, "opinions"), "clip_norm": clip, "min_cohort": 4,
-                           "exchange_deadline_s": 240.0},
+            "federation": {"rounds": 1, "data": data, "clip_norm": clip, "min_cohort": 4, "exchange_deadline_s": 240.0},
             "sealing": {"max_attempts": 1, "colluding": 1},
             "privacy": {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": clip},
         },

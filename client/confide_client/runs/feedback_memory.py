@@ -29,6 +29,17 @@ class FeedbackMemory:
         self._judged: dict[tuple[str, str], str] = {}
         self._times: list[tuple[float, int]] = []
 
+    @property
+    def journal(self) -> Journal:
+        """Raises StateError when it is damaged, or in use by another process."""
+        with self._lock:
+            return self._opened()
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever judged here."""
+        return self._path.exists()
+
     def reserve(self, run_id: str, group: str, names: Sequence[str], most: int, now: float) -> None:
         """Durably, before the first answer is judged; again for the same run changes nothing. now: Unix seconds.
 

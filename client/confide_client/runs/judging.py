@@ -20,6 +20,11 @@ def check_judge(specification: Specification, judge: str, fields: Collection[str
     from confide.models.reward_folder import read_reward
 
     document, _ = read_reward(Path(judge))
+    if document.adapter_sha256:
+        raise ModelError(
+            "JUDGE_WITH_ADAPTER: this node's judge reads through an adapter, and feedback is judged on the base alone; "
+            'name a reward model that was trained with adapter.kind = "none"'
+        )
     if document.base_sha256 != specification.model.sha256:
         raise ModelError(
             f"REWARD_OF_ANOTHER_BASE: this node judges with a reward model of another base than "

@@ -113,6 +113,8 @@ class Node:
         }
         if self.spending.exists:
             found["privacy ledger"] = self.spending.ledger
+        if self.feedback.exists:
+            found["record of what was judged"] = self.feedback.journal
         return found
 
     def close(self) -> None:

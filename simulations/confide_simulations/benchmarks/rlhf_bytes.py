@@ -11,6 +11,7 @@ from confide.runs.specification import Specification, parse_document
 from confide_simulations import assets
 
 NODES = 4
+LLAMA = {"rank": 8, "target_modules": ["q_proj", "v_proj"], "first_layer": 18}
 _STEP = {"local_steps": 1, "batch_size": 64, "learning_rate": 1.0, "optimizer": "sgd"}
 _SHARED = {"unit": "record", "epsilon": 8.0, "delta": 1e-5, "clip": 0.5, "noise": "shared"}
 _ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-5, "clip": 1.0}
@@ -20,13 +21,12 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
     """By method: scalars that travel, and bytes of the upload among four nodes."""
     minilm, smollm = assets.minilm(say), assets.smollm2(say)
     layers = {"rank": 8, "target_modules": ["query", "value"]}
-    llama = {"rank": 8, "target_modules": ["q_proj", "v_proj"], "first_layer": 18}
     asked = {"purpose": "scores", "source": "made up", "prompts": ["p"] * 128, "answers": [f"a{i}" for i in range(128)]}
     runs: dict[str, tuple[Any, dict[str, Any]]] = {
         "reward head": (minilm, {"method": "reward", "adapter": {"kind": "none"}}),
         "reward head, shared noise": (minilm, {"method": "reward", "adapter": {"kind": "none"}, "privacy": _SHARED}),
         "reward, LoRA r=8": (minilm, {"method": "reward", "adapter": layers}),
-        "DPO, LoRA r=8 on 12 layers": (smollm, {"method": "dpo", "adapter": llama}),
+        "DPO, LoRA r=8 on 12 layers": (smollm, {"method": "dpo", "adapter": LLAMA}),
         "feedback, 128 answers": (minilm, {"method": "feedback", "feedback": asked, "privacy": _ORGANIZATION}),
     }
     found = {}

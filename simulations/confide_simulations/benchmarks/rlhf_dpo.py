@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from confide_simulations import assets
 
 NODES, EACH, HELD_OUT = 4, 32, 60
-ROUNDS, STEPS, BATCH, LENGTH, BETA = 4, 2, 4, 64, 0.1
+ROUNDS, STEPS, BATCH, LENGTH, BETA, FIRST_LAYER = 4, 2, 4, 64, 0.1, 18
 Pairs = Sequence[Mapping[str, Any]]
 
 
@@ -64,7 +64,7 @@ def _specification(sha256: str, steps: int) -> Specification:
         {
             "version": 1, "name": "dpo", "seed": 7, "reproducible": True, "model": {"sha256": sha256},
             "method": {"name": "dpo", "max_length": LENGTH, "beta": BETA},
-            "adapter": {"rank": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"], "first_layer": 18},
+            "adapter": {"rank": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"], "first_layer": FIRST_LAYER},
             "training": {"local_steps": steps, "batch_size": BATCH, "micro_batch_size": BATCH, "learning_rate": 1e-3},
             "federation": {"rounds": ROUNDS, "data": "pairs"}, "sealing": {"kind": "none"},
         },

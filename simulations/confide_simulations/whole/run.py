@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Result:
     release: dict[str, Any] = field(default_factory=dict)
     let_out: aligned.LetOut | None = None
     asked: served.Asked | None = None
-    ledgers: list[ledgers.Spent] = field(default_factory=list)
+    spent: list[ledgers.Spent] = field(default_factory=list)
     lineage: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -67,9 +67,25 @@ class Result:
             "release": {name: str(value) for name, value in self.release.items()},
             "served": let_out and {"adapter": let_out.sha256, "aligned": let_out.aligned},
             "asked": None if self.asked is None else asdict(self.asked),
-            "ledgers": [asdict(one) for one in self.ledgers],
+            "ledgers": [asdict(one) for one in self.spent],
             "lineage": self.lineage,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What the demo is made of, and how much of it. base: for the policy; reward_base: embeds."""
+
+    base: Path
+    reward_base: Path
+    records: Sequence[shards.Record]
+    found: Sequence[comparisons.Snippet]
+    held_out: int = 40
+    snippets_each: int = 400
+    pairs_each: int = 500
+    judge_snippets: int = 600
+    unused_snippets: int = 400
+    unused_pairs: int = 50
 
 
 def run(console: Console, output: Path, *, keep: bool = False) -> Result:
@@ -78,29 +94,30 @@ def run(console: Console, output: Path, *, keep: bool = False) -> Result:
     def say(text: str) -> None:
         console.print(f"[dim]{text}[/dim]", highlight=False)
 
-    base, reward_base = assets.smollm2(say), assets.minilm(say)
-    records, found = assets.construction_faq(say), comparisons.snippets(say)
-    result, began = Result(), time.monotonic()
+    material = Material(
+        base=assets.smollm2(say), reward_base=assets.minilm(say), records=assets.construction_faq(say),
+        found=comparisons.snippets(say),
+    )  # fmt: skip
     work = Path(tempfile.mkdtemp(prefix="confide-whole-"))
     try:
-        _all(result, work, output, base, reward_base, records, found, say)
+        return stages(material, work, output, say)
     finally:
         if keep:
             console.print(f"state folders and logs are kept in {work}")
         else:
             shutil.rmtree(work, ignore_errors=True)
-    result.seconds = time.monotonic() - began
-    return result
 
 
-def _all(
-    result: Result, work: Path, output: Path, base: Path, reward_base: Path, records: Any, found: Any, say: Say
-) -> None:
+def stages(material: Material, work: Path, output: Path, say: Say) -> Result:
+    """One after the other. work: an empty folder; output: where the lineage page goes."""
+    result, began, base, reward_base = Result(), time.monotonic(), material.base, material.reward_base
     phase = _phases(result)
-    split = shards.split_by_category(records, nodes=len(NAMES), held_out=40)
+    split = shards.split_by_category(material.records, nodes=len(NAMES), held_out=material.held_out)
     pairs = comparisons.split(
-        found, NAMES, snippets_each=400, pairs_each=500, judge_snippets=600, test_snippets=400, test_pairs=50, seed=7
-    )
+        material.found, NAMES, snippets_each=material.snippets_each, pairs_each=material.pairs_each,
+        judge_snippets=material.judge_snippets, test_snippets=material.unused_snippets,
+        test_pairs=material.unused_pairs, seed=7,
+    )  # fmt: skip
     shared().prepare()
     say("one consortium: a root, a coordinator, an administrator, " + ", ".join(NAMES))
     federation = federated.consortium(work, base, reward_base, dict(split.shards), pairs)
@@ -115,7 +132,7 @@ def _all(
         result.reward = federated.train(federation, processes, reward, reward_base, say)
         phase("reward")
         result.release = federated.publish(federation, result.tuned, RELEASE)
-    result.ledgers = ledgers.spent(federation)
+    result.spent = ledgers.spent(federation)
     admin = load_member(federation.admin_folder)
     adapter = aligned.exported(result.tuned, base, work / "adapter")
     result.policy = aligned.aligned_policy(
@@ -128,7 +145,8 @@ def _all(
     output.mkdir(parents=True, exist_ok=True)
     path = output / "lineage.html"
     write_atomic(path, page.render(lineage_of(result, base, reward_base, admin.name)).encode(), mode=0o644)
-    result.lineage = str(path)
+    result.lineage, result.seconds = str(path), time.monotonic() - began
+    return result
 
 
 def _phases(result: Result) -> Callable[[str], None]:
@@ -219,7 +237,7 @@ def lineage_of(result: Result, base: Path, reward_base: Path, administrator: str
             "epsilon": f"{one.epsilon:.2f} at delta {one.delta:g}",
             "ledger": f"{one.lines} lines, head {one.head[:12]}",
         }
-        for one in result.ledgers
+        for one in result.spent
     ]  # fmt: skip
     notes = ["All on one machine is one trust domain: this root is a demo's, which production nodes refuse."]
     return Lineage(rows, table, asked.question, asked.answer, asked.quoted, notes)
@@ -246,7 +264,7 @@ def print_report(console: Console, result: Result) -> None:
         console.print(f"asked: {result.asked.question}", highlight=False, markup=False)
         console.print(f"model: {result.asked.answer}", highlight=False, markup=False)
         console.print(f"documents: {result.asked.quoted}", highlight=False, markup=False)
-    for one in result.ledgers:
+    for one in result.spent:
         console.print(
             f"{one.organization:12} {one.group:12} epsilon {one.epsilon:.2f} ({one.protects})", highlight=False
         )
