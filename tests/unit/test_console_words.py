@@ -230,6 +230,12 @@ def test_pages_say_in_their_first_line_what_is_asked_of_them(tmp_path):
     assert headline("/members") == "3 nodes, nothing to do."
     assert headline("/models") == "support 1 is not released: 0 of 1 signatures."
     assert headline("/privacy").startswith("At most: notes of bank-b has spent")
+    console.reader._coordinator.slots = 3
+    console.reader.forget()
+    assert headline("/privacy") == "bank-b has 1 slot left for example (notes): the run would stop at round 3."
+    assert headline("/") == "4 things need you."
+    console.reader._coordinator.slots = 10
+    console.reader.forget()
     assert headline("/audit").startswith("The chain holds: 7 entries, verified")
     console.reader._coordinator.silent = True
     console.reader._answers.clear()

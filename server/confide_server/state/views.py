@@ -48,6 +48,7 @@ _COLUMNS = (
     Run.method,
     Run.data,
     Run.privacy_unit,
+    Run.privacy_epsilon,
     Run.cohort,
     Run.waits_for,
     Run.waits_reason,
@@ -74,6 +75,7 @@ class Filters:
     method: str = ""
     parent_run_id: str = ""
     run_id_prefix: str = ""
+    run_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,8 @@ def _filtered(query: Any, filters: Filters, dialect: str) -> Any:
         query = query.where(SHOWN.in_(list(filters.statuses)))
     if filters.name_contains:
         query = query.where(Run.name.contains(filters.name_contains, autoescape=True))
+    if filters.run_ids:
+        query = query.where(Run.run_id.in_(list(filters.run_ids)))
     if filters.run_id_prefix:
         query = query.where(Run.run_id.startswith(filters.run_id_prefix, autoescape=True))
     for column, wanted in (
