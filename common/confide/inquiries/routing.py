@@ -24,8 +24,8 @@ Array = NDArray[np.floating[Any]]
 MARGIN, MANY = 0.25, 10
 """Chosen by `confide bench retrieval`, so that 95 of 100 passages stay found; of fewer than MANY nodes the runner-up is
 less likely to be the right one, and the margin is smaller in proportion."""
-_DROWNED = 0.5
-"""Noise in one direction over how far a centroid is from the others', above which nothing is read out of it."""
+_CLEAR = 1.0
+"""How many standard deviations of its own estimate a centroid's squared distance from the mean must be above 0."""
 _MOST_NOISE = 0.1
 """Above it a centroid is not even used for the mean of all: at epsilon 1 that of less than about 45 documents."""
 
@@ -71,8 +71,10 @@ def scores(question: Array, cards: Mapping[str, Known]) -> dict[str, float]:
 
 def _best(known: Known, middle: Array, towards: Array) -> float | None:
     apart = known.rows - middle
-    squared = (apart**2).sum(axis=1) - known.noise**2 * apart.shape[1]
-    clear = squared > np.maximum(known.noise / _DROWNED, 1e-6) ** 2
+    # The noise adds D variances to the squared length on average, and scatters it by sqrt(2 D) of them.
+    dimension, variance = apart.shape[1], known.noise**2
+    squared = (apart**2).sum(axis=1) - dimension * variance
+    clear = squared > np.maximum(_CLEAR * np.sqrt(2 * dimension) * variance, 1e-12)
     if not clear.any():
         return None
     return float((apart[clear] @ towards / np.sqrt(squared[clear])).max())
