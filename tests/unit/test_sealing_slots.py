@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from confide.proto import fleet_pb2
 from confide.runs.metrics import Metric
-from confide.sealing.member import slot
+from confide.sealing.member import slot as member_slot
 from confide.sealing.roles import Abandoned, Opened
 
 from tests.sealing_harness import Federation, names, specify
@@ -157,7 +157,7 @@ def test_a_disk_that_is_full_when_the_upload_is_written_is_named(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as inner:
-        inner.setattr(slot, "fsync_file", fsync)
+        inner.setattr(member_slot, "fsync_file", fsync)
         outcome = federation.slot()
     assert isinstance(outcome, Opened) and names(4)[1] not in outcome.contributors
     failure = federation.failures[names(4)[1], "TRAIN"]
