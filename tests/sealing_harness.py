@@ -17,6 +17,7 @@ from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import next_model
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
@@ -26,7 +27,6 @@ from confide.sealing.member.context import NodeRules
 from confide.sealing.member.member import SealedMember
 from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened, SlotPlan
-from confide_server.rounds.outer_step import next_model
 from numpy.typing import NDArray
 
 from tests.sealing_rosters import ISSUED_AT, make_roster

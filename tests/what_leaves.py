@@ -13,6 +13,7 @@ from typing import Any
 
 from confide.privacy.receipts import Receipt
 from confide.proto import control_pb2, fleet_pb2, sealing_pb2
+from confide.sealing.roles import WORK
 from confide_client.agent.envelope import pack, unpack
 from flwr.app import Message
 from flwr.proto import fleet_pb2 as flower_fleet
@@ -53,14 +54,18 @@ TABLE: dict[str, Why] = {
         "confide.v1.Reply", version=C, release=C, run_id=P, step=P, sequence=P, node=P, payload_digest=F, body=H,
         failure=H,
     ),
-    **_fields("confide.v1.Failure", code=W, message=W),
-    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M),
+    **_fields("confide.v1.Failure", code=W, message=W, busy_s=T),
+    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M, busy_s=T),
     # beside the answers, while the node works
     **_fields("confide.v1.ProgressReport", node_id=P, progress=H, signature=F),
     **_fields(
         "confide.v1.Progress", version=C, run_id=P, node=P, phase=T, step=C, steps=C, seconds_left=T, number=T
     ),
     **_fields("confide.v1.RunEndsQuery", node_id=P, run_ids=P),
+    # a poll and an announcement of Confide's own: Flower's messages stand in them
+    **_fields("confide.v1.InstructionQuery", node_id=P),
+    **_fields("confide.v1.ReplyPush", node_id=P, message=H, tree=H, objects=H),
+    **_fields("confide.v1.SmallObject", object_id=F, content=H),
     # sealing: epoch
     **_fields("confide.v1.SignedBundle", bundle=H, signature=F),
     **_fields(
@@ -136,6 +141,8 @@ _REQUESTS: dict[str, type[Protobuf]] = {
     "/v1/fleet/send-node-heartbeat": flower_heartbeat.SendNodeHeartbeatRequest,
     "/v1/fleet/report-progress": fleet_pb2.ProgressReport,
     "/v1/fleet/run-ends": fleet_pb2.RunEndsQuery,
+    "/v1/fleet/pull-instruction": fleet_pb2.InstructionQuery,
+    "/v1/fleet/push-reply": fleet_pb2.ReplyPush,
     "/confide.v1.Control/Hello": control_pb2.HelloRequest,
     "/confide.v1.Control/GetRoster": control_pb2.GetRosterRequest,
     "/confide.v1.Control/PublishRoster": control_pb2.PublishRosterRequest,
@@ -146,6 +153,7 @@ _ANSWERS: dict[int, type[Protobuf] | None] = {
     fleet_pb2.ADVERTISE: sealing_pb2.SignedBundle,
     fleet_pb2.SHARE: sealing_pb2.ShareReply,
     fleet_pb2.TRAIN: sealing_pb2.SealedUpload,
+    fleet_pb2.SCORE: sealing_pb2.SealedUpload,
     fleet_pb2.CONFIRM: sealing_pb2.Confirmation,
     fleet_pb2.REVEAL: sealing_pb2.Reveal,
     fleet_pb2.ANCHOR: None,
@@ -204,6 +212,10 @@ def within(name: str, value: Any) -> Iterator[Found]:
         for kind in (sealing_pb2.DealtShares, sealing_pb2.DealtShare):
             for field in kind.DESCRIPTOR.fields:
                 _declared(f"{kind.DESCRIPTOR.full_name}.{field.name}")
+    elif name == "confide.v1.ReplyPush.message":
+        yield from walk(parse(flower_message.Message, value))
+    elif name == "confide.v1.ReplyPush.tree":
+        yield from walk(parse(flower_message.ObjectTree, value))
     elif name == "confide.v1.PutReceiptRequest.receipt":
         yield from _document("receipt", json.loads(value))
         Receipt.model_validate_json(value)
@@ -237,7 +249,7 @@ def answer(body: bytes, payload: dict[str, bytes]) -> Iterator[Found]:
     if kind is None:
         assert reply.body == b"", f"the answer to step {reply.step} is not empty"
     elif reply.WhichOneof("outcome") == "body":
-        yield from opened(parse(_upload_of(reply.body) if reply.step == fleet_pb2.TRAIN else kind, reply.body))
+        yield from opened(parse(_upload_of(reply.body) if reply.step in WORK else kind, reply.body))
     for name, data in payload.items():
         _declared(f"payload.{name}")
         yield f"payload.{name}", data
@@ -268,6 +280,9 @@ def declared(state: Path) -> tuple[list[Found], list[tuple[fleet_pb2.Reply, dict
         found += opened(request)
         if isinstance(request, flower_message.PushObjectRequest):
             objects[request.object_id] = request.object_content
+        if isinstance(request, fleet_pb2.ReplyPush):
+            objects |= {one.object_id: one.content for one in request.objects}
+            messages.append(flower_message.ObjectTree.FromString(request.tree).object_id)
         if isinstance(request, flower_fleet.PushMessagesRequest):
             messages += [tree.object_id for tree in request.message_object_trees]
     replies = []

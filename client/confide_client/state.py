@@ -14,7 +14,7 @@
     speed.json                          how fast this machine trains, by shape of the step
     progress.json                       what it is doing this moment
     pause.json                          that its operator paused it; absent otherwise
-    runs/<run id>/                      offer.bin run.json approval.json member/ training/ replies/
+    runs/<run id>/                      offer.bin run.json approval.json heads.log member/ training/ replies/
     cache/                              what the evaluation harness keeps
 
 Epoch secrets of sealing are never in it.
@@ -57,6 +57,10 @@ class Settings(BaseModel):
     """What this machine computes in where a run allows bfloat16; auto: what it measures to be faster."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that share a local step (docs/larger-nodes.md); none: one per GPU, and one without a GPU."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Where this organization's own Prometheus asks, on 127.0.0.1 (agent/metrics.py); none: nowhere."""
+    log_file: str = ""
+    """Where the agent's log goes, rotated; empty: standard error."""
     notify: tuple[str, ...] = Field(default=(), strict=False)
     """Program and arguments that are run when a run waits for a person (agent/notifying.py); empty: nobody is told."""
 

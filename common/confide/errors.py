@@ -81,6 +81,7 @@ class FailureName(StrEnum):
     """The sealing protocol's failures, the same on both sides (docs/sealing.md says when each is raised)."""
 
     TWO_LISTS = "TWO_LISTS"
+    TWO_HEADS = "TWO_HEADS"
     LIST_TOO_SMALL = "LIST_TOO_SMALL"
     QUORUM_SHORT = "QUORUM_SHORT"
     DUPLICATE_SIGNER = "DUPLICATE_SIGNER"

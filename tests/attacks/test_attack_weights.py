@@ -7,12 +7,12 @@ import pytest
 from confide.codec.tensors import model_digest
 from confide.errors import ProtocolFailure
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import next_model
 from confide.runs.contribution import Contribution
 from confide.sealing.member import upload
 from confide.sealing.member.chain import link_of
 from confide.sealing.primitives import scalars
 from confide.sealing.roles import Abandoned, Opened
-from confide_server.rounds.outer_step import next_model
 
 from tests.sealing_harness import Federation, names, specify
 

@@ -20,6 +20,7 @@ from confide_server.fleet.flower.request_filter import PATH_LIMITS
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from flwr.app import Message as FlowerMessage
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -29,7 +30,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
@@ -115,6 +116,8 @@ IN_ANOTHERS_NAME: dict[str, Callable[[FleetNode], Message]] = {
     "confirm-message-received": lambda victim: ConfirmMessageReceivedRequest(node=victim.node),
     "report-progress": lambda victim: fleet_pb2.ProgressReport(node_id=victim.node_id),
     "run-ends": lambda victim: fleet_pb2.RunEndsQuery(node_id=victim.node_id),
+    "pull-instruction": lambda victim: fleet_pb2.InstructionQuery(node_id=victim.node_id),
+    "push-reply": lambda victim: fleet_pb2.ReplyPush(node_id=victim.node_id),
 }
 
 
@@ -228,6 +231,78 @@ def test_pushing_into_anothers_reply(scene: Scene) -> None:
     scene.session.withdraw([message_id])
 
 
+def pushed(
+    node: FleetNode, message: FlowerMessage, body: bytes, payload: dict[str, bytes], **changes: object
+) -> fleet_pb2.ReplyPush:
+    """A reply as the node's agent pushes it, with all of its objects inside. changes: of Flower's metadata."""
+    reply, tree, objects = node.build_reply(message, body, payload)
+    proto = message_to_proto(remove_content_from_message(reply))
+    for name, value in changes.items():
+        setattr(proto.metadata, name, value)
+    return fleet_pb2.ReplyPush(
+        node_id=node.node_id,
+        message=proto.SerializeToString(),
+        tree=tree.SerializeToString(),
+        objects=[fleet_pb2.SmallObject(object_id=name, content=content) for name, content in objects.items()],
+    )
+
+
+def call(scene: Scene, node: FleetNode, path: str, request: Message) -> httpx.Response:
+    return post(scene, f"/v1/fleet/{path}", signed_headers(node.key), request.SerializeToString())
+
+
+def test_a_reply_with_its_objects_inside_is_held_to_the_same_rules(scene: Scene) -> None:
+    victim, attacker = scene.victim, scene.attacker
+    message_id = scene.send(victim)
+    pulled = victim.pull()
+    assert pulled is not None
+    as_itself = pushed(attacker, pulled[0], b"forged", {}, src_node_id=attacker.node_id)
+    as_the_victim = pushed(attacker, pulled[0], b"forged", {}, src_node_id=victim.node_id)
+    too_big = pushed(victim, pulled[0], b"", {"upload": bytes(200_000)})
+    damaged = pushed(victim, pulled[0], b"genuine", {})
+    damaged.objects[0].content = b"ArrayChunk  1\x00x"
+    other_tree = pushed(victim, pulled[0], b"genuine", {})
+    other_tree.tree = pushed(victim, pulled[0], b"other", {}).tree
+    garbage = fleet_pb2.ReplyPush(node_id=victim.node_id, message=b"\xff", tree=b"\xff")
+    for node, request, expected in (
+        (attacker, as_itself, 403),
+        (attacker, as_the_victim, 403),
+        (victim, damaged, 400),
+        (victim, other_tree, 400),
+        (victim, garbage, 400),
+        (victim, too_big, 403),
+    ):
+        assert call(scene, node, "push-reply", request).status_code == expected
+    assert list(scene.session.replies([message_id], 0.1)) == []
+    message_id = scene.send(victim)
+    pulled = victim.pull()
+    assert pulled is not None
+    more = pushed(victim, pulled[0], b"genuine", {})
+    more.objects.append(fleet_pb2.SmallObject(object_id="f" * 64, content=b"of no reply"))
+    assert call(scene, victim, "push-reply", more).status_code == 200
+    assert [reply.body for reply in scene.session.replies([message_id], 5.0)] == [b"genuine"]
+    assert scene.link.state.object_store.get("f" * 64) is None
+    assert call(scene, victim, "push-reply", more).status_code == 403, "it was answered"
+
+
+def test_a_poll_hands_over_what_is_its_own_and_small(scene: Scene) -> None:
+    message_id = scene.send(scene.victim, {"model": bytes(range(256)) * 1024})
+    query = fleet_pb2.InstructionQuery(node_id=scene.attacker.node_id)
+    assert call(scene, scene.attacker, "pull-instruction", query).content == b""
+    query = fleet_pb2.InstructionQuery(node_id=scene.victim.node_id)
+    answer = fleet_pb2.InstructionPulled.FromString(call(scene, scene.victim, "pull-instruction", query).content)
+    tree = ObjectTree.FromString(answer.tree)
+    wanted = {part.object_id for part in iterate_object_tree(tree)}
+    inside = {one.object_id for one in answer.objects}
+    assert not answer.complete and inside < wanted and len(wanted - inside) == 1, "the model's chunk is read by itself"
+    assert all(scene.victim.pull_object(scene.session.run_id, one) for one in wanted)
+    scene.session.withdraw([message_id])
+    small = scene.send(scene.victim)
+    answer = fleet_pb2.InstructionPulled.FromString(call(scene, scene.victim, "pull-instruction", query).content)
+    assert answer.complete and ObjectTree.FromString(answer.tree).object_id == small
+    scene.session.withdraw([small])
+
+
 def test_a_reply_above_its_limit_is_refused(scene: Scene) -> None:
     message_id = scene.send(scene.victim)
     pulled = scene.victim.pull()
@@ -333,7 +408,7 @@ def test_a_body_without_a_length_is_counted(scene: Scene) -> None:
 def test_only_fleet_routes_exist(scene: Scene) -> None:
     offered = {"pull-messages", "push-messages", "pull-object", "push-object"}
     offered |= {"activate-node", "deactivate-node", "send-node-heartbeat", "confirm-message-received"}
-    offered |= {"report-progress", "run-ends"}
+    offered |= {"report-progress", "run-ends", "pull-instruction", "push-reply"}
     others = {path for _, path in PROTOBUF_REQUEST_TYPES if path.removeprefix("/v1/fleet/") not in offered}
     assert len([path for path in others if path.startswith(("/v1/control/", "/v1/runtime/"))]) > 50
     others |= {"/", "/docs", "/openapi.json", "/redoc", "/v1/health", "/health", "/v1/fleet", "/v1/fleet/get-fab/"}
@@ -361,7 +436,8 @@ def test_a_revoked_node_is_cut_off_at_once(scene: Scene) -> None:
 
 
 def test_garbage_in_place_of_protobuf(scene: Scene) -> None:
-    for path in ("/v1/fleet/push-messages", "/v1/fleet/pull-object", "/v1/fleet/push-object"):
+    calls = ("push-messages", "pull-object", "push-object", "push-reply", "pull-instruction")
+    for path in (f"/v1/fleet/{call}" for call in calls):
         answer = post(scene, path, signed_headers(scene.attacker.key), b"\xff" * 100)
         assert 400 <= answer.status_code < 500
     request = PushMessagesRequest(node=scene.attacker.node)

@@ -157,6 +157,8 @@ def test_sealed_agrees_with_the_open_sum_within_quantisation(
     assert manifest["sealing"] == "sealed"
     metrics = [data["metrics"]["train_loss"] for kind, data in events if kind == "round_committed"]
     assert len(metrics) == 2
+    told = run_command("node", "verify-run", str(made.node_folder(NODES[0])), run_id)
+    assert "one log of 2 rounds" in told and "in the sum of rounds 1-2" in told and "outer step" in told
     assert all(metric["count"] == 3 and 0 < metric["mean"] < 20 for metric in metrics)
 
 

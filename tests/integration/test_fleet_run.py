@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from confide.errors import FailureName, ProtocolFailure, TrainingError
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import OuterStep
 from confide.runs.specification import Outer
 from confide_server.coordinator.process import Coordinator, standing
 from confide_server.rounds import driver
 from confide_server.rounds import round_loop as rounds
-from confide_server.rounds.outer_step import OuterStep
 from confide_server.state.run_service import RunEvent
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 

@@ -12,13 +12,13 @@ from confide.identity.keys import SigningKey
 from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import initial_state
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import next_model
 from confide.runs.contribution import Contribution
 from confide.runs.specification import Specification
 from confide.sealing.factory import make_collector, make_member
 from confide.sealing.member.context import NodeRules
 from confide.sealing.roles import Collector, Member, Opened, SlotPlan
 from confide_client.training import LocalTrainer
-from confide_server.rounds.outer_step import next_model
 from confide_simulations.benchmarks.aggregation_error import product_error
 from numpy.typing import NDArray
 

@@ -1,8 +1,13 @@
-"""Polls that wait for mail: what is there goes to the connection that is alive."""
+"""Polls that wait for mail: what is there goes to the connection that is alive. Objects that messages share."""
 
 import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from confide_server.fleet.flower.in_flight import InFlight
+from confide_server.fleet.flower.store import FileObjectStore
+from flwr.proto.message_pb2 import ObjectTree
 
 NODE = 7
 
@@ -30,3 +35,24 @@ def test_a_poll_of_a_dead_connection_takes_nothing_from_the_new_one() -> None:
         return await stale, await board.wait_mail(NODE, 0.01)
 
     assert asyncio.run(play()) == (False, True)
+
+
+def test_parts_that_messages_share_outlive_each_of_them(tmp_path: Path) -> None:
+    """Messages that share a part are registered and deleted by many threads at once, as polls and sessions do."""
+    store, part = FileObjectStore(tmp_path / "objects"), "a" * 64
+
+    def come_and_go(worker: int) -> None:
+        for number in range(300):
+            message = f"{worker:08x}{number:056x}"
+            tree = ObjectTree(object_id=message, children=[ObjectTree(object_id=part)])
+            store.preregister(1, tree)
+            store.delete(message)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(come_and_go, range(8)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(store) == 0

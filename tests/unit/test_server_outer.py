@@ -5,9 +5,9 @@ import pytest
 from confide.codec.tensors import TensorSchema
 from confide.errors import StateError, TrainingError
 from confide.models.sent_coordinates import SentCoordinates
+from confide.rounds.outer_step import OuterStep, next_model
 from confide.runs.specification import Outer
 from confide.sealing.roles import Opened
-from confide_server.rounds.outer_step import OuterStep, next_model
 from numpy.typing import NDArray
 
 from tests.training_specs import specification

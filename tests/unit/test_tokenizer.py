@@ -15,6 +15,7 @@ from confide.planning.run_plan import render
 from confide.privacy.counting import counting_plan, floors, private_counts, run_cost
 from confide.privacy.events import GaussianRelease
 from confide.privacy.randomness import SecureRandom
+from confide.rounds.outer_step import next_model
 from confide.runs.specification import NO_MODEL, parse_canonical
 from confide.sealing.roles import Opened
 from confide.tokenizer.counting import Corpus, texts_of
@@ -23,7 +24,6 @@ from confide.tokenizer.merging import Floors, check_step, next_state
 from confide.tokenizer.state import TokenizerState, first_state, key_of, left_of, parse_state, right_of
 from confide.tokenizer.terms import Terms
 from confide_client.training.tokens import units_of
-from confide_server.rounds.outer_step import next_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers

@@ -13,11 +13,11 @@ tests/unit/test_client_fleet.py fails first when flwr changes what is used here.
 import contextlib
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from confide import canonical
@@ -28,6 +28,7 @@ from confide.text import line
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import HEARTBEAT_CALL_TIMEOUT, HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -37,10 +38,12 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import Message as FlowerMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_all_nested_objects,
     get_object_tree,
     iterate_object_tree,
@@ -57,6 +60,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import Message as ProtobufMessage
 
 from confide_client.state import read_json
 
@@ -65,6 +69,12 @@ LEAVE_TIMEOUT_S = 2.0
 REPORT_TIMEOUT_S = 5.0
 REPORT_PATH = "/v1/fleet/report-progress"
 RUN_ENDS_PATH = "/v1/fleet/run-ends"
+PULL_PATH = "/v1/fleet/pull-instruction"
+PUSH_PATH = "/v1/fleet/push-reply"
+INLINE_BYTES = 1 << 20
+"""Of a reply's objects that go with its announcement."""
+SMALL_BYTES = 64 << 10
+"""Of one of them: what is larger, a chunk of an upload, goes by itself."""
 PULL_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 16 * 2**30
 """More than any trainable model that one message carries; a coordinator cannot fill the node's memory beyond it."""
@@ -73,6 +83,7 @@ MAX_RESPONSE_BYTES = 32 << 20
 """Of one answer: an object has at most 5 MiB, and a message's tree names at most 20,000 of them."""
 
 T = TypeVar("T")
+R = TypeVar("R", bound=ProtobufMessage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +209,19 @@ def _translated(where: str, call: Callable[[], T]) -> T:
         ) from error
 
 
+def _small(objects: Mapping[str, InflatableObject]) -> list[fleet_pb2.SmallObject]:
+    """Those that go with the announcement."""
+    room, chosen = INLINE_BYTES, []
+    for object_id, one in objects.items():
+        if isinstance(one, ArrayChunk) and len(one.data) > SMALL_BYTES:
+            continue  # not even turned into bytes here: an upload has gigabytes of them
+        content = one.deflate()
+        if len(content) <= min(SMALL_BYTES, room):
+            room -= len(content)
+            chosen.append(fleet_pb2.SmallObject(object_id=object_id, content=content))
+    return chosen
+
+
 class FleetLink:
     """One live connection. Its heartbeat runs in a thread of its own, so that long training does not end it."""
 
@@ -206,6 +230,8 @@ class FleetLink:
         self._settings = settings
         self._where = f"the coordinator at {settings.coordinator}"
         self._client = _client(settings)
+        self._inline = True
+        """Whether small objects go inside a poll's answer and an announcement; not with a coordinator of before."""
         self._stop = threading.Event()
         self._lost = threading.Event()
         try:
@@ -262,20 +288,41 @@ class FleetLink:
         """The next message, complete and confirmed, or None. Raises TransportError, IdentityError or RunOver."""
         if self._lost.is_set():
             raise TransportError(f"{self._where} does not know this node as active any more")
+        if self._inline:
+            try:
+                return self._receive_inline()
+            except FleetRefusal as error:
+                if error.status != httpx.codes.NOT_FOUND:
+                    raise
+                self._inline = False  # a coordinator of an earlier release
         request = PullMessagesRequest(node=self._node)
         response = _translated(self._where, lambda: self._client.PullMessages(request))
         if not response.messages_list:
             return None
         head = _translated(self._where, lambda: message_from_proto(response.messages_list[0]))
-        tree = response.message_object_trees[0]
-        message = _translated(self._where, lambda: self._pull(head.metadata.run_id, tree))
-        confirm = make_confirm_message_received_fn_protobuf(
-            self._client.ConfirmMessageReceived, self._node, head.metadata.run_id
+        return self._complete(head.metadata.run_id, response.message_object_trees[0], {}, confirm=True)
+
+    def _receive_inline(self) -> Message | None:
+        query = fleet_pb2.InstructionQuery(node_id=self.node_id)
+        pulled = self._own(PULL_PATH, "PullInstruction", query, fleet_pb2.InstructionPulled, CALL_TIMEOUT_S)
+        if not pulled.message:
+            return None
+        head, tree = _translated(
+            self._where,
+            lambda: (message_from_proto(FlowerMessage.FromString(pulled.message)), ObjectTree.FromString(pulled.tree)),
         )
-        _translated(self._where, lambda: confirm(tree.object_id))
+        inside = {one.object_id: one.content for one in pulled.objects}
+        return self._complete(head.metadata.run_id, tree, inside, confirm=not pulled.complete)
+
+    def _complete(self, run_id: int, tree: ObjectTree, inside: dict[str, bytes], *, confirm: bool) -> Message:
+        """The message with what is still missing of it. confirm: say that it came."""
+        message = _translated(self._where, lambda: self._pull(run_id, tree, inside))
+        if confirm:
+            say = make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run_id)
+            _translated(self._where, lambda: say(tree.object_id))
         return message
 
-    def _pull(self, run_id: int, tree: ObjectTree) -> Message:
+    def _pull(self, run_id: int, tree: ObjectTree, inside: dict[str, bytes]) -> Message:
         pull_one = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id)
         room = [MAX_MESSAGE_BYTES]
 
@@ -286,8 +333,8 @@ class FleetLink:
                 raise TransportError(f"{self._where} sends more than {MAX_MESSAGE_BYTES} bytes in one message")
             return content
 
-        wanted = list({item.object_id for item in iterate_object_tree(tree)})
-        contents = pull_objects(
+        wanted = list({item.object_id for item in iterate_object_tree(tree)} - set(inside))
+        contents = inside | pull_objects(
             wanted, pull, max_time=PULL_TIMEOUT_S, max_tries_per_object=None, initial_backoff=0.02, backoff_cap=0.5
         )
         message = inflate_object_from_contents(tree.object_id, contents)
@@ -301,47 +348,57 @@ class FleetLink:
         """Push a reply and its objects. Raises as `receive` does."""
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
-            request = PushMessagesRequest(
-                node=self._node,
-                messages_list=[message_to_proto(remove_content_from_message(reply))],
-                message_object_trees=[get_object_tree(reply)],
-                # How long the work took says something about the data; nobody needs it.
-                clientapp_runtime_list=[0.0],
-            )
-            response = _translated(self._where, lambda: self._client.PushMessages(request))
-            run_id = reply.metadata.run_id
-            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run_id, response.session_id)
             objects = get_all_nested_objects(reply)
-            wanted = set(response.objects_to_push)
-            _translated(self._where, lambda: push_objects(objects, push, object_ids_to_push=wanted))
+            missing, session_id = self._announce(reply, objects)
+            run_id = reply.metadata.run_id
+            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run_id, session_id)
+            if missing:
+                _translated(self._where, lambda: push_objects(objects, push, object_ids_to_push=missing))
+
+    def _announce(self, reply: Message, objects: Mapping[str, InflatableObject]) -> tuple[set[str], str]:
+        """(ids of the objects that are still to be pushed, the session for it)."""
+        message, tree = message_to_proto(remove_content_from_message(reply)), get_object_tree(reply)
+        if self._inline:
+            push = fleet_pb2.ReplyPush(
+                node_id=self.node_id,
+                message=message.SerializeToString(),
+                tree=tree.SerializeToString(),
+                objects=_small(objects),
+            )
+            taken = self._own(PUSH_PATH, "PushReply", push, fleet_pb2.ReplyTaken, CALL_TIMEOUT_S)
+            return set(taken.objects_to_push), taken.session_id
+        request = PushMessagesRequest(
+            node=self._node,
+            messages_list=[message],
+            message_object_trees=[tree],
+            # How long the work took says something about the data; nobody needs it.
+            clientapp_runtime_list=[0.0],
+        )
+        response = _translated(self._where, lambda: self._client.PushMessages(request))
+        return set(response.objects_to_push), response.session_id
+
+    def _own(self, path: str, name: str, request: Any, kind: type[R], timeout_s: float) -> R:
+        """A call of Confide's own."""
+        return _translated(
+            self._where,
+            lambda: self._client._unary_unary(
+                path=path,
+                rpc_method=f"/confide.v1.Fleet/{name}",
+                request=request,
+                response_type=kind,
+                timeout=timeout_s,
+            ),
+        )
 
     def report(self, report: fleet_pb2.ProgressReport) -> None:
         """Tell what the node is doing, from any thread. Raises as `receive` does; nothing depends on it."""
         report.node_id = self.node_id
-        _translated(
-            self._where,
-            lambda: self._client._unary_unary(
-                path=REPORT_PATH,
-                rpc_method="/confide.v1.Fleet/ReportProgress",
-                request=report,
-                response_type=fleet_pb2.ProgressTaken,
-                timeout=REPORT_TIMEOUT_S,
-            ),
-        )
+        self._own(REPORT_PATH, "ReportProgress", report, fleet_pb2.ProgressTaken, REPORT_TIMEOUT_S)
 
     def run_ends(self, run_ids: list[str]) -> fleet_pb2.RunEnds:
         """Which of these runs have ended, as the coordinator says. Raises as `receive` does."""
-        request = fleet_pb2.RunEndsQuery(node_id=self.node_id, run_ids=run_ids)
-        return _translated(
-            self._where,
-            lambda: self._client._unary_unary(
-                path=RUN_ENDS_PATH,
-                rpc_method="/confide.v1.Fleet/RunEnds",
-                request=request,
-                response_type=fleet_pb2.RunEnds,
-                timeout=CALL_TIMEOUT_S,
-            ),
-        )
+        query = fleet_pb2.RunEndsQuery(node_id=self.node_id, run_ids=run_ids)
+        return self._own(RUN_ENDS_PATH, "RunEnds", query, fleet_pb2.RunEnds, CALL_TIMEOUT_S)
 
     def close(self) -> None:
         """Give the place back and end the heartbeat; a coordinator that is gone is no error here."""

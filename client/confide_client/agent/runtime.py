@@ -12,7 +12,9 @@ from typing import Any
 from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
 from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
+from confide.rounds.heads import head_of_message
 from confide.runs.deadline import refuse_too_slow
+from confide.sealing.roles import WORK
 from confide.text import line
 from confide.transport.messages import parse
 from flwr.app import RecordDict
@@ -21,11 +23,13 @@ from confide_client.agent.envelope import pack, unpack
 from confide_client.agent.notifying import notify
 from confide_client.runs import approvals
 from confide_client.runs.endings import OPEN, finish, forget_text, settle_alone, unended
+from confide_client.runs.heads import Heads
 from confide_client.runs.offers import VerifiedOffer, parse_offer, verify_offer
 from confide_client.runs.records import OfferStatus, Record
 from confide_client.runs.replies import (
     Outgoing,
     ReplyStore,
+    busy_answer,
     check_instruction,
     failure_of,
     parse_instruction,
@@ -37,8 +41,10 @@ from confide_client.runs.trial import Trial
 
 log = logging.getLogger(__name__)
 
-_KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
+_KEPT = WORK | {fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.CONFIRM, fleet_pb2.REVEAL}
 """Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
+_BEGINS = frozenset({fleet_pb2.OFFER, fleet_pb2.ADVERTISE, fleet_pb2.ANCHOR, fleet_pb2.TRAIN})
+"""Steps with which another run would begin something here. Those that go on with what has begun wait in line."""
 MOST_ASKED = 200
 """Runs in one question about their ends; a coordinator answers no more at once."""
 READY_SHARE = 1 / 3
@@ -81,6 +87,26 @@ class NodeRuntime:
             return self._answer(instruction, body, payload)
         except Exception as error:
             return self._fail(instruction, error)
+
+    def busy(self, record: RecordDict) -> RecordDict | None:
+        """While this node works on a slot: the signed answer BUSY to what another run asks for. Else None.
+
+        May be called from another thread than `answer`, which then is in the middle of that work: nothing of a run is
+        touched here, and what was asked is asked again.
+        """
+        doing = self._node.progress.working()
+        if doing is None:
+            return None
+        try:
+            instruction = parse_instruction(unpack(record)[0])
+        except ConfideError:
+            return None  # said in its turn, with all else that is wrong
+        if instruction.run_id == doing.run_id or instruction.step not in _BEGINS:
+            return None
+        self._node.audit.note("busy", run=instruction.run_id[:32], step=_step_name(instruction), seconds=doing.busy_s)
+        outcome = busy_answer(instruction.step, doing.busy_s)
+        node = self._node.member
+        return pack(signed_reply(instruction, node.name, node.identity, outcome, {}))
 
     def _answer(self, instruction: fleet_pb2.Instruction, body: bytes, payload: dict[str, bytes]) -> RecordDict:
         keep = instruction.step in _KEPT
@@ -167,6 +193,7 @@ class NodeRuntime:
         )
         try:
             node.check_allowed(offer.specification)
+            node.check_new_answers(run_id, offer.specification)
             decision = approvals.decision(folder, offer.sha256)
             if node.policy.approval == "auto" and decision is None:
                 if not self._tried(run_id, offer):
@@ -288,7 +315,14 @@ class NodeRuntime:
             if record is not None and record.status == OfferStatus.ACCEPTED:
                 self._run(instruction.run_id).slot_ended(end)
                 self._note_round_end(instruction.run_id, end)
+                self._take_head(instruction.run_id, end)
         return Outgoing(b"")
+
+    def _take_head(self, run_id: str, end: fleet_pb2.End) -> None:
+        """Keep the coordinator's word for all rounds so far. Raises TwoHeads where two contradict."""
+        if end.committed and end.HasField("head"):
+            head = head_of_message(run_id, end.head)
+            Heads(self._node.state.run(run_id)).take(head, self._node.member.roster)
 
     def _note_round_end(self, run_id: str, end: fleet_pb2.End) -> None:
         run = self._runs[run_id]

@@ -168,6 +168,52 @@ def verify_manifest_command(
     typer.echo("on the coordinator's word alone: metrics, who was dropped and why, and that the last model follows")
 
 
+@app.command()
+def heads(
+    run: Run,
+    output: Annotated[Path, typer.Option(help="File to write, for another organization.", dir_okay=False)],
+    state: State = _STATE,
+) -> None:
+    """Write what the coordinator signed of a run's rounds here, so that others can compare it with theirs."""
+    from confide import canonical
+    from confide.files import write_atomic
+
+    from confide_client.runs.heads import kept_heads
+
+    node = StateFolder.at(state)
+    kept = kept_heads(node.run(node.find_run(run)))
+    roster = json.loads(node.member().roster.signed)
+    shown = {"version": 1, "kind": "heads", "roster": roster, "heads": [one.model_dump(mode="json") for one in kept]}
+    write_atomic(output, canonical.encode(shown))
+    typer.echo(f"wrote {len(kept)} signed heads to {output}; there is nothing of this organization in them")
+
+
+@app.command()
+def equivocation(
+    files: Annotated[list[Path], typer.Argument(help="A proof; or what `confide audit heads` wrote, of two nodes.")],
+    root: Annotated[str, typer.Option(help="The consortium root's public key, as you learned it elsewhere.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the proof, if there is one.")] = None,
+) -> None:
+    """Whether a coordinator signed two logs of one run. Status 3, and a proof for everybody, if it did."""
+    from confide import canonical
+    from confide.files import write_atomic
+    from confide.rounds.heads import compare
+
+    try:
+        documents, key = [json.loads(file.read_bytes()) for file in files], bytes.fromhex(root.strip())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StateError(f"the files or the key cannot be read: {error}") from error
+    found = compare(documents, key)
+    if found is None:
+        typer.echo("the heads are of one log: nobody is convicted")
+        return
+    typer.secho(f"convicted: {found.detail}", fg="red")
+    if output is not None:
+        write_atomic(output, canonical.encode(found.proof(documents[0]["roster"])))
+        typer.echo(f"wrote the proof to {output}; `confide audit equivocation {output} --root KEY` checks it anywhere")
+    raise typer.Exit(_CONTRADICTED)
+
+
 def _tell(result: "AuditResult") -> None:
     bound = result.bound
     claim = (

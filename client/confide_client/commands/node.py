@@ -15,12 +15,13 @@ from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
 from confide.identity.expiry import Notice, exit_status
 from confide.identity.member import LocalMember, load_member, read_membership
-from confide.secrecy import private_files, private_process
-from confide.text import cleaned, log_to_stderr, paragraph
+from confide.secrecy import PrivateLogFile, private_files, private_process
+from confide.state_option import StateFirst
+from confide.text import Formatter, cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client.agent.notifying import parse_command
-from confide_client.commands.state_option import StateFirst
+from confide_client.commands import retrieval
 from confide_client.policy.policy import TEMPLATE
 from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     help="Run this organization's node beside its data.",
 )
+app.add_typer(retrieval.app, name="rag")
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder; --state FOLDER says the same", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters; none: the only one that waits")]
@@ -58,6 +60,12 @@ def init(
     processes: Annotated[
         int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="answer this organization's own Prometheus on 127.0.0.1", min=0, max=65535)
+    ] = None,
+    log_file: Annotated[
+        str | None, typer.Option(help="the agent's log, rotated, instead of standard error; '' for that again")
+    ] = None,
     notify: Annotated[
         str | None,
         typer.Option(
@@ -79,6 +87,8 @@ def init(
         max_rank=max_rank,
         precision=precision,
         processes=processes,
+        metrics_port=metrics_port,
+        log_file=log_file,
         notify=None if notify is None else tuple(parse_command(notify)),
     )
     if not state.policy.exists():
@@ -149,6 +159,7 @@ def join(
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
     start: Annotated[bool, typer.Option("--start", help="run the agent when everything is ready")] = False,
     wait: Annotated[float, typer.Option(help="seconds to wait for the admission", min=0)] = 86400.0,
+    state_folder: Annotated[Path | None, typer.Option("--state", help="the same as FOLDER", file_okay=False)] = None,
 ) -> None:
     """Join a consortium with its start kit: keys, admission, model, data, policy. Run again to go on."""
     from confide.identity.kit import read_kit
@@ -167,7 +178,7 @@ def join(
     for source in model or ():
         if os.sep in source or "." in source:
             _check_there(Path(source))
-    state = StateFolder.create(folder if folder is not None else Path(parsed.invitation.name))
+    state = StateFolder.create(folder or state_folder or Path(parsed.invitation.name))
     _change_settings(state, models=None, threads=threads)
     wish = joining.Wish(data=files, models=tuple(model or ()), wait_s=wait)
     joining.join(state, parsed, wish, typer.echo)
@@ -233,19 +244,34 @@ def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="w
 
 def _run_agent(state: StateFolder, *, quiet: bool) -> None:
     from confide_client.agent.agent import Agent
+    from confide_client.agent.metrics import serving
     from confide_client.runs.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
     private_process()
-    log_to_stderr(logging.WARNING)
+    log_to(state.settings.log_file, logging.WARNING)
     # The second says what this machine computes in, once.
     for name in ("confide_client", "confide.models"):
         logging.getLogger(name).setLevel(level)
-    Agent(state).run()
+    with serving(state):
+        Agent(state).run()
     if any(thread.name == LOADER for thread in threading.enumerate()):
         # A model is still being loaded in a thread that cannot be interrupted; everything else was closed.
         logging.shutdown()
         os._exit(0)
+
+
+def log_to(path: str, level: int) -> None:
+    """The agent's log: a file of mode 0600, rotated at 16 MiB with eight older ones, or standard error."""
+    if not path:
+        log_to_stderr(level)
+        return
+    try:
+        handler = PrivateLogFile(Path(path).expanduser(), max_bytes=16 << 20, kept=8)
+    except OSError as error:
+        raise StateError(f"the log {path} cannot be written: {error.strerror}; name another with --log-file") from error
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @app.command(cls=StateFirst)
@@ -378,3 +404,27 @@ def seal_log(folder: Folder, run: Annotated[str, typer.Argument(help="a run's id
     state = StateFolder.at(folder)
     for run_id in [state.find_run(run)] if run else state.run_ids():
         show_seal_log(state.run(run_id), Console())
+
+
+@app.command("verify-run", cls=StateFirst)
+def verify_run(
+    folder: Folder,
+    run: Annotated[str, typer.Argument(help="the run's id, or its first characters")],
+    round: Annotated[int | None, typer.Option(help="whose outer step to follow; 0: none; default: the newest")] = None,
+) -> None:
+    """Hold the coordinator's log of a run's rounds against what this node sent, and follow a round's outer step.
+
+    Exits non-zero with the name of what does not hold.
+    """
+    from confide.transport.control import ControlClient
+
+    from confide_client.runs import proving
+
+    state = StateFolder.at(folder)
+    member, run_id = state.member(), state.find_run(run)
+    with ControlClient.of_member(member, proxy=state.settings.proxy) as client:
+        found = proving.verify_run(state, member, client.prove, run_id, round)
+    for line in proving.told(found):
+        typer.echo(line)
+    if not found.sealed:
+        typer.secho("unsealed: nobody committed to what was summed", fg="red", err=True)

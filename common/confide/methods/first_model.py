@@ -2,7 +2,7 @@
 
 The bytes of payload "model" are one or the other. What they are at first, whether the coordinator may take them as a
 first model, and the schema of an update, stands here; how they may change stands in confide.sealing.member.chain on the
-node's side and in confide_server.rounds.outer_step on the coordinator's.
+node's side and in confide.rounds.outer_step on the coordinator's.
 
     data, schema = first_model(specification, base)
 """

@@ -1,3 +1,4 @@
+from confide.proto import fleet_pb2 as _fleet_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -81,6 +82,46 @@ class PutReceiptRequest(_message.Message):
 class PutReceiptReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ProveRunRequest(_message.Message):
+    __slots__ = ("run_id", "round")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    round: int
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class RunProofPart(_message.Message):
+    __slots__ = ("head", "entry", "file", "chunk")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    head: _fleet_pb2.RunHead
+    entry: RoundEntry
+    file: ProofFile
+    chunk: bytes
+    def __init__(self, head: _Optional[_Union[_fleet_pb2.RunHead, _Mapping]] = ..., entry: _Optional[_Union[RoundEntry, _Mapping]] = ..., file: _Optional[_Union[ProofFile, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class RoundEntry(_message.Message):
+    __slots__ = ("record", "included", "index", "path")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    INCLUDED_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    included: bool
+    index: int
+    path: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, record: _Optional[bytes] = ..., included: _Optional[bool] = ..., index: _Optional[int] = ..., path: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ProofFile(_message.Message):
+    __slots__ = ("name", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class ListRequestsRequest(_message.Message):
     __slots__ = ()

@@ -64,6 +64,11 @@ class ControlStub:
                 request_serializer=confide_dot_v1_dot_control__pb2.PutReceiptRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_control__pb2.PutReceiptReply.FromString,
                 _registered_method=True)
+        self.ProveRun = channel.unary_stream(
+                '/confide.v1.Control/ProveRun',
+                request_serializer=confide_dot_v1_dot_control__pb2.ProveRunRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_control__pb2.RunProofPart.FromString,
+                _registered_method=True)
         self.ListRequests = channel.unary_unary(
                 '/confide.v1.Control/ListRequests',
                 request_serializer=confide_dot_v1_dot_control__pb2.ListRequestsRequest.SerializeToString,
@@ -144,6 +149,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProveRun(self, request, context):
+        """of a run that the caller accepted
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRequests(self, request, context):
         """Administrators.
         """
@@ -219,6 +231,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.PutReceipt,
                     request_deserializer=confide_dot_v1_dot_control__pb2.PutReceiptRequest.FromString,
                     response_serializer=confide_dot_v1_dot_control__pb2.PutReceiptReply.SerializeToString,
+            ),
+            'ProveRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProveRun,
+                    request_deserializer=confide_dot_v1_dot_control__pb2.ProveRunRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_control__pb2.RunProofPart.SerializeToString,
             ),
             'ListRequests': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRequests,
@@ -418,6 +435,33 @@ class Control:
             '/confide.v1.Control/PutReceipt',
             confide_dot_v1_dot_control__pb2.PutReceiptRequest.SerializeToString,
             confide_dot_v1_dot_control__pb2.PutReceiptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/confide.v1.Control/ProveRun',
+            confide_dot_v1_dot_control__pb2.ProveRunRequest.SerializeToString,
+            confide_dot_v1_dot_control__pb2.RunProofPart.FromString,
             options,
             channel_credentials,
             insecure,

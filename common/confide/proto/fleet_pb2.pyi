@@ -18,6 +18,7 @@ class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REVEAL: _ClassVar[Step]
     END: _ClassVar[Step]
     ANCHOR: _ClassVar[Step]
+    SCORE: _ClassVar[Step]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +39,7 @@ CONFIRM: Step
 REVEAL: Step
 END: Step
 ANCHOR: Step
+SCORE: Step
 PHASE_UNSPECIFIED: Phase
 PHASE_LOADING: Phase
 PHASE_MEASURING: Phase
@@ -88,12 +90,14 @@ class Reply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., payload_digest: _Optional[bytes] = ..., body: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "message")
+    __slots__ = ("code", "message", "busy_s")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    busy_s: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., busy_s: _Optional[int] = ...) -> None: ...
 
 class SignedReply(_message.Message):
     __slots__ = ("reply", "signature")
@@ -138,20 +142,22 @@ class Cosignature(_message.Message):
     def __init__(self, administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
-    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision")
+    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision", "busy_s")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREPARING_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     waiting: bool
     reason: str
     preparing: bool
     round_s: float
     precision: str
-    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
+    busy_s: int
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., busy_s: _Optional[int] = ...) -> None: ...
 
 class SlotOpen(_message.Message):
     __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")
@@ -170,7 +176,7 @@ class SlotOpen(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., parent_model_sha256: _Optional[bytes] = ..., evaluate_only: _Optional[bool] = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended", "coordinator", "signature", "stopped_by", "stop_signature")
+    __slots__ = ("slot", "committed", "failure", "next_model_sha256", "contributors", "run_ended", "coordinator", "signature", "stopped_by", "stop_signature", "head")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +187,7 @@ class End(_message.Message):
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     STOPPED_BY_FIELD_NUMBER: _ClassVar[int]
     STOP_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     slot: int
     committed: bool
     failure: str
@@ -191,7 +198,20 @@ class End(_message.Message):
     signature: bytes
     stopped_by: str
     stop_signature: bytes
-    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ..., stopped_by: _Optional[str] = ..., stop_signature: _Optional[bytes] = ...) -> None: ...
+    head: RunHead
+    def __init__(self, slot: _Optional[int] = ..., committed: _Optional[bool] = ..., failure: _Optional[str] = ..., next_model_sha256: _Optional[bytes] = ..., contributors: _Optional[_Iterable[str]] = ..., run_ended: _Optional[bool] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ..., stopped_by: _Optional[str] = ..., stop_signature: _Optional[bytes] = ..., head: _Optional[_Union[RunHead, _Mapping]] = ...) -> None: ...
+
+class RunHead(_message.Message):
+    __slots__ = ("size", "root_sha256", "coordinator", "signature")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    ROOT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    root_sha256: bytes
+    coordinator: str
+    signature: bytes
+    def __init__(self, size: _Optional[int] = ..., root_sha256: _Optional[bytes] = ..., coordinator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("version", "run_id", "node", "phase", "step", "steps", "seconds_left", "number")
@@ -250,3 +270,49 @@ class RunEnd(_message.Message):
     run_id: str
     end: End
     def __init__(self, run_id: _Optional[str] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+
+class InstructionQuery(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    def __init__(self, node_id: _Optional[int] = ...) -> None: ...
+
+class InstructionPulled(_message.Message):
+    __slots__ = ("message", "tree", "objects", "complete")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    message: bytes
+    tree: bytes
+    objects: _containers.RepeatedCompositeFieldContainer[SmallObject]
+    complete: bool
+    def __init__(self, message: _Optional[bytes] = ..., tree: _Optional[bytes] = ..., objects: _Optional[_Iterable[_Union[SmallObject, _Mapping]]] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class SmallObject(_message.Message):
+    __slots__ = ("object_id", "content")
+    OBJECT_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    object_id: str
+    content: bytes
+    def __init__(self, object_id: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class ReplyPush(_message.Message):
+    __slots__ = ("node_id", "message", "tree", "objects")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    message: bytes
+    tree: bytes
+    objects: _containers.RepeatedCompositeFieldContainer[SmallObject]
+    def __init__(self, node_id: _Optional[int] = ..., message: _Optional[bytes] = ..., tree: _Optional[bytes] = ..., objects: _Optional[_Iterable[_Union[SmallObject, _Mapping]]] = ...) -> None: ...
+
+class ReplyTaken(_message.Message):
+    __slots__ = ("objects_to_push", "session_id")
+    OBJECTS_TO_PUSH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    objects_to_push: _containers.RepeatedScalarFieldContainer[str]
+    session_id: str
+    def __init__(self, objects_to_push: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ...) -> None: ...

@@ -177,6 +177,16 @@ class ControlClient:
         signature = identity.sign("receipt", receipt)
         self._call(self._stub.PutReceipt, pb.PutReceiptRequest(run_id=run_id, receipt=receipt, signature=signature))
 
+    def prove(self, run_id: str, round: int = 0) -> Iterator[pb.RunProofPart]:
+        """What the coordinator shows of a run's rounds to a node that accepted it; nothing of it is checked.
+
+        round: whose models and mean update are wanted too; 0: none.
+        """
+        self._greet()
+        request = pb.ProveRunRequest(run_id=run_id, round=round)
+        with self._failures():
+            yield from self._stub.ProveRun(request, metadata=own_metadata(), timeout=BULK_TIMEOUT_S)
+
     def pending_requests(self) -> list[bytes]:
         """Enrolment requests that wait at the coordinator for the root."""
         self._greet()

@@ -14,7 +14,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -23,22 +24,30 @@ import uvicorn
 from confide import canonical
 from confide.errors import IdentityError, StateError
 from confide.files import private_folder, write_atomic
-from confide.identity.expiry import DailyWarning
+from confide.identity.expiry import DailyWarning, Notice, notices
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
+from confide.memory import map_big_buffers
 from pydantic import Field
 
+from confide_server.alerts.looking import look
+from confide_server.alerts.service import NAME as ALERTS
+from confide_server.alerts.service import AlertService
+from confide_server.alerts.settings import Alerts
+from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
-from confide_server.api.grpc.endpoint import Surroundings
+from confide_server.api.grpc.endpoint import Function, Surroundings
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
+from confide_server.inquiries.relay import InquiryRelay
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
-from confide_server.memory import map_big_buffers
+from confide_server.membership.waiting import waiting_notices
 from confide_server.quota import Quota, listening, room_for
+from confide_server.rlhf import release_evidence
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.audit_log import AuditLog
@@ -46,18 +55,23 @@ from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
+from confide_server.state.round_log import RoundLog
 from confide_server.state.run_control import RunControl
 from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
+from confide_server.telemetry import traces
 from confide_server.telemetry.metrics import Gauges, Metrics
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
 DRIVER_FILE = "driver.json"
+ENROLMENT_FOLDER = "enrolment"
 """What keeps the run driver from driving, for `confide server status`."""
 log = logging.getLogger(__name__)
 
@@ -85,6 +99,10 @@ class Settings(Document):
     metrics_port: Port | None = None
     """Where Prometheus asks; None: nowhere. There is no authentication: keep it on an address that only it reaches."""
     metrics_bind: str = "127.0.0.1"
+    alerts: Alerts | None = None
+    """Who is told what needs somebody (docs/alerts.md); None: nobody."""
+    traces: str = ""
+    """Where spans go: "otlp", or a file; "" for nowhere (confide_server.telemetry.traces)."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -133,6 +151,34 @@ def standing(folder: Path) -> dict[str, Any]:
     return found
 
 
+def due_here(folder: Path, now: float) -> list[Notice]:
+    """What of the coordinator's own papers ends soon, and who waits to be admitted. Reads files only."""
+    queue = EnrolmentQueue(folder / ENROLMENT_FOLDER)
+    return [*notices(folder, now), *waiting_notices(queue, now)]
+
+
+def _database(folder: Path, settings: Settings) -> Database:
+    return Database(settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+
+
+def _checkpoints(folder: Path, settings: Settings) -> CheckpointStore:
+    return CheckpointStore(settings.checkpoints or str(private_folder(folder / "checkpoints")))
+
+
+@contextlib.contextmanager
+def at_rest(folder: Path) -> Iterator[tuple[Database, CheckpointStore]]:
+    """The state of a coordinator that does not run, and cannot be started meanwhile. Raises StateError when it runs."""
+    settings, lock = read_settings(folder), _exclusive(folder)
+    try:
+        database = _database(folder, settings)
+        try:
+            yield database, _checkpoints(folder, settings)
+        finally:
+            database.close()
+    finally:
+        os.close(lock)
+
+
 class Coordinator:
     """All parts of a running coordinator."""
 
@@ -158,16 +204,17 @@ class Coordinator:
     def _open(self, opened: contextlib.ExitStack) -> None:
         folder = self.folder
         self._tls = _tls_context(self.member)
-        self.database = Database(self.settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+        self.database = _database(folder, self.settings)
         opened.callback(self.database.close)
         self.link = FleetLink(folder / "fleet")
         opened.callback(self.link.release)
         self._receipts = ReceiptStore(folder / "receipts.log")
         opened.callback(self._receipts.close)
-        checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
+        checkpoints = _checkpoints(folder, self.settings)
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
         self.link.run_ends = RunEnds(self.database, self.member).of
+        round_log = RoundLog(self.database, checkpoints, self.member)
         parts = Parts(
             book=self.book,
             link=self.link,
@@ -175,13 +222,14 @@ class Coordinator:
             name=self.member.name,
             identity=self.member.identity,
             folder=private_folder(folder / "runs"),
+            head=round_log.head,
             on_trouble=self._note_driver,
             max_concurrent_runs=self.settings.max_concurrent_runs,
         )
         self._scheduler = Scheduler(parts)
         self._started_at = time.time()
         idempotency, sightings = Idempotency(self.database), Sightings(self.database)
-        enrolment = EnrolmentQueue(folder / "enrolment")
+        enrolment = EnrolmentQueue(folder / ENROLMENT_FOLDER)
         intake = RosterIntake(self.member.roster, self._take_roster)
         views = Views(self.database)
         self.admin = AdminParts(
@@ -190,7 +238,10 @@ class Coordinator:
             views=views,
             control=RunControl(self.database, self.book, self._scheduler.forget),
             tail=EventTail(self.book, views),
-            releases=Releases(self.database, self.member.roster),
+            releases=Releases(
+                self.database, self.member.roster, ReleaseGate(self.member.roster, release_evidence.check)
+            ),
+            preferences=PreferenceStore(self.database),
             receipts=self._receipts,
             audit=AuditLog(self.database),
             enrolment=enrolment,
@@ -202,16 +253,20 @@ class Coordinator:
         self._metrics = Metrics(self._gauges) if self.settings.metrics_port is not None else None
         if self._metrics is not None:
             self.book.listeners.append(self._metrics.take)
+        answers = functions(self.admin)
+        self._alerts = self._alerting(answers) if self.settings.alerts is not None else None
         self._control = ControlServer(
             member=self.member,
             run_service=self.book,
             folder=folder,
             address=f"{self.settings.bind}:{self.settings.control_port}",
             receipts=self._receipts,
+            round_log=round_log,
             enrolment=enrolment,
             intake=intake,
-            admin=functions(self.admin),
+            admin=answers,
             surroundings=Surroundings(self.member, idempotency, sightings.note),
+            relay=InquiryRelay(self.member.roster, private_folder(folder / "cards"), self._note_inquiry),
         )
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
         quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
@@ -231,10 +286,25 @@ class Coordinator:
             quota,
         )
 
+    def _alerting(self, answers: Mapping[str, Function]) -> AlertService:
+        # Asked within the process, as the coordinator itself: it sees everything, and changes nothing.
+        itself = Caller(self.member.claim, None, None)
+        service = AlertService(
+            self.settings.alerts or Alerts(),
+            self.folder / "alerts.json",
+            look=lambda: look(lambda method, request: answers[method](itself, request)),
+            note=self.admin.audit.note,
+            names=(self.member.membership.consortium, self.member.name),
+        )
+        self.book.listeners.append(service.happened)
+        return service
+
     def facts(self) -> ServerFacts:
         """What the administration service tells of this process."""
         found = standing(self.folder)
         threads = {self._fleet_thread.name: self._fleet_thread.is_alive(), **self._scheduler.threads}
+        if self._alerts is not None:
+            threads[ALERTS] = self._alerts.alive
         return ServerFacts(
             started_at=self._started_at,
             trouble=found["trouble"],
@@ -270,6 +340,10 @@ class Coordinator:
         with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
             write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
 
+    def _note_inquiry(self, asker: str, nodes: Sequence[str]) -> None:
+        with self.database.transaction() as session:
+            append_audit(session, {"event": "inquiry", "by": asker, "nodes": sorted(nodes)})
+
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
         self.book.keep_roster()
@@ -294,8 +368,12 @@ class Coordinator:
             served = self._metrics.serve(self.settings.metrics_bind, self.settings.metrics_port)
             self.metrics_port, stop_metrics = served
             self._opened.callback(stop_metrics)
+        if self.settings.traces:
+            self._opened.callback(traces.configure(self.settings.traces))
         self._note_driver("")
         self._scheduler.start()
+        if self._alerts is not None:
+            self._alerts.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
 
@@ -307,6 +385,8 @@ class Coordinator:
 
     def stop(self) -> None:
         """Let go of everything, in the order that leaves nothing half done."""
+        if self._alerts is not None:
+            self._alerts.stop()
         self._scheduler.stop()
         self._control.stop()
         self.link.close()
@@ -328,7 +408,7 @@ class Coordinator:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         stamp = self.member.tls_certificate_path.stat().st_mtime_ns
-        papers = DailyWarning(self.folder)
+        papers = DailyWarning(partial(due_here, self.folder))
         while not ended.wait(RENEWAL_CHECK_S):
             papers.look()
             newest = self.member.tls_certificate_path.stat().st_mtime_ns

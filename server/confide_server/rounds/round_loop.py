@@ -20,16 +20,18 @@ from confide.errors import (
 )
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
+from confide.memory import trim
 from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
+from confide.rounds import merkle
+from confide.rounds.outer_step import mean_update, next_model
+from confide.rounds.record import RoundRecord, upload_leaves, uploads_of
 from confide.sealing.member.chain import link_of
-from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
+from confide.sealing.roles import WORK, Abandoned, Collector, Exchange, Opened, SlotPlan
 
-from confide_server.memory import trim
 from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
-from confide_server.rounds.outer_step import next_model
 from confide_server.rounds.turns import Turn
 from confide_server.state.events import (
     Contributed,
@@ -40,6 +42,7 @@ from confide_server.state.events import (
 from confide_server.state.run_ends import end_message
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
 from confide_server.telemetry.logs import about
+from confide_server.telemetry.traces import note, span
 
 END_DEADLINE_S = 5.0
 EPOCH_TRIES = 3
@@ -69,10 +72,11 @@ class Rounds:
         pause: Callable[[float], None],
         sign: Callable[[SignedEnd], SignedEnd],
         turn: Turn,
+        head: Callable[[str], fleet_pb2.RunHead | None],
     ) -> None:
         """closing: a courier that still works when the run is to stop. pause: as for Cohort.
 
-        sign: as the coordinator. turn: taken for each round.
+        sign: as the coordinator. turn: taken for each round. head: of the run's log of rounds, signed.
         """
         self._run = run
         self._specification = run.specification
@@ -91,6 +95,7 @@ class Rounds:
         self._pause = pause
         self._sign = sign
         self._turn = turn
+        self._head = head
         self._attendance = Attendance(
             run,
             book,
@@ -121,7 +126,7 @@ class Rounds:
         while model.round < self._federation.rounds:
             self._pause(0.0)  # between rounds an operator may let the run rest
             try:
-                with about(round=model.round + 1):
+                with about(round=model.round + 1), span("round", run=self._run.run_id, round=model.round + 1):
                     model = self._round(model)
             finally:
                 self._turn.give_back()
@@ -255,10 +260,11 @@ class Rounds:
         self._connections |= now
 
     def _slot(self, plan: SlotPlan, model: Model) -> Opened | Abandoned:
-        with about(slot=plan.slot):
+        with about(slot=plan.slot), span("slot", round=plan.round, attempt=plan.attempt, slot=plan.slot):
             self._collector.open_slot(plan)
             self._exchanges(plan.round, {"model": model.data})
-        outcome = self._collector.outcome
+            outcome = self._collector.outcome
+            note(code=outcome.code if isinstance(outcome, Abandoned) else "")
         if outcome is None:
             raise RetryableError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
         return outcome
@@ -266,8 +272,9 @@ class Rounds:
     def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:
         while (exchange := self._collector.exchange()) is not None:
             began, step = self._courier.clock(), fleet_pb2.Step.Name(exchange.step).lower()
-            self._exchange(number, exchange, model)
-            self._collector.close_exchange()
+            with span("phase", step=step, asked=len(exchange.bodies)):
+                self._exchange(number, exchange, model)
+                self._collector.close_exchange()
             self._phases[step] = self._phases.get(step, 0.0) + self._courier.clock() - began
 
     def _exchange(self, number: int, exchange: Exchange, model: Mapping[str, bytes]) -> None:
@@ -291,13 +298,13 @@ class Rounds:
             except ConfideError as error:
                 self._dropped(number, answer.node, error.code, str(error), answered=True)
                 continue
-            if exchange.step == fleet_pb2.TRAIN:
+            if exchange.step in WORK:
                 self._received[answer.node] = size
                 self._book.record(self._run.run_id, Contributed(round=number, node=answer.node, bytes=size))
 
     def _deadline_s(self, exchange: Exchange, model: Mapping[str, bytes]) -> float:
         """The collector knows how long the specification allows at most; the cohort what its nodes need."""
-        if exchange.step != fleet_pb2.TRAIN:
+        if exchange.step not in WORK:
             return exchange.deadline_s
         return min(exchange.deadline_s, self._cohort.step_deadline_s(len(model.get("model", b""))))
 
@@ -322,15 +329,21 @@ class Rounds:
     def _commit(
         self, plan: SlotPlan, opened: Opened, model: Model, data: bytes, outer_state: bytes, seconds: float
     ) -> Model:
-        store, update_norm = self._book.checkpoints, 0.0
+        store, update_norm, mean_file = self._book.checkpoints, 0.0, ""
         if not plan.evaluate_only:
             update_norm = float(np.linalg.norm(opened.update_sum)) / opened.weight_sum
+            if self._specification.trains_model:
+                mean_file = store.put(mean_update(opened).astype("<f4").tobytes(), "mean")
+        outer_file = store.put(outer_state, "safetensors") if outer_state else ""
+        next_sha256 = model_digest(data)
         done = Committed(
             plan=plan,
             opened=opened,
             model_file=store.put(data, "bin"),
-            outer_file=store.put(outer_state, "safetensors") if outer_state else "",
-            model_sha256=model_digest(data),
+            outer_file=outer_file,
+            mean_file=mean_file,
+            record=self._record(plan, opened, model, next_sha256, mean_file, outer_file).canonical_bytes(),
+            model_sha256=next_sha256,
             model_bytes=len(data),
             update_norm=update_norm,
             seconds=round(seconds, 3),
@@ -339,7 +352,27 @@ class Rounds:
         )
         self._book.commit_round(self._run.run_id, done)
         self._tell_end(plan, done.model_sha256, tuple(self._heard), self._courier)
-        return Model(plan.round, done.model_sha256, model.sha256, data, outer_state)
+        return Model(plan.round, done.model_sha256, model.sha256, data, outer_state, outer_file)
+
+    def _record(
+        self, plan: SlotPlan, opened: Opened, model: Model, next_sha256: bytes, mean_file: str, outer_file: str
+    ) -> RoundRecord:
+        """What is said of the round for good. Checkpoints are named by the SHA-256 of what they hold."""
+        uploads = uploads_of(opened.evidence)
+        return RoundRecord(
+            run_id=self._run.run_id,
+            round=plan.round,
+            slot=plan.slot,
+            attempt=plan.attempt,
+            evaluate_only=plan.evaluate_only,
+            model_sha256=model.sha256.hex(),
+            next_model_sha256=next_sha256.hex(),
+            uploads=len(uploads),
+            uploads_root=merkle.root(upload_leaves(uploads)).hex(),
+            mean_sha256=mean_file.partition(".")[0],
+            outer_before_sha256=model.outer_file.partition(".")[0],
+            outer_after_sha256=outer_file.partition(".")[0],
+        )
 
     def _abandon(self, plan: SlotPlan, code: str, reason: str, model_sha256: bytes, courier: Courier) -> None:
         self._book.abandon_slot(self._run.run_id, plan, code, reason)
@@ -357,8 +390,10 @@ class Rounds:
             self._open = None
 
     def _tell_end(self, plan: SlotPlan, next_model_sha256: bytes, wait_for: tuple[str, ...], courier: Courier) -> None:
-        self._open = None
-        self._say(self._collector.end_message(next_model_sha256), wait_for, courier)
+        self._open, end = None, self._collector.end_message(next_model_sha256)
+        if (head := self._head(self._run.run_id)) is not None and end.committed:
+            end.head.CopyFrom(head)
+        self._say(end, wait_for, courier)
 
     def _say(self, end: fleet_pb2.End, wait_for: tuple[str, ...], courier: Courier) -> None:
         """Tell everyone who accepted; wait a moment for those who were heard of, not for the others."""

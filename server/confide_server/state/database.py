@@ -32,6 +32,7 @@ from sqlalchemy import (
     Engine,
     Float,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     String,
@@ -57,6 +58,9 @@ _BEGIN = "confide_begin"
 _MIGRATION_LOCK = 0x436F6E66696465
 """Of PostgreSQL's advisory locks: "Confide"."""
 Json = dict[str, Any]
+
+
+_OFFERS = text("kind = 'offer_answered'")
 
 
 class Base(DeclarativeBase):
@@ -99,7 +103,12 @@ class Run(Base):
     method: Mapped[str] = mapped_column(String(32), default="")
     data: Mapped[str] = mapped_column(String(64), default="")
     privacy_unit: Mapped[str] = mapped_column(String(16), default="")
-    """These three are the specification's, for lists."""
+    privacy_epsilon: Mapped[float] = mapped_column(Float, default=0.0)
+    """0: nothing is promised."""
+    privacy_delta: Mapped[float] = mapped_column(Float, default=0.0)
+    base_sha256: Mapped[str] = mapped_column(String(64), default="")
+    base_name: Mapped[str] = mapped_column(String(200), default="")
+    """These seven are the specification's, for lists."""
     parent_run_id: Mapped[str] = mapped_column(String(32), default="")
     """The run whose model it began with, as its administrator signed; "" for none."""
     parent_round: Mapped[int] = mapped_column(Integer, default=0)
@@ -170,6 +179,10 @@ class Round(Base):
     """Seconds by step of the protocol; empty for rounds of a release that did not record them."""
     received: Mapped[Json] = mapped_column(default=dict)
     """Bytes of each node's upload."""
+    record: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """confide.rounds.record, the entry of the log of rounds; empty for rounds of a release that kept none."""
+    mean_file: Mapped[str] = mapped_column(String(80), default="")
+    """The mean update, among the checkpoints; "" for none."""
 
 
 class SignedRoster(Base):
@@ -207,6 +220,10 @@ class Event(Base):
     data: Mapped[Json]
     number: Mapped[int] = mapped_column(BigInteger, index=True, unique=True)
     """Rises over all runs."""
+    __table_args__ = (
+        Index("ix_events_offers", "number", sqlite_where=_OFFERS, postgresql_where=_OFFERS),
+        Index("ix_events_offers_of_run", "run_id", "sequence", sqlite_where=_OFFERS, postgresql_where=_OFFERS),
+    )
 
 
 class Instruction(Base):

@@ -92,6 +92,8 @@ class Model:
     parent_sha256: bytes
     data: bytes
     outer_state: bytes
+    outer_file: str = ""
+    """Where the outer state lies among the checkpoints; "" for none."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Committed:
     """Seconds by step of the protocol, over all attempts."""
     received: Mapping[str, int]
     """Bytes of each node's upload."""
+    record: bytes = b""
+    """The entry of the log of rounds (confide.rounds.record)."""
+    mean_file: str = ""
 
 
 class RunJournal:
@@ -556,6 +561,7 @@ class RunJournal:
             parent_sha256=before.model_sha256 if before else b"",
             data=self.checkpoints.get(files.model_file),
             outer_state=self.checkpoints.get(files.outer_file) if files.outer_file else b"",
+            outer_file=files.outer_file,
         )
 
     def plan_slot(self, run_id: str, round: int) -> tuple[int, int]:
@@ -628,6 +634,8 @@ class RunJournal:
                     committed_at=self.clock(),
                     phases=dict(done.phases),
                     received=dict(done.received),
+                    record=done.record,
+                    mean_file=done.mean_file,
                 )
             )
             self._keep_roster(session)
@@ -765,6 +773,10 @@ def _new_run(number: int, submission: Submission, specification: Specification, 
         method=specification.method.name,
         data=specification.federation.data,
         privacy_unit=specification.privacy.unit,
+        privacy_epsilon=specification.privacy.epsilon or 0.0,
+        privacy_delta=(specification.privacy.delta or 0.0) if specification.privacy.epsilon else 0.0,
+        base_sha256=specification.model.sha256,
+        base_name=specification.model.name,
         parent_run_id=signed.parent_run_id,
         parent_round=signed.parent_round,
         cosigned=[[name, one.hex()] for name, one in signed.cosigned],

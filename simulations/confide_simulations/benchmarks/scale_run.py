@@ -19,13 +19,13 @@ from confide.codec.digest import DigestedFile
 from confide.codec.tensors import TensorSchema, model_digest
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import OuterStep
 from confide.runs.contribution import Contribution
 from confide.runs.specification import EXAMPLE, Outer, parse_toml
 from confide.sealing.factory import make_collector
 from confide.sealing.member.context import NodeRules
 from confide.sealing.member.member import SealedMember
 from confide.sealing.roles import Answer, Exchange, Opened, SlotPlan
-from confide_server.rounds.outer_step import OuterStep
 
 from confide_simulations.benchmarks.scale import PHASES
 from confide_simulations.benchmarks.sealing_protocol import NOW, RUN, sealing_roster

@@ -17,12 +17,12 @@ from confide import canonical
 from confide.codec.layout import VectorLayout
 from confide.codec.seal_vector import UploadSum, encode_upload
 from confide.proto import fleet_pb2
+from confide.rounds.outer_step import OuterStep
 from confide.runs.metrics import Metric
 from confide.runs.schedule import clip_norm
 from confide.runs.specification import Specification
 from confide_client.data.datasets import LocalData
 from confide_client.training import LocalTrainer
-from confide_server.rounds.outer_step import OuterStep
 from numpy.typing import NDArray
 
 Say = Callable[[str], None]

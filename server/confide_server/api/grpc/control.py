@@ -24,12 +24,15 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.state.events import END_KINDS
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.round_log import RoundLog
 from confide_server.state.run_service import RunService, RunSummary, Submission
 
 CHUNK_BYTES = 1 << 20
 MAX_MODEL_BYTES = 8 << 30
 MAX_WATCHERS = 24
 WATCH_POLL_S = 2.0
+MAX_PROVERS = 4
+"""Each may hold a model's files in memory, one at a time."""
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -45,6 +48,7 @@ class ControlService:
         receipts: ReceiptStore,
         intake: RosterIntake,
         max_model_bytes: int = MAX_MODEL_BYTES,
+        round_log: RoundLog | None = None,
     ) -> None:
         self._member = member
         self._roster = member.roster
@@ -53,6 +57,8 @@ class ControlService:
         self._receipts = receipts
         self._accept = intake.accept
         self._max_model_bytes = max_model_bytes
+        self._round_log = round_log
+        self._provers = threading.BoundedSemaphore(MAX_PROVERS)
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
 
     def hello(self, caller: Caller, request: pb.HelloRequest) -> pb.HelloReply:
@@ -96,6 +102,23 @@ class ControlService:
             raise IdentityError("only a node of the roster sends receipts")
         self._receipts.put(caller.member, checked_run_id(request.run_id), request.receipt, request.signature)
         return pb.PutReceiptReply()
+
+    def prove_run(
+        self, caller: Caller, request: pb.ProveRunRequest, active: Callable[[], bool]
+    ) -> Iterator[pb.RunProofPart]:
+        """The log of rounds of a run that the caller accepted, with proofs, and the files of one round."""
+        if caller.member is None or self._round_log is None:
+            raise IdentityError("only a node of the roster checks a run, at a coordinator that keeps a log of rounds")
+        if not self._provers.acquire(blocking=False):
+            raise StateError(f"{MAX_PROVERS} nodes check a run already; try again in a minute")
+        try:
+            run_id = checked_run_id(request.run_id)
+            for part in self._round_log.prove(run_id, caller.name, request.round, CHUNK_BYTES):
+                if not active():
+                    return
+                yield part
+        finally:
+            self._provers.release()
 
     def list_requests(self, caller: Caller, request: pb.ListRequestsRequest) -> pb.ListRequestsReply:
         """Requests that nobody has answered, as many as fit into one message."""

@@ -38,6 +38,8 @@ PATH_LIMITS = {
     "/v1/fleet/send-node-heartbeat": SMALL_BODY_BYTES,
     "/v1/fleet/pull-messages": SMALL_BODY_BYTES,
     "/v1/fleet/push-messages": SMALL_BODY_BYTES,
+    "/v1/fleet/pull-instruction": REPORT_BODY_BYTES,
+    "/v1/fleet/push-reply": 2 * SMALL_BODY_BYTES,
     "/v1/fleet/pull-object": SMALL_BODY_BYTES,
     "/v1/fleet/push-object": OBJECT_BODY_BYTES,
     "/v1/fleet/confirm-message-received": SMALL_BODY_BYTES,

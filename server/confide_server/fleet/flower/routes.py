@@ -4,8 +4,9 @@ Who calls was settled before (request filter, then binding, which holds the requ
 key). Here the request's other ids are held against the record of what is in flight: 403 for what belongs to
 somebody else.
 
-Flower's protocol has no word for how far a node's work is, nor for what ended while a node was away: report-progress
-and run-ends are Confide's own.
+Flower's protocol has no word for how far a node's work is, nor for what ended while a node was away, and takes nine
+requests for an instruction and its reply, however small: report-progress, run-ends, pull-instruction and push-reply are
+Confide's own. Flower's calls for the same stay, for nodes of earlier releases and for what is big.
 
 Connections and instructions go through Flower's handlers and its state. Objects and replies go straight to the object
 store: the record of what is in flight knows what is awaited, so that Flower's bookkeeping of push sessions, traffic
@@ -16,7 +17,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
-from confide.proto.fleet_pb2 import ProgressReport, ProgressTaken, RunEnds, RunEndsQuery
+from confide.proto.fleet_pb2 import (
+    InstructionPulled,
+    InstructionQuery,
+    ProgressReport,
+    ProgressTaken,
+    ReplyPush,
+    ReplyTaken,
+    RunEnds,
+    RunEndsQuery,
+    SmallObject,
+)
 from fastapi import APIRouter, Depends, HTTPException, Request
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -32,24 +43,32 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeat
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ConfirmMessageReceivedResponse,
+    Metadata,
     ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
     PushObjectResponse,
 )
+from flwr.proto.message_pb2 import Message as FlowerMessage
+from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.protobuf.routing import ProtobufRoute
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_DEPENDENCY, PROTOBUF_REQUEST_TYPES
 from flwr.superlink.dependencies.linkstate import get_linkstate
 from flwr.superlink.servicer.fleet import fleet_handlers
+from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
 from confide_server.fleet.flower.in_flight import InFlight
+from confide_server.fleet.flower.store import FileObjectStore
 
 POLL_HOLD_S = 2.0
 """How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little."""
+INLINE_BYTES = 1 << 20
+"""Of an instruction's objects in one answer to a poll."""
 MAX_OBJECTS = 20_000
 """In one reply: 100 GB in chunks of 5 MiB."""
 
@@ -57,9 +76,11 @@ OnReport = Callable[[str, ProgressReport], None]
 TellEnds = Callable[[Sequence[str]], RunEnds]
 
 router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute)
-# Flower's decoder goes by this table; the two calls that are Confide's own stand in it too.
+# Flower's decoder goes by this table; the calls that are Confide's own stand in it too.
 PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/report-progress"] = ProgressReport
 PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/run-ends"] = RunEndsQuery
+PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/pull-instruction"] = InstructionQuery
+PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/push-reply"] = ReplyPush
 
 
 def get_board(request: Request) -> InFlight:
@@ -125,15 +146,52 @@ async def pull_messages(
     request: Annotated[PullMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> PullMessagesResponse:
     """The next instruction; held open for a moment when there is none, which costs the coordinator no query."""
-    node_id = request.node.node_id
-    if not await board.wait_mail(node_id, POLL_HOLD_S):
+    if not await board.wait_mail(request.node.node_id, POLL_HOLD_S):
         return PullMessagesResponse()
-    response = await run_in_threadpool(
-        fleet_handlers.pull_messages, request=request, state=state, store=state.object_store
-    )
+    return await run_in_threadpool(_pulled, request, state, board)
+
+
+def _pulled(request: PullMessagesRequest, state: LinkState, board: InFlight) -> PullMessagesResponse:
+    response = fleet_handlers.pull_messages(request=request, state=state, store=state.object_store)
     if response.messages_list:
-        board.mail(node_id)
+        board.mail(request.node.node_id)
     return response
+
+
+@router.post("/pull-instruction")
+async def pull_instruction(
+    request: Annotated[InstructionQuery, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+) -> InstructionPulled:
+    """The next instruction with its small objects; held open as `pull_messages` is."""
+    if not await board.wait_mail(request.node_id, POLL_HOLD_S):
+        return InstructionPulled()
+    return await run_in_threadpool(_pulled_with_objects, request.node_id, state, board)
+
+
+def _pulled_with_objects(node_id: int, state: LinkState, board: InFlight) -> InstructionPulled:
+    response = _pulled(PullMessagesRequest(node=Node(node_id=node_id)), state, board)
+    if not response.messages_list:
+        return InstructionPulled()
+    message, tree = response.messages_list[0], response.message_object_trees[0]
+    objects, complete = _small_objects(tree, state)
+    if complete:
+        state.object_store.delete(tree.object_id)
+    return InstructionPulled(
+        message=message.SerializeToString(), tree=tree.SerializeToString(), objects=objects, complete=complete
+    )
+
+
+def _small_objects(tree: ObjectTree, state: LinkState) -> tuple[list[SmallObject], bool]:
+    """(the objects that fit into an answer, whether those are all). A payload's chunks are read one by one as ever."""
+    objects, room, complete = [], INLINE_BYTES, True
+    for object_id in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
+        content = state.object_store.get_small(object_id) if isinstance(state.object_store, FileObjectStore) else None
+        if content is None or len(content) > room:
+            complete = False
+            continue
+        room -= len(content)
+        objects.append(SmallObject(object_id=object_id, content=content))
+    return objects, complete
 
 
 @router.post("/push-messages")
@@ -141,10 +199,17 @@ def push_messages(
     request: Annotated[PushMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> PushMessagesResponse:
     """Announce a reply: in the caller's own name, to an instruction that is out to it."""
-    node_id = request.node.node_id
     if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
         raise HTTPException(status_code=400, detail="exactly one reply with its object tree goes into a call")
     metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+    missing, session_id = _announce(request.node.node_id, metadata, tree, state, board)
+    return PushMessagesResponse(results={metadata.message_id: 0}, objects_to_push=missing, session_id=session_id)
+
+
+def _announce(
+    node_id: int, metadata: Metadata, tree: ObjectTree, state: LinkState, board: InFlight
+) -> tuple[list[str], str]:
+    """(ids of the objects that are missing, session in which they may be pushed)."""
     if metadata.src_node_id != node_id:
         _refuse(f"the reply's sender {metadata.src_node_id}")
     if not board.is_to(node_id, metadata.reply_to_message_id):
@@ -157,7 +222,21 @@ def push_messages(
         raise HTTPException(status_code=400, detail="an object id in the tree is not a SHA-256") from error
     session_id = uuid.uuid4().hex
     board.begin_reply(metadata.reply_to_message_id, tree.object_id, session_id, missing)
-    return PushMessagesResponse(results={metadata.message_id: 0}, objects_to_push=missing, session_id=session_id)
+    return missing, session_id
+
+
+@router.post("/push-reply")
+def push_reply(request: Annotated[ReplyPush, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board) -> ReplyTaken:
+    """Announce a reply and hand over its small objects, each as if it came by itself; others are not looked at."""
+    try:
+        message, tree = FlowerMessage.FromString(request.message), ObjectTree.FromString(request.tree)
+    except DecodeError as error:
+        raise HTTPException(status_code=400, detail="the reply or its object tree cannot be read") from error
+    missing, session_id = _announce(request.node_id, message.metadata, tree, state, board)
+    for one in (one for one in request.objects if one.object_id in set(missing)):
+        _take_object(request.node_id, session_id, one.object_id, one.content, state, board)
+    came = {one.object_id for one in request.objects}
+    return ReplyTaken(objects_to_push=[name for name in missing if name not in came], session_id=session_id)
 
 
 def _count(tree: ObjectTree, most: int) -> int:
@@ -173,15 +252,20 @@ def push_object(
     request: Annotated[PushObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> PushObjectResponse:
     """An object of a reply that this node announced, within the reply's limit."""
-    size = len(request.object_content)
-    if not board.may_push(request.node.node_id, request.session_id, request.object_id, size):
-        _refuse(f"the object {request.object_id[:64]} (with these {size} bytes)")
+    _take_object(request.node.node_id, request.session_id, request.object_id, request.object_content, state, board)
+    return PushObjectResponse(stored=True)
+
+
+def _take_object(
+    node_id: int, session_id: str, object_id: str, content: bytes, state: LinkState, board: InFlight
+) -> None:
+    if not board.may_push(node_id, session_id, object_id, len(content)):
+        _refuse(f"the object {object_id[:64]} (with these {len(content)} bytes)")
     try:
-        state.object_store.put(request.object_id, request.object_content)
+        state.object_store.put(object_id, content)
     except (ValueError, NoObjectInStoreError) as error:
         raise HTTPException(status_code=400, detail=f"the object is not what its id says: {error}") from error
-    board.pushed(request.session_id, request.object_id)
-    return PushObjectResponse(stored=True)
+    board.pushed(session_id, object_id)
 
 
 @router.post("/pull-object")

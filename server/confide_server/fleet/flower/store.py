@@ -7,6 +7,7 @@ any database (a write-ahead log would keep payloads after they were deleted) and
 from pathlib import Path
 
 from confide.files import private_folder
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore, ObjectEntry
 
 IN_MEMORY_BYTES = 64 * 1024
@@ -38,6 +39,15 @@ class FileObjectStore(InMemoryObjectStore):
             left_over.unlink()
         self.store = _Entries(self._folder)
 
+    def preregister(self, run_id: int, object_tree: ObjectTree) -> list[str]:
+        """As Flower's, for the whole tree at once.
+
+        Flower takes its lock for each object: a part that two messages share could go with the first of them between
+        being found here and being counted for the second.
+        """
+        with self.lock_store:
+            return super().preregister(run_id, object_tree)
+
     def put(self, object_id: str, object_content: bytes) -> None:
         """Keep a preregistered object's content; Flower checks that it hashes to its name."""
         super().put(object_id, object_content)
@@ -62,3 +72,9 @@ class FileObjectStore(InMemoryObjectStore):
             if entry is None or entry.content or not entry.is_available:
                 return None if entry is None else entry.content
             return (self._folder / object_id).read_bytes()
+
+    def get_small(self, object_id: str) -> bytes | None:
+        """The content where it stands in memory; None for what is in a file, has not arrived, or is unknown."""
+        with self.lock_store:
+            entry = self.store.get(object_id)
+            return entry.content or None if entry is not None else None
