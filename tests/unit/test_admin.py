@@ -213,9 +213,13 @@ def test_a_stop_and_a_continuation_are_an_administrators_signature(world: AdminW
         administrator.delete_run(run_id)
     assert administrator.order_stop(child.run_id, identity).status == "stopped"
     administrator.delete_run(child.run_id)
-    with pytest.raises(StateError, match="there is no run"):
+    with pytest.raises(StateError, match="was deleted by"):
         administrator.get_run(child.run_id)
     administrator.delete_run(run_id)
+    left = administrator.list_runs(statuses=["deleted"]).runs
+    assert [(one.run_id, one.status) for one in left][:2] == [(child.run_id, "deleted"), (run_id, "deleted")]
+    assert all(one.deleted_by and one.deleted_at for one in left)
+    assert run_id not in [one.run_id for one in administrator.list_runs(limit=200).runs]
     kept = administrator.list_audit(run_id=run_id).entries
     assert kept[0].event == "run_deleted"
 

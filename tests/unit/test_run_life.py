@@ -1,12 +1,14 @@
 """`confide run show, pause, resume, priority, retry, clone, delete` against a real control port; watching goes on."""
 
+import contextlib
 import json
+import time
 
 import pytest
 import typer
-from confide.errors import ConfideError, ProtocolFailure, SpecificationError, StateError
+from confide.errors import ConfideError, ProtocolFailure, SpecificationError, StateError, TransportError
 from confide.identity.roster import Role
-from confide.proto import control_pb2 as pb
+from confide.proto import admin_pb2 as pb
 from confide.transport.control import ConnectionLost
 from confide_server.admin_cli import audit_log as audit_commands
 from confide_server.admin_cli import release as release_commands
@@ -79,11 +81,18 @@ def test_a_deleted_run_is_gone_and_its_submission_stays_used(world: AdminWorld):
         submission = _signed(session.get_one(Run, run_id))
     ask(world, "delete", run_id, "--yes")
     assert run_id not in ask(world, "list", "--json")
+    (line,) = (json.loads(line) for line in ask(world, "list", "--json", "--deleted").splitlines() if run_id in line)
+    assert (line["status"], line["name"], line["deleted_by"]) == ("deleted", "removed", "administrator")
+    assert time.time() - line["deleted_at"] < 3600
+    assert "was deleted by administrator on" in ask(world, "show", run_id, fails=TransportError)
+    with contextlib.closing(world.client(Role.AUDITOR).stream_events()) as events:
+        left = next(one for one in events if one.run_id == run_id)
+    assert (left.kind, left.run_deleted.by) == ("run_deleted", "administrator"), "the one event that is left of it"
     with pytest.raises(ProtocolFailure, match="SUBMISSION_REPLAYED"):
         world.journal.check_new(submission)
     with world.database.reading() as session:
         assert not session.scalars(select(Checkpoint).where(Checkpoint.run_id == run_id)).all()
-    with pytest.raises(StateError):
+    with pytest.raises(StateError, match="was deleted by administrator on"):
         world.client(Role.AUDITOR).get_run(run_id)
 
 
@@ -93,7 +102,7 @@ class Flaky:
     def __init__(self, *scripts):
         self.scripts, self.asked = list(scripts), []
 
-    def watch(self, run_id, after):
+    def stream_events(self, run_id, *, after):
         self.asked.append(after)
         for one in self.scripts.pop(0):
             if isinstance(one, Exception):
@@ -101,14 +110,15 @@ class Flaky:
             yield one
 
 
-def event(sequence, kind="round_started"):
-    return pb.RunEvent(sequence=sequence, kind=kind, data=b"{}")
+def event(number, kind="round_started"):
+    return pb.Event(number=number, kind=kind)
 
 
 def test_watching_goes_on_after_a_lost_connection_with_each_event_once():
     lost = ConnectionLost("no coordinator answers")
-    client = Flaky([event(1), event(1, "progress"), lost], [lost], [event(2), event(3)])
-    seen = [one.sequence for one in followed(client, "run", sleep=lambda s: None) if one.kind != "progress"]
+    last = [event(2), event(2, "alive"), event(3, "run_finished"), event(4)]
+    client = Flaky([event(1), event(1, "progress"), lost], [lost], last)
+    seen = [one.number for one in followed(client, "run", sleep=lambda s: None) if one.kind != "progress"]
     assert (seen, client.asked) == ([1, 2, 3], [0, 1, 1])
 
 

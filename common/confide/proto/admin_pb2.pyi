@@ -84,7 +84,7 @@ class DiskStatus(_message.Message):
     def __init__(self, what: _Optional[str] = ..., path: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class RunLine(_message.Message):
-    __slots__ = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at", "started_at", "ended_at", "administrator", "method", "data", "privacy_unit", "cohort", "organizations", "waits_for", "waits_reason", "waiting_since", "paused_by", "paused_at", "pause_reason", "parent_run_id", "parent_round", "priority", "short_rounds", "last_event", "privacy_epsilon")
+    __slots__ = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at", "started_at", "ended_at", "administrator", "method", "data", "privacy_unit", "cohort", "organizations", "waits_for", "waits_reason", "waiting_since", "paused_by", "paused_at", "pause_reason", "parent_run_id", "parent_round", "priority", "short_rounds", "last_event", "privacy_epsilon", "deleted_by", "deleted_at")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,8 @@ class RunLine(_message.Message):
     SHORT_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
     PRIVACY_EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELETED_BY_FIELD_NUMBER: _ClassVar[int]
+    DELETED_AT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     status: str
@@ -141,7 +143,9 @@ class RunLine(_message.Message):
     short_rounds: int
     last_event: int
     privacy_epsilon: float
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ..., privacy_epsilon: _Optional[float] = ...) -> None: ...
+    deleted_by: str
+    deleted_at: float
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ..., privacy_epsilon: _Optional[float] = ..., deleted_by: _Optional[str] = ..., deleted_at: _Optional[float] = ...) -> None: ...
 
 class ListRunsQuery(_message.Message):
     __slots__ = ("statuses", "name_contains", "organization", "administrator", "method", "parent_run_id", "run_id_prefix", "limit", "cursor", "run_ids")
@@ -440,7 +444,7 @@ class StreamEventsRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., newest_only: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("clock", "number", "run_id", "sequence", "time", "kind", "offer_answered", "run_started", "epoch_started", "round_started", "contributed", "dropped", "slot_abandoned", "round_committed", "paused", "resumed", "run_finished", "run_failed", "run_stopped", "progress", "run_paused", "run_resumed", "run_submitted", "alive", "run_waits", "run_cosigned")
+    __slots__ = ("clock", "number", "run_id", "sequence", "time", "kind", "offer_answered", "run_started", "epoch_started", "round_started", "contributed", "dropped", "slot_abandoned", "round_committed", "paused", "resumed", "run_finished", "run_failed", "run_stopped", "progress", "run_paused", "run_resumed", "run_submitted", "alive", "run_waits", "run_cosigned", "run_deleted")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -467,6 +471,7 @@ class Event(_message.Message):
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     RUN_WAITS_FIELD_NUMBER: _ClassVar[int]
     RUN_COSIGNED_FIELD_NUMBER: _ClassVar[int]
+    RUN_DELETED_FIELD_NUMBER: _ClassVar[int]
     clock: float
     number: int
     run_id: str
@@ -493,7 +498,8 @@ class Event(_message.Message):
     alive: Alive
     run_waits: RunWaits
     run_cosigned: RunCosigned
-    def __init__(self, clock: _Optional[float] = ..., number: _Optional[int] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., offer_answered: _Optional[_Union[OfferAnswered, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., epoch_started: _Optional[_Union[EpochStarted, _Mapping]] = ..., round_started: _Optional[_Union[RoundStarted, _Mapping]] = ..., contributed: _Optional[_Union[Contributed, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., slot_abandoned: _Optional[_Union[SlotAbandoned, _Mapping]] = ..., round_committed: _Optional[_Union[RoundCommitted, _Mapping]] = ..., paused: _Optional[_Union[WaitingForMembers, _Mapping]] = ..., resumed: _Optional[_Union[MembersReturned, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_stopped: _Optional[_Union[RunStopped, _Mapping]] = ..., progress: _Optional[_Union[WorkProgress, _Mapping]] = ..., run_paused: _Optional[_Union[PausedByOperator, _Mapping]] = ..., run_resumed: _Optional[_Union[ResumedByOperator, _Mapping]] = ..., run_submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., run_waits: _Optional[_Union[RunWaits, _Mapping]] = ..., run_cosigned: _Optional[_Union[RunCosigned, _Mapping]] = ...) -> None: ...
+    run_deleted: RunDeleted
+    def __init__(self, clock: _Optional[float] = ..., number: _Optional[int] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., offer_answered: _Optional[_Union[OfferAnswered, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., epoch_started: _Optional[_Union[EpochStarted, _Mapping]] = ..., round_started: _Optional[_Union[RoundStarted, _Mapping]] = ..., contributed: _Optional[_Union[Contributed, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., slot_abandoned: _Optional[_Union[SlotAbandoned, _Mapping]] = ..., round_committed: _Optional[_Union[RoundCommitted, _Mapping]] = ..., paused: _Optional[_Union[WaitingForMembers, _Mapping]] = ..., resumed: _Optional[_Union[MembersReturned, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_stopped: _Optional[_Union[RunStopped, _Mapping]] = ..., progress: _Optional[_Union[WorkProgress, _Mapping]] = ..., run_paused: _Optional[_Union[PausedByOperator, _Mapping]] = ..., run_resumed: _Optional[_Union[ResumedByOperator, _Mapping]] = ..., run_submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., run_waits: _Optional[_Union[RunWaits, _Mapping]] = ..., run_cosigned: _Optional[_Union[RunCosigned, _Mapping]] = ..., run_deleted: _Optional[_Union[RunDeleted, _Mapping]] = ...) -> None: ...
 
 class OfferAnswered(_message.Message):
     __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision")
@@ -700,6 +706,12 @@ class RunCosigned(_message.Message):
     by: str
     complete: bool
     def __init__(self, by: _Optional[str] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class RunDeleted(_message.Message):
+    __slots__ = ("by",)
+    BY_FIELD_NUMBER: _ClassVar[int]
+    by: str
+    def __init__(self, by: _Optional[str] = ...) -> None: ...
 
 class RunWaits(_message.Message):
     __slots__ = ("waits_for", "reason")

@@ -101,6 +101,16 @@ class AdminClient(ControlClient):
         )
         return self._ask(self._admin.ListRuns, query, pb.RunPage)
 
+    def all_runs(self, statuses: Iterable[str] = ()) -> Iterator[pb.RunLine]:
+        """Every run of these statuses (none: all but deleted ones), newest first, page by page."""
+        wanted, cursor = list(statuses), ""
+        while True:
+            page = self.list_runs(statuses=wanted, limit=200, cursor=cursor)
+            yield from page.runs
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
     def get_run(self, run_id: str) -> pb.RunDetail:
         """Everything about one run but its rounds and events."""
         return self._ask(self._admin.GetRun, pb.GetRunRequest(run_id=run_id), pb.RunDetail)

@@ -17,7 +17,7 @@ from confide.identity.roster import Role
 from confide.identity.submission import VALID_S
 from confide.runs.specification import Specification, parse_toml
 from confide.sealing.differences import check_named, differences_kind
-from confide.transport.control import ControlClient
+from confide.transport.admin import AdminClient
 from rich.table import Table
 
 from confide_server.admin_cli import run_life
@@ -86,7 +86,7 @@ def renew(
     if not (folder / NEXT_TLS_KEY).exists():
         make_renewal(folder)
     member = load_member(folder)
-    with ControlClient.of_member(member, coordinator) as client:
+    with AdminClient.of_member(member, coordinator) as client:
         client.enrol((folder / "request.json").read_bytes())
         admission = client.fetch_admission()
     if admission is None:
@@ -209,7 +209,7 @@ def submit(
     member, parsed = load_member(admin), _specification(specification)
     check_named(parsed, member.roster.current)
     initial, schema = _initial_model(parsed, model_folder)
-    with ControlClient.of_member(member, coordinator) as client:
+    with AdminClient.of_member(member, coordinator) as client:
         if from_run:
             initial = _model_of(client, from_run, len(initial))
         run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
@@ -221,12 +221,18 @@ def submit(
 
 
 @app.command("list")
-def list_runs(admin: Admin, coordinator: Coordinator = "", as_json: AsJson = False) -> None:
+def list_runs(
+    admin: Admin,
+    coordinator: Coordinator = "",
+    as_json: AsJson = False,
+    deleted: Annotated[bool, typer.Option("--deleted", help="What is left of deleted runs: who, and when.")] = False,
+) -> None:
     """Show the coordinator's runs, newest first."""
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
-        runs = client.runs()
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        runs = list(client.all_runs(statuses=["deleted"] if deleted else ()))
     if as_json:
-        fields = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at")
+        fields = ["run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at"]
+        fields += ["deleted_by", "deleted_at"] if deleted else []
         for run in runs:
             typer.echo(json.dumps({name: getattr(run, name) for name in fields}))
         return
@@ -251,7 +257,7 @@ def watch(admin: Admin, run: Run = "", coordinator: Coordinator = "", as_json: A
 
     Exit status 1 when it failed, 3 when it was stopped, 4 when the coordinator could not be reached any more.
     """
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
         watch_run(client, resolve(client, run), as_json=as_json)
 
 
@@ -261,9 +267,9 @@ def stop(
 ) -> None:
     """Stop a run after the open slot's bookkeeping."""
     member = load_member(admin)
-    with ControlClient.of_member(member, coordinator) as client:
+    with AdminClient.of_member(member, coordinator) as client:
         run_id = resolve(client, run)
-        client.stop(run_id, member.identity)
+        client.order_stop(run_id, member.identity)
     console.print(f"run {run_id} is told to stop")
 
 
@@ -286,7 +292,7 @@ def export(
     """Write a run's adapter (PEFT's format), merged model or tokenizer, with its manifest."""
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty; choose another folder")
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
         manifest, model = client.export(resolve(client, run), round or None)
     write_export(out, manifest, model, model_folder, merged=merged, gguf=gguf, base_name=base_name or None)
     console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
@@ -345,7 +351,7 @@ def _initial_model(specification: Specification, model_folder: Path | None) -> "
     return first_model(specification, model_folder)
 
 
-def _model_of(client: ControlClient, run: str, size: int) -> bytes:
+def _model_of(client: AdminClient, run: str, size: int) -> bytes:
     """The newest committed model of a run, to go on from. Raises ModelError when it is of another form."""
     manifest, model = client.export(resolve(client, run))
     if len(model) != size:

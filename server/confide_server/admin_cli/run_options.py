@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 from confide.errors import TransportError
+from confide.identity.roster import utc
 from confide.identity.submission import MAX_VALID_S
-from confide.transport.control import ControlClient
+from confide.transport.admin import AdminClient
 from rich.console import Console
 
 console = Console()
@@ -25,14 +26,16 @@ ValidDays = Annotated[
 ]
 
 
-def resolve(client: ControlClient, beginning: str) -> str:
+def resolve(client: AdminClient, beginning: str) -> str:
     """The run id that begins so; "" is the newest run. Raises TransportError for none, and for more than one."""
-    runs = [run.run_id for run in client.runs()]
-    found = [run_id for run_id in runs if run_id.startswith(beginning)]
-    if not runs:
+    page = client.list_runs(run_id_prefix=beginning, limit=2)
+    found = [run.run_id for run in page.runs]
+    if not found and not beginning:
         raise TransportError("the coordinator has no run yet; start one with `confide run submit`")
     if not found:
+        for gone in client.list_runs(run_id_prefix=beginning, statuses=["deleted"], limit=1).runs:
+            raise TransportError(f"run {gone.run_id} was {gone.detail} on {utc(gone.deleted_at)}; nothing else is kept")
         raise TransportError(f"the coordinator has no run {beginning!r}; `confide run list` shows those it has")
     if beginning and len(found) > 1:
-        raise TransportError(f"{beginning!r} is the beginning of {len(found)} run ids; give more of it")
+        raise TransportError(f"{beginning!r} is the beginning of {page.total} run ids; give more of it")
     return found[0]

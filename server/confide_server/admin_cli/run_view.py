@@ -149,7 +149,7 @@ class RunView:
         return f"round {data['round']}: everybody who was waited for is there"
 
     def _on_round_started(self, data: Mapping[str, Any]) -> str:
-        deadline = f", at most {duration(data['deadline_s'])} for each node" if "deadline_s" in data else ""
+        deadline = f", at most {duration(data['deadline_s'])} for each node" if data.get("deadline_s") else ""
         self.detail = f"round {data['round']} of {self.rounds}, attempt {data['attempt']}{deadline}"
         return self.detail
 
@@ -181,6 +181,10 @@ class RunView:
     def _on_run_failed(self, data: Mapping[str, Any]) -> str:
         self.status, self.detail = "failed", f"{data['code']}: {data['reason']}"
         return f"failed: {self.detail}"
+
+    def _on_run_deleted(self, data: Mapping[str, Any]) -> str:
+        self.status, self.detail = "deleted", f"by {data['by']}"
+        return f"deleted {self.detail}: nothing else is kept of it"
 
     def _on_run_stopped(self, data: Mapping[str, Any]) -> str:
         self.status, self.detail = "stopped", f"in round {data['round']}"

@@ -3,28 +3,32 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import typer
-from confide.proto import control_pb2 as pb
-from confide.transport.control import ConnectionLost, ControlClient
+from confide.proto import admin_pb2 as pb
+from confide.transport.admin import AdminClient
+from confide.transport.control import ConnectionLost
+from google.protobuf.message import Message
 from rich.live import Live
 
 from confide_server.admin_cli.run_options import console
 from confide_server.admin_cli.run_view import RunView, plain
 
+_ENDS = frozenset({"run_finished", "run_failed", "run_stopped", "run_deleted"})
 EXIT_FAILED, EXIT_STOPPED, EXIT_LOST = 1, 3, 4
 GIVE_UP_S = 120.0
 """So long a coordinator that was there may be away: it is being restarted."""
 RETRY_S = 2.0
 
 
-def watch_run(client: ControlClient, run_id: str, *, as_json: bool) -> None:
+def watch_run(client: AdminClient, run_id: str, *, as_json: bool) -> None:
     """Show it; raises typer.Exit with the status that says how it ended."""
     view = RunView(run_id)
     live = console.is_terminal and not as_json
     with Live(view.screen(), console=console, auto_refresh=False) if live else _Nothing() as screen:
         for event in followed(client, run_id):
-            data = json.loads(event.data)
+            data = event_data(event)
             line = view.feed(event.kind, data)
             if as_json:
                 shown = {"sequence": event.sequence, "time": event.time, "kind": event.kind, "data": data}
@@ -42,12 +46,12 @@ def watch_run(client: ControlClient, run_id: str, *, as_json: bool) -> None:
 
 
 def followed(
-    client: ControlClient,
+    client: AdminClient,
     run_id: str,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[pb.RunEvent]:
+) -> Iterator[pb.Event]:
     """Every event of the run once, until it has ended, however often the connection is lost in between.
 
     Raises typer.Exit(EXIT_LOST) when the coordinator stays away for GIVE_UP_S after it was there.
@@ -55,14 +59,17 @@ def followed(
     after, lost_at = 0, 0.0
     while True:
         try:
-            for event in client.watch(run_id, after):
-                if event.kind != "progress":
-                    after = event.sequence
+            for event in client.stream_events(run_id, after=after):
                 if lost_at:
                     typer.secho("! the coordinator is back", err=True)
                     lost_at = 0.0
+                if event.kind == "alive":
+                    continue
+                if event.kind != "progress":
+                    after = event.number
                 yield event
-            return
+                if event.kind in _ENDS:
+                    return
         except ConnectionLost as error:
             if not after:
                 raise  # it was never there
@@ -73,6 +80,25 @@ def followed(
                 typer.secho("! the run may go on, and was not watched to its end", err=True)
                 raise typer.Exit(EXIT_LOST) from error
             sleep(RETRY_S)
+
+
+def event_data(event: pb.Event) -> dict[str, Any]:
+    """What is in an event, as `RunView` and --json have it: every field, also one that is empty or 0."""
+    which = event.WhichOneof("what")
+    return _plain(getattr(event, which)) if which else {}
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            said[field.name] = {
+                key: _plain(value[key]) if isinstance(value[key], Message) else value[key] for key in value
+            }
+        else:
+            said[field.name] = list(value) if field.is_repeated else value
+    return said
 
 
 class _Nothing:

@@ -132,6 +132,7 @@ class Run(Base):
     """[name, signature in hex] of further administrators."""
     deleted_at: Mapped[float | None] = mapped_column(Float)
     """When everything of it but this row was removed: its id and nonce stay used."""
+    deleted_by: Mapped[str] = mapped_column(String(64), default="")
 
 
 class Answer(Base):

@@ -197,6 +197,14 @@ class RunStopped:
     round: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunDeleted:
+    """What was kept of it was removed; of its events this one is left."""
+
+    kind: ClassVar[str] = "run_deleted"
+    by: str
+
+
 Happening = (
     RunSubmitted
     | RunCosigned
@@ -216,6 +224,7 @@ Happening = (
     | RunFinished
     | RunFailed
     | RunStopped
+    | RunDeleted
 )
 END_KINDS = frozenset({RunFinished.kind, RunFailed.kind, RunStopped.kind})
 

@@ -21,7 +21,7 @@ from confide_server.state.database import (
     Slot,
     append_audit,
 )
-from confide_server.state.events import PausedByOperator, ResumedByOperator
+from confide_server.state.events import PausedByOperator, ResumedByOperator, RunDeleted
 from confide_server.state.release_tables import ReleaseRow
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.run_status import ENDED
@@ -79,7 +79,10 @@ class RunControl:
         self._journal.notify()
 
     def delete(self, run_id: str, by: str) -> None:
-        """Remove events, rounds and models of a run that has ended; its id and nonce stay used, the audit log stays.
+        """Remove events, rounds and models of a run that has ended.
+
+        A tombstone is left: that it was there, who removed it and when, in the list of runs and as its one event. Its
+        id and nonce stay used, the audit log stays.
 
         Models that another run or a release stands on are kept. Raises StateError while the run is open, or a release
         of it or a run that went on from it is there: their manifests and lineage name it.
@@ -93,7 +96,8 @@ class RunControl:
             files = _files(session, run_id)
             for table in (Event, Round, Slot, Answer, Instruction, Checkpoint):
                 session.execute(delete(table).where(table.run_id == run_id))
-            run.deleted_at, run.detail = time.time(), f"deleted by {by}"
+            self._journal.add_event(session, run_id, RunDeleted(by=by))
+            run.deleted_at, run.deleted_by, run.detail = time.time(), by, f"deleted by {by}"
             session.flush()
             unused = [name for name in files if not _used(session, name)]
             append_audit(session, {"event": "run_deleted", "run_id": run_id, "by": by, "files": unused})

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class RunStatus(StrEnum):
-    """The first seven are stored; the last three are shown in place of them."""
+    """The first seven are stored; the last four are shown in place of them."""
 
     DRAFT = "draft"
     """Fewer administrators signed it than the roster's rules ask."""
@@ -20,6 +20,8 @@ class RunStatus(StrEnum):
     """Open, and waiting by itself: for members, people, a roster, space on a disk."""
     FINISHED_WITH_FEWER = "finished_with_fewer"
     """Finished, and some round lacks somebody who had accepted."""
+    DELETED = "deleted"
+    """It was there; who removed it, and when, is what is left."""
 
 
 OPEN = (RunStatus.SUBMITTED, RunStatus.OFFERING, RunStatus.RUNNING)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confide.errors import StateError, TransportError
+from confide.identity.roster import utc
 from sqlalchemy import ColumnElement, case, func, select, text
 from sqlalchemy.orm import Session
 
@@ -25,6 +26,7 @@ RunRow = Any
 _CURSOR = re.compile(r"[0-9]{1,18}")
 _OPEN = Run.status.in_(OPEN)
 SHOWN: ColumnElement[str] = case(
+    (Run.deleted_at.is_not(None), RunStatus.DELETED.value),
     (_OPEN & Run.paused_at.is_not(None), RunStatus.PAUSED.value),
     (_OPEN & Run.waiting_since.is_not(None), RunStatus.WAITING.value),
     ((Run.status == RunStatus.FINISHED) & (Run.short_rounds > 0), RunStatus.FINISHED_WITH_FEWER.value),
@@ -61,6 +63,8 @@ _COLUMNS = (
     Run.priority,
     Run.short_rounds,
     Run.last_event,
+    Run.deleted_by,
+    Run.deleted_at,
 )
 
 
@@ -306,14 +310,18 @@ class Views:
 
 
 def _line(session: Session, run_id: str) -> RunRow:
-    row = session.execute(select(*_COLUMNS).where(Run.run_id == run_id, Run.deleted_at.is_(None))).first()
+    row = session.execute(select(*_COLUMNS).where(Run.run_id == run_id)).first()
     if row is None:
         raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
+    if row.deleted_at is not None:
+        by = f" by {row.deleted_by}" if row.deleted_by else ""
+        raise StateError(f"run {run_id} was deleted{by} on {utc(row.deleted_at)}; nothing else is kept of it")
     return row
 
 
 def _filtered(query: Any, filters: Filters, dialect: str) -> Any:
-    query = query.where(Run.deleted_at.is_(None))
+    if RunStatus.DELETED not in filters.statuses:
+        query = query.where(Run.deleted_at.is_(None))
     if filters.statuses:
         unknown = sorted(set(filters.statuses) - set(RunStatus))
         if unknown:

@@ -244,7 +244,7 @@ def run_line(row: RunRow, scope: str) -> pb.RunLine:
     if scope:
         values["waits_for"] = [name for name in values.get("waits_for", []) if name == scope]
         values["waits_reason"] = "" if not values["waits_for"] else "waits for you"
-        values["detail"] = ""  # it names organizations
+        values["detail"] = values["deleted_by"] = ""  # they name organizations and people
         if values["status"] == RunStatus.FINISHED_WITH_FEWER:
             values["status"] = RunStatus.FINISHED.value
     shown = [name for name in cohort if scope in ("", name)]
