@@ -54,8 +54,8 @@ TABLE: dict[str, Why] = {
         "confide.v1.Reply", version=C, release=C, run_id=P, step=P, sequence=P, node=P, payload_digest=F, body=H,
         failure=H,
     ),
-    **_fields("confide.v1.Failure", code=W, message=W),
-    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M),
+    **_fields("confide.v1.Failure", code=W, message=W, busy_s=T),
+    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M, busy_s=T),
     # beside the answers, while the node works
     **_fields("confide.v1.ProgressReport", node_id=P, progress=H, signature=F),
     **_fields(

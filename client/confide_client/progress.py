@@ -71,6 +71,12 @@ class Doing:
     public_seconds_left: int = 0
     """As seconds_left, from what the node measured on made-up records alone."""
 
+    @property
+    def busy_s(self) -> int:
+        """What another run may be told of how long this takes, at least 1: of a private run's work what was measured
+        on made-up records, since its own pace follows from records."""
+        return max(1, self.public_seconds_left if self.private else self.seconds_left)
+
     def words(self) -> str:
         """For people."""
         step = f", step {self.step} of {self.steps}" if self.steps else ""
@@ -161,10 +167,17 @@ class Progress:
 
     def now(self) -> Doing | None:
         """None while the node waits."""
-        work, now = self._work, self._clock()
-        if work is None:
+        working = self.working()
+        if working is None:
             ready = next(iter(list(self._beside.items())), None)
             return None if ready is None else Doing(run_id=ready[0], phase=ready[1])
+        return working
+
+    def working(self) -> Doing | None:
+        """The slot that is worked on; None while there is none, whatever gets ready beside."""
+        work, now = self._work, self._clock()
+        if work is None:
+            return None
         return Doing(
             run_id=work.run_id,
             phase=work.phase,

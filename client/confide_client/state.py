@@ -7,7 +7,7 @@
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
-    heights.log heights.json            epochs taken part in, and the longest ledgers of peers (sealing.member.heights)
+    heights.log heights.json            epochs taken part in, and what peers showed of theirs (sealing.member.heights)
     memory.log                          accepted submissions: what must never be forgotten (a journal)
     revealed.jsonl                      what was revealed for, over all sealed runs (sealing.member.revealed)
     agent.json                          what the running agent last did, for `confide node status`
@@ -57,6 +57,10 @@ class Settings(BaseModel):
     """What this machine computes in where a run allows bfloat16; auto: what it measures to be faster."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that share a local step (docs/larger-nodes.md); none: one per GPU, and one without a GPU."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Where this organization's own Prometheus asks, on 127.0.0.1 (agent/metrics.py); none: nowhere."""
+    log_file: str = ""
+    """Where the agent's log goes, rotated; empty: standard error."""
     notify: tuple[str, ...] = Field(default=(), strict=False)
     """Program and arguments that are run when a run waits for a person (agent/notifying.py); empty: nobody is told."""
 

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class Journal:
         except StateError:
             os.close(self._descriptor)  # else the next attempt would say "in use"
             raise
+        # Also when its owner forgets to close it: a descriptor of its own does not end with the object.
+        self._release = weakref.finalize(self, os.close, self._descriptor)
         os.ftruncate(self._descriptor, good)
         os.lseek(self._descriptor, good, os.SEEK_SET)
         if created:
@@ -134,8 +137,9 @@ class Journal:
             return new_head
 
     def close(self) -> None:
-        """Release the file."""
-        os.close(self._descriptor)
+        """Release the file. Once more changes nothing; appending then fails."""
+        self._release()
+        self._descriptor = -1
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:

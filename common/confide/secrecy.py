@@ -6,6 +6,7 @@ memory (PR_SET_DUMPABLE). Against the machine's administrator, and against swapp
 """
 
 import ctypes
+import logging.handlers
 import os
 import resource
 import sys
@@ -40,3 +41,16 @@ def private_file(path: Path) -> None:
         os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
+
+
+class PrivateLogFile(logging.handlers.RotatingFileHandler):
+    """A log in a file of mode 0600, rotated at a size; the older ones are private too."""
+
+    def __init__(self, path: Path, *, max_bytes: int, kept: int) -> None:
+        """max_bytes: at which a new file is begun; kept: how many older ones stay. Raises OSError."""
+        private_file(path)
+        super().__init__(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
+
+    def _open(self):  # type: ignore[no-untyped-def]  # as its base
+        private_file(Path(self.baseFilename))
+        return super()._open()

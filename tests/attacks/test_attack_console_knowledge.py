@@ -1,11 +1,13 @@
 """Somebody wants to read another organization's documents through the console, or to have one of them act in a page."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
+from confide.rag import access, library
 from confide_server.console.roles import Role
-from confide_server.console.settings import KnowledgeSettings
-from confide_server.rag import access, library
+from confide_server.console.settings import KnowledgeSettings, Settings
 
 from tests.console_world import make_console, person
 from tests.rag_worlds import FEES, WALLS, embedder, world_with_fees
@@ -136,3 +138,9 @@ def test_scores_by_part_citations_and_states_are_shown(world):
     assert re.search(r"confide:clinic/leaflets/[0-9a-f]{32}#char=\d+,\d+", page), "the citation names its place"
     assert len(re.findall(r'<td class="number">-?[\d.e+-]+</td>', page)) >= 8
     console.close()
+
+
+def test_the_documented_setting_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "console.md").read_text()
+    written = json.loads(re.search(r'^{"knowledge": .*}$', page, re.M).group(0))
+    assert Settings.model_validate_json(json.dumps(written)).knowledge.organization == "clinic"

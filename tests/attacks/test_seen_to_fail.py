@@ -29,6 +29,8 @@ SUBMISSIONS = "tests/attacks/test_attack_submissions.py"
 DIFFERENCES = "tests/attacks/test_attack_differences.py"
 ROUNDS = "tests/attacks/test_attack_rounds.py"
 INQUIRIES = "tests/attacks/test_attack_inquiries.py"
+ALERTS = "tests/attacks/test_attack_alerts.py"
+KNOWLEDGE = "tests/attacks/test_attack_console_knowledge.py"
 GUARDS = {
     "an inquiry is signed by who asks": Guard(
         "    verify(bytes.fromhex(member.identity_key), domain, canonical.encode(body), signature)\n",
@@ -303,6 +305,46 @@ GUARDS = {
         "        parent = session.get(Run, run.parent_run_id) if run.parent_run_id else None\n",
         "        parent = None\n",
         "tests/attacks/test_attack_release_gate.py::test_a_run_that_goes_on_from_an_aligned_one_is_aligned",
+    ),
+    "a collection is its organization's": Guard(
+        "    if not (own and named):\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_rag.py",
+    ),
+    "an account's organization is asked for": Guard(
+        "person.organization if person.role is Role.ORGANIZATION else settings",
+        '"builders" if person.organization else settings',
+        f"{KNOWLEDGE}::test_another_organizations_collection_is_refused_as_one_that_is_not_there",
+    ),
+    "a secret of alerts is its owner's": Guard(
+        "        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:\n",
+        "        if False:\n",
+        f"{ALERTS}::test_a_secret_that_others_can_read_is_not_used",
+    ),
+    "an alert has no reasons": Guard(
+        "    words = TEXTS(bare if bare in TEXTS.keys else need.text, **said)\n",
+        "    words = TEXTS(need.text, **said)\n",
+        f"{ALERTS}::test_no_reason_is_in_an_alert_and_every_line_is_one",
+    ),
+    "an alert's names are one line": Guard(
+        "line(value, NAME_CHARS) if isinstance(value, str) else value for name",
+        "value for name",
+        f"{ALERTS}::test_a_name_cannot_become_a_header_a_command_or_a_second_mail",
+    ),
+    "a webhook's signature is of a moment": Guard(
+        '    made = hmac.new(secret, f"{at}.".encode() + body, hashlib.sha256).hexdigest()\n',
+        "    made = hmac.new(secret, body, hashlib.sha256).hexdigest()\n",
+        f"{ALERTS}::test_a_body_that_was_altered_replayed_or_made_without_the_secret_is_told_apart",
+    ),
+    "a redirect is a failure": Guard(
+        "        if not 200 <= status < 300:\n",
+        "        if not 200 <= status < 400:\n",
+        f"{ALERTS}::test_a_redirect_is_a_failure_and_leads_nowhere",
+    ),
+    "mail goes over TLS that is checked": Guard(
+        "                server.starttls(context=trusting(settings.authority))\n",
+        "                pass\n",
+        f"{ALERTS}::test_a_mail_server_without_tls_or_with_anybodys_certificate_gets_nothing",
     ),
     "writers take turns": Guard(
         '"BEGIN IMMEDIATE"))',

@@ -23,15 +23,21 @@ from tests.node_worlds import Instructions, World, faq, opened, wait_for
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 NODES = ("node-a", "node-b")
 LIMIT_BYTES = 2**26
 
 
 @contextmanager
-def agent(world: World, node: str) -> Iterator[Fork]:
-    """A running agent; killed when the block ends if it still runs."""
-    log = (world.root / f"{node}.log").open("ab")
-    process = shared().start("confide", ["node", "start", str(world.root / node)], log.fileno())
+def agent(world: World, node: str, *, loss_s: float = 0.0) -> Iterator[Fork]:
+    """A running agent; killed when the block ends if it still runs. loss_s: how much longer each loss takes."""
+    log, folder = (world.root / f"{node}.log").open("ab"), str(world.root / node)
+    if loss_s:
+        process = shared().start(
+            "tests.slow_node", [folder], log.fileno(), directory=ROOT, environment={"CONFIDE_TEST_LOSS_S": str(loss_s)}
+        )
+    else:
+        process = shared().start("confide", ["node", "start", folder], log.fileno())
     try:
         yield process
     finally:
@@ -124,6 +130,34 @@ def test_two_agents_are_offered_a_run_and_train(world: World, spec: Specificatio
     record = json.loads((world.state("node-b").run(run.run_id) / "run.json").read_bytes())
     assert (record["status"], record["links"]["round"], record["uploads"]) == ("ended", 1, 1)
     assert not list((world.state("node-b").run(run.run_id) / "replies").iterdir())
+
+
+def test_two_runs_over_one_node_train_one_after_the_other_and_the_second_hears_for_how_long(
+    world: World, spec: Specification, base: tuple[Path, str]
+) -> None:
+    model = first_model(spec, base)
+    with world.fleet() as link, agent(world, "node-a", loss_s=2.0):
+        connected(link, "node-a")
+        session, first, second = link.open_session(None, LIMIT_BYTES), Instructions(), Instructions()
+        for run in (first, second):
+            offer = run.make(fleet_pb2.OFFER, world.offer(spec, model, run.run_id).SerializeToString())
+            assert accepts(session, world, "node-a", offer).accepted
+        (train, payload), (other, _) = first.slot(model), second.slot(model)
+        working = session.send("node-a", train, payload)
+        log = world.state("node-a").audit
+        wait_for(lambda: [e for e in journal.read(log)[0] if e["event"] == "training"], 60, "the first training")
+        failure = opened(ask(session, "node-a", other, payload).body, world.members["node-a"]).failure
+        assert failure.code == "BUSY" and failure.busy_s >= 1
+        offer = second.make(fleet_pb2.OFFER, world.offer(spec, model, second.run_id).SerializeToString())
+        answer = fleet_pb2.OfferAnswer.FromString(
+            opened(ask(session, "node-a", offer, {}).body, world.members["node-a"]).body
+        )
+        assert answer.preparing and answer.busy_s >= 1
+        (done,) = session.replies([working], 60)
+        assert opened(done.body, world.members["node-a"]).WhichOneof("outcome") == "body"
+        again = opened(ask(session, "node-a", other, payload).body, world.members["node-a"])
+        assert again.WhichOneof("outcome") == "body", again.failure
+        session.end()
 
 
 def _crash_and_come_back(

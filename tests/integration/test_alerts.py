@@ -4,10 +4,12 @@ import json
 import time
 
 import numpy as np
+from confide_server.admin_cli import server
 from confide_server.alerts.settings import Alerts, Mail, Webhook
 from confide_server.coordinator.process import Coordinator, Settings, read_settings, write_settings
 from confide_server.state.events import RunFailed
 from confide_server.state.run_status import RunStatus
+from typer.testing import CliRunner
 
 from tests.alert_world import SECRET, mail_server, receiver, secret_file
 from tests.coordinator_world import World, specification
@@ -53,3 +55,8 @@ def test_a_failed_run_is_told_and_noted(tmp_path):
         time.sleep(3.0)
         again.stop()
         assert len(hook.posts) == 1 and len(post.mails) == 1, "a restart tells nothing twice"
+        tried = CliRunner().invoke(server.app, ["try-alerts", str(world.server)])
+        assert tried.exit_code == 0 and tried.output == "webhook: sent\nmail: sent\n"
+        hook.status = 500
+        tried = CliRunner().invoke(server.app, ["try-alerts", str(world.server)])
+        assert tried.exit_code == 1 and "webhook: the webhook answered 500" in tried.output

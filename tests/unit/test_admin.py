@@ -337,6 +337,9 @@ def test_receipts_and_what_they_say_was_spent(world: AdminWorld):
     with pytest.raises(TransportError, match="at most 200"):
         asked(run_ids=[run_id] * 201)
     assert not world.client(Role.AUDITOR).ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True)).plan
+    named = pb.ListRunsQuery(run_ids=[again, "f" * 32])
+    (line,) = world.client(Role.AUDITOR).ask("ListRuns", named).runs
+    assert line.run_id == again and not world.clients["hospital-c"].ask("ListRuns", named).runs, "another's is none"
     of_one = auditor.list_receipts(organization="hospital-b")
     assert [one.organization for one in of_one.receipts] == ["hospital-b"]
 

@@ -3,7 +3,9 @@
 import email
 import email.policy
 import itertools
+import json
 import re
+from pathlib import Path
 
 import pytest
 from confide.errors import StateError, TransportError
@@ -254,6 +256,15 @@ def test_a_trial_goes_over_every_channel(tmp_path):
         assert "answered 503" in try_channels(Alerts(webhook=hook), NAMES)["webhook"]
     with pytest.raises(StateError, match="no channel"):
         try_channels(Alerts(), NAMES)
+
+
+def test_the_documented_settings_are_settings():
+    page = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
+    written = json.loads("{" + re.search(r"```\n(\"alerts\": {.*?\n})\n```", page, re.S).group(1) + "}")
+    found = changed(Settings(), written).alerts
+    assert found.webhook and found.mail and found.quiet.zone == "Europe/Berlin"
+    named = re.search(r"\| `kinds` \|.*?\|(.*?)\|\n", page).group(1)
+    assert set(re.findall(r"`([a-z_]+)`", named)) == set(Kind.__args__)
 
 
 @pytest.mark.parametrize(

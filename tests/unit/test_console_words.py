@@ -93,6 +93,8 @@ def test_the_open_round_says_who_is_awaited_and_what_they_do():
     work = {"c": pb.WorkProgress(phase="training", step=3, steps=20)}
     mood, key, said = run_words.headline(run, opened, work)
     assert (mood, key, said["who"]) == ("good", "run.head.round", "c (training, step 3 of 20)")
+    everybody = run_words.open_round([*events, event(6, contributed=pb.Contributed(round=2, node="c", bytes=10))])
+    assert run_words.headline(run, everybody, work)[1] == "run.head.opening"
     assert run_words.open_round([*events, event(6, slot_abandoned=pb.SlotAbandoned(round=2))]) is None
     rounds = [pb.RoundLine(round=1, participation=[pb.Participation(organization="a", state="contributed")])]
     cells = {name: [cell.state for cell in row] for name, row in run_words.grid(run, rounds, opened).rows}
@@ -228,6 +230,12 @@ def test_pages_say_in_their_first_line_what_is_asked_of_them(tmp_path):
     assert headline("/members") == "3 nodes, nothing to do."
     assert headline("/models") == "support 1 is not released: 0 of 1 signatures."
     assert headline("/privacy").startswith("At most: notes of bank-b has spent")
+    console.reader._coordinator.slots = 3
+    console.reader.forget()
+    assert headline("/privacy") == "bank-b has 1 slot left for example (notes): the run would stop at round 3."
+    assert headline("/") == "4 things need you."
+    console.reader._coordinator.slots = 10
+    console.reader.forget()
     assert headline("/audit").startswith("The chain holds: 7 entries, verified")
     console.reader._coordinator.silent = True
     console.reader._answers.clear()

@@ -3,6 +3,9 @@
 A coordinator that cannot be reached, was restarted, or does not know this node yet is tried again, a little later each
 time; what it asked before the interruption it asks again, and gets the same reply. SIGTERM or Ctrl-C ends the agent at
 once, also in the middle of training: nothing half-done was sent, and everything that counts is on disk already.
+
+It trains in the main thread, one instruction after the other; `receiving` polls beside it, and says meanwhile that the
+node is busy to whoever asks for another run.
 """
 
 import contextlib
@@ -26,6 +29,7 @@ from flwr.app import Context, RecordDict
 from confide_client.agent.app import make_app
 from confide_client.agent.control_sync import ControlSync
 from confide_client.agent.fleet import FleetLink, FleetRefusal, FleetSettings, RunOver
+from confide_client.agent.receiving import Receiver
 from confide_client.agent.runtime import NodeRuntime
 from confide_client.agent.telling import Teller
 from confide_client.audit.log import Audit
@@ -35,12 +39,9 @@ from confide_client.state import StateFolder
 
 log = logging.getLogger(__name__)
 
-FASTEST_POLL_S = 0.02
-SLOWEST_POLL_S = 1.0
-SLOWEST_OPEN_POLL_S = 0.25
 PAUSE_LOOK_S = 0.5
-HELD_POLL_S = 0.2
-"""A poll that took longer was held open by the coordinator: the next one may follow at once."""
+LOOK_S = 1.0
+"""How often an agent without a message looks whether it was paused."""
 RECONCILE_EVERY_S = 300.0
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
@@ -65,27 +66,6 @@ def stoppable() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-class Pace:
-    """How long to wait before the next poll: hardly at all after a message, longer the longer nothing came.
-
-    The pause is a twentieth of the silence so far, so that waiting adds at most 5% to what was waited for.
-    """
-
-    def __init__(self) -> None:
-        self._last = time.monotonic() - 60.0
-
-    def message(self) -> None:
-        """Something came."""
-        self._last = time.monotonic()
-
-    def pause_s(self, poll_s: float, open_runs: int) -> float:
-        """poll_s: how long the last, empty poll took."""
-        if poll_s >= HELD_POLL_S:
-            return FASTEST_POLL_S
-        slowest = SLOWEST_OPEN_POLL_S if open_runs else SLOWEST_POLL_S
-        return min(max(FASTEST_POLL_S, (time.monotonic() - self._last) / 20), slowest)
 
 
 class Agent:
@@ -157,26 +137,20 @@ class Agent:
             retry_s = min(2 * retry_s, LAST_RETRY_S)
 
     def _serve(self, link: FleetLink) -> None:
-        pace, reconcile_at = Pace(), 0.0
-        while not self._state.pause():
-            began = time.monotonic()
-            if began >= reconcile_at:
-                self._reconcile(link)
-                reconcile_at = began + RECONCILE_EVERY_S
-            try:
-                message = link.receive()
-                if message is not None:
-                    pace.message()
-                    context = Context(message.metadata.run_id, link.node_id, {}, RecordDict(), {})
-                    link.send(self._app(message, context))
-                    pace.message()
-                    continue
-            except RunOver as over:
-                log.info("dropped: %s", over)
-                reconcile_at = 0.0
-                continue
-            polled_s = time.monotonic() - began
-            time.sleep(pace.pause_s(polled_s, self._runtime.open_runs))
+        reconcile_at = 0.0
+        with Receiver(link, busy=self._runtime.busy, open_runs=lambda: self._runtime.open_runs) as receiver:
+            while not self._state.pause():
+                if time.monotonic() >= reconcile_at:
+                    self._reconcile(link)
+                    reconcile_at = time.monotonic() + RECONCILE_EVERY_S
+                try:
+                    message = receiver.next(LOOK_S)
+                    if message is not None:
+                        context = Context(message.metadata.run_id, link.node_id, {}, RecordDict(), {})
+                        link.send(self._app(message, context))
+                except RunOver as over:
+                    log.info("dropped: %s", over)
+                    reconcile_at = 0.0
 
     def _reconcile(self, link: FleetLink) -> None:
         """At every connection, and now and then: a run may have ended while this node was away or busy."""

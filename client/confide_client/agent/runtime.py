@@ -29,6 +29,7 @@ from confide_client.runs.records import OfferStatus, Record
 from confide_client.runs.replies import (
     Outgoing,
     ReplyStore,
+    busy_answer,
     check_instruction,
     failure_of,
     parse_instruction,
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = WORK | {fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.CONFIRM, fleet_pb2.REVEAL}
 """Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
+_BEGINS = frozenset({fleet_pb2.OFFER, fleet_pb2.ADVERTISE, fleet_pb2.ANCHOR, fleet_pb2.TRAIN})
+"""Steps with which another run would begin something here. Those that go on with what has begun wait in line."""
 MOST_ASKED = 200
 """Runs in one question about their ends; a coordinator answers no more at once."""
 READY_SHARE = 1 / 3
@@ -84,6 +87,26 @@ class NodeRuntime:
             return self._answer(instruction, body, payload)
         except Exception as error:
             return self._fail(instruction, error)
+
+    def busy(self, record: RecordDict) -> RecordDict | None:
+        """While this node works on a slot: the signed answer BUSY to what another run asks for. Else None.
+
+        May be called from another thread than `answer`, which then is in the middle of that work: nothing of a run is
+        touched here, and what was asked is asked again.
+        """
+        doing = self._node.progress.working()
+        if doing is None:
+            return None
+        try:
+            instruction = parse_instruction(unpack(record)[0])
+        except ConfideError:
+            return None  # said in its turn, with all else that is wrong
+        if instruction.run_id == doing.run_id or instruction.step not in _BEGINS:
+            return None
+        self._node.audit.note("busy", run=instruction.run_id[:32], step=_step_name(instruction), seconds=doing.busy_s)
+        outcome = busy_answer(instruction.step, doing.busy_s)
+        node = self._node.member
+        return pack(signed_reply(instruction, node.name, node.identity, outcome, {}))
 
     def _answer(self, instruction: fleet_pb2.Instruction, body: bytes, payload: dict[str, bytes]) -> RecordDict:
         keep = instruction.step in _KEPT

@@ -15,9 +15,9 @@ from confide.files import write_atomic
 from confide.identity.enrolment import accept_admission, check_name, make_renewal, make_request
 from confide.identity.expiry import Notice, exit_status
 from confide.identity.member import LocalMember, load_member, read_membership
-from confide.secrecy import private_files, private_process
+from confide.secrecy import PrivateLogFile, private_files, private_process
 from confide.state_option import StateFirst
-from confide.text import cleaned, log_to_stderr, paragraph
+from confide.text import Formatter, cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client.agent.notifying import parse_command
@@ -60,6 +60,12 @@ def init(
     processes: Annotated[
         int | None, typer.Option(help="processes that share a local step; default: one per GPU", min=1)
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="answer this organization's own Prometheus on 127.0.0.1", min=0, max=65535)
+    ] = None,
+    log_file: Annotated[
+        str | None, typer.Option(help="the agent's log, rotated, instead of standard error; '' for that again")
+    ] = None,
     notify: Annotated[
         str | None,
         typer.Option(
@@ -81,6 +87,8 @@ def init(
         max_rank=max_rank,
         precision=precision,
         processes=processes,
+        metrics_port=metrics_port,
+        log_file=log_file,
         notify=None if notify is None else tuple(parse_command(notify)),
     )
     if not state.policy.exists():
@@ -236,19 +244,34 @@ def start(folder: Folder, quiet: Annotated[bool, typer.Option("--quiet", help="w
 
 def _run_agent(state: StateFolder, *, quiet: bool) -> None:
     from confide_client.agent.agent import Agent
+    from confide_client.agent.metrics import serving
     from confide_client.runs.loading import LOADER
 
     level = logging.WARNING if quiet else logging.INFO
     private_process()
-    log_to_stderr(logging.WARNING)
+    log_to(state.settings.log_file, logging.WARNING)
     # The second says what this machine computes in, once.
     for name in ("confide_client", "confide.models"):
         logging.getLogger(name).setLevel(level)
-    Agent(state).run()
+    with serving(state):
+        Agent(state).run()
     if any(thread.name == LOADER for thread in threading.enumerate()):
         # A model is still being loaded in a thread that cannot be interrupted; everything else was closed.
         logging.shutdown()
         os._exit(0)
+
+
+def log_to(path: str, level: int) -> None:
+    """The agent's log: a file of mode 0600, rotated at 16 MiB with eight older ones, or standard error."""
+    if not path:
+        log_to_stderr(level)
+        return
+    try:
+        handler = PrivateLogFile(Path(path).expanduser(), max_bytes=16 << 20, kept=8)
+    except OSError as error:
+        raise StateError(f"the log {path} cannot be written: {error.strerror}; name another with --log-file") from error
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @app.command(cls=StateFirst)

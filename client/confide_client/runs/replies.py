@@ -26,7 +26,7 @@ from confide.files import private_folder, write_atomic
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
 from confide.text import line
-from confide.transport.envelope import VERSION, payload_digest
+from confide.transport.envelope import BUSY, VERSION, payload_digest
 from confide.transport.messages import parse
 
 from confide_client.state import read_json
@@ -104,6 +104,18 @@ def signed_reply(
     data = reply.SerializeToString(deterministic=True)
     signed = fleet_pb2.SignedReply(reply=data, signature=key.sign("reply", data))
     return signed.SerializeToString(deterministic=True)
+
+
+def busy_answer(step: fleet_pb2.Step, busy_s: int) -> Outgoing | fleet_pb2.Failure:
+    """What another run is told while this node works. busy_s: for about how long.
+
+    An offer gets an answer that coordinators of earlier releases understand too: the run is offered again.
+    """
+    why = f"this node works for another run, for about {busy_s} s"
+    if step != fleet_pb2.OFFER:
+        return fleet_pb2.Failure(code=BUSY, message=f"{why}; ask again then", busy_s=busy_s)
+    answer = fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=why, busy_s=busy_s)
+    return Outgoing(answer.SerializeToString(deterministic=True))
 
 
 def _of_ledger(error: ConfideError) -> bool:

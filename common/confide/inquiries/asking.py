@@ -28,7 +28,7 @@ from confide.inquiries.documents import (
     opened,
     signed,
 )
-from confide.inquiries.routing import MARGIN, chosen, known_of
+from confide.inquiries.routing import chosen, known_of
 from confide.inquiries.sealed import BoxKey, seal
 from confide.rag.embedder import Embedder
 from confide.transport.inquiries import InquiryClient
@@ -105,7 +105,7 @@ class Inquirer:
         return found
 
     def ask(
-        self, question: str, *, nodes: Sequence[str] = (), everybody: bool = False, margin: float = MARGIN,
+        self, question: str, *, nodes: Sequence[str] = (), everybody: bool = False, margin: float | None = None,
         deadline_s: int = 30,
     ) -> Outcome:  # fmt: skip
         """Ask the nodes that routing chooses; or these, or all that answer.
@@ -124,7 +124,7 @@ class Inquirer:
         sent = {node: self._inquiry(question, cards[node], deadline_s) for node in asked}
         return self._collected(question, sent, tuple(sorted(set(cards) - set(asked))), deadline_s)
 
-    def _routed(self, question: str, cards: dict[str, IndexCard], margin: float) -> list[str]:
+    def _routed(self, question: str, cards: dict[str, IndexCard], margin: float | None) -> list[str]:
         known = {n: known_of(card, self._embedder.sha256, self._embedder.dimension) for n, card in cards.items()}
         [vector] = self._embedder.embed([question])
         return chosen(vector.astype(float), known, margin=margin)

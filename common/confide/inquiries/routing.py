@@ -21,10 +21,11 @@ from confide.inquiries.documents import IndexCard
 from confide.inquiries.outline import vectors
 
 Array = NDArray[np.floating[Any]]
-MARGIN = 0.35
-"""By `confide bench retrieval`: at least 70 of 100 inquiries are saved then, and 95 of 100 passages stay found."""
-_DROWNED = 0.5
-"""Noise in one direction over how far a centroid is from the others', above which nothing is read out of it."""
+MARGIN, MANY = 0.25, 10
+"""Chosen by `confide bench retrieval`, so that 95 of 100 passages stay found; of fewer than MANY nodes the runner-up is
+less likely to be the right one, and the margin is smaller in proportion."""
+_CLEAR = 1.0
+"""How many standard deviations of its own estimate a centroid's squared distance from the mean must be above 0."""
 _MOST_NOISE = 0.1
 """Above it a centroid is not even used for the mean of all: at epsilon 1 that of less than about 45 documents."""
 
@@ -70,16 +71,28 @@ def scores(question: Array, cards: Mapping[str, Known]) -> dict[str, float]:
 
 def _best(known: Known, middle: Array, towards: Array) -> float | None:
     apart = known.rows - middle
-    squared = (apart**2).sum(axis=1) - known.noise**2 * apart.shape[1]
-    clear = squared > np.maximum(known.noise / _DROWNED, 1e-6) ** 2
+    # The noise adds D variances to the squared length on average, and scatters it by sqrt(2 D) of them.
+    dimension, variance = apart.shape[1], known.noise**2
+    squared = (apart**2).sum(axis=1) - dimension * variance
+    clear = squared > np.maximum(_CLEAR * np.sqrt(2 * dimension) * variance, 1e-12)
     if not clear.any():
         return None
     return float((apart[clear] @ towards / np.sqrt(squared[clear])).max())
 
 
-def chosen(question: Array, cards: Mapping[str, Known], *, margin: float = MARGIN) -> list[str]:
-    """The nodes to ask, the likeliest first, then those of which nothing is known."""
+def margin_of(nodes: int) -> float:
+    """How far behind the best a node may be and still be asked, where so many say something.
+
+    >>> margin_of(4), margin_of(20)
+    (0.1, 0.25)
+    """
+    return MARGIN * min(1.0, nodes / MANY)
+
+
+def chosen(question: Array, cards: Mapping[str, Known], *, margin: float | None = None) -> list[str]:
+    """The nodes to ask, the likeliest first, then those of which nothing is known. margin: None for `margin_of`."""
     found = scores(question, cards)
+    margin = margin_of(len(found)) if margin is None else margin
     best = max(found.values(), default=0.0)
     near = [node for node in sorted(found, key=lambda node: (-found[node], node)) if found[node] >= best - margin]
     return near + sorted(set(cards) - set(found))

@@ -84,7 +84,7 @@ class DiskStatus(_message.Message):
     def __init__(self, what: _Optional[str] = ..., path: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class RunLine(_message.Message):
-    __slots__ = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at", "started_at", "ended_at", "administrator", "method", "data", "privacy_unit", "cohort", "organizations", "waits_for", "waits_reason", "waiting_since", "paused_by", "paused_at", "pause_reason", "parent_run_id", "parent_round", "priority", "short_rounds", "last_event")
+    __slots__ = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at", "started_at", "ended_at", "administrator", "method", "data", "privacy_unit", "cohort", "organizations", "waits_for", "waits_reason", "waiting_since", "paused_by", "paused_at", "pause_reason", "parent_run_id", "parent_round", "priority", "short_rounds", "last_event", "privacy_epsilon")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class RunLine(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SHORT_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_EPSILON_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     status: str
@@ -139,10 +140,11 @@ class RunLine(_message.Message):
     priority: int
     short_rounds: int
     last_event: int
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ...) -> None: ...
+    privacy_epsilon: float
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ..., privacy_epsilon: _Optional[float] = ...) -> None: ...
 
 class ListRunsQuery(_message.Message):
-    __slots__ = ("statuses", "name_contains", "organization", "administrator", "method", "parent_run_id", "run_id_prefix", "limit", "cursor")
+    __slots__ = ("statuses", "name_contains", "organization", "administrator", "method", "parent_run_id", "run_id_prefix", "limit", "cursor", "run_ids")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     NAME_CONTAINS_FIELD_NUMBER: _ClassVar[int]
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +154,7 @@ class ListRunsQuery(_message.Message):
     RUN_ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[str]
     name_contains: str
     organization: str
@@ -161,7 +164,8 @@ class ListRunsQuery(_message.Message):
     run_id_prefix: str
     limit: int
     cursor: str
-    def __init__(self, statuses: _Optional[_Iterable[str]] = ..., name_contains: _Optional[str] = ..., organization: _Optional[str] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., run_id_prefix: _Optional[str] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ...) -> None: ...
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, statuses: _Optional[_Iterable[str]] = ..., name_contains: _Optional[str] = ..., organization: _Optional[str] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., run_id_prefix: _Optional[str] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ..., run_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RunPage(_message.Message):
     __slots__ = ("clock", "runs", "next_cursor", "total")

@@ -90,12 +90,14 @@ class Reply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., release: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[_Union[Step, str]] = ..., sequence: _Optional[int] = ..., node: _Optional[str] = ..., payload_digest: _Optional[bytes] = ..., body: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "message")
+    __slots__ = ("code", "message", "busy_s")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    busy_s: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., busy_s: _Optional[int] = ...) -> None: ...
 
 class SignedReply(_message.Message):
     __slots__ = ("reply", "signature")
@@ -140,20 +142,22 @@ class Cosignature(_message.Message):
     def __init__(self, administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
-    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision")
+    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision", "busy_s")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREPARING_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     waiting: bool
     reason: str
     preparing: bool
     round_s: float
     precision: str
-    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
+    busy_s: int
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., busy_s: _Optional[int] = ...) -> None: ...
 
 class SlotOpen(_message.Message):
     __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")

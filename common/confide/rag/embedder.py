@@ -20,7 +20,7 @@ from confide.errors import ModelError
 from confide.models.store import folder_digest, model_files, only_hashed
 from confide.models.weights import check_whole
 
-_TOKENS_AT_ONCE = 2048
+_TOKENS_AT_ONCE = 1024
 """More is slower: what a layer makes of it falls out of the cache."""
 
 

@@ -18,6 +18,8 @@ VERSION = 1
 """Of the fleet's messages, fleet.proto: both sides refuse another one."""
 BODY_RECORD, PAYLOAD_RECORD = "confide", "payload"
 STYPE, DTYPE = "confide.raw.v1", "uint8"
+BUSY = "BUSY"
+"""The code of a failure that is none: the node works for another run, and says for how long."""
 
 Bytes = bytes | bytearray | memoryview
 

@@ -129,6 +129,32 @@ def try_alerts(folder: Folder) -> None:
 
 
 @app.command(cls=StateFirst)
+def gc(
+    folder: Folder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    work_older_days: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Also what rounds of runs that ended so long ago were made with, not their models."),
+    ] = None,
+) -> None:
+    """Remove checkpoint files that nothing needs, while the coordinator is stopped.
+
+    Models of committed rounds are never removed: manifests name them, and releases stand on them.
+    """
+    from confide_server.coordinator.process import at_rest
+    from confide_server.state.garbage import collect, find
+
+    if not folder.is_dir():
+        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    with at_rest(folder) as (database, checkpoints):
+        found = find(database, checkpoints, work_older_s=None if work_older_days is None else work_older_days * 86400.0)
+        if not dry_run:
+            collect(database, checkpoints, found)
+    verb, what = "would be" if dry_run else "were", f"{len(found.orphans)} files that no round names"
+    typer.echo(f"{what} and {len(found.work)} of work {verb} removed: {found.bytes} bytes")
+
+
+@app.command(cls=StateFirst)
 def start(
     folder: Folder,
     fleet_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,
@@ -139,6 +165,9 @@ def start(
     log_file: Annotated[str, typer.Option(help="Log there, rotated, from now on; default: standard error.")] = "",
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Answer Prometheus there on 127.0.0.1, from now on.")
+    ] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="otlp, or a file for spans of runs and rounds, from now on; '' for none.")
     ] = None,
     max_concurrent_runs: Annotated[
         int | None, typer.Option(min=1, max=64, help="Runs that work with nodes at a time, from now on.")
@@ -161,6 +190,7 @@ def start(
         "log_format": log_format or None,
         "log_file": log_file or None,
         "max_concurrent_runs": max_concurrent_runs,
+        "traces": traces,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     if chosen:

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -65,6 +65,7 @@ from confide_server.state.run_ends import RunEnds
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
+from confide_server.telemetry import traces
 from confide_server.telemetry.metrics import Gauges, Metrics
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -100,6 +101,8 @@ class Settings(Document):
     metrics_bind: str = "127.0.0.1"
     alerts: Alerts | None = None
     """Who is told what needs somebody (docs/alerts.md); None: nobody."""
+    traces: str = ""
+    """Where spans go: "otlp", or a file; "" for nowhere (confide_server.telemetry.traces)."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -154,6 +157,28 @@ def due_here(folder: Path, now: float) -> list[Notice]:
     return [*notices(folder, now), *waiting_notices(queue, now)]
 
 
+def _database(folder: Path, settings: Settings) -> Database:
+    return Database(settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+
+
+def _checkpoints(folder: Path, settings: Settings) -> CheckpointStore:
+    return CheckpointStore(settings.checkpoints or str(private_folder(folder / "checkpoints")))
+
+
+@contextlib.contextmanager
+def at_rest(folder: Path) -> Iterator[tuple[Database, CheckpointStore]]:
+    """The state of a coordinator that does not run, and cannot be started meanwhile. Raises StateError when it runs."""
+    settings, lock = read_settings(folder), _exclusive(folder)
+    try:
+        database = _database(folder, settings)
+        try:
+            yield database, _checkpoints(folder, settings)
+        finally:
+            database.close()
+    finally:
+        os.close(lock)
+
+
 class Coordinator:
     """All parts of a running coordinator."""
 
@@ -179,13 +204,13 @@ class Coordinator:
     def _open(self, opened: contextlib.ExitStack) -> None:
         folder = self.folder
         self._tls = _tls_context(self.member)
-        self.database = Database(self.settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+        self.database = _database(folder, self.settings)
         opened.callback(self.database.close)
         self.link = FleetLink(folder / "fleet")
         opened.callback(self.link.release)
         self._receipts = ReceiptStore(folder / "receipts.log")
         opened.callback(self._receipts.close)
-        checkpoints = CheckpointStore(self.settings.checkpoints or str(private_folder(folder / "checkpoints")))
+        checkpoints = _checkpoints(folder, self.settings)
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
         self.link.run_ends = RunEnds(self.database, self.member).of
@@ -343,6 +368,8 @@ class Coordinator:
             served = self._metrics.serve(self.settings.metrics_bind, self.settings.metrics_port)
             self.metrics_port, stop_metrics = served
             self._opened.callback(stop_metrics)
+        if self.settings.traces:
+            self._opened.callback(traces.configure(self.settings.traces))
         self._note_driver("")
         self._scheduler.start()
         if self._alerts is not None:

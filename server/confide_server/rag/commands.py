@@ -58,7 +58,9 @@ def add(
     library: Root = _ROOT,
     personal_data: Annotated[str, typer.Option(help=f"{', '.join(HANDLINGS)}: of a new collection.")] = "mask",
     region: Annotated[str, typer.Option(help="Country whose national telephone numbers are meant, as DE.")] = "",
-    store: Annotated[str, typer.Option(help="lancedb, or postgresql://USER@HOST/DATABASE.")] = "lancedb",
+    store: Annotated[
+        str, typer.Option(help="lancedb, postgresql://USER@HOST/DATABASE or qdrant+https://HOST:PORT.")
+    ] = "lancedb",
     again: Annotated[bool, typer.Option("--again", help="Also files that were erased before.")] = False,
 ) -> None:
     """Add files. One that cannot be read is named and the rest goes on; exit status 1 says that there was one."""

@@ -1,9 +1,9 @@
 """Who takes part in a run: every member of the cohort is offered it, and answers for itself.
 
-A node accepts, refuses (for good), waits for a person, or prepares: it still loads what it needs to answer in time, and
-measures how long a round takes it. Who accepts says how long, and a slot's deadline follows from it. A node is offered
-the run again when it waits or prepares, and when it connects anew, since what it accepted before its restart is its own
-business to know.
+A node accepts, refuses (for good), waits for a person, or prepares: it still loads what it needs to answer in time,
+measures how long a round takes it, or works for another run and says for how long. Who accepts says how long a round
+takes, and a slot's deadline follows from it. A node is offered the run again when it waits or prepares, and when it
+connects anew, since what it accepted before its restart is its own business to know.
 """
 
 import time
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from confide_server.fleet.port import Link
 from confide_server.rounds.exchange import Answer, Courier, Question, printable
+from confide_server.rounds.turns import MOST_BUSY_S
 from confide_server.state.events import OfferAnswered, RunStarted
 from confide_server.state.run_journal import OpenRun, RunJournal
 from confide_server.state.run_status import RunStatus
@@ -83,6 +84,8 @@ class Cohort:
         self._answers = dict(run.answers)
         self._offered: dict[str, tuple[int, float]] = {}
         """Connection at which a node was last offered the run, and when."""
+        self._busy_until: dict[str, float] = {}
+        """Of nodes that work for another run, as they say."""
         self._round_s: dict[str, float] = {}
         """What a round takes each node that accepted, as it measured; it says so again when it connects anew."""
 
@@ -167,6 +170,8 @@ class Cohort:
             return False
         if any(self._working_for(name) for name in self._online(open_)):
             return True  # it answers when it has finished its step for the other run
+        if waited_s <= MOST_BUSY_S and any(self._busy_until.get(name, 0.0) > self._clock() for name in open_):
+            return True
         if "preparing" in open_.values() and waited_s <= self._unmeasured_s:
             return True
         people_needed = taking_part < self._federation.min_cohort and "waiting" in open_.values()
@@ -275,6 +280,9 @@ class Cohort:
             self._round_s[node] = claimed_s(answer.round_s)
             self._set(node, "accepted", "", answer.precision if answer.precision in _PRECISIONS else "")
         elif answer.waiting:
+            if answer.preparing and answer.busy_s:
+                self._busy_until[node] = self._clock() + answer.busy_s
+                self._courier.on_busy(node, float(answer.busy_s))
             self._set(node, "preparing" if answer.preparing else "waiting", printable(answer.reason))
         else:
             self._set(node, "refused", printable(answer.reason))

@@ -30,6 +30,7 @@ from confide_server.state.events import RunFailed, RunFinished, RunStopped
 from confide_server.state.run_journal import OpenRun, RunJournal
 from confide_server.state.run_status import RunStatus
 from confide_server.telemetry.logs import about
+from confide_server.telemetry.traces import span
 
 RETRY_S = 5.0
 SPARE_REPLY_BYTES = 64 << 20
@@ -119,7 +120,8 @@ class RunDriver:
             try:
                 run, self._first = self._first or self._parts.book.open_run(self._run_id), None
                 if run is not None:
-                    self._drive(run)
+                    with span("run", run=run.run_id):
+                        self._drive(run)
                 return
             except GoingDown:
                 return
@@ -210,9 +212,17 @@ class RunDriver:
         if before is None:
             self._parts.book.waits(run_id, (), "")
             return
-        said = [f"{node} works for run {other[:8]}" for node, other in before.items()]
+        said = [
+            f"{node} works for run {other[:8]}"
+            if other
+            else f"{node} is busy for about {self._turns.busy_s(node):.0f} s"
+            for node, other in before.items()
+        ]
         reason = ", ".join(said) or f"{self._parts.max_concurrent_runs} runs are at work, as many as may be"
         self._parts.book.waits(run_id, tuple(before), f"waits for its turn: {reason}")
+
+    def _at_work(self, node: str, run_id: str) -> str:
+        return f"works for run {run_id[:8]}" if run_id else f"is busy for about {self._turns.busy_s(node):.0f} s"
 
     def _courier(self, run: OpenRun, session: Session, check: Callable[[], None]) -> Courier:
         return Courier(
@@ -225,6 +235,7 @@ class RunDriver:
             silence_s=run.specification.federation.exchange_deadline_s,
             deadline_factor=self._parts.deadline_factor,
             clock=self._parts.clock,
+            on_busy=self._turns.busy,
         )
 
     def _to_the_end(self, run: OpenRun, cohort: Cohort, rounds: Rounds) -> None:

@@ -18,13 +18,15 @@ from confide.identity.roster import Roster
 from confide.memory import trim
 from confide.proto import fleet_pb2
 from confide.text import identifier, line
-from confide.transport.envelope import VERSION, digest_of_entries, payload_digest
+from confide.transport.envelope import BUSY, VERSION, digest_of_entries, payload_digest
 from google.protobuf.message import DecodeError
 
 from confide_server.fleet.flower import FleetReply, Presence
 from confide_server.fleet.port import Link, Session
 from confide_server.state.run_journal import RunJournal
 
+SOONEST_AGAIN_S, LATEST_AGAIN_S = 0.5, 60.0
+"""After which a busy node is asked again: work may end sooner than it said, and a lie must not cost hours."""
 TICK_S = 0.25
 """How often stops, restarted nodes and silent nodes are looked for. Replies are handed on at once."""
 REASON_CHARS = 500
@@ -53,6 +55,14 @@ class Silence:
 
 
 @dataclass(frozen=True)
+class Busy:
+    """A node works for another run; it is asked again."""
+
+    node: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Question:
     """What is asked: bodies by node, and the payload that travels beside each."""
 
@@ -73,6 +83,8 @@ class _Asked:
         self.message_id = ""
         self.activations = 0
         self.silent_since: float | None = None
+        self.again_at: float | None = None
+        """When to ask a busy node again."""
 
 
 class Courier:
@@ -89,8 +101,11 @@ class Courier:
         silence_s: float,
         deadline_factor: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
+        on_busy: Callable[[str, float], None] = lambda node, seconds: None,
     ) -> None:
-        """check: raises when the run or the process is to stop; called often.
+        """on_busy: told of each node that works for another run, and for about how many seconds; 0 when it answers.
+
+        check: raises when the run or the process is to stop; called often.
 
         silence_s: a node whose heartbeats stay away this long is given up for the question at hand.
         deadline_factor: every deadline of a question times this.
@@ -104,32 +119,64 @@ class Courier:
         self._silence_s = silence_s
         self.deadline_factor = deadline_factor
         self.clock = clock
+        self.on_busy = on_busy
 
     def ask(self, question: Question) -> Iterator[Answer | Silence]:
-        """Answers as they come, then a Silence for every node without one. Each node comes exactly once."""
+        """Answers as they come, then a Silence for every node without one. Each node comes exactly once.
+
+        A node that is busy is asked again when it said, and has that much longer, at most the deadline once more.
+        """
         waiting = self._send_all(question)
         for node in [node for node, asked in waiting.items() if not asked.message_id]:
             del waiting[node]
             yield Silence(node, "TransportError", f"{node} is not connected", answered=False)
         deadline_s = question.deadline_s * self.deadline_factor
         end = self.clock() + deadline_s
+        latest = end + deadline_s
         try:
             while waiting and (left := end - self.clock()) > 0:
                 self._check()
                 if not self._session.alive:
                     raise RetryableError("the Flower run lapsed; the run goes on in a new one")
-                by_id = {asked.message_id: node for node, asked in waiting.items()}
+                by_id = {asked.message_id: node for node, asked in waiting.items() if asked.again_at is None}
                 for reply in self._session.replies(by_id, min(TICK_S, left)):
                     node = by_id[reply.message_id]
-                    yield from self._opened(node, question, waiting.pop(node), reply)
+                    for outcome in self._opened(node, question, waiting[node], reply):
+                        if isinstance(outcome, Busy):
+                            end = min(latest, end + self._put_off(waiting[node], outcome))
+                            continue
+                        del waiting[node]
+                        yield outcome
+                if not by_id:
+                    time.sleep(min(TICK_S, left))  # every node that is waited for is busy
+                self._ask_again(waiting, question)
                 yield from self._look_after(waiting, question)
         finally:
             self._session.withdraw([asked.message_id for asked in waiting.values()])
             if question.payload:
                 trim()
-        for node in waiting:
+        for node, asked in waiting.items():
+            if asked.again_at is not None:
+                yield Silence(node, BUSY, f"{node} works for another run all the time", answered=False)
+                continue
             reason = f"{node} did not answer within {deadline_s:.0f} s"
             yield Silence(node, "TransportError", reason, answered=False)
+
+    def _put_off(self, asked: _Asked, busy: Busy) -> float:
+        """Ask again later; returns how much later."""
+        pause_s = min(max(busy.seconds, SOONEST_AGAIN_S), LATEST_AGAIN_S)
+        asked.again_at = self.clock() + pause_s
+        self.on_busy(busy.node, busy.seconds)
+        return pause_s
+
+    def _ask_again(self, waiting: dict[str, _Asked], question: Question) -> None:
+        presence = self._link.presence()
+        for node, asked in waiting.items():
+            if asked.again_at is not None and self.clock() >= asked.again_at:
+                self._session.withdraw([asked.message_id])
+                asked.again_at = None
+                self.on_busy(node, 0.0)
+                self._send(node, asked, question.payload, presence.get(node))
 
     def tell(self, question: Question) -> list[str]:
         """Send without waiting; returns the message ids, which the caller withdraws later."""
@@ -180,7 +227,7 @@ class Courier:
                 yield Silence(node, "REVOKED", f"{node} is no longer in the roster", answered=False)
             elif now_there.activations != asked.activations:
                 self._session.withdraw([asked.message_id])
-                asked.silent_since = None
+                asked.silent_since = asked.again_at = None
                 self._send(node, asked, question.payload, now_there)
             elif now_there.online:
                 asked.silent_since = None
@@ -193,7 +240,9 @@ class Courier:
 
     # --- receiving
 
-    def _opened(self, node: str, question: Question, asked: _Asked, reply: FleetReply) -> Iterator[Answer | Silence]:
+    def _opened(
+        self, node: str, question: Question, asked: _Asked, reply: FleetReply
+    ) -> Iterator[Answer | Silence | Busy]:
         try:
             yield self._verified(node, question.step, asked.sequence, reply)
         except ConfideError as error:
@@ -202,7 +251,7 @@ class Courier:
             for file in reply.payload.values():
                 file.path.unlink(missing_ok=True)
 
-    def _verified(self, node: str, step: fleet_pb2.Step, sequence: int, outer: FleetReply) -> Answer | Silence:
+    def _verified(self, node: str, step: fleet_pb2.Step, sequence: int, outer: FleetReply) -> Answer | Silence | Busy:
         if outer.fault:
             raise UpdateError(f"{node}: {outer.fault}")
         signed, reply = _parse(node, outer.body)
@@ -221,6 +270,8 @@ class Courier:
             raise UpdateError(f"{node} sent the payload entries {sorted(outer.payload)}; only 'upload' is known")
         if digest_of_entries({name: file.digest for name, file in outer.payload.items()}) != reply.payload_digest:
             raise UpdateError(f"the payload that came from {node} is not the one it signed")
+        if reply.WhichOneof("outcome") == "failure" and reply.failure.code == BUSY and reply.failure.busy_s:
+            return Busy(node, float(reply.failure.busy_s))
         if reply.WhichOneof("outcome") == "failure":
             return Silence(node, _code(reply.failure.code), printable(reply.failure.message), answered=True)
         return Answer(node, reply.body, outer.payload.get("upload"))

@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, StateError, TrainingError
+from confide.errors import (
+    ConfideError,
+    FailureName,
+    IdentityError,
+    ProtocolFailure,
+    RetryableError,
+    StateError,
+    TrainingError,
+)
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
 from confide.memory import trim
@@ -34,6 +42,7 @@ from confide_server.state.events import (
 from confide_server.state.run_ends import end_message
 from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
 from confide_server.telemetry.logs import about
+from confide_server.telemetry.traces import note, span
 
 END_DEADLINE_S = 5.0
 EPOCH_TRIES = 3
@@ -117,7 +126,7 @@ class Rounds:
         while model.round < self._federation.rounds:
             self._pause(0.0)  # between rounds an operator may let the run rest
             try:
-                with about(round=model.round + 1):
+                with about(round=model.round + 1), span("round", run=self._run.run_id, round=model.round + 1):
                     model = self._round(model)
             finally:
                 self._turn.give_back()
@@ -179,7 +188,8 @@ class Rounds:
             roster = self._roster.current
             try:
                 roster.check_fresh(self._book.clock())
-            except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
+            except (ProtocolFailure, IdentityError) as error:
+                # Nodes would refuse everything; a newer roster lets the run go on, or this machine's clock set right.
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
                 self._book.waits(self._run.run_id, (), str(error))
                 self._turn.give_back()
@@ -250,10 +260,11 @@ class Rounds:
         self._connections |= now
 
     def _slot(self, plan: SlotPlan, model: Model) -> Opened | Abandoned:
-        with about(slot=plan.slot):
+        with about(slot=plan.slot), span("slot", round=plan.round, attempt=plan.attempt, slot=plan.slot):
             self._collector.open_slot(plan)
             self._exchanges(plan.round, {"model": model.data})
-        outcome = self._collector.outcome
+            outcome = self._collector.outcome
+            note(code=outcome.code if isinstance(outcome, Abandoned) else "")
         if outcome is None:
             raise RetryableError(f"slot {plan.slot} ended without an outcome; the coordinator begins it again")
         return outcome
@@ -261,8 +272,9 @@ class Rounds:
     def _exchanges(self, number: int, model: Mapping[str, bytes]) -> None:
         while (exchange := self._collector.exchange()) is not None:
             began, step = self._courier.clock(), fleet_pb2.Step.Name(exchange.step).lower()
-            self._exchange(number, exchange, model)
-            self._collector.close_exchange()
+            with span("phase", step=step, asked=len(exchange.bodies)):
+                self._exchange(number, exchange, model)
+                self._collector.close_exchange()
             self._phases[step] = self._phases.get(step, 0.0) + self._courier.clock() - began
 
     def _exchange(self, number: int, exchange: Exchange, model: Mapping[str, bytes]) -> None:

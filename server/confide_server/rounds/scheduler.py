@@ -36,7 +36,7 @@ class Scheduler:
         self._parts = parts
         self.retry_s = retry_s
         self._down = threading.Event()
-        self._turns = Turns(parts.max_concurrent_runs)
+        self._turns = Turns(parts.max_concurrent_runs, parts.clock)
         self._drivers: dict[str, RunDriver] = {}
         self._collectors: dict[str, Collector] = {}
         """Of open runs, resting ones too: what is in them outlives a driver, and no second one could open its files."""

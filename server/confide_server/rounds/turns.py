@@ -3,7 +3,8 @@
 A node trains for one run at a time. A run takes a turn for each round, over all nodes that accepted it, and gives it
 back when the round has ended, or as soon as it has to wait for somebody. At most `most` turns are out at once. Who has
 waited longest is next, among runs of the same priority; a higher priority always goes first. A run that waits for its
-nodes holds no others up: only nodes that an earlier one waits for are kept free for it.
+nodes holds no others up: only nodes that an earlier one waits for are kept free for it. A node that says that it is
+busy (with a slot that was given up here, above all) counts as taken for as long as it said.
 
 >>> turns = Turns(most=2)
 >>> for run, nodes in (("first", "ab"), ("second", "bc"), ("third", "d")): turns.ask(run, nodes)
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 
 PAUSE_S = 0.1
 SAY_AFTER_S = 2.0
+MOST_BUSY_S = 600.0
+"""A node is believed for so long at once; then it is asked again."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,11 @@ class _Wish:
 class Turns:
     """Shared by all runs of one coordinator."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
+        self._clock = clock
+        self._busy: dict[str, float] = {}
+        """Until when a node works for somebody who holds no turn, as it said."""
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._waiting: dict[str, _Wish] = {}
@@ -52,7 +58,7 @@ class Turns:
     def granted(self, run_id: str) -> bool:
         """Whether it is this run's turn, which it keeps until it gives it back."""
         with self._lock:
-            taken = frozenset[str]().union(*self._out.values())
+            taken = frozenset[str]().union(*self._out.values(), self._busy_now())
             for wish in sorted(self._waiting.values(), key=lambda one: one.order):
                 if len(self._out) >= self._most:
                     break
@@ -63,6 +69,21 @@ class Turns:
                 self._out[wish.run_id] = wish.nodes
                 taken |= wish.nodes
             return run_id in self._out
+
+    def busy(self, node: str, seconds: float) -> None:
+        """A node said for how long it works for another run; 0: it answered, and does no more."""
+        with self._lock:
+            self._busy[node] = self._clock() + min(seconds, MOST_BUSY_S)
+
+    def busy_s(self, node: str) -> float:
+        """How much of that is left; 0 for none."""
+        with self._lock:
+            return max(0.0, self._busy.get(node, 0.0) - self._clock())
+
+    def _busy_now(self) -> frozenset[str]:
+        now = self._clock()
+        self._busy = {node: until for node, until in self._busy.items() if until > now}
+        return frozenset(self._busy)
 
     def give_back(self, run_id: str) -> None:
         """The turn, or the place in line. Idempotent."""
@@ -76,11 +97,13 @@ class Turns:
             return next((run for run, nodes in self._out.items() if node in nodes and run != besides), "")
 
     def before(self, run_id: str) -> dict[str, str]:
-        """For whom this run waits: {node: the run that works with it}; empty where only a place is missing."""
+        """For whom this run waits: {node: the run that works with it, "" where the node is busy by its own word}; empty
+        where only a place is missing."""
         with self._lock:
             wish = self._waiting.get(run_id)
             wanted = wish.nodes if wish is not None else frozenset[str]()
-            return {node: run for run, nodes in sorted(self._out.items()) for node in sorted(nodes & wanted)}
+            busy = dict.fromkeys(sorted(self._busy_now() & wanted), "")
+            return busy | {node: run for run, nodes in sorted(self._out.items()) for node in sorted(nodes & wanted)}
 
 
 class Turn:

@@ -1,5 +1,8 @@
 """Checkpoints: files named by the SHA-256 of what they hold, durable when `put` returns, on any fsspec file system.
 
+On a disk a file is written beside its name and renamed; on S3 it is there, whole, when its upload was completed. What
+is sent to others is read in chunks: a model is then in memory by a mebibyte at a time.
+
 >>> import tempfile; store = CheckpointStore(tempfile.mkdtemp())
 >>> name = store.put(b"weights", "bin"); store.get(name)
 b'weights'
@@ -8,11 +11,24 @@ b'weights'
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 from confide.errors import RetryableError, StateError
 from confide.files import fsync_folder
+
+_WHOLE_AT_ONCE = frozenset({"s3", "s3a", "memory"})
+"""Where a file is seen by its name only when it is complete, and renaming means copying."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that is there, also one that was begun and never finished."""
+
+    name: str
+    bytes: int
 
 
 class CheckpointStore:
@@ -24,7 +40,9 @@ class CheckpointStore:
         self._one = threading.Lock()
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
-            self._local = "file" in (self._files.protocol if isinstance(self._files.protocol, tuple) else ())
+            kinds = self._files.protocol
+            self._kinds = frozenset(kinds if isinstance(kinds, tuple) else (kinds,))
+            self._local = "file" in self._kinds
             self._files.makedirs(self._root, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
             raise StateError(f"the checkpoint folder {url} cannot be used: {error}") from error
@@ -37,7 +55,8 @@ class CheckpointStore:
         name = f"{hashlib.sha256(data).hexdigest()}.{kind}"
         path = f"{self._root}/{name}"
         # Two processes may store the same bytes at once; a process's threads take turns.
-        temporary = f"{self._root}/.{name}.{os.getpid()}.part"
+        whole_at_once = bool(self._kinds & _WHOLE_AT_ONCE)
+        temporary = path if whole_at_once else f"{self._root}/.{name}.{os.getpid()}.part"
         with self._one:
             self._put(data, path, temporary)
         return name
@@ -51,7 +70,8 @@ class CheckpointStore:
                 file.flush()
                 if self._local:
                     os.fsync(file.fileno())
-            self._files.mv(temporary, path)
+            if temporary != path:
+                self._files.mv(temporary, path)
             if self._local:
                 fsync_folder(Path(self._root))
         except OSError as error:
@@ -71,14 +91,50 @@ class CheckpointStore:
         """Forget the bytes of this name; nothing happens when they are gone already."""
         self._discard(f"{self._root}/{name}")
 
+    def stored(self) -> list[Stored]:
+        """Everything that is there, by name. Raises StateError when that cannot be read."""
+        try:
+            self._files.invalidate_cache()
+            found = self._files.ls(self._root, detail=True)
+        except FileNotFoundError:
+            return []  # on S3 a folder is there with its first file
+        except OSError as error:
+            raise StateError(f"the checkpoint folder {self.url} cannot be listed: {error}") from error
+        files = [Stored(one["name"].rsplit("/", 1)[-1], one["size"] or 0) for one in found if one["type"] == "file"]
+        return sorted(files, key=lambda file: file.name)
+
+    def size(self, name: str) -> int:
+        """Bytes of this name. Raises StateError when it is missing."""
+        try:
+            return int(self._files.size(f"{self._root}/{name}"))
+        except OSError as error:
+            raise self._unread(name, error) from error
+
+    def chunks(self, name: str, chunk_bytes: int) -> Iterator[bytes]:
+        """The bytes of this name, so many at a time. Raises StateError when they are missing, or at the end when they
+        do not hash to it: who sends them on breaks off there."""
+        digest = hashlib.sha256()
+        try:
+            with self._files.open(f"{self._root}/{name}", "rb") as file:
+                while chunk := file.read(chunk_bytes):
+                    digest.update(chunk)
+                    yield chunk
+        except OSError as error:
+            raise self._unread(name, error) from error
+        self._check(name, digest.hexdigest())
+
     def get(self, name: str) -> bytes:
         """The bytes of this name. Raises StateError when they are missing or do not hash to it."""
         try:
             data: bytes = self._files.cat_file(f"{self._root}/{name}")
         except OSError as error:
-            raise StateError(
-                f"the checkpoint {self.url}/{name} cannot be read: {error}. Restore it from a backup."
-            ) from error
-        if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
-            raise StateError(f"the checkpoint {self.url}/{name} is damaged: it does not hash to its name")
+            raise self._unread(name, error) from error
+        self._check(name, hashlib.sha256(data).hexdigest())
         return data
+
+    def _unread(self, name: str, error: OSError) -> StateError:
+        return StateError(f"the checkpoint {self.url}/{name} cannot be read: {error}. Restore it from a backup.")
+
+    def _check(self, name: str, digest: str) -> None:
+        if digest != name.partition(".")[0]:
+            raise StateError(f"the checkpoint {self.url}/{name} is damaged: it does not hash to its name")

@@ -220,7 +220,10 @@ class Event(Base):
     data: Mapped[Json]
     number: Mapped[int] = mapped_column(BigInteger, index=True, unique=True)
     """Rises over all runs."""
-    __table_args__ = (Index("ix_events_offers", "number", sqlite_where=_OFFERS, postgresql_where=_OFFERS),)
+    __table_args__ = (
+        Index("ix_events_offers", "number", sqlite_where=_OFFERS, postgresql_where=_OFFERS),
+        Index("ix_events_offers_of_run", "run_id", "sequence", sqlite_where=_OFFERS, postgresql_where=_OFFERS),
+    )
 
 
 class Instruction(Base):

@@ -124,6 +124,11 @@ class ReceiptStore:
             found = [self._newest[key] for key in keys]
         return sorted(one for one in found if organization in ("", one.organization))
 
+    @property
+    def count(self) -> int:
+        """How many there are; a larger number says that there are new ones."""
+        return len(self._journal)
+
     def close(self) -> None:
         """Release the file."""
         self._journal.close()

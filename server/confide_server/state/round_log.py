@@ -18,7 +18,7 @@ from confide.proto import control_pb2 as pb
 from confide.proto import fleet_pb2
 from confide.rounds import merkle
 from confide.rounds.heads import sign_head
-from confide.rounds.record import upload_leaves, uploads_of
+from confide.rounds.record import parse_record, upload_leaves, uploads_of
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -88,9 +88,12 @@ class RoundLog:
     def _files(self, session: Session, run_id: str, round: int) -> tuple[ProofFiles, ...]:
         row = session.get(Round, (run_id, round))
         after, before = (session.get(Checkpoint, (run_id, number)) for number in (round, round - 1))
-        if row is None or before is None or after is None:
+        lost = row is not None and not row.mean_file and parse_record(row.record).mean_sha256
+        if row is None or before is None or after is None or lost:
             made = session.scalar(select(Run.round).where(Run.run_id == run_id))
-            raise StateError(f"run {run_id[:8]} has no round {round}, or its files are gone; {made} are committed")
+            raise StateError(
+                f"run {run_id[:8]} has no round {round}, or `confide server gc` removed its work; {made} are committed"
+            )
         return (
             ProofFiles("before", before.model_file),
             ProofFiles("after", after.model_file),
@@ -99,10 +102,10 @@ class RoundLog:
         )
 
     def _chunks(self, file: ProofFiles, chunk_bytes: int) -> Iterator[pb.RunProofPart]:
-        data = memoryview(self._checkpoints.get(file.stored) if file.stored else b"")
-        yield pb.RunProofPart(file=pb.ProofFile(name=file.name, bytes=len(data)))
-        for start in range(0, len(data), chunk_bytes):
-            yield pb.RunProofPart(chunk=bytes(data[start : start + chunk_bytes]))
+        size = self._checkpoints.size(file.stored) if file.stored else 0
+        yield pb.RunProofPart(file=pb.ProofFile(name=file.name, bytes=size))
+        for chunk in self._checkpoints.chunks(file.stored, chunk_bytes) if file.stored else ():
+            yield pb.RunProofPart(chunk=chunk)
 
 
 def _count(session: Session, run_id: str) -> int:

@@ -124,9 +124,11 @@ def _check_removable(session: Session, run: Run) -> None:
 
 def _files(session: Session, run_id: str) -> Sequence[str]:
     rows = session.execute(select(Checkpoint.model_file, Checkpoint.outer_file).where(Checkpoint.run_id == run_id))
-    return sorted({name for row in rows for name in row if name})
+    means = session.scalars(select(Round.mean_file).where(Round.run_id == run_id))
+    return sorted({name for row in rows for name in row if name} | {name for name in means if name})
 
 
 def _used(session: Session, name: str) -> bool:
-    query = select(func.count()).where((Checkpoint.model_file == name) | (Checkpoint.outer_file == name))
-    return bool(session.scalar(query))
+    models = select(func.count()).where((Checkpoint.model_file == name) | (Checkpoint.outer_file == name))
+    means = select(func.count()).where(Round.mean_file == name)
+    return bool(session.scalar(models)) or bool(session.scalar(means))

@@ -30,6 +30,8 @@ SHOWN: ColumnElement[str] = case(
     ((Run.status == RunStatus.FINISHED) & (Run.short_rounds > 0), RunStatus.FINISHED_WITH_FEWER.value),
     else_=Run.status,
 )
+_OFFERS = text(f"events.kind = '{OfferAnswered.kind}'")
+"""The words of the indices' own condition: of a parameter the database could not know that they serve."""
 _COLUMNS = (
     Run.run_id,
     Run.number,
@@ -46,6 +48,7 @@ _COLUMNS = (
     Run.method,
     Run.data,
     Run.privacy_unit,
+    Run.privacy_epsilon,
     Run.cohort,
     Run.waits_for,
     Run.waits_reason,
@@ -72,6 +75,7 @@ class Filters:
     method: str = ""
     parent_run_id: str = ""
     run_id_prefix: str = ""
+    run_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -266,9 +270,7 @@ class Views:
 
     def newest_offers(self) -> Mapping[str, Mapping[str, Any]]:
         """What each node said last when it accepted a run, of the newest answers."""
-        # The words of the index's own condition: as a parameter the database could not know that the index serves.
-        offers = text(f"events.kind = '{OfferAnswered.kind}'")
-        query = select(Event.data).where(offers).order_by(Event.number.desc()).limit(1000)
+        query = select(Event.data).where(_OFFERS).order_by(Event.number.desc()).limit(1000)
         found: dict[str, Mapping[str, Any]] = {}
         with self._database.reading() as session:
             for data in session.scalars(query):
@@ -319,6 +321,8 @@ def _filtered(query: Any, filters: Filters, dialect: str) -> Any:
         query = query.where(SHOWN.in_(list(filters.statuses)))
     if filters.name_contains:
         query = query.where(Run.name.contains(filters.name_contains, autoescape=True))
+    if filters.run_ids:
+        query = query.where(Run.run_id.in_(list(filters.run_ids)))
     if filters.run_id_prefix:
         query = query.where(Run.run_id.startswith(filters.run_id_prefix, autoescape=True))
     for column, wanted in (
@@ -345,7 +349,7 @@ def _names(dialect: str, organization: str) -> ColumnElement[bool]:
 
 
 def _offers(session: Session, run_id: str) -> dict[str, tuple[float, Mapping[str, Any]]]:
-    query = select(Event.time, Event.data).where(Event.run_id == run_id, Event.kind == OfferAnswered.kind)
+    query = select(Event.time, Event.data).where(Event.run_id == run_id, _OFFERS)
     return {data["node"]: (time, data) for time, data in session.execute(query.order_by(Event.sequence))}
 
 

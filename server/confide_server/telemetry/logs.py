@@ -12,7 +12,6 @@ What a thread is about is set by `about` around its work; a single line may say 
 
 import json
 import logging
-import logging.handlers
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
-from confide.secrecy import private_file
+from confide.secrecy import PrivateLogFile
 from confide.text import Formatter, cleaned, paragraph
 
 Form = Literal["text", "json"]
@@ -87,8 +86,7 @@ def configure(
     """
     handler: logging.Handler
     if path is not None:
-        private_file(path)
-        handler = _PrivateRotating(path, maxBytes=max_bytes, backupCount=KEPT_FILES, encoding="utf-8")
+        handler = PrivateLogFile(path, max_bytes=max_bytes, kept=KEPT_FILES)
     else:
         handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -98,11 +96,3 @@ def configure(
         old.close()
     root.addHandler(handler)
     root.setLevel(level)
-
-
-class _PrivateRotating(logging.handlers.RotatingFileHandler):
-    """Every file that it begins is private."""
-
-    def _open(self):  # type: ignore[no-untyped-def]  # as its base
-        private_file(Path(self.baseFilename))
-        return super()._open()

@@ -44,17 +44,24 @@ class Aligned:
     stopped: str
     rewards: tuple[float, float]
     """Mean of best and of worst answers in training, by the private reward."""
+    adapter: Path
+    """Of the candidate."""
 
 
 def align(
     base: Path, base_sha256: str, reward: Head, judge: Head, folder: Path, *, lineage: dict[str, Any], steps: int,
     count: int, say: Callable[[str], None], seed: int = 7, gate_prompts: int = GATE_PROMPTS,
+    adapter: Path | None = None, signer: SigningKey | None = None,
 ) -> Aligned:  # fmt: skip
-    """count: of training prompts. gate_prompts: fewer than gate.Thresholds().prompts never pass."""
+    """count: of training prompts. gate_prompts: fewer than gate.Thresholds().prompts never pass.
+
+    adapter: what is aligned, and what the gate compares with; None: the base. signer: of the gate's evidence; None: a
+    key made for it.
+    """
     best_of_n.check_public("public")
     asked, gated = prompts.training(count), prompts.gate(gate_prompts)
     gate.check_no_leak(asked, gated)
-    policy = Policy(base)
+    policy = Policy(base, adapter=adapter)
     say(f"the base writes {ANSWERS} answers to each of {len(asked)} public prompts; the private reward ranks them")
     drawn = policy.sample(
         asked, count=ANSWERS, sampling=Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
@@ -65,7 +72,7 @@ def align(
     specification = _specification(base_sha256, policy, pairs, steps, seed)
     trained = trl_adapter.train(
         specification, base=base, folder=folder / "dpo",
-        records=[_conversation(pair) for pair in pairs],
+        records=[_conversation(pair) for pair in pairs], adapter=adapter,
     )  # fmt: skip
     say("the gate: both models answer prompts that were never trained on, and a judge that nobody trained on decides")
     candidate = Policy(base, adapter=trained.adapter)
@@ -88,8 +95,8 @@ def align(
     )
     best = float(np.mean([group[0][0] for group in ranking]))
     worst = float(np.mean([group[-1][0] for group in ranking]))
-    signed = gate.sign_evidence(evidence, SigningKey.generate())
-    return Aligned(figures, verdict, signed, len(pairs), trained.stopped or "", (best, worst))
+    signed = gate.sign_evidence(evidence, signer or SigningKey.generate())
+    return Aligned(figures, verdict, signed, len(pairs), trained.stopped or "", (best, worst), trained.adapter)
 
 
 def _conversation(pair: best_of_n.SyntheticPair) -> dict[str, Any]:

@@ -226,9 +226,10 @@ class Look:
             self._reader.begin(method, request, self.acting)
 
     def ahead_of_runs(self, run_ids: Iterable[str], *, bare: bool = False) -> None:
-        """Begin to ask for these runs and their rounds. bare: as `rounds`."""
+        """Begin to ask for these runs and their rounds. bare: as `rounds`, and of the runs nothing."""
         for run_id in run_ids:
-            self._reader.begin("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), self.acting)
+            if not bare:
+                self._reader.begin("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), self.acting)
             self._reader.begin("ListRounds", _rounds_after(run_id, 0, bare), self.acting)
 
     def status(self) -> pb.ServerStatus:

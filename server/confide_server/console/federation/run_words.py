@@ -80,12 +80,16 @@ def headline(
         awaited = [name for name in run.cohort if name not in opened.here and name not in opened.dropped]
         said |= {"round": opened.number, "here": len(opened.here), "asked": len(run.cohort) or run.organizations}
         said["who"] = listed([f"{name} ({doing(working[name])})" if name in working else name for name in awaited], 3)
-        return mood, "run.head.round" if awaited and opened.here else "run.head.training", said
+        if not awaited:
+            return mood, "run.head.opening", said
+        return mood, "run.head.round" if opened.here else "run.head.training", said
     if run.status == "paused":
         said |= {"who": run.paused_by or "?", "why": run.pause_reason}
     if run.status == "waiting" or (run.status in {"offering", "running"} and run.waits_for):
         said["why"] = run.waits_reason
-        return "bad" if run.status == "waiting" else "warn", "run.head.waiting", said
+        named = run.waits_for and all(name in run.waits_reason for name in run.waits_for)
+        key = "run.head.waits" if named else "run.head.waiting"
+        return "bad" if run.status == "waiting" else "warn", key, said
     said["count"] = run.short_rounds
     return mood, f"run.head.{run.status}" if run.status in MOODS else "run.head.unknown", said
 

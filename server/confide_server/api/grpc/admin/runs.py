@@ -2,10 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from confide.errors import ConfideError, IdentityError, StateError
+from confide.errors import ConfideError, IdentityError, StateError, TransportError
 from confide.identity.submission import SignedSubmission
 from confide.proto import admin_pb2 as pb
 from confide.runs.specification import Privacy, parse_canonical
@@ -47,6 +47,7 @@ class RunMethods:
             method=request.method,
             parent_run_id=request.parent_run_id,
             run_id_prefix=request.run_id_prefix[:32],
+            run_ids=_named(request.run_ids),
         )
         limit = limited(request.limit, default=50, most=MAX_PAGE)
         page = self._views.runs(filters, limit=limit, cursor=request.cursor)
@@ -228,6 +229,12 @@ def event_message(event: Event, data: Mapping[str, Any]) -> pb.Event:
         ParseDict(dict(data), getattr(said, event.kind), ignore_unknown_fields=True)
         getattr(said, event.kind).SetInParent()
     return said
+
+
+def _named(run_ids: Sequence[str]) -> list[str]:
+    if len(run_ids) > MAX_PAGE:
+        raise TransportError(f"{len(run_ids)} runs were named; at most {MAX_PAGE} are at a time")
+    return [checked_run_id(run_id) for run_id in run_ids]
 
 
 def run_line(row: RunRow, scope: str) -> pb.RunLine:

@@ -6,6 +6,7 @@ from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from confide_server.alerts import needs
 from confide_server.console.federation.reading import Look
 from confide_server.console.federation.spending import over_time
 from confide_server.console.web.looking import console_of, look_of
@@ -29,12 +30,20 @@ def privacy(request: Request, organization: str = "", after: int = 0) -> Respons
         fresh=look.freshness,
         sums=sums,
         highest=sums[0] if sums else None,
+        ending=_ending(look),
         chosen=chosen,
         lines=lines[:MOST_RUNS],
         left_out=max(0, len(lines) - MOST_RUNS),
         unprotected=[run for run in look.runs(asked).runs if run.privacy_unit == "none"],
         receipts=look.receipts(after=max(0, after)),
     )
+
+
+def _ending(look: Look) -> needs.Need | None:
+    """The live run whose approved slots end first before its rounds do."""
+    live = look.runs(pb.ListRunsQuery(statuses=needs.LIVE, limit=50)).runs
+    spent = look.spent_in([run.run_id for run in live if run.privacy_unit != "none"])
+    return next((one for one in needs.needs(needs.Seen(live=live, spent=spent), now=0.0) if one.kind == "budget"), None)
 
 
 def _chosen(look: Look, organization: str, sums: list[pb.PrivacyLine]) -> str:

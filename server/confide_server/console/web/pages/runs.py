@@ -157,7 +157,9 @@ def compare(request: Request, run: list[str] = Query(default=[])) -> Response:
     look = look_of(request)
     chosen = list(dict.fromkeys(run))[:MOST_COMPARED]
     look.ahead_of_runs(chosen, bare=True)
-    compared = [(look.run(run_id), run_words.series(look.rounds(run_id, bare=True))) for run_id in chosen]
+    lines = look.runs(pb.ListRunsQuery(run_ids=chosen, limit=MOST_COMPARED)).runs if chosen else ()
+    listed = sorted(lines, key=lambda line: chosen.index(line.run_id))
+    compared = [(line, run_words.series(look.rounds(line.run_id, bare=True))) for line in listed]
     metrics = sorted({name for _, columns in compared for name in columns if name != "round"})
     return console_of(request).frame.page(
         request, "compare.html", fresh=look.freshness, compared=compared, metrics=metrics, most=MOST_COMPARED

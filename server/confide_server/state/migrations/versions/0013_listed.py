@@ -18,6 +18,8 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("base_name", sa.String(200), nullable=False, server_default=""))
     _describe_runs()
     op.create_index("ix_events_offers", "events", ["number"], sqlite_where=OFFERS, postgresql_where=OFFERS)
+    of_run = ["run_id", "sequence"]
+    op.create_index("ix_events_offers_of_run", "events", of_run, sqlite_where=OFFERS, postgresql_where=OFFERS)
 
 
 def _describe_runs() -> None:
