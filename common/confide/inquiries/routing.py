@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.errors import DataError
 from confide.inquiries.documents import IndexCard
 from confide.inquiries.outline import vectors
 
@@ -44,16 +45,20 @@ class Known:
 
 
 def known_of(card: IndexCard, embedder: str, dimension: int) -> Known:
-    """What a card tells to somebody with this embedder (its hash): nothing, where another one made it."""
+    """What a card tells to somebody with this embedder (its hash): nothing, where another one made it, or it is odd."""
     if card.outline is None or card.embedder != embedder or not card.outline.centroids:
         return Known.nothing(dimension)
-    found, noise = vectors(card.outline), np.array([one.noise_stddev for one in card.outline.centroids])
+    try:
+        found = vectors(card.outline).astype(np.float64)
+    except DataError:  # one member's odd card must not keep anybody from asking the others
+        return Known.nothing(dimension)
     if found.shape[1] != dimension:
         return Known.nothing(dimension)
+    noise = np.array([one.noise_stddev for one in card.outline.centroids])
     quiet = noise <= _MOST_NOISE
     # A mean of unit vectors is no longer than 1: no card moves the mean of all by more than its share.
     lengths = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1.0)
-    return Known((found / lengths).astype(np.float64)[quiet], noise[quiet])
+    return Known((found / lengths)[quiet], noise[quiet])
 
 
 def scores(question: Array, cards: Mapping[str, Known]) -> dict[str, float]:
