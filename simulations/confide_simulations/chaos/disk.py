@@ -15,9 +15,12 @@ import os
 import re
 import shutil
 import stat
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+
+from confide.journal import Journal
 
 _OURS = re.compile(r"^\.?(.+?)(\.[A-Za-z0-9_]{8}|\.\d+\.part)?$")
 _KINDS = (
@@ -151,15 +154,25 @@ class Disk:
         self.settle(folder)
 
 
+_journals: "weakref.WeakSet[Journal]" = weakref.WeakSet()
+"""Whatever holds a file open and locked for as long as its process lives."""
+
+
+def noting_journals(opened: Callable[[Journal, Path], None]) -> Callable[[Journal, Path], None]:
+    """In place of Journal.__init__, `opened`: so that `close_files` knows of them."""
+
+    def open_(self: Journal, path: Path) -> None:
+        _journals.add(self)
+        opened(self, path)
+
+    return open_
+
+
 def close_files(folder: Path) -> None:
     """A process is gone: the kernel closes what it had open below its folder, and its locks go with them."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-        if target.startswith(f"{folder}/"):
-            os.close(int(name))
+    for journal in list(_journals):
+        if journal.path.is_relative_to(folder) and hasattr(journal, "_release"):
+            journal.close()
 
 
 _write = os.write

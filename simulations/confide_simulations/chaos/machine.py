@@ -15,13 +15,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from confide.journal import Journal
 from confide.sealing import crash_points
 from confide_client.runs import loading, trial
 from confide_server.rounds import attendance, cohort, exchange
 
 from confide_simulations.chaos.boundary import Boundaries
 from confide_simulations.chaos.chance import Entropy
-from confide_simulations.chaos.disk import Disk
+from confide_simulations.chaos.disk import Disk, noting_journals
 
 _PASSING = [
     import_module(f"confide.sealing.{name}")
@@ -68,6 +69,7 @@ def simulated(
     threads = _Threading("threading")
     replaced: list[tuple[Any, str, Any]] = [
         (os, "fsync", disk.fsync),
+        (Journal, "__init__", noting_journals(Journal.__init__)),
         (os, "write", disk.write),
         (os, "urandom", entropy.token_bytes),
         (secrets, "token_bytes", entropy.token_bytes),
