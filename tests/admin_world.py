@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from confide import canonical
@@ -16,7 +17,7 @@ from confide.identity.roster import Role
 from confide.identity.submission import sign_submission
 from confide.privacy.receipts import Receipt
 from confide.runs.metrics import Metric
-from confide.runs.specification import Specification
+from confide.runs.specification import Method, Specification
 from confide.sealing.roles import Opened, SlotPlan
 from confide.transport.admin import ActingUser, AdminClient
 from confide_server.api.grpc.admin import functions
@@ -26,13 +27,16 @@ from confide_server.api.grpc.server import ControlServer
 from confide_server.fleet.port import Standing
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
+from confide_server.rlhf import release_evidence
 from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
 from confide_server.state.event_tail import EventTail
 from confide_server.state.events import OfferAnswered, RunFinished, RunStarted
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
 from confide_server.state.run_control import RunControl
 from confide_server.state.run_journal import Committed, RunJournal
@@ -84,19 +88,27 @@ class AdminWorld:
         user = ActingUser(name="ada", role=role, organization=organization if role == Role.NODE else "")
         return self.clients["console"].acting_for(user)
 
-    def specification(self, name: str) -> Specification:
+    def specification(self, name: str, method: Literal["sft", "dpo", "classification"] = "sft") -> Specification:
         """A small run of two rounds."""
-        return specification().model_copy(update={"name": name})
+        asked = Method(name=method, labels=("a", "b") if method == "classification" else ())
+        return specification().model_copy(update={"name": name, "method": asked})
 
-    def submit(self, name: str) -> str:
-        """A run that waits; its id."""
-        body, digest = self.specification(name).canonical_bytes(), model_digest(MODEL)
-        signed = sign_submission(self.member(Role.ADMINISTRATOR).identity, "administrator", body, digest)
-        return self.journal.submit(Submission(signed, MODEL))
+    def submit(self, name: str, method: Literal["sft", "dpo", "classification"] = "sft", parent: str = "") -> str:
+        """A run that waits; its id. parent: the run whose first round it goes on from."""
+        body, digest = self.specification(name, method).canonical_bytes(), model_digest(MODEL)
+        signed = sign_submission(
+            self.member(Role.ADMINISTRATOR).identity,
+            "administrator",
+            body,
+            model_digest(MODEL[:-4] + np.float32(1).tobytes()) if parent else digest,
+            parent_run_id=parent,
+            parent_round=1 if parent else 0,
+        )
+        return self.journal.continue_from(signed) if parent else self.journal.submit(Submission(signed, MODEL))
 
-    def finished(self, name: str) -> str:
+    def finished(self, name: str, method: Literal["sft", "dpo", "classification"] = "sft", parent: str = "") -> str:
         """A run of two rounds, to the second of which hospital-b did not contribute."""
-        run_id, both = self.submit(name), ["hospital-a", "hospital-b"]
+        run_id, both = self.submit(name, method, parent), ["hospital-a", "hospital-b"]
         self.journal.update(run_id, cohort=both, status=RunStatus.RUNNING)
         for node in both:
             self.journal.answered(run_id, "accepted", OfferAnswered(node=node, accepted=True))
@@ -178,7 +190,8 @@ def running_world(folder: Path):
         views=views,
         control=RunControl(database, journal),
         tail=EventTail(journal, views),
-        releases=Releases(database, coordinator.roster),
+        releases=Releases(database, coordinator.roster, ReleaseGate(coordinator.roster, release_evidence.check)),
+        preferences=PreferenceStore(database),
         receipts=receipts,
         audit=AuditLog(database),
         enrolment=EnrolmentQueue(folder / "enrolment"),

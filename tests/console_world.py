@@ -33,6 +33,7 @@ class MemoryCoordinator:
     changed: list[tuple[str, object, Acting]] = field(default_factory=list)
     happened: list[pb.Event] = field(default_factory=list)
     status: str = "running"
+    slots: int = 10
 
     def ask(self, method, request, acting):
         if self.silent:
@@ -75,7 +76,9 @@ class MemoryCoordinator:
         )  # fmt: skip
 
     def _ListRuns(self, request, acting):
-        fits = not request.statuses or self.status in request.statuses
+        fits = (not request.statuses or self.status in request.statuses) and (
+            not request.run_ids or RUN_ID in request.run_ids
+        )
         runs = [self.run_line(acting)] if fits else []
         return pb.RunPage(clock=time.time(), runs=runs, total=len(runs))
 
@@ -129,8 +132,9 @@ class MemoryCoordinator:
 
     def _GetPrivacySpent(self, request, acting):
         lines = [
-            pb.PrivacyLine(organization=node, group="notes", run_id=RUN_ID, run_name=self.name, unit="record",
-                           spent_slots=2, approved_slots=10, epsilon_claimed=8.0, epsilon_spent_at_most=8.0, delta=1e-5)
+            pb.PrivacyLine(organization=node, group="notes", run_id=RUN_ID, run_name=self.name, unit="record", runs=1,
+                           spent_slots=2, approved_slots=self.slots, epsilon_claimed=8.0, epsilon_spent_at_most=8.0,
+                           delta=1e-5, run_at=time.time() - 900)
             for node in self.nodes if not request.organization or node == request.organization
         ]  # fmt: skip
         return pb.PrivacySpent(clock=time.time(), spent=lines)

@@ -3,7 +3,8 @@
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,18 +105,27 @@ class KillWorld:
         moments: all of a member or all of the collector; each is counted by the process that is to die there.
         """
         victim = COORDINATOR if moments[0].startswith("collector.") else VICTIM
-        self.processes.stop(victim)
-        self._start(victim, moments[0])
+        return self.kill_several_in_a_run(name, {victim: moments}, rounds)
+
+    def kill_several_in_a_run(self, name: str, doomed: Mapping[str, Sequence[str]], rounds: int) -> Killed:
+        """The same with several victims, each dying by itself. doomed: moments by victim."""
+        for victim, moments in doomed.items():
+            self.processes.stop(victim)
+            self._start(victim, moments[0])
         self.federation.wait_for_server(self.processes, PATIENCE_S)
         chosen = self.specified(name, rounds)
         self.federation.allow(chosen)
         run_id = self.federation.submit(chosen, bytes(4 * PARAMETERS))
-        with _watched(self.federation, run_id) as seen:
-            for moment, following in itertools.zip_longest(moments, moments[1:]):
-                code = self.processes.children[victim].wait(PATIENCE_S)
-                assert code == -9, f"{victim} ended with {code} before {moment}; SIGKILL is -9"
-                self._start(victim, following)
+        with _watched(self.federation, run_id) as seen, ThreadPoolExecutor(len(doomed)) as pool:
+            for _ in pool.map(self._die_again_and_again, doomed, doomed.values()):
+                pass  # raises what went wrong
             return Killed(self, run_id, rounds, list(seen))
+
+    def _die_again_and_again(self, victim: str, moments: Sequence[str]) -> None:
+        for moment, following in itertools.zip_longest(moments, moments[1:]):
+            code = self.processes.children[victim].wait(PATIENCE_S)
+            assert code == -9, f"{victim} ended with {code} before {moment}; SIGKILL is -9"
+            self._start(victim, following)
 
     def expected(self, contributors: list[list[str]]) -> NDArray[np.float64]:
         """The model after these rounds: from zero, the mean of what each contributor is known to send."""

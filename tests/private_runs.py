@@ -24,6 +24,7 @@ from confide.privacy.randomness import SecureRandom
 from confide.privacy.shared import shared_cost, slot_noise
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification
+from confide.sealing.roles import WORK
 from confide_client.data.datasets import DataSets
 from confide_client.runs.spending import units_in
 from confide_simulations.local_federation import LocalFederation, run_command
@@ -32,8 +33,9 @@ from numpy.typing import NDArray
 from tests.what_leaves import TABLE, Why, declared
 
 RECORDING = ("-m", "tests.recording_node")
-EVERY_STEP = set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED, fleet_pb2.ANCHOR}
-"""What every node answers in a sealed run; ANCHOR comes to nodes that join a chain late, and has an empty answer."""
+EVERY_STEP = set(fleet_pb2.Step.values()) - {fleet_pb2.STEP_UNSPECIFIED, fleet_pb2.ANCHOR, fleet_pb2.SCORE}
+"""What every node answers in a sealed run, in a feedback run SCORE in TRAIN's place; ANCHOR comes to nodes that join a
+chain late, and has an empty answer."""
 
 ORGANIZATION = {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
 ONE_STEP = {"local_steps": 1, "batch_size": 32, "learning_rate": 1.0, "optimizer": "sgd"}
@@ -51,10 +53,10 @@ class Asked:
     again: tuple[tuple[str, dict[str, Any]], ...]
 
 
-def register(made: LocalFederation, name: str) -> str:
-    """The nodes' files once more, as a data set and group of its own."""
+def register(made: LocalFederation, name: str, *options: str) -> str:
+    """The nodes' files once more, as a data set and group of its own. options: of `confide data add`."""
     for node, path in made.nodes.items():
-        run_command("data", "add", str(made.node_folder(node)), name, str(path), "--group", name)
+        run_command("data", "add", str(made.node_folder(node)), name, str(path), "--group", name, *options)
     made.data = name
     return name
 
@@ -128,7 +130,7 @@ def check_left(made: LocalFederation, asked: Collection[Asked]) -> set[int]:
         ledger = ledger_of(made, name)
         for reply, payload in replies:
             steps.add(reply.step)
-            if reply.step != fleet_pb2.TRAIN or reply.WhichOneof("outcome") != "body":
+            if reply.step not in WORK or reply.WhichOneof("outcome") != "body":
                 assert not payload
                 continue
             specification = known[reply.run_id]

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from confide_server.rag.access import Caller
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.ingest import Report
-from confide_server.rag.library import Library, settings_for
+from confide.rag.access import Caller
+from confide.rag.embedder import Embedder
+from confide.rag.ingest import Report
+from confide.rag.library import Library, settings_for
 
 from tests.tiny_models import tiny_bert
 

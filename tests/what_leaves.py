@@ -13,6 +13,7 @@ from typing import Any
 
 from confide.privacy.receipts import Receipt
 from confide.proto import control_pb2, fleet_pb2, sealing_pb2
+from confide.sealing.roles import WORK
 from confide_client.agent.envelope import pack, unpack
 from flwr.app import Message
 from flwr.proto import fleet_pb2 as flower_fleet
@@ -152,6 +153,7 @@ _ANSWERS: dict[int, type[Protobuf] | None] = {
     fleet_pb2.ADVERTISE: sealing_pb2.SignedBundle,
     fleet_pb2.SHARE: sealing_pb2.ShareReply,
     fleet_pb2.TRAIN: sealing_pb2.SealedUpload,
+    fleet_pb2.SCORE: sealing_pb2.SealedUpload,
     fleet_pb2.CONFIRM: sealing_pb2.Confirmation,
     fleet_pb2.REVEAL: sealing_pb2.Reveal,
     fleet_pb2.ANCHOR: None,
@@ -247,7 +249,7 @@ def answer(body: bytes, payload: dict[str, bytes]) -> Iterator[Found]:
     if kind is None:
         assert reply.body == b"", f"the answer to step {reply.step} is not empty"
     elif reply.WhichOneof("outcome") == "body":
-        yield from opened(parse(_upload_of(reply.body) if reply.step == fleet_pb2.TRAIN else kind, reply.body))
+        yield from opened(parse(_upload_of(reply.body) if reply.step in WORK else kind, reply.body))
     for name, data in payload.items():
         _declared(f"payload.{name}")
         yield f"payload.{name}", data

@@ -22,6 +22,7 @@ EXTRAS = (
     "simulation",
     "evaluation",
     "postgres",
+    "pkcs11",
     "s3",
     "rlhf",
     "rag",

@@ -7,7 +7,7 @@
     policy.toml                         what this node allows
     datasets.json                       data sets by name
     audit.log                           what was asked, allowed, refused and sent (a journal)
-    heights.log heights.json            epochs taken part in, and the longest ledgers of peers (sealing.member.heights)
+    heights.log heights.json            epochs taken part in, and what peers showed of theirs (sealing.member.heights)
     memory.log                          accepted submissions: what must never be forgotten (a journal)
     revealed.jsonl                      what was revealed for, over all sealed runs (sealing.member.revealed)
     agent.json                          what the running agent last did, for `confide node status`

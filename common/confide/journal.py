@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class Journal:
         except StateError:
             os.close(self._descriptor)  # else the next attempt would say "in use"
             raise
+        # Also when its owner forgets to close it: a descriptor of its own does not end with the object.
+        self._release = weakref.finalize(self, os.close, self._descriptor)
         os.ftruncate(self._descriptor, good)
         os.lseek(self._descriptor, good, os.SEEK_SET)
         if created:
@@ -91,6 +94,13 @@ class Journal:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(json.loads, list(self._bodies))
+
+    def entry(self, number: int) -> dict[str, Any]:
+        """The entry of this number, counted from 1. Raises IndexError."""
+        if number < 1:
+            raise IndexError(f"entries are counted from 1; {number} was asked for")
+        found: dict[str, Any] = json.loads(self._bodies[number - 1])
+        return found
 
     def head_at(self, length: int) -> str:
         """The head when the journal had `length` entries; GENESIS for 0."""
@@ -127,8 +137,9 @@ class Journal:
             return new_head
 
     def close(self) -> None:
-        """Release the file."""
-        os.close(self._descriptor)
+        """Release the file. Once more changes nothing; appending then fails."""
+        self._release()
+        self._descriptor = -1
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:

@@ -39,6 +39,8 @@ def line(text: object, limit: int = LINE_CHARS) -> str:
 def paragraph(text: object, limit: int = PARAGRAPH_CHARS) -> str:
     """As `line`, with its line breaks kept: for errors and for answers of a model."""
     whole = text if isinstance(text, str) else str(text)
+    if len(whole) <= limit and whole.isprintable():
+        return whole
     cut = whole if len(whole) <= limit else f"{whole[: max(0, limit - 1)]}…"
     return "\n".join(line(one, limit) for one in cut.split("\n"))
 

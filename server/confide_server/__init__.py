@@ -5,5 +5,5 @@
 - `state`: what it remembers
 - `admin_cli`, `console`: administrators' commands and pages
 - `serving`, `rag`: the released model as an endpoint, with an organization's documents
-- `bounded_http`, `quota`, `memory`: connections and memory within limits
+- `bounded_http`, `quota`: connections within limits
 """

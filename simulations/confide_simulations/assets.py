@@ -2,7 +2,7 @@
 
 The demo, the recipes and the benchmarks use them; the wheel does not depend on them and the repository holds
 none of their content. They come from the package registry that pip is configured for, and no code of theirs runs, save
-that pip itself runs the build script of the one source package (SENTIMENT), whose hash it checked before.
+that pip itself runs the build scripts of the source packages (SENTIMENT, PREFERENCES), whose hashes it checked before.
 
 >>> folder = smollm2(print)                # doctest: +SKIP
 """
@@ -66,6 +66,13 @@ SENTIMENT = Asset(
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     "MIT",
     "snippets of news and reviews with human ratings of sentiment (2 MB)",
+)
+PREFERENCES = Asset(
+    "llamafactory==0.9.5",
+    "llamafactory-0.9.5.tar.gz",
+    "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+    "Apache-2.0; sources of the pairs vary",
+    "300 pairs of preferred and rejected answers (5 MB)",
 )
 LICENCES = Asset(
     "licensedcode-data==32.1.0",
@@ -232,6 +239,20 @@ def sentiment_snippets(say: Say) -> list[dict[str, Any]]:
                 _, rating, text = line.split("\t")
                 records.append({"source": source, "rating": float(rating), "text": text})
     return records
+
+
+def preference_pairs(say: Say) -> list[dict[str, Any]]:
+    """dpo_en_demo's 300 pairs, as records {prompt, chosen, rejected} of method "dpo"; read here and nowhere kept."""
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    path = unpacked(PREFERENCES, say) / "llamafactory-0.9.5" / "data" / "dpo_en_demo.json"
+    return [
+        {
+            "prompt": [{"role": roles[turn["from"]], "content": turn["value"]} for turn in one["conversations"]],
+            "chosen": one["chosen"]["value"],
+            "rejected": one["rejected"]["value"],
+        }
+        for one in json.loads(path.read_bytes())
+    ]
 
 
 def licence_texts(say: Say) -> list[dict[str, str]]:

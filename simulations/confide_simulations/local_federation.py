@@ -80,6 +80,9 @@ def policy_text(
         unit=privacy.unit,
         shared_noise=str(privacy.noise == "shared").lower(),
     )
+    if specification.asks_feedback:
+        asked = specification.feedback
+        text += f'[feedback]\npurposes = ["{asked.purpose}"]\nanswers_a_day = {len(asked.answers)}\n'
     if privacy.unit != "none":
         text += f'[budgets."{data}"]\nepsilon = {budget_epsilon or privacy.epsilon}\ndelta = {privacy.delta}\n'
     if privacy.user_key is not None:

@@ -16,7 +16,7 @@ from tests.console_world import HOST, NODES, PASSWORD, RUN_ID, MemoryCoordinator
 
 VALUES = {
     "run_id": RUN_ID, "name": "support", "number": "1", "token_id": "0" * 16, "person_id": "0" * 16,
-    "digest": "0" * 16, "key_id": "AAAA",
+    "digest": "0" * 16, "key_id": "AAAA", "collection": "leaflets",
 }  # fmt: skip
 MARKUP = (
     "<script>alert(1)</script>",
@@ -293,6 +293,20 @@ def test_an_organization_is_asked_for_as_itself_and_its_answers_are_its_own(cons
     text = people[Role.ORGANIZATION].get("/members").text
     assert {acting.organization for _, acting in coordinator.asked} == {NODES[0]}
     assert NODES[0] in text and NODES[1] not in text, "no answer of another role is shown from the cache"
+
+
+def test_on_every_route_an_organization_is_asked_for_as_itself_whatever_its_address_says(console, people):
+    coordinator, client = console.reader._coordinator, people[Role.ORGANIZATION]
+    token = client.form("/account")["csrf"]
+    for name, method, address in routes(console):
+        if not RULES[name].allows(Role.ORGANIZATION) or name in {"live", "sign_out", "sign_out_everywhere"}:
+            continue
+        coordinator.asked.clear()
+        lies = {"csrf": token, "organization": NODES[1], "role": "administrator"}
+        client.request(
+            method, address, params=lies if method == "GET" else None, data=lies if method == "POST" else None
+        )
+        assert {acting.organization for _, acting in coordinator.asked} <= {NODES[0]}, name
 
 
 def test_ticks_tell_an_organization_of_its_own_runs_only(console):

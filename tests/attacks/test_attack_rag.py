@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from confide.errors import ConfideError, DataError, StateError
+from confide.rag.access import AccessRefused, Caller
+from confide.rag.injection import suspicion
+from confide.rag.library import Library
+from confide.rag.verifying import REFUSAL
 from confide_server.rag import answering
-from confide_server.rag.access import AccessRefused, Caller
 from confide_server.rag.answering import Answerer
-from confide_server.rag.injection import suspicion
-from confide_server.rag.library import Library
-from confide_server.rag.verifying import REFUSAL
 from confide_simulations.assets import Asset, fetch
 from hypothesis import given, settings
 from hypothesis import strategies as st

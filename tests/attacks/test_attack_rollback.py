@@ -1,7 +1,7 @@
 """A node's disk restored from an older state between two runs: the first peer of the next run stops it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,11 @@ class Consortium:
         self.keys = {name: SigningKey.generate() for name in NODES}
         self.number = 0
 
-    def run(self) -> "Federation":
+    def run(self, before: Callable[[Federation], None] = lambda federation: None) -> "Federation":
         """Another run of the same nodes: one epoch, one slot."""
         self.number += 1
         federation = InRun(self.folder / f"run-{self.number}", len(NODES), consortium=self)
+        before(federation)
         self.outcome = federation.slot()
         for member in federation.members.values():
             member.close()
@@ -175,3 +176,29 @@ def test_a_table_that_is_damaged_is_said(tmp_path: Path) -> None:
     (tmp_path / "heights.json").write_text('{"a": 1}')
     with pytest.raises(StateError, match="is damaged"):
         Heights(tmp_path)
+
+
+@pytest.mark.parametrize("asked", [1, 3, 40])
+def test_epochs_that_are_asked_for_and_dropped_do_not_make_peers_forget(
+    consortium: Consortium, tmp_path: Path, asked: int
+) -> None:
+    """A restored node's ledger grows with every ADVERTISE: once longest, it took the place of what peers knew."""
+    consortium.run()
+    shutil.copytree(consortium.heights(NODE), tmp_path / "backup")
+    for _ in range(2):
+        consortium.run()
+    restore(consortium, tmp_path / "backup")
+
+    def grow(federation: Federation) -> None:
+        """The coordinator asks for epochs, each shared and given up before anybody trains."""
+        for _ in range(asked):
+            federation.collector.begin_epoch(NODES)
+            while federation.collector.resumable is None and (exchange := federation.collector.exchange()):
+                for node, body in exchange.bodies.items():
+                    federation.collector.receive(node, *federation.ask(exchange.step, node, body))
+                federation.collector.close_exchange()
+            federation.collector._attendance.renew = True
+
+    federation = consortium.run(before=grow)
+    assert federation.failures[NODE, "TRAIN"].code == "ROLLBACK_DETECTED"
+    assert isinstance(consortium.outcome, Opened) and NODE not in consortium.outcome.contributors

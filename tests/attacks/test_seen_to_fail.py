@@ -28,7 +28,75 @@ class Guard:
 SUBMISSIONS = "tests/attacks/test_attack_submissions.py"
 DIFFERENCES = "tests/attacks/test_attack_differences.py"
 ROUNDS = "tests/attacks/test_attack_rounds.py"
+INQUIRIES = "tests/attacks/test_attack_inquiries.py"
+ALERTS = "tests/attacks/test_attack_alerts.py"
+KNOWLEDGE = "tests/attacks/test_attack_console_knowledge.py"
 GUARDS = {
+    "an inquiry is signed by who asks": Guard(
+        "    verify(bytes.fromhex(member.identity_key), domain, canonical.encode(body), signature)\n",
+        "",
+        INQUIRIES,
+    ),
+    "an inquiry is for one node": Guard(
+        "    if inquiry.node != node:\n",
+        "    if False:\n",
+        f"{INQUIRIES}::test_a_node_cannot_pass_a_question_on",
+    ),
+    "an inquiry is answered once": Guard(
+        "        if (inquiry.asker, inquiry.id) in self._seen:\n",
+        "        if False:\n",
+        f"{INQUIRIES}::test_a_replayed_inquiry_is_refused_also_after_a_restart",
+    ),
+    "an inquiry ends": Guard(
+        "    if now > inquiry.expires_at + MAX_CLOCK_SKEW_S:\n",
+        "    if False:\n",
+        f"{INQUIRIES}::test_an_expired_inquiry_and_one_that_never_expires",
+    ),
+    "an hour holds so many inquiries": Guard(
+        "        if len(asked) >= per_hour:\n",
+        "        if False:\n",
+        f"{INQUIRIES}::test_beyond_the_hour_and_beyond_the_day",
+    ),
+    "a day holds so many quotations": Guard(
+        "        if wanted > self._journal.quotes_left(rules.quotes_per_day):\n",
+        "        if False:\n",
+        f"{INQUIRIES}::test_beyond_the_hour_and_beyond_the_day",
+    ),
+    "the policy is asked about purpose, asker and number": Guard(
+        "        rules.check(asker=inquiry.asker, purpose=inquiry.purpose, quotes=inquiry.quotes)\n",
+        "        pass\n",
+        INQUIRIES,
+    ),
+    "quotations are verified before they are signed": Guard(
+        "                verify_citation(citation, self._caller, self._library.root)\n",
+        "                pass\n",
+        f"{INQUIRIES}::test_a_quotation_that_does_not_stand_in_its_document",
+    ),
+    "quotations are redacted": Guard(
+        '            personal = _personal(quote, collection) if rules.personal_data != "keep" else []\n',
+        "            personal = []\n",
+        f"{INQUIRIES}::test_personal_data_is_redacted_where_the_collection_kept_it",
+    ),
+    "half an address is redacted": Guard(
+        "_BEYOND_CHARS = 300\n",
+        "_BEYOND_CHARS = 0\n",
+        f"{INQUIRIES}::test_half_an_address_is_redacted_too",
+    ),
+    "an answer is of who was asked": Guard(
+        "    if answer.node != inquiry.node:\n",
+        "    if False:\n",
+        f"{INQUIRIES}::test_another_organizations_answer",
+    ),
+    "an answer is to this inquiry": Guard(
+        "    if answer.inquiry != digest(signed_inquiry) or ",
+        "    if False and ",
+        f"{INQUIRIES}::test_an_answer_to_another_inquiry",
+    ),
+    "a quotation is as long as it says": Guard(
+        "    for quote in answer.quotes:\n        check_form(quote)\n",
+        "",
+        f"{INQUIRIES}::test_more_quotations_than_were_asked_for_and_longer_ones",
+    ),
     "a model is revealed for one list": Guard(
         "                if known != names:\n                    raise _revealed(model, known, names)\n",
         "                pass\n",
@@ -160,6 +228,37 @@ GUARDS = {
         "    if not isinstance(text, str):\n",
         "tests/unit/test_chat_template.py::test_a_long_text_is_refused",
     ),
+    "nothing is judged twice": Guard(
+        "        known = [name for name in names if (group, name) in self._judged]\n",
+        "        known: list[str] = []\n",
+        "tests/attacks/test_attack_feedback.py::test_a_replayed_rollout_is_refused_in_a_new_run",
+    ),
+    "so many answers a day": Guard(
+        "        if today + len(names) > most:\n",
+        "        if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_more_than_a_day_allows_is_refused",
+    ),
+    "a policy allows feedback in so many words": Guard(
+        "        if allowed is None or asked.purpose not in allowed.purposes:\n",
+        "        if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_a_policy_without_the_section_or_the_purpose_answers_nothing",
+    ),
+    "a judge is of the base that is asked about": Guard(
+        "    if document.base_sha256 != specification.model.sha256:\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_a_swapped_base_is_refused",
+    ),
+    "feedback is no training": Guard(
+        "    if step != work_step(specification):\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_feedback.py::test_feedback_is_no_training_and_training_no_feedback",
+    ),
+    "opinions that nobody can have are not used": Guard(
+        "    if not worst <= allowed:\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_feedback.py"
+        "::test_a_node_that_answers_outside_the_range_is_clipped_or_its_sum_is_not_used",
+    ),
     "an upload is proved to be in the sum": Guard(
         "    if found != record.uploads_root:\n",
         "    if False:\n",
@@ -174,6 +273,78 @@ GUARDS = {
         "    if not share <= 1.0:\n",
         "    if False:\n",
         f"{ROUNDS}::test_a_lie_from_the_beginning_is_refused_where_no_head_was_kept",
+    ),
+    "releases pass the gate": Guard(
+        "            self._gate.check(session, row)\n",
+        "            pass\n",
+        "tests/attacks/test_attack_release_gate.py"
+        "::test_a_new_consortium_asks_for_evidence_of_aligned_models_and_of_no_others",
+    ),
+    "evidence is of the model that is released": Guard(
+        '    _check_bound(validated(Released, dict(evidence.lineage["released"]), "lineage.released"), bound)\n',
+        "",
+        "tests/attacks/test_attack_release_gate.py::test_evidence_that_is_signed_and_does_not_count",
+    ),
+    "the coordinator decides on the figures itself": Guard(
+        "    if not (verdict.passed and evidence.passed):\n",
+        "    if not evidence.passed:\n",
+        "tests/attacks/test_attack_release_gate.py::test_evidence_that_is_signed_and_does_not_count",
+    ),
+    "evidence counts for one release": Guard(
+        "        if known is not None and (known.name, known.number) != (row.name, row.number):\n",
+        "        if False:\n",
+        "tests/attacks/test_attack_release_gate.py::test_old_evidence_is_not_good_again",
+    ),
+    "two administrators override": Guard(
+        "OVERRIDES_NEEDED = 2\n",
+        "OVERRIDES_NEEDED = 1\n",
+        "tests/attacks/test_attack_release_gate.py"
+        "::test_an_administrator_alone_overrides_nothing_and_two_are_remembered",
+    ),
+    "aligned through its ancestors": Guard(
+        "        parent = session.get(Run, run.parent_run_id) if run.parent_run_id else None\n",
+        "        parent = None\n",
+        "tests/attacks/test_attack_release_gate.py::test_a_run_that_goes_on_from_an_aligned_one_is_aligned",
+    ),
+    "a collection is its organization's": Guard(
+        "    if not (own and named):\n",
+        "    if False:\n",
+        "tests/attacks/test_attack_rag.py",
+    ),
+    "an account's organization is asked for": Guard(
+        "person.organization if person.role is Role.ORGANIZATION else settings",
+        '"builders" if person.organization else settings',
+        f"{KNOWLEDGE}::test_another_organizations_collection_is_refused_as_one_that_is_not_there",
+    ),
+    "a secret of alerts is its owner's": Guard(
+        "        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:\n",
+        "        if False:\n",
+        f"{ALERTS}::test_a_secret_that_others_can_read_is_not_used",
+    ),
+    "an alert has no reasons": Guard(
+        "    words = TEXTS(bare if bare in TEXTS.keys else need.text, **said)\n",
+        "    words = TEXTS(need.text, **said)\n",
+        f"{ALERTS}::test_no_reason_is_in_an_alert_and_every_line_is_one",
+    ),
+    "an alert's names are one line": Guard(
+        "line(value, NAME_CHARS) if isinstance(value, str) else value for name",
+        "value for name",
+        f"{ALERTS}::test_a_name_cannot_become_a_header_a_command_or_a_second_mail",
+    ),
+    "a webhook's signature is of a moment": Guard(
+        '    made = hmac.new(secret, f"{at}.".encode() + body, hashlib.sha256).hexdigest()\n',
+        "    made = hmac.new(secret, body, hashlib.sha256).hexdigest()\n",
+        f"{ALERTS}::test_a_body_that_was_altered_replayed_or_made_without_the_secret_is_told_apart",
+    ),
+    "a redirect is a failure": Guard(
+        "        if not 200 <= status < 300:\n",
+        "        if not 200 <= status < 400:\n",
+        f"{ALERTS}::test_a_redirect_is_a_failure_and_leads_nowhere",
+    ),
+    "mail goes over TLS that is checked": Guard(
+        "                server.starttls(context=trusting(settings.authority))\n",
+        "                pass\n",
+        f"{ALERTS}::test_a_mail_server_without_tls_or_with_anybodys_certificate_gets_nothing",
     ),
     "writers take turns": Guard(
         '"BEGIN IMMEDIATE"))',

@@ -18,8 +18,8 @@ from tests.training_specs import specification as make_specification
 pytestmark = needs_chromium
 PASSWORD = "four unrelated words here"
 NODES = ("bank-b", "hospital-a", "law-firm-c")
-PAGES = ("/", "/runs", "/runs/{}", "/compare?run={}", "/specification", "/members", "/privacy", "/models", "/audit",
-         "/people", "/account")  # fmt: skip
+PAGES = ("/", "/runs", "/runs/{}", "/compare?run={}", "/specification", "/members", "/privacy", "/models", "/knowledge",
+         "/audit", "/feedback", "/people", "/account")  # fmt: skip
 PATIENCE_MS = 60_000
 
 
@@ -68,7 +68,7 @@ def stage(tmp_path_factory):
         page = browser.new_page()
         page.goto(link)
         seed = page.text_content("#seed")
-        page.fill("#name", "anna")
+        page.fill("#name", "administrator")
         page.fill("#password", PASSWORD)
         page.fill("#again", PASSWORD)
         page.fill("#code", pyotp.TOTP(seed).now())
@@ -135,14 +135,16 @@ def test_it_is_paused_and_resumed_by_mouse_with_the_second_factor(stage):
     if page.locator("#pause-code").count():
         page.fill("#pause-code", pyotp.TOTP(stage.seed).at(time.time() + 30))
     page.click("button:text-is('Pause')")
-    page.wait_for_selector("text=/Paused by anna@console/")
+    page.wait_for_selector("text=/Paused by administrator@console/")
     assert "a <b>holiday</b>" in headline(page)
     overview = stage.page("/")
-    assert "needs you" in headline(overview) and "is paused by anna@console" in overview.text_content(".needs")
+    assert "needs you" in headline(overview) and "is paused by administrator@console" in overview.text_content(".needs")
     page.click("button:text-is('Resume')")
     page.wait_for_selector("text=/Round \\d+ of 60/")
     stage.complaints.check(page)
-    assert stage.page("/audit").locator("td:has-text('anna@console')").count() >= 2  # who paused, and who resumed
+    assert (
+        stage.page("/audit").locator("td:has-text('administrator@console')").count() >= 2
+    )  # who paused, and who resumed
 
 
 def test_the_keyboard_is_enough(stage):
@@ -206,8 +208,35 @@ def test_figures_are_downloaded(stage):
     assert rows[0].startswith("round,") and "contributors" in rows[0] and len(rows) > 2
 
 
+def test_a_chart_is_kept_as_a_picture(stage):
+    page = stage.page(f"/runs/{stage.run_id}")
+    page.wait_for_selector("button.picture")
+    with page.expect_download() as download:
+        page.locator("button.picture").first.press("Enter")
+    kept = download.value
+    data = kept.path().read_bytes()
+    assert kept.suggested_filename == f"run-{stage.run_id[:8]}-loss.png"
+    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
+    assert data.startswith(b"\x89PNG") and width > 200 and height > 200 and len(set(data)) > 100
+    stage.complaints.check(page)
+
+
+def test_the_plan_in_words_comes_when_it_is_ready(stage):
+    page = stage.page(f"/runs/{stage.run_id}")
+    page.wait_for_selector("#plan pre", state="attached")
+    assert "rounds" in page.text_content("#plan pre")
+    stage.complaints.check(page)
+
+
+def test_organizations_are_seen_at_a_glance(stage):
+    page = stage.page("/members")
+    page.wait_for_selector(".map li.good:has-text('bank-b')")
+    assert page.locator(".map li").count() == len(NODES)
+
+
 def test_the_audit_chain_is_verified(stage):
     page = stage.page("/audit")
+    page.wait_for_selector("#verdict:has-text('The chain holds')")
     assert re.match(r"The chain holds: [\d,]+ entries, verified", headline(page).strip())
 
 
@@ -269,7 +298,7 @@ def test_signing_out_everywhere_ends_open_pages(stage):
     page.wait_for_url("**/sign-in")
     page.goto(stage.address + "/")
     assert page.url.endswith("/sign-in?next=/")
-    page.fill("#name", "anna")
+    page.fill("#name", "administrator")
     page.fill("#password", PASSWORD + "x")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=name or password are not right")
@@ -289,7 +318,7 @@ def test_a_security_key_is_added_and_signs_in(stage):
     link = stage.federation.console_link()
     page.goto(address + link.partition("/welcome")[1] + link.partition("/welcome")[2])
     seed = page.text_content("#seed")
-    page.fill("#name", "berta")
+    page.fill("#name", "second-administrator")
     page.fill("#password", PASSWORD)
     page.fill("#again", PASSWORD)
     page.fill("#code", pyotp.TOTP(seed).now())
@@ -300,7 +329,7 @@ def test_a_security_key_is_added_and_signs_in(stage):
     page.click("text=Add a security key")
     page.wait_for_selector("td:has-text('the blue one')")
     page.click("text=Sign out >> nth=0")
-    page.fill("#name", "berta")
+    page.fill("#name", "second-administrator")
     page.fill("#password", PASSWORD)
     page.keyboard.press("Enter")
     page.click("text=Use a security key")

@@ -5,6 +5,7 @@ units of a node into its batch (batch_size is larger than any shard), so that wi
 exactly: what a round opened, minus that, is the noise.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 import torch
 from confide.models.sent_coordinates import SentCoordinates
-from confide.runs.specification import Specification
+from confide.models.store import ModelStore
+from confide.proto import fleet_pb2
+from confide.runs.feedback import FeedbackSection
+from confide.runs.specification import Specification, parse_document
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
 from confide_simulations.processes import ProcessGroup
@@ -44,6 +48,7 @@ from tests.private_runs import (
     check_noise,
     expected_stddev,
     ledger_of,
+    promised,
     register,
     shared_stddev,
     texts_nowhere,
@@ -269,8 +274,43 @@ def test_organization_level(private: Private, bert: Path, method: str) -> None:
     check_noise(moved - update, shared_stddev(private.federation.made, found.specification), slack=0.05)
 
 
+def test_feedback(private: Private, bert: Path) -> None:
+    """Opinions on public answers: charged, noised as the plan says, and not given twice."""
+    made = private.federation.made
+    made.base, data = bert, register(made, "opinions", "--evaluation", "0")
+    section = {"purpose": "gate", "source": "made up", "prompts": ["How?"] * 6}
+    section |= {"answers": [f"It must be {n} centimetres" for n in range(6)], "against": ["Nobody knows"] * 6}
+    clip = FeedbackSection.model_validate_json(json.dumps(section)).longest
+    specification = parse_document(
+        {
+            "version": 1, "name": "gate", "model": {"sha256": ModelStore(made.models).add(str(bert), "bert")},
+            "method": {"name": "feedback", "max_length": 64}, "feedback": section,
+            "federation": {"rounds": 1, "data": data, "clip_norm": clip, "min_cohort": 4, "exchange_deadline_s": 240.0},
+            "sealing": {"max_attempts": 1, "colluding": 1},
+            "privacy": {"unit": "organization", "epsilon": 8.0, "delta": 1e-3, "clip": clip},
+        },
+        "the test's",
+    )  # fmt: skip
+    made.allow(specification, budget_epsilon=100.0)
+    run_id = made.submit(specification)
+    events = tuple(made.watch(run_id))
+    assert events[-1][0] == "run_finished", events[-4:]
+    again = tuple(made.watch(made.submit(specification.model_copy(update={"name": "again"}))))
+    reasons = [data["reason"] for kind, data in again if kind == "offer_answered"]
+    assert reasons and all("FEEDBACK_REPLAYED" in reason for reason in reasons), reasons
+    private.asked.append(Asked(specification, run_id, events, "", again))
+    for name in NODES:
+        charged = ledger_of(made, name).run(run_id)
+        assert (charged.spent_slots, charged.approved.cost) == (1, promised(made, specification, name))
+    found = RealRun(private.federation, specification, bert, run_id, events)
+    opinions = json.loads((found.export(private.folder / "opinions") / "opinions.json").read_text())
+    # Every node prefers what begins like the answers that its comparisons preferred; the rest is noise.
+    noise = 7 * shared_stddev(made, specification)
+    assert abs(opinions["gate"]["win_rate"] - 1.0) < noise + 0.5 and opinions["pairs"] == 6
+
+
 def test_nothing_else_left(private: Private) -> None:
     """After all the runs above."""
     assert private.asked
-    assert check_left(private.federation.made, private.asked) == EVERY_STEP
+    assert check_left(private.federation.made, private.asked) == EVERY_STEP | {fleet_pb2.SCORE}
     texts_nowhere(private.federation.made, (*WORDS, "centimetres", "mortar"))

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from confide.children import bound
-from confide_server.rag.access import Caller
-from confide_server.rag.catalogue import State
-from confide_server.rag.library import Library
+from confide.rag.access import Caller
+from confide.rag.catalogue import State
+from confide.rag.library import Library
 
 from tests.rag_worlds import World, embedder
 
@@ -18,10 +18,10 @@ DOCUMENTS = 24
 WORKER = """
 import sys
 from pathlib import Path
-from confide_server.rag import ingest
-from confide_server.rag.access import Caller
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.library import Library, settings_for
+from confide.rag import ingest
+from confide.rag.access import Caller
+from confide.rag.embedder import Embedder
+from confide.rag.library import Library, settings_for
 ingest._GROUP_DOCUMENTS = 1
 what, root, files, model = sys.argv[1], *map(Path, sys.argv[2:])
 library, operator, embedder = Library(root), Caller.operator("clinic"), Embedder(model)

@@ -4,6 +4,7 @@ The nodes are stand-ins without torch; agent, transport, sealing and driver are 
 contributes is known, so the model after every round can be computed from who contributed.
 """
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from confide.sealing import crash_points
 from confide_simulations.processes import ProcessGroup
 
-from tests.kill_worlds import MEMBERS, VICTIM, Killed, KillWorld, check_logs, check_rounds
+from tests.kill_worlds import COORDINATOR, MEMBERS, VICTIM, Killed, KillWorld, check_logs, check_rounds
 
 # Alone, in the second round where the boundary is passed in each, so that there is a round that could be lost.
 MEMBER_EPOCH = ("member.epoch_written", "member.bundle_ready", "member.dealt")
@@ -105,6 +106,25 @@ def check_one_slot(world: KillWorld, name: str, moments: list[str]) -> None:
     killed = world.kill_in_a_run(name, moments, rounds=2)
     check(killed)
     assert [len(entry["contributors"]) for entry in killed.manifest["rounds"]] == [MEMBERS] * 2
+
+
+@pytest.mark.full
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize(("of_member", "of_coordinator"), [(6, 2), (75, 25)])
+def test_a_hundred_kills_in_one_run(world: KillWorld, of_member: int, of_coordinator: int) -> None:
+    doomed = {
+        VICTIM: list(itertools.islice(itertools.cycle(names(MEMBER_SLOT)), of_member)),
+        COORDINATOR: list(itertools.islice(itertools.cycle(names(COLLECTOR_SLOT)), of_coordinator)),
+    }
+    kills = of_member + of_coordinator
+    killed = world.kill_several_in_a_run(f"kills-{kills}", doomed, rounds=kills + kills // 2)
+    check_rounds(killed)
+    check_logs(killed)
+    # A killed node costs at most its round, a killed coordinator at most one slot.
+    missing = [entry for entry in killed.manifest["rounds"] if VICTIM not in entry["contributors"]]
+    assert len(missing) <= kills
+    assert all(len(entry["contributors"]) >= MEMBERS - 1 for entry in killed.manifest["rounds"])
+    assert len(killed.slots) <= killed.rounds + of_coordinator
 
 
 @pytest.mark.full

@@ -12,7 +12,7 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.roster import Role, Rules
 from confide.identity.submission import sign_stop, signers, verify_submission
 from confide.proto import admin_pb2 as pb
-from confide.proto import control_pb2
+from confide.proto import control_pb2, inquiries_pb2
 from confide.transport.admin import ActingUser, AdminClient, check_export
 from confide_server.api.grpc.access import RULES
 from confide_server.api.grpc.endpoint import snake
@@ -21,7 +21,11 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.admin_world import AdminWorld, running_world
 
 ADMIN = pb.DESCRIPTOR.services_by_name["Admin"]
-SERVICES = (ADMIN, control_pb2.DESCRIPTOR.services_by_name["Control"])
+SERVICES = (
+    ADMIN,
+    control_pb2.DESCRIPTOR.services_by_name["Control"],
+    inquiries_pb2.DESCRIPTOR.services_by_name["Inquiries"],
+)
 PEOPLE = (Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR, Role.ANNOTATOR, Role.NODE)
 
 
@@ -34,7 +38,7 @@ def world(tmp_path_factory):
 # --- who may call what -----------------------------------------------------------------------------------------------
 
 
-def test_every_method_of_both_services_has_its_rule_in_the_one_table():
+def test_every_method_of_every_service_has_its_rule_in_the_one_table():
     named = {f"{service.name}/{method.name}" for service in SERVICES for method in service.methods}
     assert named == set(RULES)
 
@@ -318,6 +322,30 @@ def test_receipts_and_what_they_say_was_spent(world: AdminWorld):
     spent = {(one.organization, one.group): one.spent_slots for one in auditor.privacy_spent().spent}
     assert spent == {("hospital-a", "records"): 2, ("hospital-b", "records"): 1}
     assert [one.organization for one in world.client(Role.NODE).privacy_spent().spent] == ["hospital-a"]
+    again = world.finished("spent-again")
+    world.receipt(again, "hospital-a", slot=1, spent=1)
+
+    def asked(role=Role.AUDITOR, **wanted):
+        found = world.client(role).ask("GetPrivacySpent", pb.GetPrivacySpentRequest(**wanted)).spent
+        return [(one.organization, one.run_id, one.runs, one.spent_slots, one.approved_slots) for one in found]
+
+    assert asked(run_ids=[again]) == [("hospital-a", again, 1, 1, 3)]
+    assert asked(of_named=True) == [] and len(asked()) == 3
+    assert asked(summed=True) == [("hospital-a", "", 2, 3, 6), ("hospital-b", "", 1, 1, 3)]
+    assert asked(Role.NODE, summed=True) == [("hospital-a", "", 2, 3, 6)]
+    assert asked(Role.NODE, run_ids=[run_id, again]) == sorted(
+        [("hospital-a", run_id, 1, 2, 3), ("hospital-a", again, 1, 1, 3)], key=lambda one: one[1]
+    )
+    with pytest.raises(IdentityError):
+        asked(Role.NODE, organization="hospital-b", summed=True)
+    with pytest.raises(TransportError, match="at most 200"):
+        asked(run_ids=[run_id] * 201)
+    assert not world.client(Role.AUDITOR).ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True)).plan
+    named = pb.ListRunsQuery(run_ids=[again, "f" * 32])
+    (line,) = world.client(Role.AUDITOR).ask("ListRuns", named).runs
+    assert line.run_id == again and not world.clients["hospital-c"].ask("ListRuns", named).runs, "another's is none"
+    of_one = auditor.list_receipts(organization="hospital-b")
+    assert [one.organization for one in of_one.receipts] == ["hospital-b"]
 
 
 def test_the_server_says_how_it_stands(world: AdminWorld):

@@ -2,13 +2,18 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from confide.cli import app
 from confide.errors import ConfideError, IdentityError, StateError
 from confide.identity.consortium import Consortium
 from confide.identity.member import load_member
+from confide.lazy_commands import LazyGroup
+from confide.state_option import StateFirst
 from confide_client.policy.policy import load_policy
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
@@ -126,3 +131,28 @@ def test_every_command_of_a_node_takes_its_folder_by_state(tmp_path: Path, argum
     assert "Missing argument" not in shown.output and "No such option" not in shown.output
     said = f"{shown.output} {shown.exception}"
     assert shown.exit_code in (0, 1, 2) and "Usage:" not in said, said
+
+
+def folder_commands(
+    group: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that has an argument called `folder`, with its path."""
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.load(name) if isinstance(group, LazyGroup) else group.get_command(context, name)
+            assert command is not None
+            yield from folder_commands(command, (*path, name))
+    elif any(isinstance(one, click.Argument) and one.name == "folder" for one in group.params):
+        yield path, group
+
+
+@pytest.mark.parametrize("name", ["console", "data", "node", "server"])
+def test_every_command_with_a_state_folder_takes_it_by_state(name: str) -> None:
+    root = typer.main.get_command(app)
+    assert isinstance(root, LazyGroup)
+    found = list(folder_commands(root.load(name)))
+    assert found
+    for path, command in found:
+        options = [text for one in command.params if isinstance(one, click.Option) for text in one.opts]
+        assert isinstance(command, StateFirst) or "--state" in options, path

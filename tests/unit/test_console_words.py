@@ -11,7 +11,9 @@ import pytest
 import typer
 from confide.errors import TransportError
 from confide.proto import admin_pb2 as pb
-from confide_server.console.federation import needs, reading, run_words
+from confide_server.alerts import needs
+from confide_server.alerts.words import PATH as ALERTS
+from confide_server.console.federation import reading, run_words
 from confide_server.console.federation.lineage import drawn
 from confide_server.console.federation.reading import Acting, Reader, Unanswered
 from confide_server.console.roles import Role
@@ -91,6 +93,8 @@ def test_the_open_round_says_who_is_awaited_and_what_they_do():
     work = {"c": pb.WorkProgress(phase="training", step=3, steps=20)}
     mood, key, said = run_words.headline(run, opened, work)
     assert (mood, key, said["who"]) == ("good", "run.head.round", "c (training, step 3 of 20)")
+    everybody = run_words.open_round([*events, event(6, contributed=pb.Contributed(round=2, node="c", bytes=10))])
+    assert run_words.headline(run, everybody, work)[1] == "run.head.opening"
     assert run_words.open_round([*events, event(6, slot_abandoned=pb.SlotAbandoned(round=2))]) is None
     rounds = [pb.RoundLine(round=1, participation=[pb.Participation(organization="a", state="contributed")])]
     cells = {name: [cell.state for cell in row] for name, row in run_words.grid(run, rounds, opened).rows}
@@ -105,12 +109,14 @@ def test_every_status_and_kind_of_event_has_words():
     for field in pb.Event.DESCRIPTOR.oneofs_by_name["what"].fields:
         made = pb.Event(kind=field.name)
         getattr(made, field.name).SetInParent()
-        assert run_words.event_words(made)
+        key, said = run_words.event_words(made)
+        assert texts(key, **said) and (key != "event.other" or field.name in {"progress", "alive"}), field.name
 
 
 def test_the_catalogue_has_every_text_that_is_used_and_no_other():
     texts, used = Frame(lambda name: name).texts, set()
-    for path in [*FOLDER.rglob("*.html"), *FOLDER.rglob("*.py"), *FOLDER.parents[2].rglob("confide/web/templates/*")]:
+    places = [*FOLDER.rglob("*.html"), *FOLDER.rglob("*.py"), *FOLDER.parents[2].rglob("confide/web/templates/*")]
+    for path in [*places, *ALERTS.parent.glob("*.py")]:
         text = path.read_text()
         used |= set(re.findall(r"""["']([a-z_]+(?:\.[a-z_]+)+)["']""", text))
         for prefix in re.findall(r"""["']([a-z_]+\.(?:[a-z_]+\.)?)["'] ~""", text):
@@ -224,6 +230,12 @@ def test_pages_say_in_their_first_line_what_is_asked_of_them(tmp_path):
     assert headline("/members") == "3 nodes, nothing to do."
     assert headline("/models") == "support 1 is not released: 0 of 1 signatures."
     assert headline("/privacy").startswith("At most: notes of bank-b has spent")
+    console.reader._coordinator.slots = 3
+    console.reader.forget()
+    assert headline("/privacy") == "bank-b has 1 slot left for example (notes): the run would stop at round 3."
+    assert headline("/") == "4 things need you."
+    console.reader._coordinator.slots = 10
+    console.reader.forget()
     assert headline("/audit").startswith("The chain holds: 7 entries, verified")
     console.reader._coordinator.silent = True
     console.reader._answers.clear()

@@ -110,3 +110,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert "RetryableError: cannot write" in done.stderr
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_journal_that_nobody_closes_is_released_with_its_owner(tmp_path: Path) -> None:
+    journal.Journal(tmp_path / "journal").append({"entry": 1})
+    again = journal.Journal(tmp_path / "journal")
+    assert len(again) == 1
+    again.close()
+    again.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        again.append({"entry": 2})

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from confide_client.agent.agent import Agent
 from confide_client.state import StateFolder
 from confide_server.api.grpc.server import ControlServer
 from confide_server.coordinator.process import Settings, write_settings
+from confide_server.membership.enrolment import EnrolmentQueue
+from confide_server.membership.waiting import waiting_notices
 from typer.testing import CliRunner
 
 from tests.node_worlds import POLICY, World
@@ -124,7 +127,7 @@ def test_an_administrators_commands_say_it_too(tmp_path: Path) -> None:
 
 def test_a_process_that_runs_for_months_says_it_once_a_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     consortium(tmp_path, 0)
-    daily, start = DailyWarning(tmp_path / "node-a"), time.time() + (ROSTER_DAYS - 5) * DAY
+    daily, start = DailyWarning(partial(notices, tmp_path / "node-a")), time.time() + (ROSTER_DAYS - 5) * DAY
     with caplog.at_level(logging.WARNING):
         for hour in range(48):
             daily.look(start + hour * 3600)
@@ -161,3 +164,43 @@ def test_a_node_that_the_fleet_port_refuses_learns_why(tmp_path: Path) -> None:
         agent._audit.close()
     finally:
         server.stop()
+
+
+def asked(folder: Path, hours: float) -> tuple[Consortium, bytes]:
+    """A consortium, and the request that an invited organization made in `folder` / "node-b"."""
+    made = Consortium.create(folder / "root", "trial", control_address="127.0.0.1:9443")
+    return made, make_request(folder / "node-b", "node-b", "node", invitation=made.invite("node-b", hours=hours))
+
+
+def test_an_invited_organization_is_told_until_when_it_can_be_admitted(tmp_path: Path) -> None:
+    made, request = asked(tmp_path, 48)
+    [(text, over)] = texts(tmp_path / "node-b", 0)
+    assert "not admitted yet; the invitation expires in 47 hours" in text and not over
+    shown = CliRunner().invoke(app, ["node", "status", str(tmp_path / "node-b")])
+    assert shown.exit_code == EXIT_SOON and "not admitted yet" in " ".join(shown.stdout.split())
+    [(text, over)] = texts(tmp_path / "node-b", 3)
+    assert "never was; the invitation expired on" in text and "new invitation" in text and over
+    accept_admission(tmp_path / "node-b", made.admit(request), time.time())
+    assert texts(tmp_path / "node-b", 0) == []
+
+
+def test_a_damaged_end_of_the_invitation_is_said(tmp_path: Path) -> None:
+    asked(tmp_path, 48)
+    (tmp_path / "node-b" / "invited-until").write_text("soon")
+    with pytest.raises(IdentityError, match="no time"):
+        notices(tmp_path / "node-b", time.time())
+
+
+def test_the_coordinator_names_who_waits_and_whose_admission_is_not_fetched(tmp_path: Path) -> None:
+    made, request = asked(tmp_path, 48)
+    queue = EnrolmentQueue(tmp_path / "coordinator" / "enrolment")
+    queue.put_first("node-b", request)
+    write_settings(tmp_path / "coordinator", Settings(bind="127.0.0.1", fleet_port=0, control_port=0))
+    shown = CliRunner().invoke(app, ["server", "status", "--state", str(tmp_path / "coordinator")])
+    assert "node-b waits to be admitted since" in " ".join(shown.stderr.split())
+    queue.answer("node-b", made.admit(request))
+    assert waiting_notices(queue, time.time()) == []
+    [late] = waiting_notices(queue, time.time() + 2 * DAY)
+    assert "admission of node-b lies here unfetched since" in late.text and not late.over
+    assert queue.admission("node-b")
+    assert waiting_notices(queue, time.time() + 2 * DAY) == []

@@ -127,8 +127,8 @@ def test_a_pause_is_seen_by_the_agent_and_ends(page, opened, monkeypatch):
 def test_the_policys_words_begin_with_what_is_dangerous():
     policy = parse_policy('version = 1\nsealing = "optional"\nallow_demo_root = true\nmethods = ["sft"]\n')
     said = words.policy_words(policy)
-    assert said[0].startswith("RESEARCH ONLY") and said[1].startswith("A demo's root")
-    assert words.policy_words(parse_policy("version = 1"))[0] == "Methods: none. Data sets: none."
+    assert [key for key, _ in said[:2]] == ["rule.unsealed", "rule.demo_root"]
+    assert words.policy_words(parse_policy("version = 1"))[0] == ("rule.allowed", {"methods": "–", "data_sets": "–"})
 
 
 @given(st.dictionaries(st.text(max_size=8), st.one_of(st.text(max_size=40), st.integers(), st.floats(), st.none())))

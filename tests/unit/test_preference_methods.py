@@ -13,6 +13,8 @@ from confide.errors import ConfideError, DataError, ModelError, SpecificationErr
 from confide.methods.base import create
 from confide.methods.preference import PairEncoder
 from confide.models.architecture import load_tokenizer
+from confide.models.export import write_export
+from confide.models.store import folder_digest
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.privacy.dpsgd import RecordLoss, clipped_sum
 from confide.privacy.lattice import Lattice
@@ -84,6 +86,33 @@ def test_a_reward_model_learns_and_reports(folders: dict[str, Path], tmp_path: P
     assert after.metrics[Metric.EVAL_ACCURACY] == 1.0
     names = [name for name, _ in local.schema.entries if ".lora_" not in name]
     assert names == ["reward_head.weight"]
+
+
+@pytest.mark.parametrize("aggregation", ["average", "ffa"])
+def test_a_reward_model_with_an_adapter_is_exported_and_scores_as_it_was_trained(
+    folders: dict[str, Path], tmp_path: Path, aggregation: str
+) -> None:
+    from confide_server.rlhf.reward_model import RewardModel
+
+    base = folders["bert"]
+    run = specification(
+        model={"sha256": folder_digest(base)}, method={"name": "reward"},
+        adapter={"kind": "lora", "target_modules": TARGETS["bert"], "rank": 4, "aggregation": aggregation},
+    )  # fmt: skip
+    model, method, _ = task(base, run, attached=False)
+    tensors = {name: tensor.detach().clone() for name, tensor in trainable_tensors(model).items()}
+    folder = write_export(tmp_path / "reward", tensors, {"round": 1}, run, base)
+    records = pairs(4, prompt=False)
+    with torch.no_grad():
+        margins = method._margins(model, method.collate(method.prepare(records), seed=0)).numpy()
+    reward = RewardModel(folder, base, folder_digest(base))
+    chosen, rejected = (
+        reward.scores([""] * 4, [record[side] for record in records]) for side in ("chosen", "rejected")
+    )
+    assert chosen - rejected == pytest.approx(margins, abs=1e-5) and np.abs(margins).max() > 1e-3
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="REWARD_OF_ANOTHER_ADAPTER"):
+        RewardModel(folder, base, folder_digest(base))
 
 
 def test_the_bradley_terry_loss_is_its_closed_form(folders: dict[str, Path]) -> None:

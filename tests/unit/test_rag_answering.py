@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.errors import DataError, StateError
-from confide_server.rag import answering, gate
-from confide_server.rag.access import AccessRefused, Caller, CollectionName
+from confide.rag import gate
+from confide.rag.access import AccessRefused, Caller, CollectionName
+from confide.rag.calibration import Calibration, parsed
+from confide.rag.stores.base import StoreDown
+from confide.rag.stores.lance import LanceStore
+from confide.rag.verifying import REFUSAL, Citation, CitationError, verify_answer
+from confide_server.rag import answering
 from confide_server.rag.answering import Answer, Answerer
 from confide_server.rag.calibrating import calibrate, plot
-from confide_server.rag.calibration import Calibration, parsed
 from confide_server.rag.evaluating import evaluate, token_f1
 from confide_server.rag.questions import Gold, Question, parse_questions, resolved
-from confide_server.rag.stores.base import StoreDown
-from confide_server.rag.stores.lance import LanceStore
-from confide_server.rag.verifying import REFUSAL, Citation, CitationError, verify_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -280,7 +281,7 @@ def test_a_calibration_is_read_or_refused(data: bytes) -> None:
 def test_a_calibration_of_other_features_is_refused() -> None:
     rng = np.random.default_rng(0)
     head = gate.fit(rng.normal(size=(50, len(gate.FEATURES))), rng.integers(0, 2, 50).astype(float))
-    from confide_server.rag.calibration import GateWeights
+    from confide.rag.calibration import GateWeights
 
     kept = Calibration(gate=GateWeights.of(head, 0.5)).model_dump(mode="json")
     assert parsed(json.dumps(kept).encode(), "x").gate is not None

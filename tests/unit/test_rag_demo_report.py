@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from confide_server.rag.library import Library
+from confide.rag.library import Library
 from confide_simulations.demo.rag import run
 from confide_simulations.demo.rag.sets import QuestionSet, _written
 from rich.console import Console

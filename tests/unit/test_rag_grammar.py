@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confide.rag.access import Caller
+from confide.rag.verifying import REFUSAL, CitationError
 from confide_server.rag import answering
-from confide_server.rag.access import Caller
 from confide_server.rag.answering import Answerer
 from confide_server.rag.grammar import answer_grammar, chosen
-from confide_server.rag.verifying import REFUSAL, CitationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

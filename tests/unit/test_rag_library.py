@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from confide.errors import IdentityError, StateError
 from confide.identity.keys import SigningKey
-from confide_server.rag import collection as collection_module
-from confide_server.rag import erasure, retrieval
-from confide_server.rag.access import AccessRefused, Caller
-from confide_server.rag.catalogue import Catalogue, State, parsed
-from confide_server.rag.collection import Collection
-from confide_server.rag.documents import DocumentFiles
-from confide_server.rag.erasure import read_receipt
-from confide_server.rag.lexical import LexicalIndex
-from confide_server.rag.library import Library
-from confide_server.rag.retrieval import Ranking, Searcher
-from confide_server.rag.stores.lance import LanceStore
+from confide.rag import collection as collection_module
+from confide.rag import erasure, retrieval
+from confide.rag.access import AccessRefused, Caller
+from confide.rag.catalogue import Catalogue, State, parsed
+from confide.rag.collection import Collection
+from confide.rag.documents import DocumentFiles
+from confide.rag.erasure import read_receipt
+from confide.rag.lexical import LexicalIndex
+from confide.rag.library import Library
+from confide.rag.retrieval import Ranking, Searcher
+from confide.rag.stores.lance import LanceStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,7 +128,7 @@ def test_personal_data_is_masked_before_anything_is_stored(tmp_path: Path) -> No
 
 
 def test_an_index_of_another_embedder_is_refused_by_name(tmp_path: Path) -> None:
-    from confide_server.rag.embedder import Embedder
+    from confide.rag.embedder import Embedder
 
     from tests.tiny_models import tiny_bert
 

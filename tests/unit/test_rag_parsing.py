@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from confide.errors import DataError
-from confide_server.rag.parsing.blocks import Block, Unreadable
-from confide_server.rag.parsing.child import FORMATS, parse
-from confide_server.rag.parsing.parent import Limits, ParserProcess, format_of
+from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.child import FORMATS, parse
+from confide.rag.parsing.parent import Limits, ParserProcess, format_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

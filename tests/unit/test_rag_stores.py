@@ -1,4 +1,7 @@
-"""Every store of passages does the same: one suite over LanceDB and PostgreSQL with pgvector."""
+"""Every store of passages does the same: one suite over LanceDB, PostgreSQL with pgvector, and Qdrant's client.
+
+The last by the client's in-memory implementation: no server of Qdrant could be had to test against.
+"""
 
 import secrets
 from collections.abc import Iterator
@@ -7,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.errors import StateError
-from confide_server.rag.access import CollectionName
-from confide_server.rag.stores import open_store
-from confide_server.rag.stores.base import PassageStore, Row, StoreDown
+from confide.rag.access import CollectionName
+from confide.rag.stores import open_store
+from confide.rag.stores import qdrant as qdrant_store
+from confide.rag.stores.base import PassageStore, Row, StoreDown
 
 from tests.vector_stores import pgvector  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 DIMENSION = 16
 RNG = np.random.default_rng(0)
 
@@ -38,9 +43,20 @@ class Opened:
         return open_store(self.kind, self.folder, self.name, dimension)
 
 
-@pytest.fixture(params=["lancedb", "pgvector"])
+@pytest.fixture
+def qdrant(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A server that lives in this process, for all who connect to its URL."""
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    client.close = lambda: None  # others use it too
+    monkeypatch.setattr("confide.rag.stores.qdrant.connected", lambda url: client)
+    return "qdrant+http://127.0.0.1:6333"
+
+
+@pytest.fixture(params=["lancedb", "pgvector", "qdrant"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
     kind = "lancedb"
+    if request.param == "qdrant":
+        kind = request.getfixturevalue("qdrant")
     if request.param == "pgvector":
         kind = f"postgresql://confide@/postgres?host={request.getfixturevalue('pgvector')}"
     made = Opened(kind, tmp_path / "vectors")
@@ -143,6 +159,29 @@ def test_a_store_that_is_down_is_named() -> None:
         open_store("postgresql://confide@/postgres?host=/nowhere", Path(), CollectionName("a", "b"), 4)
 
 
+def test_a_qdrant_server_that_is_down_is_named() -> None:
+    pytest.importorskip("qdrant_client")
+    with pytest.raises(StoreDown, match="on Qdrant cannot be used"):
+        open_store("qdrant+http://127.0.0.1:1", Path(), CollectionName("a", "b"), 4)
+
+
+def test_what_a_cut_off_removal_left_on_qdrant_is_taken_away(qdrant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = qdrant_store.QdrantStore(qdrant, CollectionName("a", "b"), DIMENSION)
+    store.add(rows("a" * 32, 3))
+
+    def cut(self: object, client: object, name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(qdrant_store.QdrantStore, "_point", cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove({"a" * 32})
+    assert dict(store.counts()) == {"a" * 32: 3}
+    assert len(qdrant_store.connected("").get_collections().collections) == 2
+    store.tidy()
+    assert len(qdrant_store.connected("").get_collections().collections) == 1 and dict(store.counts()) == {"a" * 32: 3}
+
+
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
     store = open_store("lancedb", tmp_path / "v", CollectionName("a", "b"), DIMENSION)
     store.add(rows("a" * 32, 3))
@@ -162,7 +201,9 @@ def test_an_unknown_store_is_refused(kind: str) -> None:
         open_store(kind, Path(), CollectionName("a", "b"), 4)
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "postgresql://u@h/d?password=secret"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:secret@h/d", "postgresql://u@h/d?password=secret", "qdrant+https://u:secret@h:6333"]
+)
 def test_a_password_is_not_taken_in_a_url(url: str) -> None:
     with pytest.raises(StateError, match="holds a password") as error:
         open_store(url, Path(), CollectionName("a", "b"), 4)

@@ -3,14 +3,14 @@
 import itertools
 
 import pytest
-from confide_server.rag import personal_data
-from confide_server.rag.canonical_text import canonical_text
-from confide_server.rag.chunks import passages
-from confide_server.rag.documents import Content, encoded, parsed_structure
-from confide_server.rag.injection import suspicion
-from confide_server.rag.lexical import LexicalIndex, words
-from confide_server.rag.parsing.blocks import Block
-from confide_server.rag.sentences import sentence_spans
+from confide.rag import personal_data
+from confide.rag.canonical_text import canonical_text
+from confide.rag.chunks import passages
+from confide.rag.documents import Content, encoded, parsed_structure
+from confide.rag.injection import suspicion
+from confide.rag.lexical import LexicalIndex, words
+from confide.rag.parsing.blocks import Block
+from confide.rag.sentences import sentence_spans
 from hypothesis import given
 from hypothesis import strategies as st
 

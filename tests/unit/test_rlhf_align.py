@@ -27,6 +27,7 @@ def test_a_policy_is_aligned_and_passes_by_the_gate(tmp_path: Path) -> None:
         lineage={"privacy": "none"},
         steps=2,
         count=4,
+        gate_prompts=12,
         say=said.append,
     )
     assert made.pairs > 0 and made.rewards[0] > made.rewards[1] and made.stopped == ""

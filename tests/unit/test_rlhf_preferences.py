@@ -272,7 +272,7 @@ def test_the_gate_passes_only_what_it_can_tell() -> None:
     assert gate.decide(won, gate.Thresholds()).passed
     verdict = gate.decide(unsure, gate.Thresholds())
     assert unsure.win_rate > 0.5 and not verdict.passed and "lower end is not above" in verdict.failed[0]
-    assert len(verdict.unknown) == 2
+    assert len(verdict.unknown) == 3
 
 
 @pytest.mark.parametrize(
@@ -365,3 +365,82 @@ def test_commands_from_candidates_to_a_reward_model(llama: Path, bert: Path, tmp
     assert "accuracy" in told.output and (reward / "reliability.png").exists()
     append_line(tmp_path / "more.jsonl", candidates()[0])
     assert json.loads((reward / "reward.json").read_bytes())["lineage"]["snapshot"] == Path(snapshot).stem
+
+
+# --- disagreements
+
+
+def judged(pair: tuple[str, str], annotator: str, better: str | None) -> Comparison:
+    choice = "tie" if better is None else "first" if better == pair[0] else "second"
+    return Comparison(first=pair[0], second=pair[1], choice=choice, annotator=annotator)  # type: ignore[arg-type]
+
+
+def test_disagreements_are_decided_by_somebody_else_and_nothing_else_is() -> None:
+    known = candidates(prompts=2, answers=2)
+    (a, b), (c, d) = ((one.id, other.id) for one, other in pairs_of(known))
+    made = [judged((a, b), "ada", a), judged((a, b), "bob", b), judged((c, d), "ada", c), judged((c, d), "bob", c)]
+    plain = Snapshot.of(known, made)
+    assert (plain.document["statistics"]["pairs"], plain.document["statistics"]["undecided"]) == (1, 1)
+    settled = Snapshot.of(known, made, adjudicated=[judged((a, b), "eve", b)])
+    statistics = settled.document["statistics"]
+    assert (statistics["pairs"], statistics["undecided"], statistics["adjudicated"]) == (2, 0, 1)
+    assert settled.sha256 != plain.sha256 and settled.document["adjudicated"][0]["annotator"] == "eve"
+    texts = {one.id: one.text for one in known}
+    assert {"prompt": "prompt 0", "chosen": texts[b], "rejected": texts[a]} in settled.preferences() or {
+        "prompt": "prompt 1", "chosen": texts[b], "rejected": texts[a],
+    } in settled.preferences()  # fmt: skip
+    still = Snapshot.of(known, made, adjudicated=[judged((a, b), "eve", None)])
+    assert still.document["statistics"]["undecided"] == 1
+    for wrong, named in (
+        ([judged((a, b), "ada", a)], "ADJUDICATOR_JUDGED"),
+        ([judged((c, d), "eve", d)], "NOTHING_TO_ADJUDICATE"),
+        ([judged((a, b), "eve", a), judged((a, b), "kim", b)], "ADJUDICATED_TWICE"),
+        ([judged((a, b), "eve", a), judged((a, b), "eve", b)], "RATING_REPLAYED"),
+    ):
+        with pytest.raises(DataError, match=named):
+            Snapshot.of(known, made, adjudicated=wrong)
+
+
+def test_how_far_each_annotator_agrees_with_the_others() -> None:
+    known = candidates(prompts=3, answers=2)
+    pairs_known = [(one.id, other.id) for one, other in pairs_of(known)]
+    made = [judged(pair, name, pair[0]) for pair in pairs_known for name in ("ada", "bob")]
+    made += [judged(pair, "kim", pair[number % 2]) for number, pair in enumerate(pairs_known)]
+    found = Snapshot.of(known, made).document["statistics"]["agreement_with_others"]
+    assert found["kim"] == pytest.approx(2 / 3)
+    assert found["ada"] == found["bob"] == 1.0, "where kim differs, the two others are of two minds: it says nothing"
+
+
+def test_adjudicating_in_the_terminal(tmp_path: Path) -> None:
+    run, known = CliRunner(), candidates(prompts=2, answers=2)
+    file = tmp_path / "candidates.jsonl"
+    for one in known:
+        append_line(file, one)
+    for number, (one, other) in enumerate(pairs_of(known)):
+        append_line(tmp_path / "ratings-ada.jsonl", judged((one.id, other.id), "ada", one.id))
+        append_line(tmp_path / "ratings-bob.jsonl", judged((one.id, other.id), "bob", (one, other)[number].id))
+    ratings = [str(tmp_path / f"ratings-{name}.jsonl") for name in ("ada", "bob")]
+    asked = ["adjudicate", str(file), *ratings, "--annotator"]
+    with pytest.raises(DataError, match="ADJUDICATOR_JUDGED"):
+        run.invoke(app, [*asked, "ada"], catch_exceptions=False)
+    told = run.invoke(app, [*asked, "eve"], input="1\n", catch_exceptions=False)
+    assert told.exit_code == 0 and "1 pairs were left open" in told.output and "1 of 1 pairs judged" in told.output
+    frozen = run.invoke(
+        app,
+        ["snapshot", *ratings, "--candidates", str(file), "--adjudicated", str(tmp_path / "adjudicated-eve.jsonl"),
+         "--out", str(tmp_path / "snapshots")],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert frozen.exit_code == 0 and '"adjudicated": 1' in frozen.output
+
+
+def test_whose_preferences_and_prompts_are(tmp_path: Path) -> None:
+    rows = [{"chosen": f"good {n}", "rejected": f"bad {n}", "organization": "ab"[n % 2]} for n in range(4)]
+    made = Snapshot.imported(rows)
+    assert made.organizations == ["a", "b", "a", "b"] and "organization" not in made.preferences()[0]
+    assert Snapshot.imported([*rows, {"chosen": "x", "rejected": "y"}]).organizations == []
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    assert gate.whose(names, ["p", "q"]) == ["a", "b"] and gate.whose(None, ["p"]) == []
+    with pytest.raises(DataError, match="names 2 organizations for 1"):
+        gate.whose(names, ["p"])

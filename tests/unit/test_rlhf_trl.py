@@ -57,6 +57,14 @@ def test_dpo_trains_an_adapter_and_goes_on_from_its_checkpoint(base: Path, tmp_p
     assert again.steps == 3 and sum("loss" in line for line in again.history) == 1, "two steps were not done again"
 
 
+def test_trl_says_nothing_by_itself(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither its metrics as they come nor bars: `say` is told, and who calls decides what is shown."""
+    said: list[Any] = []
+    trl_adapter.train(specify(), base=base, folder=tmp_path, records=preference_records(), say=said.append)
+    shown = capfd.readouterr()
+    assert said and "loss" not in shown.out + shown.err and "it/s" not in shown.err
+
+
 def test_a_run_from_an_adapter_is_measured_against_that_adapter(base: Path, tmp_path: Path) -> None:
     started = trl_adapter.train(specify(), base=base, folder=tmp_path / "a", records=preference_records())
     went_on = trl_adapter.train(

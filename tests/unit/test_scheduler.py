@@ -284,6 +284,23 @@ def test_a_disk_that_is_full_for_one_run_is_tried_again(desk: Desk, monkeypatch:
     assert all(len(node.trained) == 1 for node in desk.nodes), "what was uploaded before was used"
 
 
+@pytest.mark.parametrize(("at", "says"), [(1000.0, "in the future"), (4e9, "ROSTER_STALE")])
+def test_a_clock_that_is_wrong_for_a_while_ends_no_run(desk: Desk, at: float, says: str) -> None:
+    right, wrong = desk.journal.clock, threading.Event()
+
+    def jump(run: str, round: int) -> None:
+        if round == 1:
+            desk.journal.clock = lambda: at
+            wrong.set()
+
+    desk.nodes[0].on_train = jump
+    run_id = desk.submit()
+    assert wrong.wait(60)
+    desk.until(lambda: says in desk.views.line(run_id).waits_reason)
+    desk.journal.clock = right
+    assert desk.ended(run_id)[-1].kind == "run_finished"
+
+
 def test_who_is_away_is_waited_for_as_long_as_the_specification_says(desk: Desk) -> None:
     run_id, away = desk.submit(rounds=3, grace_s=3.0, min_cohort=2), threading.Event()
 

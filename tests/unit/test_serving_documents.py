@@ -8,10 +8,10 @@ from typing import Any
 import openai
 import pytest
 from confide.errors import StateError
+from confide.rag.access import Caller
+from confide.rag.embedder import Embedder
+from confide.rag.library import Library, settings_for
 from confide_client.commands.chat import chat
-from confide_server.rag.access import Caller
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.library import Library, settings_for
 from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter

@@ -10,12 +10,14 @@ from confide.errors import StateError, TransportError
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
 from confide.identity.submission import sign_release
+from confide_server.rlhf import release_evidence
 from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
 from confide_server.state.event_tail import EventTail
 from confide_server.state.events import Contributed, OfferAnswered
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
 from confide_server.state.run_control import RunControl
 from confide_server.state.run_journal import RunJournal
@@ -100,7 +102,8 @@ def test_releases_lineage_audit_and_deletion(parts: Parts) -> None:
     run_id = parts.submit("made", ["hospital-a"])
     parts.journal.answered(run_id, "accepted", OfferAnswered(node="hospital-a", accepted=True))
     commit(parts.journal, run_id, 1, MODEL.tobytes())
-    releases = Releases(parts.database, load_member(parts.world.server).roster)
+    roster = load_member(parts.world.server).roster
+    releases = Releases(parts.database, roster, ReleaseGate(roster, release_evidence.check))
     made = releases.create("support", run_id, 0, "notes", "administrator")
     key = SigningKey.load(parts.world.of("administrator") / "identity.key")
     assert releases.sign("support", 1, "administrator", sign_release(key, made.document)).status == "signed"

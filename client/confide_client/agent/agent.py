@@ -15,12 +15,14 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 
 from confide.errors import IdentityError, StateError, TransportError
 from confide.identity.expiry import DailyWarning, notices
 from confide.identity.member import LocalMember
 from confide.journal import Journal
+from confide.memory import map_big_buffers
 from confide.text import line
 from flwr.app import Context, RecordDict
 
@@ -79,7 +81,7 @@ class Agent:
         self._teller = Teller(parts.progress, self._member, state.progress)
         self._app = make_app(lambda _: self._runtime)
         self._errands = ControlSync(state, self._member)
-        self._warning = DailyWarning(state.root)
+        self._warning = DailyWarning(partial(notices, state.root))
         self._complaint = self._refusal = ""
 
     @property
@@ -92,6 +94,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        map_big_buffers()
         settings = FleetSettings(
             coordinator=self.coordinator,
             fleet_key=self._member.fleet_key(),

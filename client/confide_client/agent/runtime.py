@@ -14,6 +14,7 @@ from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.rounds.heads import head_of_message
 from confide.runs.deadline import refuse_too_slow
+from confide.sealing.roles import WORK
 from confide.text import line
 from confide.transport.messages import parse
 from flwr.app import RecordDict
@@ -40,7 +41,7 @@ from confide_client.runs.trial import Trial
 
 log = logging.getLogger(__name__)
 
-_KEPT = frozenset({fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL})
+_KEPT = WORK | {fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.CONFIRM, fleet_pb2.REVEAL}
 """Steps whose reply is kept and given again. An offer and an end may be answered anew: nothing secret is in them."""
 _BEGINS = frozenset({fleet_pb2.OFFER, fleet_pb2.ADVERTISE, fleet_pb2.ANCHOR, fleet_pb2.TRAIN})
 """Steps with which another run would begin something here. Those that go on with what has begun wait in line."""
@@ -192,6 +193,7 @@ class NodeRuntime:
         )
         try:
             node.check_allowed(offer.specification)
+            node.check_new_answers(run_id, offer.specification)
             decision = approvals.decision(folder, offer.sha256)
             if node.policy.approval == "auto" and decision is None:
                 if not self._tried(run_id, offer):

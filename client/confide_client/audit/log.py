@@ -6,7 +6,7 @@ Its lines never hold records, keys or paths of data; an operator may show it to 
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,12 +21,14 @@ log = logging.getLogger(__name__)
 class Audit:
     """Writes the node's audit log. Each entry is durable before the act that it records goes on."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, clock: Callable[[], float] = time.time) -> None:
+        """clock: Unix seconds, by which entries say when."""
         self._journal = journal
+        self._clock = clock
 
     def note(self, event: str, **facts: Any) -> None:
         """One entry. Facts are strings, numbers, booleans, lists and dictionaries of these. News is logged as well."""
-        self._journal.append({"at": datetime.fromtimestamp(time.time(), UTC).isoformat(), "event": event, **facts})
+        self._journal.append({"at": datetime.fromtimestamp(self._clock(), UTC).isoformat(), "event": event, **facts})
         news = sentence(event, facts)
         if news is not None:
             log.info("%s", news)

@@ -52,6 +52,7 @@ _SENTENCES: dict[str, Callable[[Facts], str]] = {
     "offer refused": _refused,
     "offer waits for approval": _waits,
     "training": lambda facts: f"round {facts['round']} begins (slot {facts['slot']}, attempt {facts['attempt']})",
+    "answering": lambda facts: f"judges public answers (slot {facts['slot']}, attempt {facts['attempt']})",
     "records left out": lambda facts: f"{facts['unfit']} of {facts['records']} training records teach nothing",
     "round ended": _round_ended,
     "run ended": _run_ended,

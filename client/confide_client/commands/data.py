@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 from confide.secrecy import private_files
+from confide.state_option import StateFirst
 
-from confide_client.commands.state_option import StateFirst
 from confide_client.data.datasets import DataSets, describe
 from confide_client.data.readers import Format
 from confide_client.state import StateFolder

@@ -16,11 +16,12 @@ from confide.identity.enrolment import accept_admission, check_name, make_renewa
 from confide.identity.expiry import Notice, exit_status
 from confide.identity.member import LocalMember, load_member, read_membership
 from confide.secrecy import PrivateLogFile, private_files, private_process
+from confide.state_option import StateFirst
 from confide.text import Formatter, cleaned, log_to_stderr, paragraph
 from rich.console import Console
 
 from confide_client.agent.notifying import parse_command
-from confide_client.commands.state_option import StateFirst
+from confide_client.commands import retrieval
 from confide_client.policy.policy import TEMPLATE
 from confide_client.runs import approvals
 from confide_client.state import Settings, StateFolder
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     help="Run this organization's node beside its data.",
 )
+app.add_typer(retrieval.app, name="rag")
 
 Folder = Annotated[Path, typer.Argument(help="the node's state folder; --state FOLDER says the same", file_okay=False)]
 Run = Annotated[str, typer.Argument(help="the run's id, or its first characters; none: the only one that waits")]
@@ -157,6 +159,7 @@ def join(
     threads: Annotated[int | None, typer.Option(help="CPU threads for training", min=1)] = None,
     start: Annotated[bool, typer.Option("--start", help="run the agent when everything is ready")] = False,
     wait: Annotated[float, typer.Option(help="seconds to wait for the admission", min=0)] = 86400.0,
+    state_folder: Annotated[Path | None, typer.Option("--state", help="the same as FOLDER", file_okay=False)] = None,
 ) -> None:
     """Join a consortium with its start kit: keys, admission, model, data, policy. Run again to go on."""
     from confide.identity.kit import read_kit
@@ -175,7 +178,7 @@ def join(
     for source in model or ():
         if os.sep in source or "." in source:
             _check_there(Path(source))
-    state = StateFolder.create(folder if folder is not None else Path(parsed.invitation.name))
+    state = StateFolder.create(folder or state_folder or Path(parsed.invitation.name))
     _change_settings(state, models=None, threads=threads)
     wish = joining.Wish(data=files, models=tuple(model or ()), wait_s=wait)
     joining.join(state, parsed, wish, typer.echo)

@@ -96,7 +96,7 @@ def try_offer(state: StateFolder, specification: Specification, most: int | None
     What is missing here (base model, data set) is said elsewhere: the agent refuses the offer for it.
     """
     name = specification.federation.data
-    if not specification.trains_model or name not in DataSets(state.root).all():
+    if not specification.trains_model or specification.asks_feedback or name not in DataSets(state.root).all():
         return None
     try:
         base = ModelStore(state.models).path(specification.model.sha256)

@@ -32,45 +32,41 @@ def headline(status: Mapping[str, Any], waiting: Sequence[Mapping[str, Any]], pa
     return "good", "head.calm", {"coordinator": agent.get("coordinator", "")}
 
 
-def policy_words(policy: Policy) -> list[str]:
+Words = tuple[str, dict[str, object]]
+"""(key of the text, what stands in its braces)"""
+
+
+def policy_words(policy: Policy) -> list[Words]:
     """Each rule as a sentence, the most permissive ones first."""
-    said = []
-    if policy.sealing == "optional":
-        said.append(
-            "RESEARCH ONLY: runs without sealing are allowed, which show this node's update to the coordinator."
-        )
-    if policy.differences == "accepted":
-        said.append("Two sums of which one lacks this node may be opened: its update may be told from them.")
-    if policy.waive_colluding:
-        said.append("Runs that promise nothing against a coordinator together with another node are allowed.")
-    if policy.reproducible:
-        said.append("Runs whose order of records follows from a public seed are allowed.")
-    if policy.allow_demo_root:
-        said.append("A demo's root is obeyed: never for real data.")
-    if policy.canaries:
-        said.append("Made-up records may be planted into training for a privacy audit.")
-    said.append(f"Methods: {listed(policy.methods)}. Data sets: {listed(policy.data_sets)}.")
-    said.append(f"Base models: {listed([model[:16] for model in policy.models])}.")
-    said.append(
-        f"At most {policy.max_rounds} rounds of {policy.max_local_steps} local steps, one model trained on at most "
-        f"{policy.max_attempts} times; never fewer than {policy.min_cohort} organizations in a sum."
-    )
-    said.append(f"Training hours: {listed(policy.training_hours)}.")
-    said.append(f"Privacy that a run may have: {listed(policy.privacy_units)}.")
+    permissive = {
+        "unsealed": policy.sealing == "optional",
+        "differences": policy.differences == "accepted",
+        "colluding": policy.waive_colluding,
+        "reproducible": policy.reproducible,
+        "demo_root": policy.allow_demo_root,
+        "canaries": policy.canaries,
+    }
+    said: list[Words] = [(f"rule.{name}", {}) for name, allowed in permissive.items() if allowed]
+    said.append(("rule.allowed", {"methods": listed(policy.methods), "data_sets": listed(policy.data_sets)}))
+    said.append(("rule.models", {"models": listed([model[:16] for model in policy.models])}))
+    most: dict[str, object] = {"rounds": policy.max_rounds, "steps": policy.max_local_steps}
+    said.append(("rule.most", most | {"attempts": policy.max_attempts, "cohort": policy.min_cohort}))
+    said.append(("rule.hours", {"hours": listed(policy.training_hours)}))
+    said.append(("rule.units", {"units": listed(policy.privacy_units)}))
     for group, budget in policy.budgets.items():
-        said.append(f"All runs together may spend epsilon {budget.epsilon:g} at delta {budget.delta:g} on {group}.")
-    asked = "a person approves each run" if policy.approval == "ask" else "what passes these rules needs no person"
-    said.append(f"Approval: {asked}.")
+        spent: dict[str, object] = {"epsilon": f"{budget.epsilon:g}", "delta": f"{budget.delta:g}", "group": group}
+        said.append(("rule.budget", spent))
+    said.append(("rule.ask" if policy.approval == "ask" else "rule.no_person", {}))
     return said
 
 
 def listed(values: Sequence[str]) -> str:
-    """Names in a sentence.
+    """Names in a sentence; a dash for none.
 
     >>> listed([]), listed(["a", "b"])
-    ('none', 'a, b')
+    ('–', 'a, b')
     """
-    return ", ".join(line(value, 80) for value in values) or "none"
+    return ", ".join(line(value, 80) for value in values) or "–"
 
 
 def audit_words(entry: Mapping[str, Any]) -> str:

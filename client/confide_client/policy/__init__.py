@@ -1,4 +1,4 @@
 """What this node allows.
 
-- `policy`: policy.toml, read anew for every decision
+- `policy`: policy.toml, read anew for every decision; `retrieval`: its section on questions
 """

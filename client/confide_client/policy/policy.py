@@ -21,6 +21,8 @@ from confide.runs.budget import Budget
 from confide.runs.specification import Name, Sha256, Specification
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from confide_client.policy.retrieval import Retrieval
+
 Unit = Literal["none", "record", "user", "organization"]
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"(?:(?P<days>[a-z,-]+) )?(?P<from>\d\d:\d\d)-(?P<to>\d\d:\d\d)")
@@ -35,6 +37,17 @@ class GroupBudget(Budget):
 
     user_key: str | None = None
     """The field that names a record's user. Runs that protect users go by this one, or are refused."""
+
+
+class FeedbackRules(_Frozen):
+    """What this node says of public answers, where `methods` allows "feedback". Without this section: nothing."""
+
+    purposes: tuple[Literal["scores", "gate"], ...] = ()
+    """ "scores": a number an answer; "gate": whether a candidate's answers are better than a baseline's."""
+    answers_a_day: int = Field(default=0, ge=0)
+    """Most answers that are judged in 24 hours, over all runs."""
+    judge: str = ""
+    """Folder of this node's own reward model; empty: one is fitted to the data set's comparisons, in memory."""
 
 
 class Policy(_Frozen):
@@ -74,12 +87,16 @@ class Policy(_Frozen):
     """Per data set group: what may be spent in all. A private run needs one."""
     canaries: bool = False
     """Consent to planting made-up records into training for a privacy audit."""
+    feedback: FeedbackRules | None = None
+    """Which opinions on public answers may be asked for; left out: none."""
     approval: Literal["auto", "ask"] = "ask"
     """ask: a person approves each run with `confide node approve`. auto: what the policy allows and this node's records
     can teach needs no person; a run that could learn nothing here asks one all the same."""
     unfit_records: Literal["skip", "ask"] = "skip"
     """Of records that a run's method cannot learn from. skip: they are left out, counted and named in this node's log.
     ask: with approval = "auto" a run with such records waits for a person."""
+    retrieval: Retrieval | None = None
+    """Which questions this node's own index answers; None: none."""
 
     def check_root(self, root_public: bytes, demo: bool) -> None:
         """Raise PolicyRefusal unless this is the consortium that the node obeys."""
@@ -125,7 +142,22 @@ class Policy(_Frozen):
                 "the run is reproducible: its seed, which everybody knows, decides the order of this node's records. "
                 "Leave reproducible out, or set reproducible = true in policy.toml, for simulations"
             )
+        if specification.asks_feedback:
+            self._check_feedback(specification)
         self._check_privacy(specification, group)
+
+    def _check_feedback(self, specification: Specification) -> None:
+        asked, allowed = specification.feedback, self.feedback
+        if allowed is None or asked.purpose not in allowed.purposes:
+            _refuse(
+                f"FEEDBACK_FORBIDDEN: feedback of purpose {asked.purpose!r} is not allowed by this node's policy; add "
+                "it to purposes under [feedback] in policy.toml"
+            )
+        if len(asked.answers) > allowed.answers_a_day:
+            _refuse(
+                f"FEEDBACK_LIMIT: {len(asked.answers)} answers are asked about, more than the policy allows in a day. "
+                "Ask about fewer, or raise answers_a_day under [feedback] in policy.toml"
+            )
 
     def _check_privacy(self, specification: Specification, group: str) -> None:
         privacy = specification.privacy
@@ -282,9 +314,22 @@ shared_noise = false                # true: all nodes add the noise together; th
 approval = "ask"                    # "auto": what passes the rules above needs no person
 unfit_records = "skip"              # "ask": a run that some records do not fit waits for a person also under "auto"
 
+# Opinions on public answers, as sealed sums only; methods has to name "feedback" too.
+# [feedback]
+# purposes = ["scores", "gate"]
+# answers_a_day = 200
+# judge = ""                        # folder of your own reward model; empty: fitted to the data set's comparisons
+
 # What may be spent in all, per group of data sets.
 # [budgets.faq]
 # epsilon = 8.0
 # delta = 1e-6
 # user_key = "author"               # the field that names a record's user, for runs that protect users
+
+# Questions that this node's own index may answer (docs/federated-retrieval.md); without this section, none.
+# [retrieval]
+# collections = ["leaflets"]        # of `confide node rag add`
+# askers = []                       # members whose signed questions are answered
+# purposes = []                     # e.g. ["care"]
+# answers = "count"                 # "quotes" lets their words out
 """

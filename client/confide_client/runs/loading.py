@@ -69,6 +69,12 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
             from confide_client.training.tokens import TokenizerTrainer
 
             return TokenizerTrainer(specification)
+        if specification.asks_feedback:
+            from confide_client.policy.policy import load_policy
+            from confide_client.training.opinions import OpinionTrainer
+
+            allowed = load_policy(state.policy).feedback
+            return OpinionTrainer(specification, base, judge=allowed.judge if allowed is not None else "")
         from confide.models import precision
 
         from confide_client.training import LocalTrainer

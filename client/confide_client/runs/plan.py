@@ -12,6 +12,7 @@ from typing import Any
 
 from confide.errors import ConfideError, SpecificationError
 from confide.models.store import ModelStore
+from confide.planning.feedback_plan import describe_certainty, describe_question
 from confide.planning.run_plan import two_sums, upload_bytes
 from confide.runs.deadline import Speed, TooSlow, refuse_too_slow
 from confide.runs.specification import Specification, parse_canonical, parse_toml
@@ -52,13 +53,16 @@ def plan_of(state: StateFolder, what: str) -> Plan:
     data_sets = DataSets(state.root).all()
     entry = data_sets.get(specification.federation.data)
     work = (
-        f"rounds of {specification.training.local_steps} local steps of {specification.training.batch_size} records "
-        f"({specification.method.name})"
+        describe_question(specification)
+        if specification.asks_feedback
+        else f"rounds of {specification.training.local_steps} local steps of {specification.training.batch_size} "
+        f"records ({specification.method.name})"
         if specification.trains_model
         else f"rounds that count pairs of tokens, for a vocabulary of {specification.tokenizer.vocabulary}"
     )
     rounds = specification.federation.rounds
-    lines = [f"run {specification.name}, specification {specification.digest[:16]}…: {rounds} {work}"]
+    told = work if specification.asks_feedback else f"{rounds} {work}"
+    lines = [f"run {specification.name}, specification {specification.digest[:16]}…: {told}"]
     warnings: list[str] = []
     refusal = _refusal(state, specification, entry)
     if entry is None:
@@ -66,7 +70,7 @@ def plan_of(state: StateFolder, what: str) -> Plan:
     else:
         _about_data(specification, entry, lines, warnings)
         refusal = _about_fitness(state, specification, lines, warnings) or refusal
-    if specification.trains_model:
+    if specification.trains_model and not specification.asks_feedback:
         _about_work(state, specification, lines, warnings)
     _about_protection(specification, lines, warnings)
     if entry is not None:
@@ -102,6 +106,9 @@ def _refusal(state: StateFolder, specification: Specification, entry: DataSet | 
 def _about_data(specification: Specification, entry: DataSet, lines: list[str], warnings: list[str]) -> None:
     training = specification.training
     records = entry.records - entry.evaluation_records
+    if specification.asks_feedback:
+        lines.append(f"data: what {records} comparisons taught, or this node's own judge; no text of them leaves")
+        return
     if not specification.trains_model:
         lines.append(f"data: {records} training records, all counted in every round; the others are not looked at")
         return
@@ -295,7 +302,10 @@ def _shared_noise(state: StateFolder, specification: Specification) -> tuple[lis
     trained = SentCoordinates(specification, schema_of(specification, base)).most
     members = _fewest(specification)
     if specification.privacy.unit == "organization":
-        said, warned = describe_organization_plan(organization_plan(specification, members=members, trained=trained))
+        plan = organization_plan(specification, members=members, trained=trained)
+        said, warned = (
+            describe_certainty(specification, plan) if specification.asks_feedback else describe_organization_plan(plan)
+        )
     else:
         check_units(specification, units_in(specification, DataSets(state.root).load(specification.federation.data)))
         said, warned = describe_shared_unit_plan(shared_unit_plan(specification, members=members, trained=trained))

@@ -28,6 +28,7 @@ from confide.errors import (
 )
 from confide.files import private_folder
 from confide.identity.member import LocalMember
+from confide.memory import trim
 from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import ModelStore
 from confide.proto import fleet_pb2
@@ -36,7 +37,7 @@ from confide.runs.deadline import Speed
 from confide.runs.fields import check_names
 from confide.runs.specification import Specification
 from confide.sealing.member.heights import Heights, Ledger
-from confide.sealing.roles import Member
+from confide.sealing.roles import WORK, Member, check_work
 from confide.transport.messages import parse
 
 from confide_client.audit.canaries import planted, with_canaries
@@ -46,7 +47,9 @@ from confide_client.data.fitness import Fitness, try_offered
 from confide_client.kept_files import forget_checkpoint, forget_from
 from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
+from confide_client.runs.feedback_memory import FEEDBACK_NAME, FeedbackMemory
 from confide_client.runs.heads import PROOF
+from confide_client.runs.judging import check_judge
 from confide_client.runs.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
 from confide_client.runs.offers import VerifiedOffer, load_offer
 from confide_client.runs.records import Links, OfferStatus, Record
@@ -110,13 +113,15 @@ class Node:
         }
         if self.spending.exists:
             found["privacy ledger"] = self.spending.ledger
+        if self.feedback.exists:
+            found["record of what was judged"] = self.feedback.journal
         return found
 
     def close(self) -> None:
         """Release what is held open for all runs; it is opened again when it is needed."""
         self.spending.close()
         self.submissions.close()
-        for name in ("heights", "revealed"):
+        for name in ("heights", "revealed", "feedback"):
             if name in vars(self):
                 vars(self).pop(name).close()
 
@@ -128,7 +133,12 @@ class Node:
     @cached_property
     def spending(self) -> Spending:
         """The privacy ledger; opened when a private run needs it."""
-        return Spending(self.state.root, lambda: self.policy)
+        return Spending(self.state.root, lambda: self.policy, self.clock)
+
+    @cached_property
+    def feedback(self) -> FeedbackMemory:
+        """What was answered in feedback runs, over all of them; opened when the first one needs it."""
+        return FeedbackMemory(self.state.root / FEEDBACK_NAME)
 
     @cached_property
     def revealed(self) -> "Revealed":
@@ -147,6 +157,21 @@ class Node:
         """What the run trains on here, canaries of an audit included. Raises DataError."""
         registered = self.data_sets.load(specification.federation.data)
         return with_canaries(registered, planted(self.state.run(run_id)), specification)
+
+    def check_new_answers(self, run_id: str, specification: Specification) -> None:
+        """For the answer to an offer: raise what `reserve_answers` would, and write nothing."""
+        if specification.asks_feedback:
+            self.feedback.check(run_id, *self._asked(specification))
+
+    def reserve_answers(self, run_id: str, specification: Specification) -> None:
+        """Before a feedback run's answers are made: durable, and once a run. Raises as FeedbackMemory.reserve."""
+        self.feedback.reserve(run_id, *self._asked(specification))
+
+    def _asked(self, specification: Specification) -> tuple[str, tuple[str, ...], int, float]:
+        """(group of data, names of what is judged, most in a day, now)."""
+        allowed = self.policy.feedback
+        most = allowed.answers_a_day if allowed is not None else 0
+        return self._group(specification.federation.data), specification.feedback.names, most, self.clock()
 
     def approve_spending(self, run_id: str, specification: Specification, data: LocalData | None = None) -> None:
         """Under privacy: set the run's cost aside, for the data that the node has now. Raises as Spending.approve."""
@@ -169,6 +194,9 @@ class Node:
         policy.check(specification, group=self._group(specification.federation.data))
         data_set = self.data_sets.get(specification.federation.data)
         base = ModelStore(self.state.models).base_of(specification)
+        if specification.asks_feedback:
+            judge = policy.feedback.judge if policy.feedback is not None else ""
+            check_judge(specification, judge, data_set.fields)
         if specification.privacy.unit in ("record", "user"):
             check_offered(specification, base, data_set)
 
@@ -322,11 +350,12 @@ class Run:
         if instruction.step == fleet_pb2.ANCHOR:
             answer = self.member.handle(instruction.step, instruction.body, _never_train, _model(payload, "ANCHOR"))
             return Outgoing(answer.body, answer.payload)
-        if instruction.step != fleet_pb2.TRAIN:
+        if instruction.step not in WORK:
             if payload:
                 raise TransportError(f"step {fleet_pb2.Step.Name(instruction.step)} came with an unexpected payload")
             answer = self.member.handle(instruction.step, instruction.body, _never_train)
             return Outgoing(answer.body, answer.payload)
+        check_work(instruction.step, self.specification)
         slot = self._check_slot(instruction.body, payload)
         self.slot = max(self.slot, slot.slot)
         self._forget_unspent()
@@ -432,7 +461,7 @@ class Run:
             raise ProtocolFailure(
                 FailureName.MODEL_REPEATED, f"attempt {slot.attempt} on a model; the specification allows {attempts}"
             )
-        if model_digest(_model(payload, "TRAIN")) != slot.model_sha256:
+        if model_digest(_model(payload, "the slot")) != slot.model_sha256:
             raise TransportError("the model that came does not have the SHA-256 that the slot states")
         self._links.check(slot, self.offer.initial_model_sha256, attempts)
         return slot
@@ -450,10 +479,14 @@ class Run:
         node.approve_spending(self._run_id, self.specification, self._data)
         if len(self._data.train) == 0 and not slot.evaluate_only:
             raise DataError(f"data set {self.specification.federation.data!r} has no training records on this node")
+        if self.specification.asks_feedback:
+            node.reserve_answers(self._run_id, self.specification)
         self._links = self._links.followed_by(slot)
         self._note(links=vars(self._links))
-        node.audit.note("training", run=self._run_id, round=slot.round, slot=slot.slot, attempt=slot.attempt)
+        what = "answering" if self.specification.asks_feedback else "training"
+        node.audit.note(what, run=self._run_id, round=slot.round, slot=slot.slot, attempt=slot.attempt)
         contribution = trainer.contribute(model, self._data, slot)
+        trim()
         if not np.isfinite(contribution.update).all():
             raise TrainingError("the update holds NaN or infinity, so nothing is sent; lower training.learning_rate")
         tell(Phase.SEALING)

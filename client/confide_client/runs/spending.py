@@ -5,6 +5,7 @@ freezes it. Before each training the same approval is asked for again: other dat
 refused.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 class Spending:
     """Opens the ledger when the first private run needs it; until then nothing of it is imported."""
 
-    def __init__(self, folder: Path, policy: Callable[[], Policy]) -> None:
-        """folder: the node's state folder. policy: as it stands now."""
+    def __init__(self, folder: Path, policy: Callable[[], Policy], clock: Callable[[], float] = time.time) -> None:
+        """folder: the node's state folder. policy: as it stands now. clock: Unix seconds."""
         self._folder = folder
         self._policy = policy
+        self._clock = clock
         self._ledger: Ledger | None = None
         self._costs: LedgerCosts | None = None
 
@@ -46,7 +48,7 @@ class Spending:
         from confide.privacy.ledger import Ledger
 
         if self._ledger is None:
-            self._ledger = Ledger(self._folder / LEDGER_NAME)
+            self._ledger = Ledger(self._folder / LEDGER_NAME, now=self._clock)
         return self._ledger
 
     @property

@@ -133,6 +133,11 @@ class LocalTrainer:
         """The loaded model, as the last contribution left it. None where worker processes load it."""
         return self._model
 
+    @property
+    def method(self) -> Any:
+        """The run's method, as this trainer reads records with it."""
+        return self._method
+
     def for_node(self, node: str, folder: Path) -> "LocalTrainer":
         """Another node's trainer of the same run over the same loaded model. They take turns; what stays between
         rounds does not mix. For a simulation, where one process stands for many nodes.

@@ -2,12 +2,14 @@
 
     root.key  ca.key        private keys, 0600, under a passphrase: they never leave this folder, and never reach
                             the coordinator
+    token.json              instead of both: the PKCS #11 token that holds them
     ca.crt  root.pub        the authority's certificate, the root's public key (hex)
     roster.json             the newest signed roster
     consortium.json         name, addresses
     invitations/            public halves of invitations that were handed out
 
 Guarantee: without root.key nobody adds, changes or brings back a member; without ca.key nobody makes a certificate.
+Where a token holds both, the same holds for the token and its PIN.
 """
 
 import functools
@@ -28,13 +30,15 @@ from confide.identity.enrolment import Admission, EnrolmentRequest, read_request
 from confide.identity.invitation import Invitation, check_proof, make_invitation
 from confide.identity.keys import Passphrase, SigningKey, generate_p256, load_p256
 from confide.identity.member import Address, Membership, read_text
-from confide.identity.roster import Member, Role, Roster, RosterStore, Rules, sign_roster
+from confide.identity.pkcs11_keys import TokenPlace, make_keys, open_keys, read_place
+from confide.identity.roster import GateRule, Member, Role, Roster, RosterStore, Rules, sign_roster
 from confide.identity.signed import Document, open_document, parse_document, sign_document, validated
 from confide.runs.specification import Name
 
 DAY_S = 86400
 APPROVAL_DOMAIN = "revocation-approval"
 ROSTER_DAYS = 30
+TOKEN_FILE = "token.json"
 
 
 class Settings(Document):
@@ -68,19 +72,21 @@ class Consortium:
         roster_days: int = ROSTER_DAYS,
         now: float | None = None,
         passphrase: bytes | None = None,
+        token: TokenPlace | None = None,
     ) -> "Consortium":
         """Make root and authority and the first, empty roster. Raises IdentityError when the folder has a root.
 
-        passphrase: both private keys are locked with it; None leaves them as plain files.
+        passphrase: both private keys are locked with it; None leaves them as plain files. token: makes and keeps them
+        instead, and the passphrase is its PIN.
         """
-        if (folder / "root.key").exists():
+        if has_root(folder):
             raise IdentityError(f"{folder} holds a consortium's root already; choose another folder")
         moment = _now(now)
         document = {"name": name, "demo": demo, "control_address": control_address, "fleet_address": fleet_address}
         settings = validated(Settings, document, "the consortium")
         private_folder(folder)
-        authority = make_authority(name, generate_p256(folder / "ca.key", passphrase), moment)
-        root = SigningKey.generate()
+        root, ca_key = _new_keys(folder, passphrase, token)
+        authority = make_authority(name, ca_key, moment)
         write_atomic(folder / "ca.crt", authority.encode())
         write_atomic(folder / "root.pub", root.public.hex().encode())
         write_atomic(folder / "consortium.json", canonical.encode(settings.model_dump(mode="json")))
@@ -93,10 +99,11 @@ class Consortium:
             expires_at=moment + roster_days * DAY_S,
             ca_certificate=authority,
             members=(),
+            rules=Rules(release_gate=GateRule.ALIGNED),
         )
         (folder / "roster.json").unlink(missing_ok=True)
         RosterStore(folder / "roster.json", root.public).accept(sign_roster(first, root), now=moment)
-        root.save(folder / "root.key", passphrase)
+        _keep_root(folder, root, passphrase, token)
         return cls.open(folder, None if passphrase is None else lambda: passphrase)
 
     @classmethod
@@ -106,13 +113,12 @@ class Consortium:
         passphrase: asked, once, when the keys are locked.
         """
         ask = None if passphrase is None else functools.cache(passphrase)
-        root = SigningKey.load(folder / "root.key", ask)
+        root, authority = _opened_keys(folder, ask)
         try:
             document = json.loads(read_text(folder / "consortium.json"))
         except (ValueError, RecursionError) as error:
             raise IdentityError(f"{folder / 'consortium.json'} is damaged; restore it from a backup") from error
         settings = validated(Settings, document if isinstance(document, dict) else {}, "consortium.json")
-        authority = load_p256(folder / "ca.key", ask)
         return cls(folder, settings, root, RosterStore(folder / "roster.json", root.public), authority)
 
     def admit(
@@ -168,8 +174,8 @@ class Consortium:
         return self._answer(asked, moment, days)
 
     def set_rules(self, rules: Rules, *, now: float | None = None, roster_days: int = ROSTER_DAYS) -> Roster:
-        """How many administrators sign a run, a release, a revocation. Raises IdentityError where there are fewer."""
-        there, asked = len(self.roster.current.active(Role.ADMINISTRATOR)), max(rules.model_dump().values())
+        """How many administrators sign what, and who passes the gate. Raises IdentityError where there are fewer."""
+        there, asked = len(self.roster.current.active(Role.ADMINISTRATOR)), rules.most_signatures
         if there < asked:
             raise IdentityError(f"{asked} administrators would have to sign, and there are {there}; admit another one")
         return self._next(list(self.roster.current.members), _now(now), roster_days, rules)
@@ -287,6 +293,48 @@ class Consortium:
             roster=self.roster.signed.decode(),
         )
         return sign_admission(admission, self.root)
+
+
+def has_root(folder: Path) -> bool:
+    """Whether the folder is that of a root, whose keys lie in it or in a token."""
+    return (folder / "root.key").exists() or (folder / TOKEN_FILE).exists()
+
+
+def _new_keys(
+    folder: Path, passphrase: bytes | None, token: TokenPlace | None
+) -> tuple[SigningKey, ec.EllipticCurvePrivateKey]:
+    if token is None:
+        return SigningKey.generate(), generate_p256(folder / "ca.key", passphrase)
+    if passphrase is None:
+        raise IdentityError("a token signs after its PIN only: give it by --passphrase-file, or at the terminal")
+    keys = make_keys(token, passphrase)
+    return keys.root, keys.authority
+
+
+def _keep_root(folder: Path, root: SigningKey, passphrase: bytes | None, token: TokenPlace | None) -> None:
+    """Last, so that a folder with a root has everything else."""
+    if token is None:
+        root.save(folder / "root.key", passphrase)
+    else:
+        write_atomic(folder / TOKEN_FILE, canonical.encode(token.model_dump(mode="json")))
+
+
+def _opened_keys(folder: Path, ask: Passphrase | None) -> tuple[SigningKey, ec.EllipticCurvePrivateKey]:
+    if not (folder / TOKEN_FILE).exists():
+        return SigningKey.load(folder / "root.key", ask), load_p256(folder / "ca.key", ask)
+    if ask is None:
+        raise IdentityError(f"the keys of {folder} are in a token, whose PIN is needed")
+    keys = open_keys(read_place(folder / TOKEN_FILE), ask())
+    _check_token(folder, keys.root)
+    return keys.root, keys.authority
+
+
+def _check_token(folder: Path, root: SigningKey) -> None:
+    known = read_text(folder / "root.pub").strip()
+    if known != root.public.hex():
+        raise IdentityError(
+            f"the token holds the root {root.public.hex()[:16]}, and {folder} is of {known[:16]}; take that one's token"
+        )
 
 
 def approve_revocation(key: SigningKey, administrator: str, name: str, roster: Roster) -> bytes:

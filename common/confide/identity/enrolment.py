@@ -22,6 +22,7 @@ from confide import canonical
 from confide.errors import IdentityError
 from confide.files import private_folder, write_atomic
 from confide.identity.certificates import check_certificate, general_names, load_csr, make_csr
+from confide.identity.expiry import INVITED_UNTIL
 from confide.identity.invitation import Invitation
 from confide.identity.keys import (
     SigningKey,
@@ -283,5 +284,7 @@ def _write_request(
         invitation_proof="" if invitation is None else invitation.prove(identity.public.hex()),
     )
     data = sign_document(request.model_dump(mode="json"), REQUEST, identity)
+    if invitation is not None:
+        write_atomic(folder / INVITED_UNTIL, str(invitation.expires_at).encode())
     write_atomic(folder / "request.json", data)
     return data

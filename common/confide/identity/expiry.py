@@ -11,17 +11,19 @@ A roster and a certificate are spoken of from two weeks before their end (half o
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.errors import ConfideError
+from confide.errors import ConfideError, IdentityError
 from confide.identity.certificates import load_certificate, read_claim, renewal_of
 from confide.identity.member import Membership, read_membership, read_text
 from confide.identity.roster import Member, Role, Roster, RosterStore, utc
 
 WARN_S = 14 * 86400.0
 LOOK_EVERY_S = 86400.0
+INVITED_UNTIL = "invited-until"
+"""In the folder of who asked by an invitation: Unix seconds, until which the admission can be fetched with it."""
 EXIT_SOON, EXIT_OVER = 4, 5
 """Exit statuses of `status` commands: something ends soon; something has ended, or the member was revoked."""
 log = logging.getLogger(__name__)
@@ -42,12 +44,12 @@ def due(*, expires_at: float, issued_at: float, now: float) -> bool:
 
 
 def notices(folder: Path, now: float) -> list[Notice]:
-    """Of a member's folder, also one that `load_member` refuses. Empty where nothing was admitted yet.
+    """Of a member's folder, also one that `load_member` refuses, or of one that waits to be admitted.
 
     Raises IdentityError for damaged files.
     """
     if not (folder / "consortium.json").exists():
-        return []
+        return _of_admission(folder, now)
     membership = read_membership(folder)
     roster = RosterStore(folder / "roster.json", bytes.fromhex(membership.root_public)).current
     listed = next((member for member in roster.members if member.name == membership.name), None)
@@ -89,8 +91,9 @@ def exit_status(found: Iterable[Notice]) -> int:
 class DailyWarning:
     """Says in the log of a long-running process what is due: at once, and once a day."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, find: Callable[[float], list[Notice]]) -> None:
+        """find: what is due at a moment (Unix seconds)."""
+        self._find = find
         self._next = 0.0
         self._said: set[str] = set()
 
@@ -98,7 +101,7 @@ class DailyWarning:
         """Cheap where it is not time yet. What has ended since is said when it is noticed."""
         moment = time.time() if now is None else now
         try:
-            found = notices(self._folder, moment)
+            found = self._find(moment)
         except (ConfideError, OSError) as error:
             found = [Notice(str(error), over=True)]
         if moment >= self._next:
@@ -108,6 +111,24 @@ class DailyWarning:
             if notice.text not in self._said:
                 log.warning("%s", notice.text)
         self._said |= {notice.text for notice in found}
+
+
+def _of_admission(folder: Path, now: float) -> list[Notice]:
+    """Of who asked and is no member yet. By file there is no end, so that nothing is said."""
+    if not (folder / INVITED_UNTIL).exists():
+        return []
+    text = read_text(folder / INVITED_UNTIL).strip()
+    if not text.isdecimal() or len(text) > 12:
+        raise IdentityError(f"{folder / INVITED_UNTIL} holds {text[:40]!r}, no time; join again with the invitation")
+    until = float(text)
+    if now < until:
+        go_on = "the command that joins goes on waiting when it is run again"
+        return [
+            Notice(f"asked to be admitted, and not admitted yet; the invitation {_when(until, now)}; {go_on}", False)
+        ]
+    mend = "ask the consortium's administrator for the admission as a file, or for a new invitation"
+    text = f"asked to be admitted, and never was; the invitation {_when(until, now)}; {mend}"
+    return [Notice(text, over=True)]
 
 
 def _of_certificate(folder: Path, membership: Membership, now: float) -> list[Notice]:

@@ -88,12 +88,29 @@ class Member(Document):
         return self
 
 
+class GateRule(StrEnum):
+    """Which releases the coordinator publishes only with evidence that they passed the gate (docs/rlhf.md)."""
+
+    OFF = "off"
+    ALIGNED = "aligned"
+    """Models that were optimised for preferences, themselves or in a run that they go on from."""
+    REQUIRED = "required"
+    """Every model that answers in words."""
+
+
 class Rules(Document):
     """How many different administrators have to sign. A submission and a release are checked by whoever takes them."""
 
     submission: Annotated[int, Field(ge=1, le=2)] = 1
     release: Annotated[int, Field(ge=1, le=2)] = 1
     revocation: Annotated[int, Field(ge=1, le=2)] = 1
+    release_gate: GateRule = GateRule.OFF
+    """Off is what was done before there was a gate; a consortium that is made now begins with "aligned"."""
+
+    @property
+    def most_signatures(self) -> int:
+        """The largest number of different administrators that anything asks for."""
+        return max(self.submission, self.release, self.revocation)
 
 
 class Roster(Document):

@@ -10,6 +10,7 @@ coordinator can change none of them, and can offer one submission as one run onl
 """
 
 import hashlib
+import json
 import re
 import secrets
 import time
@@ -26,6 +27,7 @@ COSIGN_DOMAIN = "cosignature"
 STOP_DOMAIN = "stop"
 END_DOMAIN = "run-end"
 RELEASE_DOMAIN = "release"
+OVERRIDE_DOMAIN = "release-override"
 STOPPED = "STOPPED"
 """Why a run ended that an administrator stopped: the one reason that needs an administrator's signature."""
 NONCE_BYTES = 32
@@ -84,6 +86,10 @@ class SignedSubmission:
             hashlib.sha256(self.specification).digest(),
             self.initial_model_sha256,
         )
+        if asks_feedback(self.specification):
+            if self.parent_run_id or self.parent_round:
+                raise SpecificationError("a feedback run goes on from no other: it has no model; submit it by itself")
+            return canonical.hash_fields("confide/v1/feedback", *said)
         if not self.parent_run_id and not self.parent_round:
             return canonical.hash_fields("confide/v1/submission", *said)
         if not _RUN_ID.fullmatch(self.parent_run_id) or not 0 <= self.parent_round < 1 << 31:
@@ -140,6 +146,17 @@ def sign_submission(
         parent_round=parent_round,
     )
     return SignedSubmission(**(vars(unsigned) | {"signature": key.sign(DOMAIN, unsigned.statement)}))
+
+
+def asks_feedback(specification: bytes) -> bool:
+    """Whether canonical bytes ask nodes for opinions: such a submission is a kind of its own, signed as one.
+
+    False for what is no specification: whoever goes on to parse it says what is wrong.
+    """
+    try:
+        return bool(json.loads(specification)["method"]["name"] == "feedback")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def sign_cosignature(key: SigningKey, signed: SignedSubmission) -> bytes:
@@ -205,6 +222,21 @@ def sign_release(key: SigningKey, document: bytes) -> bytes:
 def verify_release(roster: Roster, administrator: str, document: bytes, signature: bytes) -> None:
     """Raise unless an active administrator signed this release. Raises as `verify_submission`."""
     verify(_administrator(roster, administrator, "releases models of"), RELEASE_DOMAIN, document, signature)
+
+
+def _override(document: bytes, reason: str) -> bytes:
+    return canonical.hash_fields("confide/v1/release-override", document, reason.encode())
+
+
+def sign_override(key: SigningKey, document: bytes, reason: str) -> bytes:
+    """An administrator's word that this release may do without the gate's evidence, and why."""
+    return key.sign(OVERRIDE_DOMAIN, _override(document, reason))
+
+
+def verify_override(roster: Roster, administrator: str, document: bytes, reason: str, signature: bytes) -> None:
+    """Raise unless an active administrator signed for this release and this reason. Raises as `verify_submission`."""
+    key = _administrator(roster, administrator, "overrides the gate for releases of")
+    verify(key, OVERRIDE_DOMAIN, _override(document, reason), signature)
 
 
 @dataclass(frozen=True)

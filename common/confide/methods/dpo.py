@@ -91,14 +91,14 @@ class DirectPreference:
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Summed over pairs."""
-        return self._losses(self._margins(model, batch)).sum()
+        return self._losses(self.margins(model, batch)).sum()
 
     def _losses(self, h: torch.Tensor) -> torch.Tensor:
         if self._kind == "ipo":
             return (h - 1 / (2 * self._beta)).square()
         return F.softplus(-self._beta * h)
 
-    def _margins(self, model: Any, batch: Batch) -> torch.Tensor:
+    def margins(self, model: Any, batch: Batch) -> torch.Tensor:
         """h, float32 (B,)."""
         policy = self.log_probabilities(model, batch.inputs)
         reference = batch.inputs.get("reference")
@@ -116,7 +116,7 @@ class DirectPreference:
         with torch.no_grad():
             margins = torch.cat(
                 [
-                    self._margins(model, self.collate(part, seed=0).to(device)).double().cpu()
+                    self.margins(model, self.collate(part, seed=0).to(device)).double().cpu()
                     for part in micro_batches(self, evaluation, micro_batch_size)
                 ]
             )

@@ -20,7 +20,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from confide.errors import ModelError, StateError
-from confide.files import write_atomic
+from confide.files import private_folder, write_atomic
 from confide.methods.preference import Answer
 
 FILE_NAME = "reference.json"
@@ -87,6 +87,7 @@ class Reference:
         """Write them down, whole or not at all."""
         if self._file is not None:
             document = {"base": self._base, "log_probabilities": self._known}
+            private_folder(self._file.parent)
             write_atomic(self._file, json.dumps(document).encode())
 
 

@@ -27,6 +27,7 @@ _TASKS: dict[str, Any] = {
     "classification": transformers.AutoModelForSequenceClassification,
     "contrastive": transformers.AutoModel,
     "reward": transformers.AutoModel,
+    "feedback": transformers.AutoModel,
     "dpo": transformers.AutoModelForCausalLM,
 }
 REWARD_HEAD = "reward_head"
@@ -207,6 +208,6 @@ def head_names(specification: Specification, model: nn.Module) -> tuple[str, ...
 
 def unused_names(specification: Specification, model: nn.Module) -> tuple[str, ...]:
     """Parameters that take no part in a method's loss: an encoder's pooler, where hidden states are pooled here."""
-    if specification.method.name not in ("contrastive", "reward"):
+    if specification.method.name not in ("contrastive", "reward", "feedback"):
         return ()
     return tuple(name for name, _ in model.named_parameters() if name.startswith("pooler."))

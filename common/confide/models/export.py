@@ -23,11 +23,12 @@ from transformers.pytorch_utils import Conv1D
 
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
-from confide.files import private_folder, write_atomic
+from confide.files import private_folder, sha256_file, write_atomic
 from confide.models import precision
 from confide.models.architecture import REWARD_HEAD, empty_model, head_names, load_base, load_config, load_tokenizer
 from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
+from confide.models.opinions import write_opinions
 from confide.models.store import hashed_files
 from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
 from confide.runs.result_folder import write_manifest
@@ -40,7 +41,9 @@ _PEFT_TASKS = {
     "classification": "SEQ_CLS",
     "contrastive": "FEATURE_EXTRACTION",
     "dpo": "CAUSAL_LM",
+    "reward": "FEATURE_EXTRACTION",
 }
+ADAPTER = "adapter_model.safetensors"
 TRAINED = "trained.safetensors"
 """Beside an adapter whose matrices are products: the tensors that were trained, whose hash is the signed one."""
 _OF_THE_MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
@@ -65,6 +68,8 @@ def write_export(
         private_folder(folder)
         write_manifest(folder, manifest)
         return folder
+    if specification.asks_feedback:
+        return write_opinions(folder, tensors["opinion"].double().tolist(), manifest, specification)
     if specification.method.name == "reward":
         return _write_reward(folder, tensors, manifest, specification, base_folder)
     if trains_all(specification):
@@ -75,23 +80,44 @@ def write_export(
 def _write_reward(
     folder: Path, tensors: Tensors, manifest: Mapping[str, Any], specification: Specification, base_folder: Path
 ) -> Path:
-    """A reward head on a frozen base, as confide.models.reward_folder writes it, with the run's lineage."""
+    """A reward head as confide.models.reward_folder writes it, with the run's lineage; its adapter beside it."""
     from confide.models.reward_folder import write_reward
 
-    if specification.adapter.kind != "none":
+    if trains_all(specification):
         raise ModelError(
-            f'a reward model with adapter.kind "{specification.adapter.kind}" is no folder that anything reads yet; '
-            'train it with adapter.kind = "none" to export it'
+            'a reward model with adapter.kind "full" is a whole model with a head, which nothing reads; train it with '
+            '"lora" or "none" to export it'
         )
     _check(tensors, specification, base_folder)
     privacy = specification.privacy
+    private_folder(folder)
+    adapter = _write_reward_adapter(folder, tensors, specification, base_folder) if uses_lora(specification) else ""
     write_reward(
         folder, tensors[f"{REWARD_HEAD}.weight"].float().numpy(), base_sha256=specification.model.sha256,
         pooling=specification.method.pooling, max_length=specification.method.max_length,
         lineage={"specification": specification.digest, "privacy": privacy.model_dump(mode="json")},
+        adapter_sha256=adapter,
     )  # fmt: skip
     write_manifest(folder, manifest)
     return folder
+
+
+def _write_reward_adapter(folder: Path, tensors: Tensors, specification: Specification, base_folder: Path) -> str:
+    """The adapter under a reward head, in PEFT's format. Returns its weights' SHA-256, which reward.json names."""
+    weights = _lora_weights(specification, base_folder, tensors)
+    config = _peft_config(specification, empty_model(specification, base_folder), [], specification.model.name)
+    write_atomic(folder / ADAPTER, save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
+    return sha256_file(folder / ADAPTER)
+
+
+def _lora_weights(specification: Specification, base_folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """A and B of every adapted layer, by PEFT's names."""
+    weights = {}
+    for target, (a, b) in lora_matrices(specification, base_folder, tensors).items():
+        weights[f"base_model.model.{target}.lora_A.weight"] = a
+        weights[f"base_model.model.{target}.lora_B.weight"] = b
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
 
 
 def write_adapter(
@@ -115,11 +141,10 @@ def write_adapter(
     _check(tensors, specification, base_folder)
     model = empty_model(specification, base_folder)
     heads = {name: tensors[name] for name in head_names(specification, model)}
-    weights = {f"base_model.model.{name}": tensor for name, tensor in heads.items()}
-    for target, (a, b) in lora_matrices(specification, base_folder, tensors).items():
-        weights[f"base_model.model.{target}.lora_A.weight"] = a
-        weights[f"base_model.model.{target}.lora_B.weight"] = b
-    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+    weights = {
+        f"base_model.model.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in heads.items()
+    } | _lora_weights(specification, base_folder, tensors)
     named = base_name or str(base_folder.resolve())
     config = _peft_config(specification, model, list(heads), named)
     private_folder(folder)
@@ -128,7 +153,7 @@ def write_adapter(
             shutil.copyfile(path, folder / name)
     # A path is no name for the model card, which is read elsewhere.
     card_name = base_name or specification.model.name
-    write_atomic(folder / "adapter_model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / ADAPTER, save(weights, metadata={"format": "pt"}))
     if any(name.endswith(".lora_core") for name in tensors):
         write_atomic(folder / TRAINED, save({name: tensors[name].detach().cpu().contiguous() for name in tensors}))
     write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())

@@ -1,5 +1,7 @@
 """A reward head as files: reward_head.safetensors ("reward_head.weight", (1, D)) and reward.json, which names its base.
 
+A head that was trained with LoRA has its adapter beside it, in PEFT's format, which reward.json names by hash.
+
 write_reward(folder, weight, base_sha256=..., pooling="mean", max_length=64, lineage={...})
 document, weight = read_reward(folder)
 """
@@ -32,18 +34,21 @@ class RewardDocument(BaseModel):
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     pooling: str = Field(pattern="^(mean|last)$")
     max_length: int = Field(ge=8, le=131072)
+    adapter_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Of adapter_model.safetensors in the same folder, through which the base reads; empty: the base alone."""
     lineage: dict[str, Any] = {}
     """What it was trained from: a run's specification, a snapshot, the privacy that was promised."""
 
 
 def write_reward(
     folder: Path, weight: NDArray[np.floating], *, base_sha256: str, pooling: str, max_length: int,
-    lineage: Mapping[str, Any],
+    lineage: Mapping[str, Any], adapter_sha256: str = "",
 ) -> Path:  # fmt: skip
     """weight: (D,), finite, else ModelError. Files of the same names are replaced."""
     document = RewardDocument(
-        version=1, base_sha256=base_sha256, pooling=pooling, max_length=max_length, lineage=dict(lineage)
-    )
+        version=1, base_sha256=base_sha256, pooling=pooling, max_length=max_length, adapter_sha256=adapter_sha256,
+        lineage=dict(lineage),
+    )  # fmt: skip
     tensor = torch.tensor(np.asarray(weight, dtype=np.float32).reshape(1, -1))
     if not bool(torch.isfinite(tensor).all()):
         raise ModelError("the reward head holds NaN or infinity; it is not kept")

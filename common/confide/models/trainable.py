@@ -102,7 +102,14 @@ def load_trainable(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
 
 def schema_of(specification: Specification, base_folder: Path) -> TensorSchema:
     """Names and shapes of what travels, without loading weights."""
+    if specification.asks_feedback:
+        return TensorSchema.of(_opinion(specification))
     return TensorSchema.of(trainable_tensors(_empty(specification, base_folder)))
+
+
+def _opinion(specification: Specification) -> dict[str, torch.Tensor]:
+    """Of a feedback run: the numbers that are asked for, before anybody has answered."""
+    return {"opinion": torch.zeros(specification.feedback.numbers)}
 
 
 def initial_state(specification: Specification, base_folder: Path) -> dict[str, torch.Tensor]:
@@ -112,6 +119,8 @@ def initial_state(specification: Specification, base_folder: Path) -> dict[str, 
     Full: the base's weights; or, from scratch, the architecture's own initialization under the run's seed.
     """
     check(specification)
+    if specification.asks_feedback:
+        return _opinion(specification)
     if trains_all(specification):
         model = load_base(specification, base_folder, torch.float32)
         _release_head(specification, model)

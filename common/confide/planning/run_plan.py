@@ -11,6 +11,7 @@ from pathlib import Path
 
 from confide.codec.layout import VectorLayout
 from confide.errors import FailureName, ProtocolFailure, SpecificationError
+from confide.planning.feedback_plan import describe_certainty, question_lines
 from confide.runs import parameters
 from confide.runs.schedule import describe_clip
 from confide.runs.specification import Specification
@@ -156,6 +157,8 @@ def _work(specification: Specification, nodes: int) -> list[str]:
             "no base model",
             f"  traffic of one node and round: at most {_bytes(down)} down, {_bytes(up)} up",
         ]
+    if specification.asks_feedback:
+        return [*lines[:1], *("  " + line for line in question_lines(specification, nodes))]
     return [
         *lines,
         *_warm_start(specification),
@@ -244,6 +247,8 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
             )
         else:
             lines.append("  updates travel as integers under masks; under privacy neither weights nor metrics leave")
+    if specification.asks_feedback:
+        lines.append("  no comparison and no reward model leaves a node: sums of opinions on public answers do")
     if not specification.trains_model:
         lines.append("  no word leaves a node: sums of counts do, over pairs that follow from public merges")
     lines.append("  texts stay on the nodes; no code travels; only members of the signed roster take part")
@@ -254,7 +259,9 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
         lines.append("  " + two_sums(specification))
     if specification.reproducible:
         lines.append("  REPRODUCIBLE: the order of records follows from a public seed. For simulations only.")
-    if privacy.unit == "none" and specification.trains_model:
+    if privacy.unit == "none" and specification.asks_feedback:
+        lines.append("  no differential privacy: a sum over few organizations tells what each may have said")
+    elif privacy.unit == "none" and specification.trains_model:
         lines.append("  no differential privacy: the model may remember and repeat training text")
     elif privacy.unit == "none":
         lines.append(
@@ -272,6 +279,12 @@ def _protection(specification: Specification, sizes: tuple[int, ...]) -> list[st
 def _privacy(specification: Specification, nodes: int, trainable: int | None) -> list[str]:
     if specification.privacy.unit == "none":
         return []
+    if specification.asks_feedback and trainable is not None:
+        from confide.privacy.organization import organization_plan
+
+        plan = organization_plan(specification, members=nodes, trained=trainable)
+        lines, warnings = describe_certainty(specification, plan)
+        return [*("  " + line for line in lines), *("  WARNING: " + warning for warning in warnings)]
     from confide.privacy.plan_words import public_plan
 
     lines, warnings = public_plan(specification, members=nodes, trained=trainable)
@@ -291,7 +304,9 @@ def render(specification: Specification, *, nodes: int, base: Path | None = None
         for members in set(sizes):
             refuse_impossible(specification, members)
     lines, trainable = _work(specification, nodes), None
-    if specification.trains_model and base is not None:
+    if specification.asks_feedback:
+        trainable = specification.feedback.numbers
+    elif specification.trains_model and base is not None:
         from confide.planning.fitness import check
 
         check(specification, base)

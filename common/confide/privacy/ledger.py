@@ -67,7 +67,7 @@ class Ledger:
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
         """Open or create, verifying every line. Raises LedgerError or StateError: damaged, in use, clock moved back.
 
-        now: seconds since 1970; replaced in tests only.
+        now: Unix seconds.
         """
         self._now, self._lock = now, threading.RLock()
         self._journal = journal.Journal(path)

@@ -84,7 +84,7 @@ class DiskStatus(_message.Message):
     def __init__(self, what: _Optional[str] = ..., path: _Optional[str] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class RunLine(_message.Message):
-    __slots__ = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at", "started_at", "ended_at", "administrator", "method", "data", "privacy_unit", "cohort", "organizations", "waits_for", "waits_reason", "waiting_since", "paused_by", "paused_at", "pause_reason", "parent_run_id", "parent_round", "priority", "short_rounds", "last_event", "deleted_by", "deleted_at")
+    __slots__ = ("run_id", "name", "status", "round", "rounds", "sealing", "detail", "submitted_at", "started_at", "ended_at", "administrator", "method", "data", "privacy_unit", "cohort", "organizations", "waits_for", "waits_reason", "waiting_since", "paused_by", "paused_at", "pause_reason", "parent_run_id", "parent_round", "priority", "short_rounds", "last_event", "privacy_epsilon", "deleted_by", "deleted_at")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class RunLine(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SHORT_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_EPSILON_FIELD_NUMBER: _ClassVar[int]
     DELETED_BY_FIELD_NUMBER: _ClassVar[int]
     DELETED_AT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
@@ -141,12 +142,13 @@ class RunLine(_message.Message):
     priority: int
     short_rounds: int
     last_event: int
+    privacy_epsilon: float
     deleted_by: str
     deleted_at: float
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ..., deleted_by: _Optional[str] = ..., deleted_at: _Optional[float] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ..., privacy_epsilon: _Optional[float] = ..., deleted_by: _Optional[str] = ..., deleted_at: _Optional[float] = ...) -> None: ...
 
 class ListRunsQuery(_message.Message):
-    __slots__ = ("statuses", "name_contains", "organization", "administrator", "method", "parent_run_id", "run_id_prefix", "limit", "cursor")
+    __slots__ = ("statuses", "name_contains", "organization", "administrator", "method", "parent_run_id", "run_id_prefix", "limit", "cursor", "run_ids")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     NAME_CONTAINS_FIELD_NUMBER: _ClassVar[int]
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +158,7 @@ class ListRunsQuery(_message.Message):
     RUN_ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[str]
     name_contains: str
     organization: str
@@ -165,7 +168,8 @@ class ListRunsQuery(_message.Message):
     run_id_prefix: str
     limit: int
     cursor: str
-    def __init__(self, statuses: _Optional[_Iterable[str]] = ..., name_contains: _Optional[str] = ..., organization: _Optional[str] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., run_id_prefix: _Optional[str] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ...) -> None: ...
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, statuses: _Optional[_Iterable[str]] = ..., name_contains: _Optional[str] = ..., organization: _Optional[str] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., run_id_prefix: _Optional[str] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ..., run_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RunPage(_message.Message):
     __slots__ = ("clock", "runs", "next_cursor", "total")
@@ -180,10 +184,12 @@ class RunPage(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., runs: _Optional[_Iterable[_Union[RunLine, _Mapping]]] = ..., next_cursor: _Optional[str] = ..., total: _Optional[int] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
-    __slots__ = ("run_id",)
+    __slots__ = ("run_id", "without_plan")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PLAN_FIELD_NUMBER: _ClassVar[int]
     run_id: str
-    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+    without_plan: bool
+    def __init__(self, run_id: _Optional[str] = ..., without_plan: _Optional[bool] = ...) -> None: ...
 
 class RunDetail(_message.Message):
     __slots__ = ("clock", "run", "specification", "specification_sha256", "specification_toml", "plan", "initial_model_sha256", "model_sha256", "expires_at", "offers", "signed_by", "children", "stop_requested_by", "privacy", "spent", "nonce", "signature", "signatures_needed")
@@ -252,14 +258,16 @@ class PrivacyClaim(_message.Message):
     def __init__(self, unit: _Optional[str] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class ListRoundsRequest(_message.Message):
-    __slots__ = ("run_id", "after_round", "limit")
+    __slots__ = ("run_id", "after_round", "limit", "without_participation")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PARTICIPATION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after_round: int
     limit: int
-    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    without_participation: bool
+    def __init__(self, run_id: _Optional[str] = ..., after_round: _Optional[int] = ..., limit: _Optional[int] = ..., without_participation: _Optional[bool] = ...) -> None: ...
 
 class RoundPage(_message.Message):
     __slots__ = ("clock", "rounds", "more")
@@ -930,10 +938,16 @@ class ReceiptLine(_message.Message):
     def __init__(self, number: _Optional[int] = ..., run_id: _Optional[str] = ..., organization: _Optional[str] = ..., receipt: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., group: _Optional[str] = ..., slot: _Optional[int] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ...) -> None: ...
 
 class GetPrivacySpentRequest(_message.Message):
-    __slots__ = ("organization",)
+    __slots__ = ("organization", "run_ids", "of_named", "summed")
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
+    RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    OF_NAMED_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
     organization: str
-    def __init__(self, organization: _Optional[str] = ...) -> None: ...
+    run_ids: _containers.RepeatedScalarFieldContainer[str]
+    of_named: bool
+    summed: bool
+    def __init__(self, organization: _Optional[str] = ..., run_ids: _Optional[_Iterable[str]] = ..., of_named: _Optional[bool] = ..., summed: _Optional[bool] = ...) -> None: ...
 
 class PrivacySpent(_message.Message):
     __slots__ = ("clock", "spent")
@@ -944,7 +958,7 @@ class PrivacySpent(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., spent: _Optional[_Iterable[_Union[PrivacyLine, _Mapping]]] = ...) -> None: ...
 
 class PrivacyLine(_message.Message):
-    __slots__ = ("organization", "group", "run_id", "run_name", "unit", "spent_slots", "approved_slots", "epsilon_claimed", "epsilon_spent_at_most", "delta")
+    __slots__ = ("organization", "group", "run_id", "run_name", "unit", "spent_slots", "approved_slots", "epsilon_claimed", "epsilon_spent_at_most", "delta", "run_at", "runs")
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -955,6 +969,8 @@ class PrivacyLine(_message.Message):
     EPSILON_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     EPSILON_SPENT_AT_MOST_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
+    RUN_AT_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     organization: str
     group: str
     run_id: str
@@ -965,7 +981,9 @@ class PrivacyLine(_message.Message):
     epsilon_claimed: float
     epsilon_spent_at_most: float
     delta: float
-    def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+    run_at: float
+    runs: int
+    def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ..., run_at: _Optional[float] = ..., runs: _Optional[int] = ...) -> None: ...
 
 class ListCheckpointsRequest(_message.Message):
     __slots__ = ("run_id", "after_round", "from_first", "limit")
@@ -1006,7 +1024,7 @@ class CheckpointLine(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., bytes: _Optional[int] = ..., committed_at: _Optional[float] = ..., releases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Release(_message.Message):
-    __slots__ = ("clock", "name", "number", "status", "document", "sha256", "run_id", "round", "model_sha256", "notes", "created_by", "created_at", "signatures", "signatures_needed", "published_at", "published_by", "current")
+    __slots__ = ("clock", "name", "number", "status", "document", "sha256", "run_id", "round", "model_sha256", "notes", "created_by", "created_at", "signatures", "signatures_needed", "published_at", "published_by", "current", "gate", "evidence_sha256", "evidence_by", "overridden_by")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -1024,6 +1042,10 @@ class Release(_message.Message):
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_BY_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_BY_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDDEN_BY_FIELD_NUMBER: _ClassVar[int]
     clock: float
     name: str
     number: int
@@ -1041,7 +1063,11 @@ class Release(_message.Message):
     published_at: float
     published_by: str
     current: bool
-    def __init__(self, clock: _Optional[float] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., document: _Optional[bytes] = ..., sha256: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., notes: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[float] = ..., signatures: _Optional[_Iterable[_Union[ReleaseSignature, _Mapping]]] = ..., signatures_needed: _Optional[int] = ..., published_at: _Optional[float] = ..., published_by: _Optional[str] = ..., current: _Optional[bool] = ...) -> None: ...
+    gate: str
+    evidence_sha256: str
+    evidence_by: str
+    overridden_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, clock: _Optional[float] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., status: _Optional[str] = ..., document: _Optional[bytes] = ..., sha256: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., model_sha256: _Optional[str] = ..., notes: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[float] = ..., signatures: _Optional[_Iterable[_Union[ReleaseSignature, _Mapping]]] = ..., signatures_needed: _Optional[int] = ..., published_at: _Optional[float] = ..., published_by: _Optional[str] = ..., current: _Optional[bool] = ..., gate: _Optional[str] = ..., evidence_sha256: _Optional[str] = ..., evidence_by: _Optional[str] = ..., overridden_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReleaseSignature(_message.Message):
     __slots__ = ("administrator", "signature", "at")
@@ -1080,6 +1106,36 @@ class SignReleaseRequest(_message.Message):
     administrator: str
     signature: bytes
     def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AttachEvidenceRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "number", "signer", "evidence")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SIGNER_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    number: int
+    signer: str
+    evidence: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., signer: _Optional[str] = ..., evidence: _Optional[bytes] = ...) -> None: ...
+
+class OverrideGateRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "number", "administrator", "reason", "signature")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    number: int
+    administrator: str
+    reason: str
+    signature: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., number: _Optional[int] = ..., administrator: _Optional[str] = ..., reason: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class PublishReleaseRequest(_message.Message):
     __slots__ = ("idempotency_key", "name", "number")
@@ -1122,6 +1178,56 @@ class ReleasePage(_message.Message):
     releases: _containers.RepeatedCompositeFieldContainer[Release]
     next_cursor: str
     def __init__(self, clock: _Optional[float] = ..., releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., next_cursor: _Optional[str] = ...) -> None: ...
+
+class PutCandidatesRequest(_message.Message):
+    __slots__ = ("idempotency_key", "name", "source", "licence", "candidates")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    name: str
+    source: str
+    licence: str
+    candidates: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., licence: _Optional[str] = ..., candidates: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PutRatingsRequest(_message.Message):
+    __slots__ = ("idempotency_key", "ratings")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    RATINGS_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    ratings: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, idempotency_key: _Optional[str] = ..., ratings: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PreferencesKept(_message.Message):
+    __slots__ = ("clock", "kept")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    kept: int
+    def __init__(self, clock: _Optional[float] = ..., kept: _Optional[int] = ...) -> None: ...
+
+class ListRatingsRequest(_message.Message):
+    __slots__ = ("after", "limit")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    limit: int
+    def __init__(self, after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class RatingPage(_message.Message):
+    __slots__ = ("clock", "ratings", "last", "more")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    RATINGS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    ratings: _containers.RepeatedScalarFieldContainer[bytes]
+    last: int
+    more: bool
+    def __init__(self, clock: _Optional[float] = ..., ratings: _Optional[_Iterable[bytes]] = ..., last: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class GetLineageRequest(_message.Message):
     __slots__ = ("run_id",)

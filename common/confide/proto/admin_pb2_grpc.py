@@ -149,6 +149,16 @@ class AdminStub:
                 request_serializer=confide_dot_v1_dot_admin__pb2.SignReleaseRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_admin__pb2.Release.FromString,
                 _registered_method=True)
+        self.AttachEvidence = channel.unary_unary(
+                '/confide.v1.Admin/AttachEvidence',
+                request_serializer=confide_dot_v1_dot_admin__pb2.AttachEvidenceRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.Release.FromString,
+                _registered_method=True)
+        self.OverrideGate = channel.unary_unary(
+                '/confide.v1.Admin/OverrideGate',
+                request_serializer=confide_dot_v1_dot_admin__pb2.OverrideGateRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.Release.FromString,
+                _registered_method=True)
         self.PublishRelease = channel.unary_unary(
                 '/confide.v1.Admin/PublishRelease',
                 request_serializer=confide_dot_v1_dot_admin__pb2.PublishReleaseRequest.SerializeToString,
@@ -168,6 +178,21 @@ class AdminStub:
                 '/confide.v1.Admin/GetLineage',
                 request_serializer=confide_dot_v1_dot_admin__pb2.GetLineageRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_admin__pb2.Lineage.FromString,
+                _registered_method=True)
+        self.PutCandidates = channel.unary_unary(
+                '/confide.v1.Admin/PutCandidates',
+                request_serializer=confide_dot_v1_dot_admin__pb2.PutCandidatesRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.PreferencesKept.FromString,
+                _registered_method=True)
+        self.PutRatings = channel.unary_unary(
+                '/confide.v1.Admin/PutRatings',
+                request_serializer=confide_dot_v1_dot_admin__pb2.PutRatingsRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.PreferencesKept.FromString,
+                _registered_method=True)
+        self.ListRatings = channel.unary_unary(
+                '/confide.v1.Admin/ListRatings',
+                request_serializer=confide_dot_v1_dot_admin__pb2.ListRatingsRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.RatingPage.FromString,
                 _registered_method=True)
         self.ListAudit = channel.unary_unary(
                 '/confide.v1.Admin/ListAudit',
@@ -337,6 +362,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachEvidence(self, request, context):
+        """that its model passed the gate
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OverrideGate(self, request, context):
+        """one of two administrators' signatures
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PublishRelease(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -358,6 +397,27 @@ class AdminServicer:
 
     def GetLineage(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutCandidates(self, request, context):
+        """answers that annotators compare
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutRatings(self, request, context):
+        """an annotator's own judgements, all or none
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRatings(self, request, context):
+        """that stand, in order
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -499,6 +559,16 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=confide_dot_v1_dot_admin__pb2.SignReleaseRequest.FromString,
                     response_serializer=confide_dot_v1_dot_admin__pb2.Release.SerializeToString,
             ),
+            'AttachEvidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachEvidence,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.AttachEvidenceRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.Release.SerializeToString,
+            ),
+            'OverrideGate': grpc.unary_unary_rpc_method_handler(
+                    servicer.OverrideGate,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.OverrideGateRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.Release.SerializeToString,
+            ),
             'PublishRelease': grpc.unary_unary_rpc_method_handler(
                     servicer.PublishRelease,
                     request_deserializer=confide_dot_v1_dot_admin__pb2.PublishReleaseRequest.FromString,
@@ -518,6 +588,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetLineage,
                     request_deserializer=confide_dot_v1_dot_admin__pb2.GetLineageRequest.FromString,
                     response_serializer=confide_dot_v1_dot_admin__pb2.Lineage.SerializeToString,
+            ),
+            'PutCandidates': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutCandidates,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.PutCandidatesRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.PreferencesKept.SerializeToString,
+            ),
+            'PutRatings': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutRatings,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.PutRatingsRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.PreferencesKept.SerializeToString,
+            ),
+            'ListRatings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRatings,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.ListRatingsRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.RatingPage.SerializeToString,
             ),
             'ListAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAudit,
@@ -1167,6 +1252,60 @@ class Admin:
             _registered_method=True)
 
     @staticmethod
+    def AttachEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/AttachEvidence',
+            confide_dot_v1_dot_admin__pb2.AttachEvidenceRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.Release.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OverrideGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/OverrideGate',
+            confide_dot_v1_dot_admin__pb2.OverrideGateRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.Release.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PublishRelease(request,
             target,
             options=(),
@@ -1264,6 +1403,87 @@ class Admin:
             '/confide.v1.Admin/GetLineage',
             confide_dot_v1_dot_admin__pb2.GetLineageRequest.SerializeToString,
             confide_dot_v1_dot_admin__pb2.Lineage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutCandidates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/PutCandidates',
+            confide_dot_v1_dot_admin__pb2.PutCandidatesRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.PreferencesKept.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutRatings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/PutRatings',
+            confide_dot_v1_dot_admin__pb2.PutRatingsRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.PreferencesKept.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRatings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/confide.v1.Admin/ListRatings',
+            confide_dot_v1_dot_admin__pb2.ListRatingsRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.RatingPage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REVEAL: _ClassVar[Step]
     END: _ClassVar[Step]
     ANCHOR: _ClassVar[Step]
+    SCORE: _ClassVar[Step]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +39,7 @@ CONFIRM: Step
 REVEAL: Step
 END: Step
 ANCHOR: Step
+SCORE: Step
 PHASE_UNSPECIFIED: Phase
 PHASE_LOADING: Phase
 PHASE_MEASURING: Phase

@@ -133,18 +133,30 @@ class Dealing(_message.Message):
     def __init__(self, dealer: _Optional[str] = ..., receiver: _Optional[str] = ..., ciphertext: _Optional[bytes] = ...) -> None: ...
 
 class DealtShares(_message.Message):
-    __slots__ = ("self_mask", "mask_secret", "ledger_length", "ledger_head", "ledger_signature")
+    __slots__ = ("self_mask", "mask_secret", "ledger_length", "ledger_head", "ledger_signature", "earlier")
     SELF_MASK_FIELD_NUMBER: _ClassVar[int]
     MASK_SECRET_FIELD_NUMBER: _ClassVar[int]
     LEDGER_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     LEDGER_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_FIELD_NUMBER: _ClassVar[int]
     self_mask: _containers.RepeatedCompositeFieldContainer[DealtShare]
     mask_secret: _containers.RepeatedCompositeFieldContainer[DealtShare]
     ledger_length: int
     ledger_head: bytes
     ledger_signature: bytes
-    def __init__(self, self_mask: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., mask_secret: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., ledger_length: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., ledger_signature: _Optional[bytes] = ...) -> None: ...
+    earlier: _containers.RepeatedCompositeFieldContainer[LedgerClaim]
+    def __init__(self, self_mask: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., mask_secret: _Optional[_Iterable[_Union[DealtShare, _Mapping]]] = ..., ledger_length: _Optional[int] = ..., ledger_head: _Optional[bytes] = ..., ledger_signature: _Optional[bytes] = ..., earlier: _Optional[_Iterable[_Union[LedgerClaim, _Mapping]]] = ...) -> None: ...
+
+class LedgerClaim(_message.Message):
+    __slots__ = ("length", "head", "signature")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    head: bytes
+    signature: bytes
+    def __init__(self, length: _Optional[int] = ..., head: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class DealtShare(_message.Message):
     __slots__ = ("share", "signature")

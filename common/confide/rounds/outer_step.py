@@ -5,11 +5,15 @@ Tensors: a torch optimizer over the mean update (Reddi et al. 2021, algorithm 2)
 The mean update is the negative gradient: SGD with learning rate 1 is FedAvg (McMahan et al. 2017), momentum makes it
 FedAvgM, Nesterov 0.7 / 0.9 the outer step of DiLoCo (Douillard et al. 2023), Adam FedAdam.
 
->>> import numpy as np
+>>> import math
+
+import numpy as np
 >>> step = OuterStep(Outer(), b"")
 >>> step.apply(np.array([1.0, 2.0], dtype="<f4"), np.array([3.0, 6.0]), weight_sum=3.0).tolist()
 [2.0, 4.0]
 """
+
+import math
 
 import numpy as np
 import torch
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from confide.errors import StateError, TrainingError
+from confide.errors import FailureName, ProtocolFailure, StateError, TrainingError
 from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Outer, Specification
 from confide.sealing.roles import Opened
@@ -97,6 +101,8 @@ def next_model(
     """
     if not specification.trains_model:
         return _next_tokenizer(specification, data, opened), b""
+    if specification.asks_feedback:
+        check_opinions(specification, opened)
     return step_mean(specification, coordinates, data, outer_state, mean_update(opened), round)
 
 
@@ -130,6 +136,39 @@ def step_mean(
 
         model = coordinates.schema.flatten(after_round(specification, coordinates.schema.unflatten(model)))
     return model.astype("<f4").tobytes(), step.state()
+
+
+def check_opinions(specification: Specification, opened: Opened) -> None:
+    """Of a feedback run: raise SUM_OUT_OF_RANGE for a sum that its contributors could not have said together.
+
+    Each says numbers in [-1, 1], or [-1/2, 1/2] at the gate; what noise and rounding may add is allowed for. A node
+    that answers outside the range bends the sum by its clipped length at most, and beyond this it is not used.
+    """
+    contributors = len(opened.contributors)
+    total = np.asarray(opened.update_sum, dtype=np.float64)
+    most = contributors * (0.5 if specification.feedback.purpose == "gate" else 1.0)
+    allowed = most * (1 + 1e-3) + _noise_room(specification, contributors)
+    worst = float(np.abs(total).max(initial=0.0))
+    if not worst <= allowed:
+        raise ProtocolFailure(
+            FailureName.SUM_OUT_OF_RANGE,
+            f"a sum of opinions is {worst:.4g}; {contributors} organizations say at most {most:g} together, and noise "
+            f"explains up to {allowed:.4g}. Somebody answered outside the range, and who cannot be seen; nothing of it "
+            "is used",
+        )
+
+
+_TAIL = 7.0
+"""Standard deviations of noise: an honest sum of a thousand numbers exceeds them once in 10^9 runs."""
+
+
+def _noise_room(specification: Specification, contributors: int) -> float:
+    if specification.privacy.unit == "none":
+        return 4.0 * contributors * (specification.federation.clip_norm or 0.0) / float(1 << specification.sealing.bits)
+    from confide.privacy.organization import slot_noise
+
+    noise = slot_noise(specification, specification.feedback.numbers, members=contributors)
+    return (_TAIL * math.sqrt(contributors * noise.variance) + contributors) * noise.run.step
 
 
 def _next_tokenizer(specification: Specification, data: bytes, opened: Opened) -> bytes:

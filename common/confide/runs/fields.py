@@ -18,6 +18,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "contrastive": (("anchor", "positive"), ("text", "label"), ("question", "answer")),
     "tokenizer": (("text",), ("messages",), ("prompt", "completion"), ("question", "answer")),
     "reward": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "feedback": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "in_context": (("input", "output"), ("question", "answer"), ("text", "label"), ("prompt", "completion")),
 }

@@ -7,12 +7,13 @@
 
 import ast
 import difflib
+import functools
 import inspect
 import json
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -100,7 +101,8 @@ def literal(value: Any) -> str:
     return json.dumps(value)
 
 
-def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+@functools.cache
+def _docstrings(model: type[BaseModel]) -> Mapping[str, str]:
     """The string that stands under each field."""
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class

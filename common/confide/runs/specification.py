@@ -22,6 +22,7 @@ from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import SpecificationError
 from confide.runs.budget import LARGEST_DELTA, LARGEST_EPSILON
+from confide.runs.feedback import FeedbackSection
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -62,7 +63,16 @@ class Method(StoredDocument):
     """What is learned from a record."""
 
     name: Literal[
-        "sft", "causal_lm", "masked_lm", "classification", "contrastive", "in_context", "tokenizer", "reward", "dpo"
+        "sft",
+        "causal_lm",
+        "masked_lm",
+        "classification",
+        "contrastive",
+        "in_context",
+        "tokenizer",
+        "reward",
+        "dpo",
+        "feedback",
     ] = "sft"
     max_length: int = Field(default=256, ge=8, le=131072)
     """Tokens. A longer text is cut (or packed, in pre-training)."""
@@ -305,6 +315,7 @@ class Specification(StoredDocument):
     adapter: Adapter = Adapter()
     method: Method = Method()
     tokenizer: TokenizerSection = TokenizerSection()
+    feedback: FeedbackSection = FeedbackSection()
     training: Training
     federation: Federation
     sealing: Sealing = Sealing()
@@ -314,6 +325,35 @@ class Specification(StoredDocument):
     def trains_model(self) -> bool:
         """Whether there is a base model at all, whose tensors travel; else a tokenizer's state does."""
         return self.method.name != "tokenizer"
+
+    @property
+    def asks_feedback(self) -> bool:
+        """Whether nodes are asked for opinions, and nothing is trained."""
+        return self.method.name == "feedback"
+
+    @model_validator(mode="after")
+    def _feedback_alone(self) -> Self:
+        if self.asks_feedback != bool(self.feedback.answers):
+            raise ValueError(
+                f'method.name is "{self.method.name}" and feedback asks about {len(self.feedback.answers)} answers; '
+                'the section feedback belongs to method "feedback", and to no other'
+            )
+        if not self.asks_feedback:
+            return self
+        fixed: dict[str, tuple[object, object]] = {"adapter": (self.adapter, Adapter(kind="none"))}
+        fixed |= {"training": (self.training, _COUNT_ONCE), "federation.outer": (self.federation.outer, Outer())}
+        fixed |= {"federation.rounds": (self.federation.rounds, 1)}
+        fixed |= {"federation.weights": (self.federation.weights, "uniform")}
+        fixed |= {"sealing.error_feedback": (self.sealing.error_feedback, False)}
+        for name, (given, wanted) in fixed.items():
+            if given != wanted:
+                raise ValueError(f'{name} has no meaning for method "feedback", which asks once; leave it out')
+        if self.privacy.unit not in ("none", "organization"):
+            raise ValueError(
+                f'privacy.unit is "{self.privacy.unit}"; what leaves is the opinion of an organization, which no '
+                'single record bounds: use "organization"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _tokenizer_alone(self) -> Self:
@@ -399,7 +439,7 @@ class Specification(StoredDocument):
 
     def _check_preferences(self) -> None:
         """What the methods that learn from pairs, and a head alone, go with."""
-        if self.adapter.kind == "none" and self.method.name not in ("reward", "in_context"):
+        if self.adapter.kind == "none" and self.method.name not in ("reward", "in_context", "feedback"):
             raise ValueError(
                 f'adapter.kind is "none" and method.name "{self.method.name}", which would train nothing; '
                 'use "lora" or "full"'
@@ -535,8 +575,10 @@ def _unknown(place: tuple[int | str, ...]) -> str:
 
 
 def _filled(document: Any) -> Any:
-    """A tokenizer run has no model and no steps: what an administrator leaves out of them is filled in."""
+    """A tokenizer run has no model, it and feedback no steps: what an administrator leaves out is filled in."""
     method = document.get("method") if isinstance(document, dict) else None
+    if isinstance(method, dict) and method.get("name") == "feedback":
+        return {"adapter": {"kind": "none"}, "training": _COUNT_ONCE.model_dump(), **document}
     if not isinstance(method, dict) or method.get("name") != "tokenizer":
         return document
     return {"model": NO_MODEL.model_dump(), "training": _COUNT_ONCE.model_dump(), **document}

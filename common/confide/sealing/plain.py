@@ -30,7 +30,7 @@ from confide.runs.specification import Specification
 from confide.sealing.collector.uploads import UploadStore
 from confide.sealing.crash_points import reached
 from confide.sealing.primitives import scalars, wire
-from confide.sealing.roles import Abandoned, Answer, Exchange, Opened, SlotPlan, Train
+from confide.sealing.roles import WORK, Abandoned, Answer, Exchange, Opened, SlotPlan, Train, check_work, work_step
 
 CHUNK = 1 << 18
 
@@ -47,9 +47,10 @@ class PlainMember:
         self._slot = 0
 
     def handle(self, step: fleet_pb2.Step, body: bytes, train: Train, model: bytes | memoryview = b"") -> Answer:
-        """Answer TRAIN; raises ProtocolFailure for any other step and for a slot that is over."""
-        if step != fleet_pb2.TRAIN:
-            raise wire.malformed(f"step {step} came; without sealing a slot has one step, TRAIN")
+        """Answer TRAIN or SCORE; raises ProtocolFailure for any other step and for a slot that is over."""
+        if step not in WORK:
+            raise wire.malformed(f"step {step} came; without sealing a slot has one step, TRAIN or SCORE")
+        check_work(step, self._specification)
         if self._last is not None and self._last[0] == body:
             return self._last[1]
         open_ = wire.decode(fleet_pb2.SlotOpen, body)
@@ -96,7 +97,7 @@ class PlainCollector:
     def __init__(self, *, specification: Specification, roster: Roster, folder: Path, schema: TensorSchema) -> None:
         """Opens what an earlier process left in `folder`, if anything."""
         self.outcome: Opened | Abandoned | None = None
-        self._federation = specification.federation
+        self._specification, self._federation = specification, specification.federation
         self._roster = roster
         self._coordinates = SentCoordinates(specification, schema)
         self._uploads = UploadStore(private_folder(folder) / "uploads")
@@ -160,7 +161,7 @@ class PlainCollector:
         reached("collector.slot_written")
 
     def exchange(self) -> Exchange | None:
-        """TRAIN for everyone who has not answered yet."""
+        """TRAIN or SCORE for everyone who has not answered yet."""
         if self._plan is None or self.outcome is not None:
             return None
         waiting = [name for name in self._cohort if name not in self._kept and name not in self._dropped]
@@ -169,7 +170,7 @@ class PlainCollector:
             return None
         body = wire.encode(self._plan.to_message())
         return Exchange(
-            step=fleet_pb2.TRAIN,
+            step=work_step(self._specification),
             bodies=dict.fromkeys(waiting, body),
             deadline_s=self._federation.deadline_limit_s,
             with_model=True,

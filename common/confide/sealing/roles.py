@@ -26,6 +26,25 @@ from confide.identity.roster import Roster
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric
+from confide.runs.specification import Specification
+from confide.sealing.primitives import wire
+
+WORK = frozenset({fleet_pb2.TRAIN, fleet_pb2.SCORE})
+"""Steps that open a slot."""
+
+
+def work_step(specification: Specification) -> fleet_pb2.Step:
+    """The one that opens slots of this run; a node answers no other: what is signed as one is not done as the other."""
+    return fleet_pb2.SCORE if specification.asks_feedback else fleet_pb2.TRAIN
+
+
+def check_work(step: fleet_pb2.Step, specification: Specification) -> None:
+    """Raise MALFORMED for another step than the one that opens slots of this run."""
+    if step != work_step(specification):
+        raise wire.malformed(
+            f"{fleet_pb2.Step.Name(step)} came; slots of method {specification.method.name!r} are opened by "
+            f"{fleet_pb2.Step.Name(work_step(specification))}"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,5 +2,5 @@
 
 - `envelope`: inside Flower's records, which each side's adapter makes
 - `messages`: protobuf messages from the other side
-- `control`, `admin`: the clients of the coordinator's gRPC services; `failures`: errors across them
+- `control`, `admin`, `inquiries`: the clients of the coordinator's gRPC services; `failures`: errors across them
 """

@@ -11,7 +11,7 @@ change gets an idempotency key of its own unless one is given: who asks again af
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from confide.identity.submission import (
     VALID_S,
     SignedSubmission,
     sign_cosignature,
+    sign_override,
     sign_release,
     sign_stop,
     sign_submission,
@@ -284,6 +285,25 @@ class AdminClient(ControlClient):
 
     # --- models
 
+    def put_candidates(
+        self, name: str, candidates: Sequence[bytes], *, source: str, licence: str, key: str = ""
+    ) -> pb.PreferencesKept:
+        """Hand over answers that annotators are to compare; at most 500 at once."""
+        request = pb.PutCandidatesRequest(
+            name=name, source=source, licence=licence, candidates=candidates, idempotency_key=key or _key()
+        )
+        return self._ask(self._admin.PutCandidates, request, pb.PreferencesKept)
+
+    def put_ratings(self, ratings: Sequence[bytes], *, key: str = "") -> pb.PreferencesKept:
+        """Hand over this annotator's own judgements, all or none; at most 500 at once."""
+        request = pb.PutRatingsRequest(ratings=ratings, idempotency_key=key or _key())
+        return self._ask(self._admin.PutRatings, request, pb.PreferencesKept)
+
+    def list_ratings(self, *, after: int = 0, limit: int = 500) -> pb.RatingPage:
+        """Judgements that stand, in order."""
+        request = pb.ListRatingsRequest(after=after, limit=limit)
+        return self._ask(self._admin.ListRatings, request, pb.RatingPage)
+
     def list_checkpoints(
         self, run_id: str, *, after: int = 0, from_first: bool = False, limit: int = 100
     ) -> pb.CheckpointPage:
@@ -316,6 +336,24 @@ class AdminClient(ControlClient):
             idempotency_key=key or _key(),
         )
         return self._ask(self._admin.SignRelease, request, pb.Release)
+
+    def attach_evidence(
+        self, name: str, number: int, evidence: bytes, *, signer: str = "", key: str = ""
+    ) -> pb.Release:
+        """Hand over the gate's evidence of a release's model. signer: who signed it; empty: this member."""
+        request = pb.AttachEvidenceRequest(
+            name=name, number=number, signer=signer, evidence=evidence, idempotency_key=key or _key()
+        )
+        return self._ask(self._admin.AttachEvidence, request, pb.Release)
+
+    def override_gate(self, release: pb.Release, reason: str, identity: SigningKey, *, key: str = "") -> pb.Release:
+        """Sign as this administrator that a release goes without the gate's evidence. Raises as `sign_release`."""
+        check_document(release)
+        request = pb.OverrideGateRequest(
+            name=release.name, number=release.number, reason=reason,
+            signature=sign_override(identity, release.document, reason), idempotency_key=key or _key(),
+        )  # fmt: skip
+        return self._ask(self._admin.OverrideGate, request, pb.Release)
 
     def publish_release(self, name: str, number: int, *, key: str = "") -> pb.Release:
         """Let the name stand for it."""

@@ -24,9 +24,17 @@ class Texts:
         self._texts = dict(_flat("", catalogue))
 
     @classmethod
-    def read(cls, path: Path) -> "Texts":
-        """From a TOML file."""
-        return cls(tomllib.loads(path.read_text(encoding="utf-8")))
+    def read(cls, *paths: Path) -> "Texts":
+        """From TOML files that have no section in common. Raises StateError where they have."""
+        every: dict[str, Any] = {}
+        for path in paths:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+            if twice := every.keys() & found.keys():
+                raise StateError(
+                    f"{path} has the sections {', '.join(sorted(twice))} of another catalogue; rename them"
+                )
+            every |= found
+        return cls(every)
 
     @property
     def keys(self) -> frozenset[str]:

@@ -14,11 +14,11 @@ import typer
 from confide.errors import IdentityError
 from confide.files import write_atomic
 from confide.identity.certificates import MEMBER_DAYS
-from confide.identity.consortium import ROSTER_DAYS, Consortium, approve_revocation
+from confide.identity.consortium import ROSTER_DAYS, Consortium, approve_revocation, has_root
 from confide.identity.enrolment import accept_admission, make_request, read_admission, read_request
 from confide.identity.expiry import roster_notices
 from confide.identity.member import read_text
-from confide.identity.roster import Role, Roster, RosterStore, Rules, verify_roster
+from confide.identity.roster import GateRule, Role, Roster, RosterStore, Rules, verify_roster
 from confide.secrecy import private_files
 from confide.text import table
 from confide.transport.control import ControlClient
@@ -28,7 +28,15 @@ from rich.table import Table
 
 from confide_server.admin_cli import start_kit as kits
 from confide_server.admin_cli.papers import load_member, say
-from confide_server.admin_cli.root_keys import NoPassphrase, PassphraseFile, new_passphrase, open_root
+from confide_server.admin_cli.root_keys import (
+    NoPassphrase,
+    PassphraseFile,
+    TokenLabel,
+    TokenModule,
+    new_passphrase,
+    open_root,
+    token_place,
+)
 
 app = typer.Typer(
     callback=private_files,
@@ -65,8 +73,11 @@ def init(
     roster_days: RosterDays = ROSTER_DAYS,
     passphrase_file: PassphraseFile = None,
     no_passphrase: NoPassphrase = False,
+    token: TokenLabel = "",
+    module: TokenModule = None,
 ) -> None:
-    """Make the root key, the certificate authority and the first roster; both keys under a passphrase."""
+    """Make the root key, the certificate authority and the first roster; keys under a passphrase, or in a token."""
+    place = token_place(token, module)
     made = Consortium.create(
         folder,
         name,
@@ -74,7 +85,8 @@ def init(
         control_address=control_address,
         fleet_address=fleet_address,
         roster_days=roster_days,
-        passphrase=new_passphrase(passphrase_file, demo=demo, none=no_passphrase),
+        passphrase=new_passphrase(passphrase_file, demo=demo, none=no_passphrase, pin_of=place),
+        token=place,
     )
     console.print(f"consortium {name} made in {folder}" + (" [red](demo: one trust domain)[/red]" if demo else ""))
     console.print("root public key, to be compared by telephone and pinned by every member:", soft_wrap=True)
@@ -102,8 +114,11 @@ def start_kit(
     hours: Hours = 168.0,
     passphrase_file: PassphraseFile = None,
     no_passphrase: NoPassphrase = False,
+    token: TokenLabel = "",
+    module: TokenModule = None,
 ) -> None:
     """Make a consortium with its administrator and coordinator, and one file for each organization to join with."""
+    place = token_place(token, module)
     policy = kits.proposal(methods=method, data=data, privacy=privacy, organizations=len(organization))
     made = kits.make(
         kits.Plan(
@@ -114,7 +129,8 @@ def start_kit(
             fleet_port=fleet_port,
             control_port=control_port,
             demo=demo,
-            passphrase=new_passphrase(passphrase_file, demo=demo, none=no_passphrase),
+            passphrase=new_passphrase(passphrase_file, demo=demo, none=no_passphrase, pin_of=place),
+            token=place,
             hours=hours,
             policy=policy,
         )
@@ -189,18 +205,23 @@ def rules(
     submission: Annotated[int, typer.Option(min=1, max=2, help="Administrators who sign a run.")] = 1,
     release: Annotated[int, typer.Option(min=1, max=2, help="Administrators who sign a release.")] = 1,
     revocation: Annotated[int, typer.Option(min=1, max=2, help="2: two administrators approve a revocation.")] = 1,
+    release_gate: Annotated[
+        GateRule | None,
+        typer.Option(help="Releases that need the gate's evidence: off, aligned, required; default: as it is."),
+    ] = None,
     folder: Root = DEFAULT_ROOT,
     admin: Admin = None,
     coordinator: Coordinator = "",
     roster_days: RosterDays = ROSTER_DAYS,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Say how many different administrators have to sign what; nodes check it of runs."""
+    """Say how many different administrators have to sign what, which nodes check of runs; and who passes the gate."""
     consortium = open_root(folder, passphrase_file)
-    wanted = Rules(submission=submission, release=release, revocation=revocation)
+    gate = release_gate or consortium.roster.current.rules.release_gate
+    wanted = Rules(submission=submission, release=release, revocation=revocation, release_gate=gate)
     roster = consortium.set_rules(wanted, roster_days=roster_days)
     console.print(f"version {roster.version} of the roster asks for {submission} for a run, {release} for a release, ")
-    console.print(f"{revocation} for a revocation")
+    console.print(f"{revocation} for a revocation; the gate before a release: {gate.value}")
     _publish(consortium, admin, coordinator)
 
 
@@ -276,7 +297,7 @@ def show(folder: Root = DEFAULT_ROOT) -> None:
     """Print the members of the newest roster. Any member's folder will do too."""
     roster = _any_roster(folder)
     console.print(roster_table(roster))
-    if (folder / "root.key").exists():
+    if has_root(folder):
         say(roster_notices(roster, time.time()))
 
 
@@ -324,7 +345,7 @@ def roster_table(roster: Roster) -> Table:
 
 
 def _any_roster(folder: Path) -> Roster:
-    if (folder / "root.key").exists():
+    if has_root(folder):
         return _signed_roster(folder).current
     return load_member(folder).roster.current
 

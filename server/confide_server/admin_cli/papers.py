@@ -1,7 +1,7 @@
 """What of a member's papers ends soon: said on standard error by every command that uses its folder."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import typer
@@ -18,10 +18,10 @@ def load_member(folder: Path) -> LocalMember:
     return member
 
 
-def warn(folder: Path) -> list[Notice]:
+def warn(folder: Path, find: Callable[[Path, float], list[Notice]] = notices) -> list[Notice]:
     """Say what is due in a member's folder, and return it. Damaged files are left to whoever needs them."""
     try:
-        found = notices(folder, time.time())
+        found = find(folder, time.time())
     except ConfideError:
         return []
     say(found)

@@ -6,6 +6,7 @@ confide release publish support 1 --admin admin
 """
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,10 +40,14 @@ def list_releases(
         for one in releases:
             typer.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
         return
-    table = Table("release", "status", "run", "round", "model", "signed by")
+    table = Table("release", "status", "run", "round", "model", "signed by", "gate")
     for one in releases:
         signed = ", ".join(signature.administrator for signature in one.signatures)
-        cells = (f"{one.name}/{one.number}", one.status, one.run_id[:8], str(one.round), one.model_sha256[:16], signed)
+        model = one.model_sha256[:16]
+        cells = (
+            f"{one.name}/{one.number}", one.status, one.run_id[:8], str(one.round), model, signed,
+            one.gate.replace("_", " "),
+        )  # fmt: skip
         table.add_row(*map(plain, cells))
     console.print(table)
 
@@ -83,6 +88,44 @@ def sign(
     console.print(
         plain(f"release {name}/{number} has {len(signed.signatures)} of {signed.signatures_needed} signatures")
     )
+
+
+@app.command()
+def attach(
+    name: Name,
+    number: Number,
+    evidence: Annotated[
+        Path, typer.Argument(help="evidence.json of `confide rlhf evaluate`.", exists=True, dir_okay=False)
+    ],
+    admin: Admin,
+    signer: Annotated[str, typer.Option(help="Who signed it; default: the administrator who hands it over.")] = "",
+    coordinator: Coordinator = "",
+) -> None:
+    """Hand over the gate's evidence for a release, where the consortium's rules ask for it."""
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        told = client.attach_evidence(name, number, evidence.read_bytes(), signer=signer)
+    console.print(plain(f"release {name}/{number}: evidence {told.evidence_sha256[:16]} of {told.evidence_by}"))
+
+
+@app.command()
+def override(
+    name: Name,
+    number: Number,
+    reason: Annotated[str, typer.Option(help="Kept in the audit log for ever.")],
+    admin: Admin,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    coordinator: Coordinator = "",
+) -> None:
+    """Sign that a release goes without the gate's evidence; two different administrators have to."""
+    member = load_member(admin)
+    with AdminClient.of_member(member, coordinator) as client:
+        release = _found(client, name, number)
+        for key, value in check_document(release).items():
+            typer.echo(f"{key:22} {paragraph(value)}")
+        if not yes:
+            typer.confirm("let this model out without evidence that it passed the gate?", abort=True)
+        told = client.override_gate(release, reason, member.identity)
+    console.print(plain(f"release {name}/{number}: gate {told.gate}, overridden by {', '.join(told.overridden_by)}"))
 
 
 @app.command()

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 from confide.errors import IdentityError
-from confide.identity.consortium import Consortium
+from confide.identity.consortium import TOKEN_FILE, Consortium
+from confide.identity.pkcs11_keys import TokenPlace
+from confide.identity.signed import validated
 
 MIN_CHARACTERS = 12
 PassphraseFile = Annotated[
@@ -21,20 +23,43 @@ PassphraseFile = Annotated[
 NoPassphrase = Annotated[bool, typer.Option("--no-passphrase", help="Leave the root's keys unlocked on this disk.")]
 
 
+TokenLabel = Annotated[
+    str,
+    typer.Option("--token", metavar="LABEL", help="Make both keys in the PKCS #11 token of this label, under its PIN."),
+]
+TokenModule = Annotated[
+    Path | None,
+    typer.Option("--token-module", help="The PKCS #11 library of the token's maker.", exists=True, dir_okay=False),
+]
+
+
+def token_place(label: str, module: Path | None) -> TokenPlace | None:
+    """Where the keys are to be; None: in files. Raises IdentityError for one option without the other."""
+    if bool(label) != (module is not None):
+        raise IdentityError("--token LABEL and --token-module LIBRARY belong together: which token, and its library")
+    return validated(TokenPlace, {"module": str(module.resolve()), "token": label}, "--token") if module else None
+
+
 def open_root(folder: Path, passphrase_file: Path | None) -> Consortium:
     """The root's folder, its keys unlocked. Raises IdentityError."""
 
     def passphrase() -> bytes:
-        return _read(passphrase_file) if passphrase_file is not None else _ask(f"passphrase of {folder}")
+        what = "PIN of the token" if (folder / TOKEN_FILE).exists() else "passphrase"
+        return _read(passphrase_file) if passphrase_file is not None else _ask(f"{what} of {folder}")
 
     return Consortium.open(folder, passphrase)
 
 
-def new_passphrase(passphrase_file: Path | None, *, demo: bool, none: bool) -> bytes | None:
+def new_passphrase(
+    passphrase_file: Path | None, *, demo: bool, none: bool, pin_of: TokenPlace | None = None
+) -> bytes | None:
     """The passphrase for a root that is being made; None leaves its keys unlocked, as a demo's are.
 
-    Raises IdentityError when it is too short, or when nobody can be asked.
+    pin_of: a token that has a PIN already, which is asked for instead, once. Raises IdentityError when the passphrase
+    is too short, or when nobody can be asked.
     """
+    if pin_of is not None:
+        return _read(passphrase_file) if passphrase_file is not None else _ask(f"PIN of the token {pin_of.token}")
     if none or (demo and passphrase_file is None):
         return None
     if passphrase_file is not None:

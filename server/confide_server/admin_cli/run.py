@@ -162,7 +162,7 @@ def plan(
         _check_base(parsed, model_folder)
     typer.echo(render(parsed, nodes=nodes, base=model_folder, groups=groups))
     _warn_differences(parsed)
-    if model_folder is not None and parsed.trains_model:
+    if model_folder is not None and parsed.trains_model and not parsed.asks_feedback:
         typer.echo(_measured_here(parsed, model_folder))
 
 

@@ -16,6 +16,7 @@ from confide.identity.enrolment import accept_admission, make_renewal, make_requ
 from confide.identity.expiry import exit_status
 from confide.identity.roster import Role
 from confide.secrecy import private_files, private_process
+from confide.state_option import StateFirst
 
 from confide_server.admin_cli.papers import warn
 from confide_server.admin_cli.run_view import plain as printable
@@ -26,12 +27,12 @@ app = typer.Typer(
     help="The coordinator: directs runs over organizations it cannot see into.",
 )
 
-Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder.")]
+Folder = Annotated[Path, typer.Argument(help="The coordinator's state folder; --state FOLDER says the same.")]
 BIND = "0.0.0.0"  # noqa: S104 - nodes connect from elsewhere
 FLEET_PORT, CONTROL_PORT = 9442, 9443
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="This coordinator's name in the roster.")] = "coordinator",
@@ -73,7 +74,7 @@ def init(
     typer.echo(f"      confide server init {folder} --admission admission.json")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def renew(
     folder: Folder,
     address: Annotated[list[str] | None, typer.Option(help="New addresses, when they change; may be repeated.")] = None,
@@ -85,17 +86,18 @@ def renew(
     typer.echo(f"      confide server init {folder} --admission admission.json")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def status(folder: Folder) -> None:
     """Say whether the coordinator runs here and drives runs. Exit status 1 when it does not.
 
-    Exit status 4: roster or certificate end within two weeks; 5: one has ended, or the coordinator was revoked.
+    Exit status 4: roster or certificate end within two weeks, or a member waits to be admitted; 5: one has ended, or
+    the coordinator was revoked.
     """
-    from confide_server.coordinator.process import standing
+    from confide_server.coordinator.process import due_here, standing
 
     if not folder.is_dir():
         raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
-    due = warn(folder)
+    due = warn(folder, due_here)
     found = standing(folder)
     if not found["running"]:
         typer.echo(f"not running; start it with `confide server start {folder}`")
@@ -109,7 +111,24 @@ def status(folder: Folder) -> None:
     raise typer.Exit(exit_status(due))
 
 
-@app.command()
+@app.command("try-alerts", cls=StateFirst)
+def try_alerts(folder: Folder) -> None:
+    """Send a trial over each channel of `alerts` in server.json. Exit status 1 when one failed."""
+    from confide.identity.member import load_member
+
+    from confide_server.alerts.service import try_channels
+    from confide_server.alerts.settings import Alerts
+    from confide_server.coordinator.process import read_settings
+
+    settings, member = read_settings(folder), load_member(folder)
+    results = try_channels(settings.alerts or Alerts(), (member.membership.consortium, member.name))
+    for channel, why in results.items():
+        typer.echo(f"{channel}: {printable(why) if why else 'sent'}")
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
+@app.command(cls=StateFirst)
 def gc(
     folder: Folder,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
@@ -135,7 +154,7 @@ def gc(
     typer.echo(f"{what} and {len(found.work)} of work {verb} removed: {found.bytes} bytes")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def start(
     folder: Folder,
     fleet_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the one of `init`.")] = None,

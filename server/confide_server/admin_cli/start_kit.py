@@ -15,6 +15,7 @@ from confide.files import private_folder, write_atomic
 from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, check_name, make_request
 from confide.identity.kit import PolicyProposal, StartKit
+from confide.identity.pkcs11_keys import TokenPlace
 from confide.identity.roster import Role
 from confide.identity.signed import validated
 
@@ -33,6 +34,7 @@ class Plan:
     control_port: int
     demo: bool
     passphrase: bytes | None
+    token: TokenPlace | None = None
     hours: float
     policy: PolicyProposal
 
@@ -51,6 +53,7 @@ def make(plan: Plan) -> Consortium:
         control_address=f"{plan.address}:{plan.control_port}",
         fleet_address=f"{plan.address}:{plan.fleet_port}",
         passphrase=plan.passphrase,
+        token=plan.token,
     )
     _admit(consortium, plan.folder / ADMINISTRATOR, ADMINISTRATOR, Role.ADMINISTRATOR)
     _coordinator(consortium, plan)

@@ -9,7 +9,7 @@ needs such a key is a command for the machine where the key is.
     federation/  what the coordinator says, and how it is put into words
     web/         who may open what, and the pages
     roles        the table of who may do what
-    texts.en     every word of the pages
+    words        every word of the pages, read from texts.en.toml
 """
 
 # What `confide --help` says without importing it: the first paragraph of its own help.

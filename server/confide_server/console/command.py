@@ -19,6 +19,7 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role
 from confide.secrecy import private_files, private_process
+from confide.state_option import StateFirst
 from confide.text import log_to_stderr
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ app = typer.Typer(
 )
 CONNECTIONS = 512
 """Open at once; a quarter of them from one address, where that is not this machine itself (a tunnel, a proxy)."""
-Folder = Annotated[Path, typer.Argument(help="The console's state folder.", file_okay=False)]
+Folder = Annotated[
+    Path, typer.Argument(help="The console's state folder; --state FOLDER says the same.", file_okay=False)
+]
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="The console's name in the roster.")] = "console",
@@ -54,7 +57,7 @@ def init(
     typer.echo(f"      confide console init {folder} --admission admission.json")
 
 
-@app.command()
+@app.command(cls=StateFirst)
 def start(
     folder: Folder,
     bind: Annotated[str | None, typer.Option(help="IP address to listen on; any but loopback needs TLS.")] = None,
@@ -81,7 +84,7 @@ def start(
     serve(folder, settings)
 
 
-@app.command("link")
+@app.command("link", cls=StateFirst)
 def link(folder: Folder) -> None:
     """Print a one-time link that makes another administrator: for when nobody can sign in any more."""
     from confide_server.console.accounts.limits import Limits

@@ -77,6 +77,10 @@ RULES: Mapping[str, Rule] = {
     "feedback": Rule(_ANNOTATORS),
     "feedback_judge": Rule(_ANNOTATORS),
     "feedback_undo": Rule(_ANNOTATORS),
+    # documents: the library decides again, by the organization of the account
+    "knowledge": Rule(_READERS),
+    "knowledge_collection": Rule(_READERS),
+    "knowledge_search": Rule(_READERS),
     # the federation: the coordinator decides again, by the role that the console tells it
     "overview": Rule(_READERS),
     "live": Rule(_READERS),
@@ -94,6 +98,7 @@ RULES: Mapping[str, Rule] = {
     "members": Rule(_READERS),
     "enrolment_file": Rule(_DRIVERS),
     "privacy": Rule(_READERS),
+    "privacy_series": Rule(_READERS),
     "models": Rule(_READERS),
     "release_create": Rule(_ADMINISTRATORS, confirmed=True),
     "release_publish": Rule(_ADMINISTRATORS, confirmed=True),

@@ -24,6 +24,17 @@ class Provider(Document):
     label: Annotated[str, Field(max_length=60)] = "OpenID"
 
 
+class KnowledgeSettings(Document):
+    """A library of documents (`confide rag`) that this console shows, each organization its own."""
+
+    library: Text
+    """The folder of all collections."""
+    embedder: Text
+    """The model folder that embedded them."""
+    organization: Annotated[str, Field(max_length=64)] = ""
+    """Whose collections people of the consortium itself see; empty: none. An organization's people see their own."""
+
+
 class Settings(Document):
     """Everything has a default that is safe: loopback without TLS."""
 
@@ -39,6 +50,7 @@ class Settings(Document):
     coordinator: Text = ""
     """host:port of the control service; the admission's where it is empty."""
     provider: Provider | None = None
+    knowledge: KnowledgeSettings | None = None
 
 
 def read_settings(folder: Path) -> Settings:

@@ -14,7 +14,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -23,22 +24,30 @@ import uvicorn
 from confide import canonical
 from confide.errors import IdentityError, StateError
 from confide.files import private_folder, write_atomic
-from confide.identity.expiry import DailyWarning
+from confide.identity.expiry import DailyWarning, Notice, notices
 from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
+from confide.memory import map_big_buffers
 from pydantic import Field
 
+from confide_server.alerts.looking import look
+from confide_server.alerts.service import NAME as ALERTS
+from confide_server.alerts.service import AlertService
+from confide_server.alerts.settings import Alerts
+from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
-from confide_server.api.grpc.endpoint import Surroundings
+from confide_server.api.grpc.endpoint import Function, Surroundings
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
+from confide_server.inquiries.relay import InquiryRelay
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
-from confide_server.memory import map_big_buffers
+from confide_server.membership.waiting import waiting_notices
 from confide_server.quota import Quota, listening, room_for
+from confide_server.rlhf import release_evidence
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.audit_log import AuditLog
@@ -46,7 +55,9 @@ from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
+from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
 from confide_server.state.round_log import RoundLog
 from confide_server.state.run_control import RunControl
@@ -60,6 +71,7 @@ from confide_server.telemetry.metrics import Gauges, Metrics
 Port = Annotated[int, Field(ge=0, le=65535)]
 RENEWAL_CHECK_S = 30.0
 DRIVER_FILE = "driver.json"
+ENROLMENT_FOLDER = "enrolment"
 """What keeps the run driver from driving, for `confide server status`."""
 log = logging.getLogger(__name__)
 
@@ -87,6 +99,8 @@ class Settings(Document):
     metrics_port: Port | None = None
     """Where Prometheus asks; None: nowhere. There is no authentication: keep it on an address that only it reaches."""
     metrics_bind: str = "127.0.0.1"
+    alerts: Alerts | None = None
+    """Who is told what needs somebody (docs/alerts.md); None: nobody."""
     traces: str = ""
     """Where spans go: "otlp", or a file; "" for nowhere (confide_server.telemetry.traces)."""
 
@@ -135,6 +149,12 @@ def standing(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateError(f"{folder} holds a damaged file: {error}; restart the coordinator") from error
     return found
+
+
+def due_here(folder: Path, now: float) -> list[Notice]:
+    """What of the coordinator's own papers ends soon, and who waits to be admitted. Reads files only."""
+    queue = EnrolmentQueue(folder / ENROLMENT_FOLDER)
+    return [*notices(folder, now), *waiting_notices(queue, now)]
 
 
 def _database(folder: Path, settings: Settings) -> Database:
@@ -209,7 +229,7 @@ class Coordinator:
         self._scheduler = Scheduler(parts)
         self._started_at = time.time()
         idempotency, sightings = Idempotency(self.database), Sightings(self.database)
-        enrolment = EnrolmentQueue(folder / "enrolment")
+        enrolment = EnrolmentQueue(folder / ENROLMENT_FOLDER)
         intake = RosterIntake(self.member.roster, self._take_roster)
         views = Views(self.database)
         self.admin = AdminParts(
@@ -218,7 +238,10 @@ class Coordinator:
             views=views,
             control=RunControl(self.database, self.book, self._scheduler.forget),
             tail=EventTail(self.book, views),
-            releases=Releases(self.database, self.member.roster),
+            releases=Releases(
+                self.database, self.member.roster, ReleaseGate(self.member.roster, release_evidence.check)
+            ),
+            preferences=PreferenceStore(self.database),
             receipts=self._receipts,
             audit=AuditLog(self.database),
             enrolment=enrolment,
@@ -230,6 +253,8 @@ class Coordinator:
         self._metrics = Metrics(self._gauges) if self.settings.metrics_port is not None else None
         if self._metrics is not None:
             self.book.listeners.append(self._metrics.take)
+        answers = functions(self.admin)
+        self._alerts = self._alerting(answers) if self.settings.alerts is not None else None
         self._control = ControlServer(
             member=self.member,
             run_service=self.book,
@@ -239,8 +264,9 @@ class Coordinator:
             round_log=round_log,
             enrolment=enrolment,
             intake=intake,
-            admin=functions(self.admin),
+            admin=answers,
             surroundings=Surroundings(self.member, idempotency, sightings.note),
+            relay=InquiryRelay(self.member.roster, private_folder(folder / "cards"), self._note_inquiry),
         )
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
         quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
@@ -260,10 +286,25 @@ class Coordinator:
             quota,
         )
 
+    def _alerting(self, answers: Mapping[str, Function]) -> AlertService:
+        # Asked within the process, as the coordinator itself: it sees everything, and changes nothing.
+        itself = Caller(self.member.claim, None, None)
+        service = AlertService(
+            self.settings.alerts or Alerts(),
+            self.folder / "alerts.json",
+            look=lambda: look(lambda method, request: answers[method](itself, request)),
+            note=self.admin.audit.note,
+            names=(self.member.membership.consortium, self.member.name),
+        )
+        self.book.listeners.append(service.happened)
+        return service
+
     def facts(self) -> ServerFacts:
         """What the administration service tells of this process."""
         found = standing(self.folder)
         threads = {self._fleet_thread.name: self._fleet_thread.is_alive(), **self._scheduler.threads}
+        if self._alerts is not None:
+            threads[ALERTS] = self._alerts.alive
         return ServerFacts(
             started_at=self._started_at,
             trouble=found["trouble"],
@@ -299,6 +340,10 @@ class Coordinator:
         with contextlib.suppress(StateError):  # a full disk is the likeliest trouble; the log says it too
             write_atomic(self.folder / DRIVER_FILE, canonical.encode({"at": time.time(), "trouble": trouble}))
 
+    def _note_inquiry(self, asker: str, nodes: Sequence[str]) -> None:
+        with self.database.transaction() as session:
+            append_audit(session, {"event": "inquiry", "by": asker, "nodes": sorted(nodes)})
+
     def _take_roster(self, roster: Roster) -> None:
         self.link.admit(roster)
         self.book.keep_roster()
@@ -327,6 +372,8 @@ class Coordinator:
             self._opened.callback(traces.configure(self.settings.traces))
         self._note_driver("")
         self._scheduler.start()
+        if self._alerts is not None:
+            self._alerts.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
 
@@ -338,6 +385,8 @@ class Coordinator:
 
     def stop(self) -> None:
         """Let go of everything, in the order that leaves nothing half done."""
+        if self._alerts is not None:
+            self._alerts.stop()
         self._scheduler.stop()
         self._control.stop()
         self.link.close()
@@ -359,7 +408,7 @@ class Coordinator:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         stamp = self.member.tls_certificate_path.stat().st_mtime_ns
-        papers = DailyWarning(self.folder)
+        papers = DailyWarning(partial(due_here, self.folder))
         while not ended.wait(RENEWAL_CHECK_S):
             papers.look()
             newest = self.member.tls_certificate_path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
 """Enrolment requests that wait for the root's answer.
 
-- `enrolment`: where they wait; `intake`: how a newer roster comes in
+- `enrolment`: where they wait; `waiting`: who waits, said in time; `intake`: how a newer roster comes in
 """

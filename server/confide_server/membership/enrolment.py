@@ -1,6 +1,6 @@
 """Where enrolment requests wait at the coordinator for the root's answer. It decides nothing itself.
 
-<name>.request.json  <name>.admission.json
+<name>.request.json  <name>.admission.json  <name>.fetched
 """
 
 import hmac
@@ -12,12 +12,14 @@ from confide.files import private_folder, write_atomic
 from confide.identity.enrolment import EnrolmentRequest, read_request
 
 MAX_PENDING = 1000
+_REQUEST, _ADMISSION = ".request.json", ".admission.json"
 
 
 class EnrolmentQueue:
     """One folder of requests and admissions, by member name."""
 
     def __init__(self, folder: Path) -> None:
+        """The folder is made where it is missing."""
         self._folder = private_folder(folder)
         self._lock = threading.Lock()
 
@@ -50,33 +52,52 @@ class EnrolmentQueue:
     def pending(self) -> list[bytes]:
         """Requests without an answer, by name."""
         with self._lock:
-            return [
-                path.read_bytes()
-                for path in sorted(self._folder.glob("*.request.json"))
-                if not self._admission_path(path.name.removesuffix(".request.json")).exists()
-            ]
+            return [self._request_path(name).read_bytes() for name in self._unanswered()]
+
+    def unanswered(self) -> dict[str, float]:
+        """Since when each request without an answer lies here, Unix seconds by name."""
+        with self._lock:
+            return {name: self._request_path(name).stat().st_mtime for name in self._unanswered()}
+
+    def unfetched(self) -> dict[str, float]:
+        """Since when each admission lies here that nobody has fetched, Unix seconds by name."""
+        with self._lock:
+            names = (path.name.removesuffix(_ADMISSION) for path in sorted(self._folder.glob(f"*{_ADMISSION}")))
+            lying = {name: self._admission_path(name) for name in names if not self._fetched_path(name).exists()}
+            return {name: path.stat().st_mtime for name, path in lying.items()}
 
     def answer(self, name: str, admission: bytes) -> None:
         """Keep a verified admission until its member fetches it (and after that, as it is no secret)."""
         with self._lock:
+            self._fetched_path(name).unlink(missing_ok=True)
             write_atomic(self._admission_path(name), admission)
 
     def admission(self, name: str) -> bytes:
-        """The admission; empty while there is none."""
+        """The admission, which counts as fetched from now on; empty while there is none."""
         with self._lock:
             path = self._admission_path(name)
-            return path.read_bytes() if path.exists() else b""
+            if not path.exists():
+                return b""
+            self._fetched_path(name).touch()
+            return path.read_bytes()
+
+    def _unanswered(self) -> list[str]:
+        names = (path.name.removesuffix(_REQUEST) for path in sorted(self._folder.glob(f"*{_REQUEST}")))
+        return [name for name in names if not self._admission_path(name).exists()]
 
     def _store(self, path: Path, data: bytes) -> None:
-        if not path.exists() and sum(1 for _ in self._folder.glob("*.request.json")) >= MAX_PENDING:
+        if not path.exists() and sum(1 for _ in self._folder.glob(f"*{_REQUEST}")) >= MAX_PENDING:
             raise IdentityError(f"{MAX_PENDING} enrolment requests lie here already; ask the administrator to clear")
         write_atomic(path, data)
 
     def _request_path(self, name: str) -> Path:
-        return self._folder / f"{name}.request.json"
+        return self._folder / f"{name}{_REQUEST}"
 
     def _admission_path(self, name: str) -> Path:
-        return self._folder / f"{name}.admission.json"
+        return self._folder / f"{name}{_ADMISSION}"
+
+    def _fetched_path(self, name: str) -> Path:
+        return self._folder / f"{name}.fetched"
 
 
 def _of_caller(caller: str, data: bytes) -> EnrolmentRequest:

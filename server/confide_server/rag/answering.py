@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from confide.rag.access import Caller
+from confide.rag.calibration import DEFAULT_THRESHOLD, Calibration
+from confide.rag.citing import cited
+from confide.rag.collection import Collection
+from confide.rag.embedder import Embedder
+from confide.rag.gate import Array, features
+from confide.rag.library import Library, checked_question
+from confide.rag.quoting import Quote, pick
+from confide.rag.retrieval import Ranking, Searcher
+from confide.rag.sentences_near import Near, SentenceVectors, near, sentences_of
+from confide.rag.verifying import REFUSAL, Citation, CitationError, verify_answer
 from numpy.typing import NDArray
 
-from confide_server.rag.access import Caller
-from confide_server.rag.calibration import DEFAULT_THRESHOLD, Calibration
-from confide_server.rag.collection import Collection
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.gate import Array, features
 from confide_server.rag.grammar import Writer, answer_grammar, chosen
-from confide_server.rag.library import Library, checked_question
-from confide_server.rag.quoting import Quote, pick
-from confide_server.rag.retrieval import Ranking, Searcher
-from confide_server.rag.sentences_near import Near, SentenceVectors, near, sentences_of
-from confide_server.rag.verifying import REFUSAL, Citation, CitationError, rendered, verify_answer
 
 LOOKED_AT = 5
 """Passages whose sentences are looked at."""
@@ -163,33 +164,6 @@ def confidence_of(seen: Seen, calibration: Calibration) -> tuple[float, float]:
         [confidence] = calibration.gate.head().scores(seen.features()[None])
         return float(confidence), calibration.gate.threshold
     return max((one.cosine for one in seen.sentences), default=-1.0), DEFAULT_THRESHOLD
-
-
-def cited(collection: Collection, quotes: Sequence[Quote]) -> tuple[str, list[Citation]]:
-    """The answer that these quotations make."""
-    texts = [collection.content(one.found.passage.document).text[one.start : one.stop] for one in quotes]
-    text, places = rendered(texts)
-    citations = []
-    for number, (one, quote, place) in enumerate(zip(quotes, texts, places, strict=True), start=1):
-        passage = one.found.passage
-        citations.append(
-            Citation(
-                number=number,
-                collection=passage.collection,
-                document=passage.document.id,
-                source=passage.document.source,
-                version=passage.document.version,
-                text_sha256=passage.document.text_sha256,
-                start=one.start,
-                stop=one.stop,
-                quote=quote,
-                text_start=place[0],
-                text_stop=place[1],
-                page=passage.page,
-                headings=passage.headings,
-            )
-        )
-    return text, citations
 
 
 def _abstained(reason: str, confidence: float | None) -> Answer:

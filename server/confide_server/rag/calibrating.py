@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 from confide.errors import DataError
+from confide.rag.access import Caller
+from confide.rag.calibration import Calibration, GateWeights
+from confide.rag.collection import Collection
+from confide.rag.embedder import Embedder
+from confide.rag.gate import Array, auroc, cross_validated, fit, risk_coverage, threshold_for
+from confide.rag.retrieval import Searcher
+from confide.rag.sentences_near import SentenceVectors, sentences_of
 from numpy.typing import NDArray
 
-from confide_server.rag.access import Caller
 from confide_server.rag.answering import LOOKED_AT, RANKED, seen_of
-from confide_server.rag.calibration import Calibration, GateWeights
-from confide_server.rag.collection import Collection
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.gate import Array, auroc, cross_validated, fit, risk_coverage, threshold_for
 from confide_server.rag.questions import Asked
-from confide_server.rag.retrieval import Searcher
-from confide_server.rag.sentences_near import SentenceVectors, sentences_of
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 1000.0)
 """The first is embeddings alone, the last BM25 alone."""

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import typer
 from confide.errors import DataError, IdentityError, StateError
+from confide.files import private_folder, write_atomic
+from confide.rag.access import Caller
+from confide.rag.personal_data import HANDLINGS
 from confide.secrecy import private_files
 from confide.text import line
 
 from confide_server.rag import SUMMARIES
-from confide_server.rag.access import Caller
-from confide_server.rag.personal_data import HANDLINGS
 
 app = typer.Typer(callback=private_files, no_args_is_help=True, help=SUMMARIES["rag"])
 
@@ -41,7 +42,7 @@ def _caller(organization: str) -> Caller:
 
 
 def _embedder(model: Path | None) -> Any:
-    from confide_server.rag.embedder import Embedder
+    from confide.rag.embedder import Embedder
 
     if model is None:
         raise StateError("--embedder is missing: the folder of the model that embeds, for example all-MiniLM-L6-v2")
@@ -57,11 +58,13 @@ def add(
     library: Root = _ROOT,
     personal_data: Annotated[str, typer.Option(help=f"{', '.join(HANDLINGS)}: of a new collection.")] = "mask",
     region: Annotated[str, typer.Option(help="Country whose national telephone numbers are meant, as DE.")] = "",
-    store: Annotated[str, typer.Option(help="lancedb, or postgresql://USER@HOST/DATABASE.")] = "lancedb",
+    store: Annotated[
+        str, typer.Option(help="lancedb, postgresql://USER@HOST/DATABASE or qdrant+https://HOST:PORT.")
+    ] = "lancedb",
     again: Annotated[bool, typer.Option("--again", help="Also files that were erased before.")] = False,
 ) -> None:
     """Add files. One that cannot be read is named and the rest goes on; exit status 1 says that there was one."""
-    from confide_server.rag.library import Library, settings_for
+    from confide.rag.library import Library, settings_for
 
     if personal_data not in HANDLINGS:
         raise StateError(f"--personal-data is {line(personal_data, 40)!r}; use one of {', '.join(HANDLINGS)}")
@@ -86,7 +89,7 @@ def list_(
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Passages that are kept back, and why.")] = False,
 ) -> None:
     """Name collections, or a collection's documents in every state."""
-    from confide_server.rag.library import Library
+    from confide.rag.library import Library
 
     opened, caller = Library(library), _caller(organization)
     if collection is None:
@@ -113,7 +116,7 @@ def search(
     since: Annotated[str, typer.Option(help="Only documents added on this day (YYYY-MM-DD, UTC) or later.")] = "",
 ) -> None:
     """Show the best passages with their scores by part."""
-    from confide_server.rag.library import Library
+    from confide.rag.library import Library
 
     ranking = Library(library).search(
         _caller(organization), collection, question, _embedder(embedder), limit=limit, since=_day(since)
@@ -146,8 +149,9 @@ def ask(
     quotes: Annotated[int, typer.Option(help="Quotations at most.", min=1, max=5)] = 1,
 ) -> None:
     """Answer with checked quotations, or say that the documents do not say. Exit status 3 for the latter."""
+    from confide.rag.library import Library
+
     from confide_server.rag.answering import Answerer
-    from confide_server.rag.library import Library
 
     if len(collection) < 2:
         raise StateError("name at least one collection, and then the question")
@@ -174,9 +178,10 @@ def calibrate(
     ] = None,
 ) -> None:
     """Find the weight of the search's parts and when to answer, from questions whose answers' places are known."""
+    from confide.rag.library import Library
+
     from confide_server.rag.calibrating import calibrate as run
     from confide_server.rag.calibrating import plot
-    from confide_server.rag.library import Library
     from confide_server.rag.questions import read_questions, resolved
 
     caller = _caller(organization)
@@ -206,10 +211,9 @@ def evaluate(
     plot: Annotated[Path | None, typer.Option(help="Draw recall@5 by part.", dir_okay=False)] = None,
 ) -> None:
     """Measure retrieval, citations and abstention on questions that calibration did not see."""
-    from confide.files import write_atomic
+    from confide.rag.library import Library
 
     from confide_server.rag import evaluating
-    from confide_server.rag.library import Library
     from confide_server.rag.questions import read_questions, resolved
 
     opened, caller = Library(library), _caller(organization)
@@ -243,7 +247,7 @@ def erase(
     library: Root = _ROOT,
 ) -> None:
     """Erase a document everywhere in the collection, search for what might be left, and write a signed receipt."""
-    from confide_server.rag.library import Library
+    from confide.rag.library import Library
 
     for receipt in Library(library).erase(_caller(organization), collection, document, _say):
         _say(f"erased; receipt: {receipt}")
@@ -256,8 +260,8 @@ def receipt(
     library: Root = _ROOT,
 ) -> None:
     """Check a receipt's signature and show it."""
-    from confide_server.rag.erasure import read_receipt
-    from confide_server.rag.library import Library
+    from confide.rag.erasure import read_receipt
+    from confide.rag.library import Library
 
     try:
         public = bytes.fromhex(key) if key else Library(library).receipt_key().public
@@ -268,3 +272,38 @@ def receipt(
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
     _say(f"signed by {public.hex()}")
     typer.echo(json.dumps(read_receipt(data, public), indent=2, ensure_ascii=True))
+
+
+@app.command()
+def inquire(
+    question: Annotated[str, typer.Argument(help="What to ask the organizations.")],
+    member: Annotated[Path, typer.Option(help="The folder of the member that asks.", exists=True, file_okay=False)],
+    purpose: Annotated[str, typer.Option(help="What for: each node's policy says which purposes it answers.")],
+    embedder: Model = None,
+    quotes: Annotated[int, typer.Option(help="Quotations of each organization; 0 asks for counts.", min=0, max=10)] = 3,
+    node: Annotated[list[str] | None, typer.Option(help="Ask this node; may be repeated.")] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Ask every node that answers.")] = False,
+    wait: Annotated[int, typer.Option(help="Seconds to wait for answers.", min=1, max=120)] = 30,
+    keep: Annotated[Path | None, typer.Option(help="Keep the signed answers in this folder.", file_okay=False)] = None,
+) -> None:
+    """Ask the organizations' own indices; signed quotations come back. Exit status 3 when nobody has any."""
+    from confide.identity.member import load_member
+    from confide.inquiries.asking import Inquirer
+    from confide.transport.inquiries import InquiryClient
+
+    from confide_server.rag.inquiring import told
+
+    own = load_member(member)
+    with InquiryClient.of_member(own) as client:
+        asking = Inquirer(
+            own.name, own.identity, lambda: own.roster.current, client, _embedder(embedder), purpose=purpose,
+            quotes=quotes,
+        )  # fmt: skip
+        found = asking.ask(question, nodes=node or (), everybody=everybody, deadline_s=wait)
+    if keep is not None:
+        for name, data in found.signed.items():
+            write_atomic(private_folder(keep) / f"{name}.answer.json", data)
+    for text in told(found):
+        _say(text)
+    if not any(answer.found for answer in found.answers):
+        raise typer.Exit(3)

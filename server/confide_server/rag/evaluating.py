@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confide.rag.access import Caller
+from confide.rag.calibration import Calibration
+from confide.rag.citing import cited
+from confide.rag.collection import Collection
+from confide.rag.embedder import Embedder
+from confide.rag.gate import auroc
+from confide.rag.library import DEFAULT_LIMIT
+from confide.rag.quoting import pick
+from confide.rag.retrieval import Searcher
+from confide.rag.sentences_near import SentenceVectors, sentences_of
+from confide.rag.verifying import CitationError, verify_answer
 from numpy.typing import NDArray
 
-from confide_server.rag.access import Caller
-from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, cited, confidence_of, look, seen_of
-from confide_server.rag.calibration import Calibration
-from confide_server.rag.collection import Collection
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.gate import auroc
-from confide_server.rag.library import DEFAULT_LIMIT
+from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, confidence_of, look, seen_of
 from confide_server.rag.questions import Asked
-from confide_server.rag.quoting import pick
-from confide_server.rag.retrieval import Searcher
-from confide_server.rag.sentences_near import SentenceVectors, sentences_of
-from confide_server.rag.verifying import CitationError, verify_answer
 
 MEASURES = {"ndcg_cut_10": "ndcg_at_10", "recall_1": "recall_at_1", "recall_5": "recall_at_5", "recip_rank": "mrr"}
 PARTS = ("bm25", "dense", "hybrid")

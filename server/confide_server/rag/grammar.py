@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from confide_server.rag.verifying import REFUSAL, CitationError
+from confide.rag.verifying import REFUSAL, CitationError
 
 Choice = tuple[int, str]
 """A passage's number in the prompt, and a sentence of it in one line."""

@@ -15,11 +15,10 @@ from typing import Annotated
 
 from confide.documents import StoredDocument
 from confide.errors import DataError
+from confide.rag.canonical_text import normalised
+from confide.rag.catalogue import Document
+from confide.rag.collection import Collection, passage_name
 from pydantic import Field, ValidationError
-
-from confide_server.rag.canonical_text import normalised
-from confide_server.rag.catalogue import Document
-from confide_server.rag.collection import Collection, passage_name
 
 _MOST_BYTES = 64 * 2**20
 _MOST_QUESTIONS = 100_000

@@ -2,7 +2,10 @@
 release. Preferences themselves may stay at the nodes: methods "reward" and "dpo" are the federated halves.
 
     candidates -> annotating -> preferences -> snapshots -> central_reward -> reward_model
+    adjudication (pairs that annotators left open) -> snapshots
     documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
+    opinions_of_nodes (what nodes are asked of public answers, and said): to preferences, and to the gate
+    gate_subject (which run's model a folder holds) -> evidence -> release_evidence (whether it lets a release pass)
 """
 
 # What `confide --help` says of each without importing it: the first paragraph of its own help.

@@ -6,7 +6,7 @@ fixed by their name: nobody sees the same model always first, and who stops goes
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +49,23 @@ def tasks(candidates: Sequence[Candidate], annotator: str) -> list[Task]:
     return sorted(found, key=lambda task: draw("order", *sorted((task.first.id, task.second.id))))
 
 
+def pair_of(task: Task) -> tuple[str, str]:
+    """Its answers' ids, as Comparison.pair has them."""
+    one, other = sorted((task.first.id, task.second.id))
+    return one, other
+
+
 class Session:
     """One annotator's sitting over one file of candidates."""
 
     def __init__(
         self, candidates: Sequence[Candidate], annotator: str, file: Path, *, rubric: str = "1",
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, only: Collection[tuple[str, str]] | None = None,
     ) -> None:  # fmt: skip
-        """file: the annotator's ratings; may exist. Raises DataError for a damaged one."""
+        """file: the annotator's ratings; may exist. only: these pairs, else all. Raises DataError for a damaged one."""
         self._tasks, self._annotator, self._file, self._rubric = tasks(candidates, annotator), annotator, file, rubric
+        if only is not None:
+            self._tasks = [task for task in self._tasks if pair_of(task) in only]
         self._clock = clock
         self._made = standing(read_lines(file, Comparison)) if file.exists() else []
         self._shown_at = clock()
@@ -77,7 +85,7 @@ class Session:
         judged = {one.pair for one in self._made}
         self._shown_at = self._clock()
         for task in self._tasks:
-            if tuple(sorted((task.first.id, task.second.id))) not in judged:
+            if pair_of(task) not in judged:
                 return task
         return None
 

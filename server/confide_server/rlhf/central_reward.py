@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from confide.errors import DataError
+from confide.methods.feedback import LEAST_PAIRS, newton
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float64]
-LEAST_PAIRS = 20
 _BINS = 10
 
 
@@ -39,21 +39,6 @@ class RewardReport:
     def worst(self) -> tuple[str, float] | None:
         """The organization that is served least well."""
         return min(self.organizations.items(), key=lambda item: item[1]) if self.organizations else None
-
-
-def newton(differences_ND: Vectors, *, penalty: float = 1e-3, steps: int = 25) -> Vectors:
-    """(D,): the minimum of mean -log sigmoid(x w) + penalty/2 |w|^2 by Newton's method; convex, so there is one."""
-    count, width = differences_ND.shape
-    weight = np.zeros(width)
-    for _ in range(steps):
-        probability = 1 / (1 + np.exp(np.clip(differences_ND @ weight, -500, 500)))
-        gradient = -(differences_ND.T @ probability) / count + penalty * weight
-        curvature = (differences_ND * (probability * (1 - probability))[:, None]).T @ differences_ND / count
-        step = np.linalg.solve(curvature + penalty * np.eye(width), gradient)
-        weight -= step
-        if np.linalg.norm(step) < 1e-10:
-            break
-    return weight
 
 
 def fit(

@@ -1,7 +1,6 @@
 """`confide rlhf`: candidates, annotation, snapshots, reward models, policies, the gate. All of it works on files."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +11,8 @@ import typer
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.text import line
+
+from confide_server.rlhf import annotation_commands, feedback_commands, upload_commands
 
 app = typer.Typer(no_args_is_help=True, help="Preferences, reward models, and policies that are optimised for them.")
 
@@ -48,45 +49,6 @@ def candidates(
 
 
 @app.command()
-def annotate(
-    file: Annotated[Path, typer.Argument(help="candidates.jsonl.", exists=True, dir_okay=False)],
-    annotator: Annotated[str, typer.Option(help="Your name, in small letters.")],
-    out: Annotated[Path | None, typer.Option(help="Default: ratings-NAME.jsonl beside the candidates.")] = None,
-    rubric: Annotated[str, typer.Option(help="Version of the instructions.")] = "1",
-) -> None:
-    """Judge pairs of answers, blind: 1 or 2 the better, t tie, b both bad, s skip, u undo, q stop. Resumes."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from confide_server.rlhf.annotating import KEYS, Session
-    from confide_server.rlhf.preferences import Candidate, Person, check_candidates, read_lines
-
-    try:
-        TypeAdapter(Person).validate_python(annotator)
-    except ValidationError as error:
-        raise DataError(
-            f"the annotator's name is {line(annotator)!r}; use small letters, digits, '.', '_' and '-'"
-        ) from error
-    known = read_lines(file, Candidate)
-    check_candidates(known)
-    session = Session(known, annotator, out or file.with_name(f"ratings-{annotator}.jsonl"), rubric=rubric)
-    while (task := session.next()) is not None:
-        typer.echo(f"\n[{session.done + 1} of {session.total}] {line(task.prompt)}")
-        typer.echo(f"  1: {line(task.first.text)}\n  2: {line(task.second.text)}")
-        key = ""
-        while key not in {*KEYS, "u", "q"}:
-            typer.echo("1 2 t b s u q: ", nl=False)
-            read = sys.stdin.readline()
-            key = "q" if read == "" else read.strip().lower()
-        if key == "q":
-            break
-        if key == "u":
-            session.undo()
-        else:
-            session.judge(task, KEYS[key])
-    typer.echo(f"{session.done} of {session.total} pairs judged")
-
-
-@app.command()
 def snapshot(
     ratings: Annotated[
         list[Path], typer.Argument(help="ratings-*.jsonl, or preferences in TRL's format with --import.")
@@ -98,6 +60,7 @@ def snapshot(
     ] = 0.0,
     unanimous: Annotated[bool, typer.Option(help="Only pairs on which all agree; default: more than half.")] = False,
     annotators: Annotated[str, typer.Option(help="Who may have judged, with commas; default: anybody.")] = "",
+    adjudicated: Annotated[list[Path] | None, typer.Option(help="Decisions on open pairs.", exists=True)] = None,
     imported: Annotated[bool, typer.Option("--import", help="The files hold chosen and rejected answers.")] = False,
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("snapshots"),
 ) -> None:
@@ -116,7 +79,10 @@ def snapshot(
         known = standing(read_lines(gold, Comparison)) if gold is not None else []
         answers = {one.pair: one.preferred for one in known if one.preferred is not None}
         filters = Filters(least_gold=least_gold, disagreement="unanimous" if unanimous else "majority")
-        made = Snapshot.of(read_lines(candidates_file, Candidate), judged, gold=answers, filters=filters)
+        settled = [one for path in adjudicated or [] for one in read_lines(path, Comparison)]
+        made = Snapshot.of(
+            read_lines(candidates_file, Candidate), judged, gold=answers, filters=filters, adjudicated=settled
+        )
     path = made.write(out)
     typer.echo(json.dumps(made.document["statistics"], indent=1, sort_keys=True))
     typer.echo(str(path))
@@ -162,7 +128,7 @@ def reward(
     chosen, rejected = ([str(row[side]) for row in rows] for side in ("chosen", "rejected"))
     differences = (reader.of(asked, chosen) - reader.of(asked, rejected)).astype(float)
     longer = [len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]
-    weight, report = central_reward.fit(differences, longer_N=longer, seed=seed)
+    weight, report = central_reward.fit(differences, longer_N=longer, organizations=made.organizations, seed=seed)
     lineage = {"snapshot": made.sha256, "seed": seed, "privacy": "none: the snapshot was read as it is"}
     sha256 = folder_digest(base)
     write_reward(out, weight, base_sha256=sha256, pooling=pooling, max_length=max_length, lineage=lineage)
@@ -172,6 +138,8 @@ def reward(
         f"accuracy {report.accuracy:.3f} ({report.interval[0]:.3f} to {report.interval[1]:.3f}) on {report.held_out} "
         f"held-out pairs; calibration error {report.calibration_error:.3f}; in {out}"
     )
+    if report.worst is not None:
+        typer.echo(f"worst organization: {line(report.worst[0])}, accuracy {report.worst[1]:.3f}")
 
 
 @app.command()
@@ -250,7 +218,13 @@ def evaluate(
     member: Annotated[
         Path | None, typer.Option(help="A member's folder whose identity key signs the evidence.")
     ] = None,
+    opinions: Annotated[
+        Path | None, typer.Option(help="Export of a feedback run that asked nodes about both.", file_okay=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("gate"),
+    organizations: Annotated[
+        Path | None, typer.Option(help="Whose each gate prompt is, one name a line: the worst counts.", exists=True)
+    ] = None,
     count: Annotated[int, typer.Option(help="Answers to each prompt.", min=1)] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -259,8 +233,9 @@ def evaluate(
     from confide.identity.member import load_member
     from confide.models.store import folder_digest
 
-    from confide_server.rlhf import gate, page
+    from confide_server.rlhf import gate, gate_subject, page
     from confide_server.rlhf.candidates import adapter_digest, prompt_set
+    from confide_server.rlhf.opinions_of_nodes import check_subject, read_opinions
     from confide_server.rlhf.policy import Policy, Sampling
     from confide_server.rlhf.reward_model import RewardModel
 
@@ -279,19 +254,31 @@ def evaluate(
     tokenizer = models[0].tokenizer
     figures = gate.measure(
         models[0], models[1], judge, asked, (sides[0], sides[1]), general=passages, seed=seed,
+        organizations=gate.whose(organizations, asked),
         tokens=lambda text: len(tokenizer(text)["input_ids"]),
     )  # fmt: skip
     thresholds = gate.Thresholds()
-    verdict = gate.decide(figures, thresholds)
+    said_by_nodes = read_opinions(opinions) if opinions is not None else None
+    verdict = gate.decide(figures, thresholds, said_by_nodes=said_by_nodes)
     lineage: dict[str, Any] = {
         "base": folder_digest(base), "candidate": adapter_digest(candidate), "baseline": adapter_digest(against),
         "judge": sha256_file(reward_model / "reward_head.safetensors"), "prompts": digest,
     }  # fmt: skip
+    released = gate_subject.released(candidate, against, base)
+    if released is not None:
+        lineage["released"] = released
+    if said_by_nodes is not None:
+        ours = (released["model_sha256"], released["baseline_sha256"]) if released is not None else (
+            lineage["candidate"], lineage["baseline"],
+        )  # fmt: skip
+        check_subject(said_by_nodes, *ours)
     if (candidate.parent / "lineage.json").exists():
         lineage["training"] = json.loads((candidate.parent / "lineage.json").read_bytes())
     if trained_on is None:
         lineage["leak"] = "not checked: no training prompts were named"
     evidence = gate.evidence_of(figures, thresholds, verdict, lineage=lineage, made_at=time.time())
+    if said_by_nodes is not None:
+        evidence["nodes"] = said_by_nodes
     private_folder(out)
     signer = ""
     if member is not None:
@@ -306,3 +293,8 @@ def evaluate(
         typer.echo(f"  {text}")
     if not verdict.passed:
         raise typer.Exit(3)
+
+
+annotation_commands.register(app)
+feedback_commands.register(app)
+upload_commands.register(app)

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ from confide.errors import DataError
 from confide.identity.keys import SigningKey
 from confide.identity.signed import open_document, sign_document
 from numpy.typing import NDArray
+
+from confide_server.rlhf.opinions_of_nodes import faults
 
 DOMAIN = "rlhf-evidence"
 _RESAMPLES = 2000
@@ -42,6 +45,8 @@ class Model(Protocol):
 class Thresholds:
     """What a candidate must keep to. A release states its own, they stand in its evidence."""
 
+    prompts: int = 30
+    """Fewer tell nothing, whatever their interval: the bootstrap of a handful that all agree has no width."""
     win_rate: float = 0.5
     """The lower end of the win rate's interval must be above it."""
     kl: float = 20.0
@@ -90,6 +95,19 @@ def check_no_leak(training: Sequence[str], gate: Sequence[str]) -> None:
             f"PROMPTS_LEAK: {len(shared)} of {len(set(map(_plain, gate)))} gate prompts are in the training set too; "
             "take them out of one of the two"
         )
+
+
+def whose(path: Path | None, prompts: Sequence[str]) -> list[str]:
+    """Names in a file, one a line, each of the organization that asks the prompt in the same place; none: of nobody.
+
+    Raises DataError for another number of names than prompts.
+    """
+    if path is None:
+        return []
+    names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if len(names) != len(prompts):
+        raise DataError(f"{path} names {len(names)} organizations for {len(prompts)} prompts; give one a prompt")
+    return names
 
 
 def _plain(text: str) -> str:
@@ -178,9 +196,14 @@ def repetition(text: str) -> float:
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
-def decide(figures: Figures, thresholds: Thresholds) -> Verdict:
-    """Every threshold by itself; what was not measured fails nothing and is named."""
+def decide(figures: Figures, thresholds: Thresholds, *, said_by_nodes: Mapping[str, Any] | None = None) -> Verdict:
+    """Every threshold by itself; what was not measured fails nothing and is named.
+
+    said_by_nodes: opinions_of_nodes.read_opinions of a gate that nodes answered.
+    """
     failed, unknown = [], []
+    if figures.prompts < thresholds.prompts:
+        failed.append(f"{figures.prompts} prompts, too few to tell; at least {thresholds.prompts} are asked")
     if not figures.interval[0] > thresholds.win_rate:
         failed.append(
             f"win rate {figures.win_rate:.3f}, interval {figures.interval[0]:.3f} to {figures.interval[1]:.3f}: "
@@ -208,6 +231,10 @@ def decide(figures: Figures, thresholds: Thresholds) -> Verdict:
         failed.append(
             f"win rate {figures.organizations[worst]:.3f} at {worst}, below {thresholds.worst_organization:g}"
         )
+    if said_by_nodes is None:
+        unknown.append("what organizations' own judges say: no node was asked")
+    else:
+        failed += faults(said_by_nodes, win_rate=thresholds.win_rate)
     return Verdict(not failed, tuple(failed), tuple(unknown))
 
 

@@ -14,9 +14,11 @@ import torch
 from confide.errors import DataError
 from confide.methods.preference import PairEncoder, answer_rows
 from confide.models.architecture import load_tokenizer
-from torch.nn import functional as F
 
 _ROWS_AT_ONCE = 16
+"""Of log-probabilities, whose logits of every token are in memory at once."""
+_ANSWERS_AT_ONCE = 64
+"""Of generation, where each step reads all weights once, whatever the number of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class Policy:
         if adapter is not None:
             import peft
 
-            model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+            # Merged: it only answers, and every token then costs what the base's does.
+            model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=False).merge_and_unload()
         self.model = model.eval()
         self._encoder = PairEncoder("dpo", self.tokenizer, max_length)
 
@@ -70,8 +73,8 @@ class Policy:
         torch.manual_seed(sampling.seed)
         rows = [(number, self._prompt(prompt)) for number, prompt in enumerate(prompts) for _ in range(count)]
         found: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(rows), _ANSWERS_AT_ONCE):
+            part = rows[start : start + _ANSWERS_AT_ONCE]
             for (number, _), completion in zip(part, self._generate([ids for _, ids in part], sampling), strict=True):
                 found[number].append(Completion(prompts[number], *completion))
         return found
@@ -107,8 +110,13 @@ class Policy:
         with torch.no_grad():
             for start in range(0, len(encoded), _ROWS_AT_ONCE):
                 inputs = answer_rows(encoded[start : start + _ROWS_AT_ONCE], self.tokenizer.pad_token_id)
-                logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-                log_p = F.log_softmax(logits[:, :-1].double(), dim=-1)
-                chosen = log_p.gather(2, inputs["input_ids"][:, 1:, None])[:, :, 0]
-                parts.append((chosen * inputs["answer_mask"][:, 1:]).sum(dim=1))
+                mask = inputs["answer_mask"]
+                # Of the vocabulary's scores only those before answer tokens: they are most of the work and the memory.
+                kept = min(mask.shape[1], mask.shape[1] - int(mask.int().argmax(dim=1).min()) + 1)
+                logits = self.model(
+                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=kept
+                ).logits[:, :-1]
+                chosen = logits.gather(2, inputs["input_ids"][:, 1 - kept :, None])[:, :, 0]
+                log_p = (chosen - torch.logsumexp(logits, dim=-1)).double()
+                parts.append((log_p * mask[:, 1 - kept :]).sum(dim=1))
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)

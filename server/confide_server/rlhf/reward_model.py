@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from confide.errors import ModelError
+from confide.files import sha256_file
 from confide.methods.preference import PairEncoder, answer_rows
 from confide.methods.reward import Features
 from confide.models.architecture import load_tokenizer
@@ -33,10 +34,24 @@ class RewardModel:
                 f"{self.document.base_sha256[:16]}, and {base_sha256[:16]} was given; give its own base, or train "
                 "another reward model"
             )
-        self.features = FeatureReader(base, self.document.pooling, self.document.max_length)
+        adapter = self._adapter(folder)
+        self.features = FeatureReader(base, self.document.pooling, self.document.max_length, adapter=adapter)
         width = self.features.width
         if self.weight.shape != (width,):
             raise ModelError(f"the reward head has {self.weight.size} weights; its base has {width} features")
+
+    def _adapter(self, folder: Path) -> Path | None:
+        wanted = self.document.adapter_sha256
+        if not wanted:
+            return None
+        path = folder / "adapter_model.safetensors"
+        found = sha256_file(path) if path.is_file() else "none"
+        if found != wanted:
+            raise ModelError(
+                f"REWARD_OF_ANOTHER_ADAPTER: the head in {folder} was trained over the adapter {wanted[:16]}, and "
+                f"{found[:16]} is there; export the run again"
+            )
+        return folder
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """(N,) rewards. Raises ModelError for NaN: a reward is never silently zero."""
@@ -50,7 +65,8 @@ class RewardModel:
 class FeatureReader:
     """Features of answers under a base, as method "reward" makes them."""
 
-    def __init__(self, base: Path, pooling: str, max_length: int) -> None:
+    def __init__(self, base: Path, pooling: str, max_length: int, *, adapter: Path | None = None) -> None:
+        """adapter: a folder in PEFT's format that the base reads through; None: the base alone."""
         import transformers
 
         tokenizer = load_tokenizer(base)
@@ -60,6 +76,10 @@ class FeatureReader:
         self._model: Any = transformers.AutoModel.from_pretrained(
             base, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         ).eval()
+        if adapter is not None:
+            import peft
+
+            self._model = peft.PeftModel.from_pretrained(self._model, str(adapter), is_trainable=False).eval()
 
     @property
     def width(self) -> int:

@@ -17,6 +17,7 @@ from confide import canonical
 from confide.errors import DataError
 from confide.files import private_folder, write_atomic
 
+from confide_server.rlhf.adjudication import agreement_with_others, settle
 from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, json_lines, standing
 
 Row = dict[str, Any]
@@ -52,9 +53,11 @@ class Snapshot:
     def of(
         cls, candidates: Sequence[Candidate], comparisons: Sequence[Comparison], *,
         gold: Mapping[tuple[str, str], str] | None = None, filters: Filters | None = None,
+        adjudicated: Sequence[Comparison] = (),
     ) -> "Snapshot":  # fmt: skip
-        """gold: the better answer of pairs whose answer is known. Raises DataError for a set from which nothing,
-        or only one side, can be learned.
+        """gold: the better answer of pairs whose answer is known. adjudicated: judgements of pairs that the annotators
+        left open (adjudication.py), which settle those and no others. Raises DataError for a set from which nothing, or
+        only one side, can be learned.
         """
         filters, known = filters or Filters(), check_candidates(candidates)
         made = [one for one in standing(comparisons) if not filters.rubric or one.rubric == filters.rubric]
@@ -65,7 +68,9 @@ class Snapshot:
             )
         agreement = gold_agreement(made, gold or {})
         kept = [one for one in made if agreement.get(one.annotator, 1.0) >= filters.least_gold]
-        decided, open_pairs = decide(kept, filters.disagreement)
+        decided, undecided = decide(kept, filters.disagreement)
+        settled = settle(kept, undecided, adjudicated)
+        decided, open_pairs = sorted([*decided, *settled]), len(undecided) - len(settled)
         rows = [
             {"prompt": known[best].prompt, "chosen": known[best].text, "rejected": known[worst].text}
             for best, worst in decided
@@ -75,6 +80,7 @@ class Snapshot:
             "comparisons": len(made), "kept": len(kept), "pairs": len(rows), "undecided": open_pairs,
             "choices": dict(sorted(Counter(one.choice for one in made).items())),
             "annotators": len({one.annotator for one in made}), "gold_agreement": agreement,
+            "agreement_with_others": agreement_with_others(made), "adjudicated": len(settled),
             "krippendorff_alpha": krippendorff_alpha(made),
             "chosen_is_longer": float(np.mean([len(row["chosen"]) > len(row["rejected"]) for row in rows])),
         }  # fmt: skip
@@ -89,6 +95,7 @@ class Snapshot:
                 "statistics": statistics,
                 "candidates": [known[name].model_dump(mode="json") for name in sorted(known)],
                 "comparisons": [one.model_dump(mode="json") for one in made],
+                **({"adjudicated": [one.model_dump(mode="json") for one in adjudicated]} if adjudicated else {}),
                 "preferences": rows,
             }
         )
@@ -105,7 +112,7 @@ class Snapshot:
                 raise DataError(
                     f"row {number}: chosen and rejected are the same, so that nothing was preferred; leave it out"
                 )
-            made.append({name: row[name] for name in ("prompt", "chosen", "rejected") if row.get(name)})
+            made.append({name: row[name] for name in ("prompt", "chosen", "rejected", "organization") if row.get(name)})
         _check_sides(made, [])
         return cls({
             "version": VERSION, "filters": {}, "statistics": {"pairs": len(made)}, "candidates": [], "comparisons": [],
@@ -114,7 +121,14 @@ class Snapshot:
 
     def preferences(self) -> list[Row]:
         """{prompt, chosen, rejected}."""
-        return [dict(row) for row in self.document["preferences"]]
+        fields = ("prompt", "chosen", "rejected")
+        return [{name: row[name] for name in fields if name in row} for row in self.document["preferences"]]
+
+    @property
+    def organizations(self) -> list[str]:
+        """Whose each preference is, in order; empty where they do not all say."""
+        named = [str(row.get("organization", "")) for row in self.document["preferences"]]
+        return named if all(named) else []
 
     def unpaired(self) -> list[Row]:
         """{prompt, completion, label}: what KTO learns from."""
@@ -193,19 +207,19 @@ def _check_sides(rows: Sequence[Row], kept: Sequence[Comparison]) -> None:
         )
 
 
-def decide(comparisons: Sequence[Comparison], how: str) -> tuple[list[tuple[str, str]], int]:
-    """((better, worse) of each decided pair, in order; how many pairs stay open)."""
+def decide(comparisons: Sequence[Comparison], how: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """((better, worse) of each decided pair, in order; the pairs that stay open)."""
     votes: dict[tuple[str, str], list[str | None]] = {}
     for one in comparisons:
         if one.choice != "skip":
             votes.setdefault(one.pair, []).append(one.preferred)
-    decided, undecided = [], 0
+    decided, undecided = [], []
     for pair, cast in sorted(votes.items()):
         counts = Counter(cast)
         winner, most = counts.most_common(1)[0]
         enough = most == len(cast) if how == "unanimous" else 2 * most > len(cast)
         if winner is None or not enough:
-            undecided += 1
+            undecided.append(pair)
             continue
         decided.append((winner, pair[0] if winner == pair[1] else pair[1]))
     return decided, undecided

@@ -22,7 +22,12 @@ from confide.files import private_folder
 
 from confide_server.rlhf.documents import RlhfSpecification
 
-for _name, _value in (("HF_HUB_DISABLE_TELEMETRY", "1"), ("HF_HUB_OFFLINE", "1"), ("TRL_EXPERIMENTAL_SILENCE", "1")):
+for _name, _value in (
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("HF_HUB_OFFLINE", "1"),
+    ("TRL_EXPERIMENTAL_SILENCE", "1"),
+    ("TQDM_DISABLE", "1"),
+):
     os.environ.setdefault(_name, _value)
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -224,12 +229,14 @@ def train(
     """
     silence()
     import datasets
+    from transformers import PrinterCallback
 
     datasets.disable_progress_bars()
     private_folder(folder)
     model, peft_config, start = _model(specification, base, adapter)
     made = _trainer(specification, model, peft_config, folder, datasets.Dataset.from_list(list(records)), base, reward)
     trained = Trained(adapter=folder / "adapter", steps=0)
+    made.remove_callback(PrinterCallback)  # it prints every metric as it comes; `say` is told of them
     made.add_callback(_callback(specification, trained, say))
     guard = ReferenceGuard(made.model, start)
     newest = _newest_checkpoint(folder)
@@ -282,28 +289,72 @@ def _trainer(
     import trl
     from confide.models.architecture import load_tokenizer
 
+    training, common = specification.training, _common(specification, folder)
+    tokenizer = load_tokenizer(base)
+    given = {"model": model, "train_dataset": data, "processing_class": tokenizer, "peft_config": peft_config}
+    length = training.max_prompt_tokens + training.max_new_tokens
+    if specification.method == "dpo":
+        return trl.DPOTrainer(args=_dpo_config(trl, common, length, training.loss), **given)
+    if specification.method == "kto":
+        return trl.KTOTrainer(args=trl.KTOConfig(**common, max_length=length), **given)
+    if reward is None:
+        raise TrainingError(f"method {specification.method!r} needs a reward; name one under [reward]")
+    tokenizer.padding_side = "left"
+    kinds = {"grpo": (trl.GRPOTrainer, trl.GRPOConfig), "rloo": (trl.RLOOTrainer, trl.RLOOConfig)}
+    trainer, config = kinds[specification.method]
+    return trainer(
+        args=config(**common, **_rollout(specification)), reward_funcs=[Rewards(reward, specification)], **given
+    )
+
+
+def _common(specification: RlhfSpecification, folder: Path) -> dict[str, Any]:
+    """Arguments that all trainers take."""
     training = specification.training
-    common = {
+    return {
         "output_dir": str(folder), "max_steps": training.steps, "learning_rate": training.learning_rate,
         "per_device_train_batch_size": training.batch_size, "logging_steps": 1, "report_to": [],
         "save_steps": training.save_steps, "save_total_limit": 2, "seed": specification.seed, "use_cpu": training.cpu,
         "beta": training.beta, "disable_tqdm": True, "push_to_hub": False, "dataloader_pin_memory": False,
         "bf16": False, "gradient_checkpointing": False, "lr_scheduler_type": "constant", "logging_strategy": "steps",
     }  # fmt: skip
-    tokenizer = load_tokenizer(base)
-    given = {"model": model, "train_dataset": data, "processing_class": tokenizer, "peft_config": peft_config}
-    length = training.max_prompt_tokens + training.max_new_tokens
-    if specification.method == "dpo":
-        return trl.DPOTrainer(args=trl.DPOConfig(**common, max_length=length, loss_type=[training.loss]), **given)
-    if specification.method == "kto":
-        return trl.KTOTrainer(args=trl.KTOConfig(**common, max_length=length), **given)
-    if reward is None:
-        raise TrainingError(f"method {specification.method!r} needs a reward; name one under [reward]")
-    tokenizer.padding_side = "left"
-    rollout = {
+
+
+def _rollout(specification: RlhfSpecification) -> dict[str, Any]:
+    """Arguments of the trainers that generate."""
+    training = specification.training
+    return {
         "num_generations": training.generations, "max_completion_length": training.max_new_tokens,
         "temperature": training.temperature, "log_completions": False,
     }  # fmt: skip
-    kinds = {"grpo": (trl.GRPOTrainer, trl.GRPOConfig), "rloo": (trl.RLOOTrainer, trl.RLOOConfig)}
-    trainer, config = kinds[specification.method]
-    return trainer(args=config(**common, **rollout), reward_funcs=[Rewards(reward, specification)], **given)
+
+
+def _dpo_config(trl: Any, common: Mapping[str, Any], length: int, loss: str) -> Any:
+    """The reference's log-probabilities once before the first step, in place of in every step: they do not change."""
+    return trl.DPOConfig(**common, max_length=length, loss_type=[loss], precompute_ref_log_probs=True)
+
+
+def bare_grpo(
+    specification: RlhfSpecification, *, base: Path, folder: Path, records: Sequence[Mapping[str, Any]],
+    reward: Callable[..., list[float]], tick: Callable[[Mapping[str, Any]], None],
+) -> None:  # fmt: skip
+    """GRPO by TRL alone, without anything of this module but the same arguments: what a benchmark compares it with."""
+    import datasets
+    import trl
+    from confide.models.architecture import load_tokenizer
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Tick(TrainerCallback):  # type: ignore[misc]  # transformers ships it untyped
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            tick(logs or {})
+
+    model, peft_config, _ = _model(specification, base, None)
+    tokenizer = load_tokenizer(base)
+    tokenizer.padding_side = "left"
+    made = trl.GRPOTrainer(
+        model=model, train_dataset=datasets.Dataset.from_list(list(records)), processing_class=tokenizer,
+        peft_config=peft_config, reward_funcs=[reward],
+        args=trl.GRPOConfig(**_common(specification, folder), **_rollout(specification)),
+    )  # fmt: skip
+    made.remove_callback(PrinterCallback)
+    made.add_callback(Tick())
+    made.train()

@@ -133,7 +133,7 @@ class Cohort:
             raise CohortTooSmall(self._too_small())
         self._await_connections()
         if self._run.status != "running":
-            self._book.update(self._run.run_id, status=RunStatus.RUNNING, started_at=time.time())
+            self._book.update(self._run.run_id, status=RunStatus.RUNNING, started_at=self._book.clock())
             begun = RunStarted(
                 nodes=list(self.accepted()),
                 rounds=self._federation.rounds,

@@ -5,6 +5,7 @@ and its payload is the one that was signed. Everything else becomes "node X did 
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from confide.codec.digest import DigestedFile
 from confide.errors import ConfideError, IdentityError, RetryableError, TransportError, UpdateError
 from confide.identity.keys import verify
 from confide.identity.roster import Roster
+from confide.memory import trim
 from confide.proto import fleet_pb2
 from confide.text import identifier, line
 from confide.transport.envelope import BUSY, VERSION, digest_of_entries, payload_digest
@@ -21,7 +23,6 @@ from google.protobuf.message import DecodeError
 
 from confide_server.fleet.flower import FleetReply, Presence
 from confide_server.fleet.port import Link, Session
-from confide_server.memory import trim
 from confide_server.state.run_journal import RunJournal
 
 SOONEST_AGAIN_S, LATEST_AGAIN_S = 0.5, 60.0
@@ -190,7 +191,7 @@ class Courier:
     def _send_all(self, question: Question) -> dict[str, _Asked]:
         digest = payload_digest(question.payload)
         nodes = list(question.bodies)
-        salt = time.time_ns().to_bytes(8, "big") if question.once else b""
+        salt = secrets.token_bytes(8) if question.once else b""
         step = int(question.step).to_bytes(4, "big")
         keys = [canonical.hash_fields("confide/v1/ask", step, question.bodies[node], digest, salt) for node in nodes]
         # Once for all, and before the first is sent: who connects anew meanwhile is noticed, and asked again.

@@ -5,23 +5,30 @@ before it counts; the checkpoint is durable before the round is committed in one
 end after that. What a crash cuts off is found again in the collector's folder and the database.
 """
 
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, StateError, TrainingError
+from confide.errors import (
+    ConfideError,
+    FailureName,
+    IdentityError,
+    ProtocolFailure,
+    RetryableError,
+    StateError,
+    TrainingError,
+)
 from confide.identity.roster import Roster, RosterStore
 from confide.identity.submission import SignedEnd
+from confide.memory import trim
 from confide.models.sent_coordinates import SentCoordinates
 from confide.proto import fleet_pb2
 from confide.rounds import merkle
 from confide.rounds.outer_step import mean_update, next_model
 from confide.rounds.record import RoundRecord, upload_leaves, uploads_of
 from confide.sealing.member.chain import link_of
-from confide.sealing.roles import Abandoned, Collector, Exchange, Opened, SlotPlan
+from confide.sealing.roles import WORK, Abandoned, Collector, Exchange, Opened, SlotPlan
 
-from confide_server.memory import trim
 from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
 from confide_server.rounds.exchange import Answer, Courier, Question
@@ -180,8 +187,9 @@ class Rounds:
         while True:
             roster = self._roster.current
             try:
-                roster.check_fresh(time.time())
-            except ProtocolFailure as error:  # nodes would refuse everything; a newer roster lets the run go on
+                roster.check_fresh(self._book.clock())
+            except (ProtocolFailure, IdentityError) as error:
+                # Nodes would refuse everything; a newer roster lets the run go on, or this machine's clock set right.
                 self._book.update(self._run.run_id, detail=f"waiting: {error}")
                 self._book.waits(self._run.run_id, (), str(error))
                 self._turn.give_back()
@@ -290,13 +298,13 @@ class Rounds:
             except ConfideError as error:
                 self._dropped(number, answer.node, error.code, str(error), answered=True)
                 continue
-            if exchange.step == fleet_pb2.TRAIN:
+            if exchange.step in WORK:
                 self._received[answer.node] = size
                 self._book.record(self._run.run_id, Contributed(round=number, node=answer.node, bytes=size))
 
     def _deadline_s(self, exchange: Exchange, model: Mapping[str, bytes]) -> float:
         """The collector knows how long the specification allows at most; the cohort what its nodes need."""
-        if exchange.step != fleet_pb2.TRAIN:
+        if exchange.step not in WORK:
             return exchange.deadline_s
         return min(exchange.deadline_s, self._cohort.step_deadline_s(len(model.get("model", b""))))
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from confide.errors import StateError
+from confide.rag.access import Caller
+from confide.rag.embedder import Embedder
+from confide.rag.library import Library
 
-from confide_server.rag.access import Caller
 from confide_server.rag.answering import Answerer, QueryPort
-from confide_server.rag.embedder import Embedder
 from confide_server.rag.grammar import Writer
-from confide_server.rag.library import Library
 from confide_server.serving.catalogue import Target
 from confide_server.serving.documents import Cited
 from confide_server.serving.port import Generation

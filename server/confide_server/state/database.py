@@ -32,6 +32,7 @@ from sqlalchemy import (
     Engine,
     Float,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     String,
@@ -51,10 +52,15 @@ BUSY_TIMEOUT_S = 60
 """How long a writer of SQLite waits for the others."""
 AFTER_COMMIT = "after_commit"
 """In a session's `info`: what is to be called once its transaction is durable."""
+CLOCK = "clock"
+"""In a session's `info`: the database's clock."""
 _BEGIN = "confide_begin"
 _MIGRATION_LOCK = 0x436F6E66696465
 """Of PostgreSQL's advisory locks: "Confide"."""
 Json = dict[str, Any]
+
+
+_OFFERS = text("kind = 'offer_answered'")
 
 
 class Base(DeclarativeBase):
@@ -97,7 +103,12 @@ class Run(Base):
     method: Mapped[str] = mapped_column(String(32), default="")
     data: Mapped[str] = mapped_column(String(64), default="")
     privacy_unit: Mapped[str] = mapped_column(String(16), default="")
-    """These three are the specification's, for lists."""
+    privacy_epsilon: Mapped[float] = mapped_column(Float, default=0.0)
+    """0: nothing is promised."""
+    privacy_delta: Mapped[float] = mapped_column(Float, default=0.0)
+    base_sha256: Mapped[str] = mapped_column(String(64), default="")
+    base_name: Mapped[str] = mapped_column(String(200), default="")
+    """These seven are the specification's, for lists."""
     parent_run_id: Mapped[str] = mapped_column(String(32), default="")
     """The run whose model it began with, as its administrator signed; "" for none."""
     parent_round: Mapped[int] = mapped_column(Integer, default=0)
@@ -210,6 +221,10 @@ class Event(Base):
     data: Mapped[Json]
     number: Mapped[int] = mapped_column(BigInteger, index=True, unique=True)
     """Rises over all runs."""
+    __table_args__ = (
+        Index("ix_events_offers", "number", sqlite_where=_OFFERS, postgresql_where=_OFFERS),
+        Index("ix_events_offers_of_run", "run_id", "sequence", sqlite_where=_OFFERS, postgresql_where=_OFFERS),
+    )
 
 
 class Instruction(Base):
@@ -248,7 +263,7 @@ def _chain(previous: str, when: float, body: Json) -> str:
 
 def append_audit(session: Session, body: Json) -> None:
     """Add an entry to the audit log, in the caller's transaction, which holds the log's head until it ends."""
-    head, when = locked_head(session), time.time()
+    head, when = locked_head(session), session.info.get(CLOCK, time.time)()
     entry = Audit(number=head.number + 1, time=when, body=body, previous=head.hash, hash=_chain(head.hash, when, body))
     head.number, head.hash = entry.number, entry.hash
     session.add(entry)
@@ -266,13 +281,15 @@ _DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 class Database:
     """The engine, migrated to the newest schema."""
 
-    def __init__(self, url: str, *, flushed: bool = True) -> None:
+    def __init__(self, url: str, *, flushed: bool = True, clock: Callable[[], float] = time.time) -> None:
         """Open, check and migrate. Raises StateError when it is damaged, unreachable, or of a newer release.
 
         flushed: on SQLite a commit has reached the disk when it returns, and survives a loss of power; else it survives
         the end of the process only, and reaches the disk soon after.
+        clock: Unix seconds, by which everything that is written says when.
         """
         self.url = url
+        self.clock = clock
         try:
             self._engine = _engine(url, flushed=flushed)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
@@ -335,7 +352,7 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """All or nothing, written. Raises RetryableError when the disk is full or the database is gone."""
         try:
-            with Session(self._engine, expire_on_commit=False) as session:
+            with Session(self._engine, expire_on_commit=False, info={CLOCK: self.clock}) as session:
                 with session.begin():
                     yield session
                 done: list[Callable[[], None]] = session.info.get(AFTER_COMMIT, [])

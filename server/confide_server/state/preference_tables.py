@@ -6,6 +6,7 @@ is written once for each annotator and pair, and stays: taking it back is a mark
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from confide import canonical
@@ -59,6 +60,16 @@ class SnapshotRow(Base):
     made_at: Mapped[float] = mapped_column(Float)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """One judgement, or one that takes an earlier one back; document: its canonical bytes."""
+
+    pair: tuple[str, str]
+    annotator: str
+    document: bytes
+    undone: bool
+
+
 class PreferenceStore:
     """Reads and writes; every method is one transaction."""
 
@@ -90,26 +101,49 @@ class PreferenceStore:
         """Raises StateError RATING_REPLAYED for a second standing judgement of a pair, or for unknown answers."""
         one, other = sorted(pair)
         with self._database.transaction() as session:
-            if any(session.get(CandidateRow, name) is None for name in (one, other)):
-                raise StateError("a judged answer is not here; add the candidates first")
-            if self._standing(session, one, other, annotator) is not None:
-                raise StateError(
-                    f"RATING_REPLAYED: {annotator} has judged the pair {one[:12]}, {other[:12]}; undo it to judge anew"
-                )
-            session.add(
-                ComparisonRow(
-                    one=one, other=other, annotator=annotator, document=document, undone=False, made_at=self._clock()
-                )
+            self._rate(session, (one, other), annotator, document)
+
+    def _rate(self, session: Any, pair: tuple[str, str], annotator: str, document: bytes) -> None:
+        one, other = pair
+        if any(session.get(CandidateRow, name) is None for name in (one, other)):
+            raise StateError("a judged answer is not here; add the candidates first")
+        if self._standing(session, one, other, annotator) is not None:
+            raise StateError(
+                f"RATING_REPLAYED: {annotator} has judged the pair {one[:12]}, {other[:12]}; undo it to judge anew"
             )
+        session.add(
+            ComparisonRow(
+                one=one, other=other, annotator=annotator, document=document, undone=False, made_at=self._clock()
+            )
+        )
+
+    def take(self, judged: Sequence[Judged], *, by: str) -> int:
+        """Keep one annotator's judgements and undoings in order, all or none; how many. Raises as rate and undo."""
+        with self._database.transaction() as session:
+            for one in judged:
+                self._take(session, one)
+            append_audit(session, {"event": "ratings_taken", "count": len(judged), "by": by})
+        return len(judged)
+
+    def _take(self, session: Any, judged: Judged) -> None:
+        one, other = sorted(judged.pair)
+        if judged.undone:
+            self._undo(session, (one, other), judged.annotator)
+        else:
+            self._rate(session, (one, other), judged.annotator, judged.document)
+        session.flush()
 
     def undo(self, pair: tuple[str, str], annotator: str) -> None:
         """Raises StateError when there is nothing to take back."""
         one, other = sorted(pair)
         with self._database.transaction() as session:
-            row = self._standing(session, one, other, annotator)
-            if row is None:
-                raise StateError(f"{annotator} has no standing judgement of {one[:12]}, {other[:12]}")
-            row.undone = True
+            self._undo(session, (one, other), annotator)
+
+    def _undo(self, session: Any, pair: tuple[str, str], annotator: str) -> None:
+        row = self._standing(session, *pair, annotator)
+        if row is None:
+            raise StateError(f"{annotator} has no standing judgement of {pair[0][:12]}, {pair[1][:12]}")
+        row.undone = True
 
     @staticmethod
     def _standing(session: Any, one: str, other: str, annotator: str) -> ComparisonRow | None:
@@ -133,6 +167,13 @@ class PreferenceStore:
         query = select(ComparisonRow).where(ComparisonRow.undone.is_(False)).order_by(ComparisonRow.number)
         with self._database.reading() as session:
             return [row.document for row in session.scalars(query)]
+
+    def page(self, *, after: int, limit: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """((number, document) of those that stand, in order, with a number above `after`; whether there are more)."""
+        query = select(ComparisonRow).where(ComparisonRow.undone.is_(False), ComparisonRow.number > after)
+        with self._database.reading() as session:
+            rows = session.scalars(query.order_by(ComparisonRow.number).limit(limit + 1)).all()
+            return [(row.number, row.document) for row in rows[:limit]], len(rows) > limit
 
     def freeze(self, sha256: str, document: bytes, *, by: str) -> None:
         """Keep a snapshot, and say so in the audit log. The same one again is no change."""

@@ -4,6 +4,8 @@ What is signed is a document (canonical JSON) that names model, run, round and t
 of one name form a chain. At most one release of a name is published: it is what the name stands for.
 
     created -> signed (as many administrators as the roster's rules ask) -> published -> superseded | withdrawn
+
+Where the roster's rules ask for it, only past the gate (confide_server.state.release_gate).
 """
 
 import json
@@ -18,43 +20,16 @@ from confide.errors import SpecificationError, StateError
 from confide.identity.roster import RosterStore
 from confide.identity.submission import verify_release
 from confide.runs.specification import parse_canonical
-from sqlalchemy import Float, ForeignKey, Integer, LargeBinary, String, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
-from confide_server.state.database import Base, Checkpoint, Database, Run, append_audit
+from confide_server.state.database import Checkpoint, Database, Run, append_audit
+from confide_server.state.release_gate import GateStand, ReleaseGate
+from confide_server.state.release_tables import ReleaseRow, ReleaseSignatureRow
 
 VERSION = 1
 MAX_NOTES_CHARS = 4000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-class ReleaseRow(Base):
-    """One release."""
-
-    __tablename__ = "releases"
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    number: Mapped[int] = mapped_column(Integer, primary_key=True)
-    status: Mapped[str] = mapped_column(String(16))
-    """created | signed | published | superseded | withdrawn"""
-    document: Mapped[bytes] = mapped_column(LargeBinary)
-    sha256: Mapped[str] = mapped_column(String(64))
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), index=True)
-    round: Mapped[int] = mapped_column(Integer)
-    created_by: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[float] = mapped_column(Float)
-    published_by: Mapped[str] = mapped_column(String(64), default="")
-    published_at: Mapped[float | None] = mapped_column(Float)
-
-
-class ReleaseSignatureRow(Base):
-    """One administrator's signature over one release's document."""
-
-    __tablename__ = "release_signatures"
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    number: Mapped[int] = mapped_column(Integer, primary_key=True)
-    administrator: Mapped[str] = mapped_column(String(64), primary_key=True)
-    signature: Mapped[bytes] = mapped_column(LargeBinary)
-    at: Mapped[float] = mapped_column(Float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +49,7 @@ class Release:
     published_at: float | None
     signatures: Sequence[tuple[str, bytes, float]]
     """(administrator, signature, when)."""
+    gate: GateStand
 
     @property
     def said(self) -> Mapping[str, Any]:
@@ -85,9 +61,10 @@ class Release:
 class Releases:
     """All releases of this coordinator. Every change is in the audit log."""
 
-    def __init__(self, database: Database, roster: RosterStore) -> None:
+    def __init__(self, database: Database, roster: RosterStore, gate: ReleaseGate) -> None:
         self._database = database
         self._roster = roster
+        self._gate = gate
 
     @property
     def signatures_needed(self) -> int:
@@ -110,7 +87,7 @@ class Releases:
             before = session.get(ReleaseRow, (name, newest)) if newest else None
             document = _document(session, name, newest + 1, run_id, round, notes, before)
             if before is not None and _same(json.loads(before.document), document):
-                return _told(session, before)
+                return self._told(session, before)
             row = ReleaseRow(
                 name=name,
                 number=newest + 1,
@@ -126,7 +103,7 @@ class Releases:
             session.add(row)
             session.flush()
             _audit(session, "release_created", row, by)
-            return _told(session, row)
+            return self._told(session, row)
 
     def sign(self, name: str, number: int, administrator: str, signature: bytes) -> Release:
         """Keep an administrator's signature. The same again changes nothing.
@@ -143,38 +120,56 @@ class Releases:
                 session.add(kept)
                 session.flush()
                 _audit(session, "release_signed", row, administrator)
-            told = _told(session, row)
+            told = self._told(session, row)
             if row.status == "created" and len(self._valid(told)) >= self.signatures_needed:
                 row.status = "signed"
             session.flush()
-            return _told(session, row)
+            return self._told(session, row)
+
+    def attach(self, name: str, number: int, signer: str, evidence: bytes) -> Release:
+        """Keep evidence that the release's model passed the gate. Raises as ReleaseGate.attach."""
+        with self._database.transaction() as session:
+            row = _row(session, name, number)
+            self._gate.attach(session, row, signer, evidence)
+            return self._told(session, row)
+
+    def override(self, name: str, number: int, administrator: str, reason: str, signature: bytes) -> Release:
+        """Keep an administrator's signature that the release goes without. Raises as ReleaseGate.override."""
+        with self._database.transaction() as session:
+            row = _row(session, name, number)
+            self._gate.override(session, row, administrator, reason, signature)
+            return self._told(session, row)
 
     def publish(self, name: str, number: int, by: str) -> Release:
-        """Let the name stand for this release. Idempotent. Raises StateError while signatures are missing."""
+        """Let the name stand for this release. Idempotent.
+
+        Raises StateError while signatures are missing, or the gate's evidence where the rules ask for it.
+        """
         with self._database.transaction() as session:
             row = _row(session, name, number)
             if row.status == "published":
-                return _told(session, row)
+                return self._told(session, row)
             if row.status == "withdrawn":
                 raise StateError(f"release {name}/{number} was rolled back; make a new release of its model")
-            self._check_signed(_told(session, row))
+            self._check_signed(self._told(session, row))
+            self._gate.check(session, row)
             self._stand_for(session, row, "superseded", by, "release_published")
-            return _told(session, row)
+            return self._told(session, row)
 
     def roll_back(self, name: str, number: int, reason: str, by: str) -> Release:
         """Let the name stand for an earlier release again; the one that is published is withdrawn. Idempotent."""
         with self._database.transaction() as session:
             row = _row(session, name, number)
             if row.status == "published":
-                return _told(session, row)
+                return self._told(session, row)
             if row.published_at is None or row.status == "withdrawn":
                 raise StateError(
                     f"release {name}/{number} is {row.status}; only one that was published before, and was not "
                     "withdrawn, can be rolled back to"
                 )
-            self._check_signed(_told(session, row))  # an administrator may have been revoked since
+            self._check_signed(self._told(session, row))  # an administrator may have been revoked since
             self._stand_for(session, row, "withdrawn", by, "release_rolled_back", reason=reason[:MAX_NOTES_CHARS])
-            return _told(session, row)
+            return self._told(session, row)
 
     def _stand_for(self, session: Session, row: ReleaseRow, others: str, by: str, event: str, **more: Any) -> None:
         current = (ReleaseRow.name == row.name) & (ReleaseRow.status == "published")
@@ -209,7 +204,26 @@ class Releases:
             query = query.where((ReleaseRow.created_at < at) | same)
         query = query.order_by(ReleaseRow.created_at.desc(), ReleaseRow.name, ReleaseRow.number.desc()).limit(limit)
         with self._database.reading() as session:
-            return [_told(session, row) for row in session.scalars(query).all()]
+            return [self._told(session, row) for row in session.scalars(query).all()]
+
+    def _told(self, session: Session, row: ReleaseRow) -> Release:
+        of_release = (ReleaseSignatureRow.name == row.name) & (ReleaseSignatureRow.number == row.number)
+        signed = session.scalars(select(ReleaseSignatureRow).where(of_release).order_by(ReleaseSignatureRow.at)).all()
+        return Release(
+            name=row.name,
+            number=row.number,
+            status=row.status,
+            document=row.document,
+            sha256=row.sha256,
+            run_id=row.run_id,
+            round=row.round,
+            created_by=row.created_by,
+            created_at=row.created_at,
+            published_by=row.published_by,
+            published_at=row.published_at,
+            signatures=[(one.administrator, one.signature, one.at) for one in signed],
+            gate=self._gate.stand(session, row),
+        )
 
 
 def _same(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -246,25 +260,6 @@ def _row(session: Session, name: str, number: int) -> ReleaseRow:
     if row is None:
         raise StateError(f"there is no release {name[:64]}/{number}; `confide release list` shows those there are")
     return row
-
-
-def _told(session: Session, row: ReleaseRow) -> Release:
-    of_release = (ReleaseSignatureRow.name == row.name) & (ReleaseSignatureRow.number == row.number)
-    signed = session.scalars(select(ReleaseSignatureRow).where(of_release).order_by(ReleaseSignatureRow.at)).all()
-    return Release(
-        name=row.name,
-        number=row.number,
-        status=row.status,
-        document=row.document,
-        sha256=row.sha256,
-        run_id=row.run_id,
-        round=row.round,
-        created_by=row.created_by,
-        created_at=row.created_at,
-        published_by=row.published_by,
-        published_at=row.published_at,
-        signatures=[(one.administrator, one.signature, one.at) for one in signed],
-    )
 
 
 def _audit(session: Session, event: str, row: ReleaseRow, by: str, **more: Any) -> None:

@@ -22,7 +22,7 @@ from confide_server.state.database import (
     append_audit,
 )
 from confide_server.state.events import PausedByOperator, ResumedByOperator, RunDeleted
-from confide_server.state.releases import ReleaseRow
+from confide_server.state.release_tables import ReleaseRow
 from confide_server.state.run_journal import RunJournal
 from confide_server.state.run_status import ENDED
 

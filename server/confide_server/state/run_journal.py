@@ -130,6 +130,8 @@ class RunJournal:
         """receipts: the ledger receipts of a run, for its manifest."""
         self._database = database
         self.checkpoints = checkpoints
+        self.clock = database.clock
+        """Unix seconds, as this coordinator knows them."""
         self._roster = roster
         self._receipts = receipts
         self._changed = threading.Condition()
@@ -176,7 +178,7 @@ class RunJournal:
             locked_head(session)
             _check_unused(session, signed)
             number = (session.scalar(select(func.max(Run.number))) or 0) + 1
-            run = _new_run(number, submission, specification)
+            run = _new_run(number, submission, specification, self.clock())
             run.status = RunStatus.SUBMITTED if enough else RunStatus.DRAFT
             session.add(run)
             session.flush()
@@ -241,7 +243,7 @@ class RunJournal:
             before = _signed(run)
             signed = replace(before, cosigned=(*before.cosigned, (administrator, signature)))
             names = signers(roster, signed)
-            signed.check_in_time(time.time())
+            signed.check_in_time(self.clock())
             run.cosigned = [[name, one.hex()] for name, one in signed.cosigned]
             enough = len(names) >= roster.rules.submission
             run.status = RunStatus.SUBMITTED if enough else RunStatus.DRAFT
@@ -251,7 +253,7 @@ class RunJournal:
 
     def check_new(self, signed: SignedSubmission) -> None:
         """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED for what need not be looked at any further."""
-        signed.check_in_time(time.time())
+        signed.check_in_time(self.clock())
         with self._database.transaction() as session:
             _check_unused(session, signed)
 
@@ -493,7 +495,7 @@ class RunJournal:
             run = self.locked(session, run_id)
             if (run.waits_for, run.waits_reason) == (list(names), reason):
                 return
-            since = run.waiting_since if reason and run.waiting_since is not None else time.time()
+            since = run.waiting_since if reason and run.waiting_since is not None else self.clock()
             run.waits_for, run.waits_reason, run.waiting_since = list(names), reason, since if reason else None
             self.add_event(session, run_id, RunWaits(waits_for=list(names), reason=reason))
         self.notify()
@@ -517,7 +519,7 @@ class RunJournal:
     def add_event(self, session: Session, run_id: str, event: Happening) -> None:
         """Append an event in the caller's transaction, which holds the run and the events' head until it ends."""
         run = self.locked(session, run_id)
-        head, now = locked_head(session, "events"), time.time()
+        head, now = locked_head(session, "events"), self.clock()
         last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
         head.number += 1
         run.last_event = head.number
@@ -575,7 +577,7 @@ class RunJournal:
                 return unopened.slot, unopened.attempt
             slot = (session.scalar(select(func.max(Slot.slot)).where(Slot.run_id == run_id)) or 0) + 1
             attempt = len(session.scalars(of_round).all()) + 1
-            row = Slot(run_id=run_id, slot=slot, round=round, attempt=attempt, state="planned", planned_at=time.time())
+            row = Slot(run_id=run_id, slot=slot, round=round, attempt=attempt, state="planned", planned_at=self.clock())
             row.code = row.reason = ""
             session.add(row)
         return slot, attempt
@@ -629,7 +631,7 @@ class RunJournal:
                     evidence=[dict(one) for one in opened.evidence],
                     update_norm=done.update_norm,
                     seconds=done.seconds,
-                    committed_at=time.time(),
+                    committed_at=self.clock(),
                     phases=dict(done.phases),
                     received=dict(done.received),
                     record=done.record,
@@ -673,7 +675,7 @@ class RunJournal:
         self.end(run_id, RunStatus.FAILED, RunFailed(code=code, reason=reason), f"{code}: {reason}")
 
     def _end(self, session: Session, run: Run, status: RunStatus, event: Happening, detail: str) -> None:
-        run.status, run.detail, run.ended_at = status, detail, time.time()
+        run.status, run.detail, run.ended_at = status, detail, self.clock()
         run.waits_for, run.waits_reason, run.waiting_since, run.paused_at = [], "", None, None
         self.add_event(session, run.run_id, event)
         append_audit(session, {"event": event.kind, "run_id": run.run_id, **data_of(event)})
@@ -747,7 +749,7 @@ def _signed(run: Run) -> SignedSubmission:
     )
 
 
-def _new_run(number: int, submission: Submission, specification: Specification) -> Run:
+def _new_run(number: int, submission: Submission, specification: Specification, now: float) -> Run:
     signed = submission.signed
     return Run(
         run_id=signed.run_id,
@@ -763,7 +765,7 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         expires_at=signed.expires_at,
         stop_signature=b"",
         schema=submission.schema,
-        submitted_at=time.time(),
+        submitted_at=now,
         round=0,
         rounds=specification.federation.rounds,
         sealing=specification.sealing.kind.value,
@@ -771,6 +773,10 @@ def _new_run(number: int, submission: Submission, specification: Specification) 
         method=specification.method.name,
         data=specification.federation.data,
         privacy_unit=specification.privacy.unit,
+        privacy_epsilon=specification.privacy.epsilon or 0.0,
+        privacy_delta=(specification.privacy.delta or 0.0) if specification.privacy.epsilon else 0.0,
+        base_sha256=specification.model.sha256,
+        base_name=specification.model.name,
         parent_run_id=signed.parent_run_id,
         parent_round=signed.parent_round,
         cosigned=[[name, one.hex()] for name, one in signed.cosigned],

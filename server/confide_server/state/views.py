@@ -4,22 +4,23 @@ A list of runs costs one query however many there are; what is long (specificati
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from confide.errors import StateError, TransportError
 from confide.identity.roster import utc
-from confide.runs.specification import parse_canonical
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, case, func, select, text
 from sqlalchemy.orm import Session
 
 from confide_server.state.database import Answer, Checkpoint, Database, Event, Round, Run, SignedRoster
 from confide_server.state.events import OfferAnswered
-from confide_server.state.releases import ReleaseRow
+from confide_server.state.release_tables import ReleaseRow
 from confide_server.state.run_status import OPEN, RunStatus
 
 MAX_PAGE = 200
+_MOST_NAMED = 500
+"""Runs that a query names one by one; more are looked for among all."""
 RunRow = Any
 """A row with the columns that were asked for, by name: SQLAlchemy's, which types no names."""
 _CURSOR = re.compile(r"[0-9]{1,18}")
@@ -31,6 +32,8 @@ SHOWN: ColumnElement[str] = case(
     ((Run.status == RunStatus.FINISHED) & (Run.short_rounds > 0), RunStatus.FINISHED_WITH_FEWER.value),
     else_=Run.status,
 )
+_OFFERS = text(f"events.kind = '{OfferAnswered.kind}'")
+"""The words of the indices' own condition: of a parameter the database could not know that they serve."""
 _COLUMNS = (
     Run.run_id,
     Run.number,
@@ -47,6 +50,7 @@ _COLUMNS = (
     Run.method,
     Run.data,
     Run.privacy_unit,
+    Run.privacy_epsilon,
     Run.cohort,
     Run.waits_for,
     Run.waits_reason,
@@ -75,6 +79,7 @@ class Filters:
     method: str = ""
     parent_run_id: str = ""
     run_id_prefix: str = ""
+    run_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,17 @@ class Detail:
     offers: Mapping[str, tuple[float, Mapping[str, Any]]]
     """Newest "offer_answered" of each node: (when, data)."""
     children: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PrivacyClaim:
+    """What a run promises; epsilon 0: nothing. at: when it ended, or was submitted while it has not."""
+
+    name: str = ""
+    unit: str = ""
+    epsilon: float = 0.0
+    delta: float = 0.0
+    at: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +258,8 @@ class Views:
 
     def lineage(self, run_id: str = "") -> Lineage:
         """Base models, runs and releases; of one run: what it stands on and what stands on it."""
-        columns = (Run.run_id, Run.name, SHOWN.label("status"), Run.parent_run_id, Run.parent_round, Run.specification)
+        columns = (Run.run_id, Run.name, SHOWN.label("status"), Run.parent_run_id, Run.parent_round, Run.base_sha256,
+                   Run.base_name)  # fmt: skip
         with self._database.reading() as session:
             runs = {row.run_id: row for row in session.execute(select(*columns).where(Run.deleted_at.is_(None)))}
             releases = session.execute(
@@ -257,7 +274,7 @@ class Views:
 
     def newest_offers(self) -> Mapping[str, Mapping[str, Any]]:
         """What each node said last when it accepted a run, of the newest answers."""
-        query = select(Event.data).where(Event.kind == OfferAnswered.kind).order_by(Event.number.desc()).limit(1000)
+        query = select(Event.data).where(_OFFERS).order_by(Event.number.desc()).limit(1000)
         found: dict[str, Mapping[str, Any]] = {}
         with self._database.reading() as session:
             for data in session.scalars(query):
@@ -265,15 +282,20 @@ class Views:
                     found.setdefault(data["node"], data)
         return found
 
-    def privacy_claim(self, run_id: str) -> tuple[str, str, float, float]:
-        """(name, unit, epsilon, delta) of a run, as specified; empty and 0 where nothing is promised or known."""
+    def privacy_claims(self, run_ids: Collection[str]) -> Mapping[str, PrivacyClaim]:
+        """What runs claim, as specified; a run that is not known has none."""
+        columns = (Run.run_id, Run.name, Run.privacy_unit, Run.privacy_epsilon, Run.privacy_delta, Run.submitted_at,
+                   Run.ended_at)  # fmt: skip
+        query = select(*columns)
+        if len(run_ids) <= _MOST_NAMED:
+            query = query.where(Run.run_id.in_(list(run_ids)))
         with self._database.reading() as session:
-            query = select(Run.name, Run.privacy_unit, Run.specification).where(Run.run_id == run_id)
-            row = session.execute(query).first()
-        if row is None:
-            return "", "", 0.0, 0.0
-        privacy = parse_canonical(row.specification).privacy
-        return row.name, privacy.unit, privacy.epsilon or 0.0, (privacy.delta or 0.0) if privacy.epsilon else 0.0
+            return {
+                row.run_id: PrivacyClaim(
+                    row.name, row.privacy_unit, row.privacy_epsilon, row.privacy_delta, row.ended_at or row.submitted_at
+                )
+                for row in session.execute(query)
+            }
 
     # --- rosters
 
@@ -307,6 +329,8 @@ def _filtered(query: Any, filters: Filters, dialect: str) -> Any:
         query = query.where(SHOWN.in_(list(filters.statuses)))
     if filters.name_contains:
         query = query.where(Run.name.contains(filters.name_contains, autoescape=True))
+    if filters.run_ids:
+        query = query.where(Run.run_id.in_(list(filters.run_ids)))
     if filters.run_id_prefix:
         query = query.where(Run.run_id.startswith(filters.run_id_prefix, autoescape=True))
     for column, wanted in (
@@ -333,7 +357,7 @@ def _names(dialect: str, organization: str) -> ColumnElement[bool]:
 
 
 def _offers(session: Session, run_id: str) -> dict[str, tuple[float, Mapping[str, Any]]]:
-    query = select(Event.time, Event.data).where(Event.run_id == run_id, Event.kind == OfferAnswered.kind)
+    query = select(Event.time, Event.data).where(Event.run_id == run_id, _OFFERS)
     return {data["node"]: (time, data) for time, data in session.execute(query.order_by(Event.sequence))}
 
 
@@ -357,9 +381,8 @@ def _lineage(runs: Mapping[str, RunRow], releases: Sequence[RunRow]) -> Lineage:
             found.nodes.setdefault(f"run:{row.parent_run_id}", ("run", row.parent_run_id[:8], "unknown"))
             found.edges.append((f"run:{row.parent_run_id}", f"run:{run_id}", row.parent_round))
             continue
-        base = parse_canonical(row.specification).model
-        found.nodes[f"base:{base.sha256}"] = ("base", base.name or base.sha256[:16], "")
-        found.edges.append((f"base:{base.sha256}", f"run:{run_id}", 0))
+        found.nodes[f"base:{row.base_sha256}"] = ("base", row.base_name or row.base_sha256[:16], "")
+        found.edges.append((f"base:{row.base_sha256}", f"run:{run_id}", 0))
     for one in releases:
         found.nodes[f"release:{one.name}/{one.number}"] = ("release", f"{one.name}/{one.number}", one.status)
         found.edges.append((f"run:{one.run_id}", f"release:{one.name}/{one.number}", one.round))

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from confide.errors import DataError
-from confide_server.rag.access import Caller
-from confide_server.rag.canonical_text import canonical_text
-from confide_server.rag.chunks import passages
-from confide_server.rag.embedder import Embedder
-from confide_server.rag.library import Library, settings_for
-from confide_server.rag.parsing.parent import ParserProcess
+from confide.rag.access import Caller
+from confide.rag.canonical_text import canonical_text
+from confide.rag.chunks import passages
+from confide.rag.embedder import Embedder
+from confide.rag.library import Library, settings_for
+from confide.rag.parsing.parent import ParserProcess
 from numpy.typing import NDArray
 from rich.console import Console
 

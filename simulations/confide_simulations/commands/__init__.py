@@ -3,6 +3,9 @@
 # What `confide --help` says of each without importing it: the first paragraph of its own help.
 SUMMARIES = {
     "bench": "Measure this machine: each benchmark prints a table and writes JSON.",
+    "chaos": (
+        "Crash a simulated federation by the thousand: kills, power cuts, partitions, full disks, clocks, old disks."
+    ),
     "compare": (
         "Simulate each specification with each seed, and write one table with means, standard deviations and a plot."
     ),

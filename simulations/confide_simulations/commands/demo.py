@@ -95,3 +95,23 @@ def rag(
     demo_rag.print_report(console, result)
     if json is not None:
         demo_rag.write_json(json, result)
+
+
+@app.command()
+def whole(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
+    output: Annotated[Path, typer.Option(help="Where the lineage page goes.", file_okay=False)] = Path("demo-whole"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep state folders and logs.")] = False,
+) -> None:
+    """The whole mission: sealed and private training, a private reward, gate, release, served with documents, asked."""
+    import json as json_module
+
+    from confide.files import write_atomic
+
+    from confide_simulations.whole import run as demo_whole
+
+    console = Console()
+    result = demo_whole.run(console, output, keep=keep)
+    demo_whole.print_report(console, result)
+    if json is not None:
+        write_atomic(json, (json_module.dumps(result.to_json(), indent=2) + "\n").encode(), mode=0o644)

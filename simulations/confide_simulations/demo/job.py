@@ -54,8 +54,12 @@ def specification(
     aggregation: str = "average",
     local_steps: int = 3,
     seed: int = 7,
+    privacy: str = "",
 ) -> Specification:
-    """LoRA on the last 40% of the layers; three of four organizations would do, were they not one block."""
+    """LoRA on the last 40% of the layers; three of four organizations would do, were they not one block.
+
+    privacy: a section [privacy] as TOML; "" for none.
+    """
     text = _TOML.format(
         seed=seed,
         sha256=sha256,
@@ -69,4 +73,4 @@ def specification(
         sealing=sealing,
         colluding=1 if nodes >= 3 else 0,
     )
-    return parse_toml(text, "the demo's specification")
+    return parse_toml(text + privacy, "the demo's specification")

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from confide_simulations.rlhf import prompts
 
 ANSWERS, GATE_ANSWERS, NEW_TOKENS = 4, 2, 20
+GATE_PROMPTS = 64
+"""Of about 0.4 standard deviation each: the interval is then about 0.1 to either side, so that 0.62 passes."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,24 @@ class Aligned:
     stopped: str
     rewards: tuple[float, float]
     """Mean of best and of worst answers in training, by the private reward."""
+    adapter: Path
+    """Of the candidate."""
 
 
 def align(
     base: Path, base_sha256: str, reward: Head, judge: Head, folder: Path, *, lineage: dict[str, Any], steps: int,
-    count: int, say: Callable[[str], None], seed: int = 7,
+    count: int, say: Callable[[str], None], seed: int = 7, gate_prompts: int = GATE_PROMPTS,
+    adapter: Path | None = None, signer: SigningKey | None = None,
 ) -> Aligned:  # fmt: skip
-    """count: of training prompts."""
+    """count: of training prompts. gate_prompts: fewer than gate.Thresholds().prompts never pass.
+
+    adapter: what is aligned, and what the gate compares with; None: the base. signer: of the gate's evidence; None: a
+    key made for it.
+    """
     best_of_n.check_public("public")
-    asked, gated = prompts.training(count), prompts.gate(12)
+    asked, gated = prompts.training(count), prompts.gate(gate_prompts)
     gate.check_no_leak(asked, gated)
-    policy = Policy(base)
+    policy = Policy(base, adapter=adapter)
     say(f"the base writes {ANSWERS} answers to each of {len(asked)} public prompts; the private reward ranks them")
     drawn = policy.sample(
         asked, count=ANSWERS, sampling=Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
@@ -63,7 +72,7 @@ def align(
     specification = _specification(base_sha256, policy, pairs, steps, seed)
     trained = trl_adapter.train(
         specification, base=base, folder=folder / "dpo",
-        records=[_conversation(pair) for pair in pairs],
+        records=[_conversation(pair) for pair in pairs], adapter=adapter,
     )  # fmt: skip
     say("the gate: both models answer prompts that were never trained on, and a judge that nobody trained on decides")
     candidate = Policy(base, adapter=trained.adapter)
@@ -86,8 +95,8 @@ def align(
     )
     best = float(np.mean([group[0][0] for group in ranking]))
     worst = float(np.mean([group[-1][0] for group in ranking]))
-    signed = gate.sign_evidence(evidence, SigningKey.generate())
-    return Aligned(figures, verdict, signed, len(pairs), trained.stopped or "", (best, worst))
+    signed = gate.sign_evidence(evidence, signer or SigningKey.generate())
+    return Aligned(figures, verdict, signed, len(pairs), trained.stopped or "", (best, worst), trained.adapter)
 
 
 def _conversation(pair: best_of_n.SyntheticPair) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def _specification(
         "version": 1, "name": "demo", "method": "dpo", "seed": seed, "base": {"sha256": base_sha256},
         "data": {"snapshot": snapshot},
         "training": {
-            "steps": steps, "batch_size": 4, "learning_rate": 2e-4, "beta": 0.1, "rank": 8, "alpha": 16.0,
+            "steps": steps, "batch_size": 4, "learning_rate": 5e-4, "beta": 0.05, "rank": 8, "alpha": 16.0,
             "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "first_layer": round(0.6 * layers),
             "max_prompt_tokens": 64, "max_new_tokens": NEW_TOKENS + 4, "save_steps": 1000,
         },

@@ -33,7 +33,7 @@ max_grad_norm = 0.0
 
 [federation]
 rounds = {rounds}
-data = "shard"
+data = "{data}"
 min_cohort = {nodes}
 {clip}
 
@@ -48,7 +48,7 @@ max_missing = 0
 """
 
 
-def specification(sha256: str, *, nodes: int, epsilon: float | None) -> Specification:
+def specification(sha256: str, *, nodes: int, epsilon: float | None, data: str = "shard") -> Specification:
     """epsilon None: without privacy. Nobody may be missing: four organizations are one block, which waits anyway."""
     privacy = "" if epsilon is None else (
         f'[privacy]\nunit = "record"\nepsilon = {epsilon}\ndelta = {DELTA}\nclip = {CLIP}\nnoise = "shared"\n'
@@ -57,7 +57,7 @@ def specification(sha256: str, *, nodes: int, epsilon: float | None) -> Specific
         _TOML.format(
             name="reward" if epsilon is None else f"reward-epsilon-{epsilon:g}", sha256=sha256, max_length=MAX_LENGTH,
             batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, rounds=ROUNDS, nodes=nodes, momentum=MOMENTUM,
-            clip="clip_norm = 40.0" if epsilon is None else "", privacy=privacy,
+            data=data, clip="clip_norm = 40.0" if epsilon is None else "", privacy=privacy,
         ),
         "the demo's specification",
     )  # fmt: skip

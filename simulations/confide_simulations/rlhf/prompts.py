@@ -9,9 +9,15 @@ _SUBJECTS = (
     "a crime series in ten parts", "a chair made of oak", "a day at the zoo", "a podcast about history",
     "a radio play about the moon", "a restaurant on the corner", "a winter coat with large pockets", "a school choir",
     "a ferry across the bay", "a painting of a harbour", "a cartoon about a clever fox", "a market on Saturday",
+    "a violin recital in a church", "a tent for two people", "a puppet play about pirates",
+    "a bus tour of the old town", "a lecture on volcanoes", "a pan with a wooden handle", "a ghost story by the fire",
+    "a swimming pool in July", "a magazine about trains", "a cable car to the summit",
+    "a puzzle of a thousand pieces", "a jazz evening in a cellar", "a lamp for reading in bed",
+    "a film about two chess players", "a bakery behind the town hall", "a kite in autumn", "a course in woodwork",
+    "a boat trip at dawn", "a poem about the first snow", "a library on a hill",
 )  # fmt: skip
 _TRAINING = ("Write one sentence of review about {}.", "What did you think of {}? Answer in one sentence.")
-_GATE = "In one short sentence, say how you liked {}."
+_GATE = ("In one short sentence, say how you liked {}.", "Would you recommend {}? Say why, briefly.")
 
 
 def training(count: int) -> list[str]:
@@ -20,8 +26,8 @@ def training(count: int) -> list[str]:
 
 
 def gate(count: int) -> list[str]:
-    """At most 12: another form over other subjects."""
-    return [_GATE.format(subject) for subject in _SUBJECTS[20:]][:count]
+    """At most 64: two other forms over other subjects."""
+    return [form.format(subject) for form in _GATE for subject in _SUBJECTS[20:]][:count]
 
 
 GENERAL = (

@@ -41,7 +41,7 @@ class Options:
     test_pairs: int = 900
     judge_snippets: int = 800
     prompts: int = 32
-    steps: int = 24
+    steps: int = 16
     policy: bool = True
     seed: int = 7
     keep: bool = False

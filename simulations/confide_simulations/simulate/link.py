@@ -13,6 +13,7 @@ from confide.codec.digest import DigestedFile
 from confide.errors import TransportError
 from confide.files import private_folder
 from confide.proto import fleet_pb2
+from confide.sealing.roles import WORK
 from confide_client.agent.envelope import pack, unpack
 from confide_server.fleet.flower import FleetReply, Presence
 from flwr.app import Message, Metadata
@@ -69,7 +70,7 @@ class SimulatedSession:
 
     def _message(self, instruction: bytes, payload: Mapping[str, bytes]) -> Message:
         """One for all nodes that are asked the same: whom it is for stands in each one's Context."""
-        trains = fleet_pb2.Instruction.FromString(instruction).step == fleet_pb2.TRAIN
+        trains = fleet_pb2.Instruction.FromString(instruction).step in WORK
         metadata = Metadata(
             run_id=self.run_id,
             message_id=str(next(self._counter)),

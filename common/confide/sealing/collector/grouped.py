@@ -27,7 +27,7 @@ from confide.runs.specification import Specification
 from confide.sealing.collector.collector import SealedCollector
 from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
 
-_ORDER = (fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.CONFIRM, fleet_pb2.REVEAL)
+_ORDER = (fleet_pb2.ADVERTISE, fleet_pb2.SHARE, fleet_pb2.TRAIN, fleet_pb2.SCORE, fleet_pb2.CONFIRM, fleet_pb2.REVEAL)
 _TRIES = 2
 """Epochs that a group may fail to make between two slots; then the others go on without it."""
 _ANCHORED = "anchored"

@@ -18,7 +18,7 @@ from confide.sealing.differences import differences_kind
 from confide.sealing.evidence import of_slot
 from confide.sealing.primitives import wire
 from confide.sealing.primitives.context import check_confirmation
-from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan
+from confide.sealing.roles import Abandoned, Exchange, Opened, SlotPlan, work_step
 
 
 class SlotMachine:
@@ -87,7 +87,7 @@ class SlotMachine:
     # ------------------------------------------------------------------ ask
 
     def exchange(self, epoch: EpochRecord, slot: SlotRecord) -> Exchange:
-        """TRAIN, CONFIRM, REVEAL, of those whose answers are not held."""
+        """TRAIN or SCORE, CONFIRM, REVEAL, of those whose answers are not held."""
         deadline_s = self._specification.federation.exchange_deadline_s
         if slot.phase == "train":
             waiting = self._attendance.waiting(epoch.members, slot.uploads)
@@ -96,7 +96,7 @@ class SlotMachine:
                 name: _train_body(epoch, slot, [] if name in epoch.delivered else inbound[name]) for name in waiting
             }
             limit_s = self._specification.federation.deadline_limit_s
-            return Exchange(fleet_pb2.TRAIN, bodies, limit_s, with_model=True)
+            return Exchange(work_step(self._specification), bodies, limit_s, with_model=True)
         if slot.phase == "confirm":
             waiting = self._attendance.waiting(slot.survivors, slot.confirmations)
             return Exchange(fleet_pb2.CONFIRM, dict.fromkeys(waiting, _confirm_body(slot)), deadline_s)

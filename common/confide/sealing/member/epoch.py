@@ -12,6 +12,7 @@ from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters, eligible, for_epoch
 from confide.sealing.crash_points import reached
 from confide.sealing.member.context import MemberContext
+from confide.sealing.member.heights import MOST_HEARD
 from confide.sealing.member.roster import HeldRoster
 from confide.sealing.primitives import bundles, dealing, wire
 from confide.sealing.primitives.bundles import EpochTerms, OwnSecrets
@@ -194,6 +195,8 @@ class MemberEpochs:
             length, head, signature = context.heights.of(receiver)
             shares.ledger_length, shares.ledger_head = length, bytes.fromhex(head)
             shares.ledger_signature = bytes.fromhex(signature)
+            for length, head, signature in context.heights.earlier(receiver):
+                shares.earlier.add(length=length, head=bytes.fromhex(head), signature=bytes.fromhex(signature))
             public = epoch.opened[receiver].share_key
             ciphertext = dealing.encrypt(key, context.node, receiver, secret, public, wire.encode(shares))
             reply.dealings.add(dealer=context.node, receiver=receiver, ciphertext=ciphertext)
@@ -225,16 +228,28 @@ class MemberEpochs:
         identity = bytes.fromhex(self._roster.current.member(item.dealer).identity_key)
         public = epoch.opened[item.dealer].share_key
         dealt = dealing.decrypt(key, item.dealer, context.node, secret, public, item.ciphertext, identity)
-        head = dealt.ledger_head.hex()
-        claim = bundles.ledger_statement(context.node, dealt.ledger_length, head)
+        self._check_ledger(item.dealer, dealt.ledger_length, dealt.ledger_head.hex(), dealt.ledger_signature)
+        if len(dealt.earlier) >= MOST_HEARD:
+            raise ProtocolFailure(
+                FailureName.BAD_DEALING, f"{item.dealer} names {len(dealt.earlier)} ledgers more; it keeps fewer"
+            )
+        for claim in dealt.earlier:
+            if not context.heights.agrees(claim.length, claim.head.hex()):
+                self._check_ledger(item.dealer, claim.length, claim.head.hex(), claim.signature)
+        del dealt.earlier[:]
+        return dealt
+
+    def _check_ledger(self, dealer: str, length: int, head: str, signature: bytes) -> None:
+        """What a dealer says that it was shown of this node's ledger. Raises BAD_DEALING or ROLLBACK_DETECTED."""
+        context = self._context
+        claim = bundles.ledger_statement(context.node, length, head)
         try:
-            verify(context.identity.public, bundles.LEDGER_DOMAIN, claim, dealt.ledger_signature)
+            verify(context.identity.public, bundles.LEDGER_DOMAIN, claim, signature)
         except IdentityError as error:
             raise ProtocolFailure(
-                FailureName.BAD_DEALING, f"{item.dealer} claims to have seen a ledger that this node never signed"
+                FailureName.BAD_DEALING, f"{dealer} claims to have seen a ledger that this node never signed"
             ) from error
-        context.heights.check(item.dealer, dealt.ledger_length, head)
-        return dealt
+        context.heights.check(dealer, length, head)
 
 
 def _blame_changed_bundle(epoch: MemberEpoch, opened: dict[str, sealing_pb2.Bundle]) -> None:

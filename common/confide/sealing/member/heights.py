@@ -3,7 +3,8 @@
     heights.log    journal: epoch {run, epoch, ledgers}   one entry before each bundle; `ledgers`: how long the node's
                                                           other journals were, and their heads
                             stopped {reason}              ROLLBACK_DETECTED: no epoch is answered any more
-    heights.json   table: by peer, the longest ledger of its own that it has shown, [length, head, its signature]
+    heights.json   table: by peer, the ledgers of its own that it has shown, shortest first, each as
+                            [length, head, its signature]; those before the one that it proved last are dropped
 
 >>> import tempfile; heights = Heights(Path(tempfile.mkdtemp()))
 >>> heights.begin("ab" * 16, 1)[0], heights.position()[0]
@@ -21,6 +22,8 @@ from confide.files import private_folder, write_atomic
 from confide.journal import Journal
 
 LOG_NAME, TABLE_NAME = "heights.log", "heights.json"
+MOST_HEARD = 64
+"""Ledgers of one peer that are kept at most: the oldest ones, and the newest."""
 Height = tuple[int, str, str]
 """(length, head, the owner's signature), hex."""
 
@@ -42,8 +45,9 @@ class Heights:
     """One node's, for all its runs.
 
     Guarantee: a node whose state folder was restored from a state before an epoch that any of its peers took part in
-    answers no epoch any more, in whatever run it meets that peer, as long as the peer keeps its own folder. Of the
-    other journals one that was restored alone is noticed without any peer.
+    answers no epoch any more, in whatever run it meets that peer, as long as the peer keeps its own folder, and however
+    many epochs it was asked for meanwhile: what a peer was shown is dropped only once the node has signed a list in an
+    epoch in which it was held up to it. Of the other journals one that was restored alone is noticed without any peer.
     """
 
     def __init__(self, folder: Path, ledgers: Callable[[], Mapping[str, Ledger]] = dict) -> None:
@@ -91,14 +95,45 @@ class Heights:
 
     def hear(self, shown: Mapping[str, Height]) -> None:
         """Remember what peers show of theirs, where it is longer than any heard of before; durable once for all."""
-        longer = {name: height for name, height in shown.items() if height[0] > self._heard.get(name, (-1, "", ""))[0]}
+        longer = {name: height for name, height in shown.items() if height[0] > self._longest(name)}
+        for name, height in longer.items():
+            self._heard[name] = (*self._heard.get(name, ())[: MOST_HEARD - 1], height)
         if longer:
-            self._heard |= longer
-            write_atomic(self._path, canonical.encode({name: list(one) for name, one in self._heard.items()}))
+            self._save()
+
+    def proved(self, shown: Mapping[str, int]) -> None:
+        """These peers have signed a list in an epoch in which all that is kept of them was held up to them.
+
+        shown: how long each one's ledger was then. What is older is of no use any more.
+        """
+        kept = {
+            name: tuple(one for one in self._heard[name] if one[0] >= length)
+            for name, length in shown.items()
+            if name in self._heard
+        }
+        fewer = {name: ledgers for name, ledgers in kept.items() if ledgers and ledgers != self._heard[name]}
+        if fewer:
+            self._heard |= fewer
+            self._save()
+
+    def _longest(self, peer: str) -> int:
+        return self._heard[peer][-1][0] if peer in self._heard else -1
+
+    def _save(self) -> None:
+        table = {name: [list(one) for one in kept] for name, kept in self._heard.items()}
+        write_atomic(self._path, canonical.encode(table))
 
     def of(self, peer: str) -> Height:
         """The longest ledger that this peer has shown."""
-        return self._heard[peer]
+        return self._heard[peer][-1]
+
+    def earlier(self, peer: str) -> tuple[Height, ...]:
+        """The shorter ones that are kept, shortest first."""
+        return self._heard[peer][:-1]
+
+    def agrees(self, length: int, head: str) -> bool:
+        """Whether this node's ledger had that head at that length."""
+        return length <= len(self._journal) and self._journal.head_at(length) == head
 
     def check(self, peer: str, length: int, head: str) -> None:
         """Raise ROLLBACK_DETECTED, for good, when a peer knows a longer or another ledger of this node.
@@ -106,7 +141,7 @@ class Heights:
         length, head: which this node has signed.
         """
         own = len(self._journal)
-        if length <= own and self._journal.head_at(length) == head:
+        if self.agrees(length, head):
             return
         what = f"{peer} has seen this node's ledger at length {length}; here it has {own}" + (
             "" if length > own else " and says something else at that length"
@@ -128,11 +163,21 @@ class Heights:
                 self.stopped = body["reason"]
 
 
-def _read(path: Path) -> dict[str, Height]:
+def _read(path: Path) -> dict[str, tuple[Height, ...]]:
     if not path.exists():
         return {}
     try:
         document = json.loads(path.read_bytes())
-        return {str(name): (int(length), str(head), str(signed)) for name, (length, head, signed) in document.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {str(name): tuple(map(_height, _heights(kept))) for name, kept in document.items()}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise StateError(f"{path} is damaged: {error}; restore it from a backup that is not older") from error
+
+
+def _heights(kept: Any) -> list[Any]:
+    """Of one peer; an earlier release kept the longest alone."""
+    return [kept] if isinstance(kept[0], int) else list(kept)
+
+
+def _height(one: Any) -> Height:
+    length, head, signed = one
+    return int(length), str(head), str(signed)

@@ -26,7 +26,7 @@ from confide.sealing.member.roster import HeldRoster
 from confide.sealing.member.seal_log import Costs, NoCosts, SealLog
 from confide.sealing.member.slot import MemberSlots
 from confide.sealing.primitives import wire
-from confide.sealing.roles import Answer, Train
+from confide.sealing.roles import Answer, Train, check_work
 
 
 class SealedMember:
@@ -108,13 +108,14 @@ class SealedMember:
                 return Answer(self.epochs.share(body))
             case fleet_pb2.ANCHOR:
                 return self._anchor(body, model)
-            case fleet_pb2.TRAIN:
+            case fleet_pb2.TRAIN | fleet_pb2.SCORE:
+                check_work(step, self.context.specification)
                 return self.slots.train(body, train, model)
             case fleet_pb2.CONFIRM:
                 return Answer(self.slots.confirm(body))
             case fleet_pb2.REVEAL:
                 return Answer(self.slots.reveal(body))
-        raise wire.malformed(f"step {step} is none of ADVERTISE, SHARE, ANCHOR, TRAIN, CONFIRM, REVEAL")
+        raise wire.malformed(f"step {step} is none of ADVERTISE, SHARE, ANCHOR, TRAIN, SCORE, CONFIRM, REVEAL")
 
     def _advertise(self, body: bytes) -> bytes:
         """Make this epoch's secrets and publish their public halves, once; what was open before is over."""

@@ -217,6 +217,8 @@ class MemberSlots:
         if state.reveal:
             return state.reveal
         revealing.check_quorum(member, self._roster, epoch, listed, request)
+        signers = [item.node for item in request.confirmations if item.node != member.node]
+        member.heights.proved({name: epoch.opened[name].ledger_length for name in signers})
         # Again, and remembered in the same step: another run may have revealed since this list was signed.
         member.memory.reveal(
             run=member.run_id,

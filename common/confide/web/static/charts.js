@@ -1,22 +1,66 @@
-// Lines over rounds, drawn by uPlot from the same figures as the table below them.
+// Lines over rounds or time, drawn by uPlot from the same figures as the table below them, and kept as PNG.
 "use strict";
 (() => {
   const LIGHT = ["#0b5c57", "#a2540a", "#40506b", "#8b2f6b", "#4f7a15", "#a01c1c"];
   const DARK = ["#7fd6c6", "#f0c26a", "#b3c4e6", "#e59bd0", "#b8dc7a", "#ff9d94"];
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-  function draw(box, rounds, lines) {
+  function draw(box, rounds, lines, overTime = false) {
     const ink = getComputedStyle(document.documentElement).getPropertyValue("--soft").trim();
     const grid = getComputedStyle(document.documentElement).getPropertyValue("--line").trim();
     const axis = {stroke: ink, grid: {stroke: grid, width: 1}, ticks: {stroke: grid}};
     const colors = dark.matches ? DARK : LIGHT;
-    const series = lines.map(([name], number) => ({label: name, stroke: colors[number % 6], width: 2, spanGaps: true, points: {show: rounds.length < 60}}));
+    const steps = overTime ? {paths: window.uPlot.paths.stepped({align: 1})} : {};
+    const series = lines.map(([name], number) => ({
+      label: name, width: 2, spanGaps: true, points: {show: rounds.length < 60}, ...steps,
+      stroke: colors[(overTime ? number >> 1 : number) % 6], dash: overTime && number % 2 ? [6, 4] : [],
+    }));
+    const below = overTime ? axis : {...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]};
     const options = {
-      title: box.dataset.title, width: Math.max(240, box.clientWidth - 16), height: 230, scales: {x: {time: false}},
-      axes: [{...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]}, {...axis, size: 60}], series: [{label: "round"}, ...series],
+      title: box.dataset.title, width: Math.max(240, box.clientWidth - 16), height: 230, scales: {x: {time: overTime}},
+      axes: [below, {...axis, size: 60}], series: [overTime ? {} : {label: "round"}, ...series],
     };
     box.replaceChildren();
-    return new window.uPlot(options, [rounds, ...lines.map(([, values]) => values)], box);
+    const plot = new window.uPlot(options, [rounds, ...lines.map(([, values]) => values)], box);
+    if (box.dataset.png) offer(box, plot, series, ink);
+    return plot;
+  }
+
+  // The picture is what is seen: the plot on the page's paper, with its title above and what each line is below.
+  function picture(box, plot, series, ink) {
+    const from = plot.ctx.canvas, scale = window.devicePixelRatio || 1, row = 22 * scale;
+    const canvas = document.createElement("canvas");
+    canvas.width = from.width; canvas.height = from.height + row * (2 + series.length);
+    const context = canvas.getContext("2d");
+    context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--raised").trim();
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.font = `600 ${14 * scale}px sans-serif`;
+    context.fillStyle = ink;
+    context.fillText(box.dataset.title, row / 2, row);
+    context.drawImage(from, 0, row * 1.5);
+    context.font = `${12 * scale}px sans-serif`;
+    series.forEach((line, number) => {
+      const y = from.height + row * (number + 2.2);
+      context.fillStyle = line.stroke;
+      context.fillRect(row / 2, y - 8 * scale, row, 3 * scale);
+      context.fillStyle = ink;
+      context.fillText(line.label, row * 2, y);
+    });
+    return canvas;
+  }
+
+  function offer(box, plot, series, ink) {
+    const old = box.nextElementSibling;
+    if (old && old.classList.contains("picture")) old.remove();
+    const button = document.createElement("button");
+    button.type = "button"; button.className = "quiet picture"; button.textContent = box.dataset.png;
+    button.addEventListener("click", () => picture(box, plot, series, ink).toBlob(blob => {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(blob); link.download = `${box.dataset.name || "chart"}.png`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    }, "image/png"));
+    box.after(button);
   }
 
   async function columnsOf(address) {
@@ -32,6 +76,15 @@
         .map(name => [name.replace("_", " "), columns[name]]);
       box.hidden = !lines.length;
       if (lines.length) draw(box, columns.round, lines);
+    }
+  }
+
+  async function steps(root) {
+    const columns = await columnsOf(root.dataset.lines);
+    const lines = Object.entries(columns).filter(([name]) => name !== "time");
+    for (const box of root.querySelectorAll(".chart")) {
+      box.hidden = !lines.length || columns.time.length < 2;
+      if (!box.hidden) draw(box, columns.time, lines, true);
     }
   }
 
@@ -58,7 +111,9 @@
       known = now;
       await one(root).catch(() => {});
     }
-    if (!again) for (const root of document.querySelectorAll("[data-compare]")) await several(root).catch(() => {});
+    if (again) return;
+    for (const root of document.querySelectorAll("[data-lines]")) await steps(root).catch(() => {});
+    for (const root of document.querySelectorAll("[data-compare]")) await several(root).catch(() => {});
   }
 
   document.addEventListener("htmx:afterSwap", () => look(true));

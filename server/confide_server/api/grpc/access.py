@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from confide.errors import IdentityError
 from confide.identity.certificates import BOOTSTRAP, CertificateClaim, load_certificate, read_claim
 from confide.identity.roster import Member, Role, Roster
+from confide.inquiries import documents
 from confide.text import line
 from confide.transport.failures import (
     ACTING_ORGANIZATION_KEY,
@@ -49,6 +50,7 @@ _ADMINISTRATOR, _OPERATOR, _AUDITOR, _ANNOTATOR = Role.ADMINISTRATOR, Role.OPERA
 _NODE = frozenset({Role.NODE})
 ADMINISTRATORS = Rule(frozenset({_ADMINISTRATOR}))
 NODES = Rule(_NODE)
+ASKERS = Rule(documents.ASKERS)
 _WATCH = Rule(frozenset({_ADMINISTRATOR, _OPERATOR, _AUDITOR}), own=_NODE, console=True)
 _OVERSEE = replace(_WATCH, own=frozenset())
 _OPERATE = Rule(frozenset({_ADMINISTRATOR, _OPERATOR}), change=True, console=True)
@@ -71,6 +73,11 @@ RULES: Mapping[str, Rule] = {
     "Control/WatchRun": ADMINISTRATORS,
     "Control/StopRun": ADMINISTRATORS,
     "Control/ExportRun": ADMINISTRATORS,
+    "Inquiries/ListCards": ASKERS,
+    "Inquiries/Inquire": ASKERS,
+    "Inquiries/PublishCard": NODES,
+    "Inquiries/AwaitInquiries": NODES,
+    "Inquiries/AnswerInquiry": NODES,
     "Admin/GetServerStatus": _OVERSEE,
     "Admin/ListRuns": _WATCH,
     "Admin/GetRun": _WATCH,
@@ -94,10 +101,15 @@ RULES: Mapping[str, Rule] = {
     "Admin/ListCheckpoints": _WATCH,
     "Admin/CreateRelease": _ADMINISTER,
     "Admin/SignRelease": _ADMINISTER,
+    "Admin/AttachEvidence": _ADMINISTER,
+    "Admin/OverrideGate": _ADMINISTER,
     "Admin/PublishRelease": _ADMINISTER,
     "Admin/RollBackRelease": _ADMINISTER,
     "Admin/ListReleases": _EVERYBODY,
     "Admin/GetLineage": _OVERSEE,
+    "Admin/PutCandidates": _OPERATE,
+    "Admin/PutRatings": Rule(frozenset({_ADMINISTRATOR, _ANNOTATOR}), change=True, console=True),
+    "Admin/ListRatings": Rule(frozenset({_ADMINISTRATOR, _OPERATOR}), console=True),
     "Admin/ListAudit": _AUDIT,
     "Admin/VerifyAudit": _AUDIT,
     "Admin/ExportAudit": _AUDIT,

@@ -1,4 +1,4 @@
-"""The coordinator's control port: gRPC over mTLS, with the control service and the administration service.
+"""The coordinator's control port: gRPC over mTLS, with the services for control, inquiries and administration.
 
 server = ControlServer(member=load_member(folder), run_service=book, folder=folder, address="0.0.0.0:9443")
 port = server.start()
@@ -20,7 +20,9 @@ from confide.proto import admin_pb2, control_pb2
 
 from confide_server.api.grpc.control import CHUNK_BYTES, MAX_MODEL_BYTES, ControlService
 from confide_server.api.grpc.endpoint import Function, Surroundings, handlers, snake
+from confide_server.api.grpc.inquiries import InquiryService
 from confide_server.api.grpc.passage import Passage
+from confide_server.inquiries.relay import InquiryRelay
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.quota import HANDSHAKE_TIMEOUT_S, Quota, listening
@@ -55,6 +57,7 @@ class ControlServer:
         enrolment: EnrolmentQueue | None = None,
         intake: RosterIntake | None = None,
         round_log: RoundLog | None = None,
+        relay: InquiryRelay | None = None,
     ) -> None:
         """folder: where enrolment requests and receipts are kept, unless the stores are given. address: host:port, port
         0 for a free one. admin: the functions of the administration service, on the same port."""
@@ -88,7 +91,8 @@ class ControlServer:
         descriptor = control_pb2.DESCRIPTOR.services_by_name["Control"]
         functions = {snake(method.name): getattr(service, snake(method.name)) for method in descriptor.methods}
         at = surroundings or Surroundings(member)
-        services = [handlers(descriptor, functions, at)]
+        carried = InquiryService(relay or InquiryRelay(member.roster, private_folder(folder / "cards")))
+        services = [handlers(descriptor, functions, at), carried.handlers(at)]
         if admin is not None:
             services.append(handlers(admin_pb2.DESCRIPTOR.services_by_name["Admin"], admin, at))
         self._server.add_generic_rpc_handlers(tuple(services))

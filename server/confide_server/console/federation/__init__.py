@@ -2,7 +2,7 @@
 
 reading    answers with their age; the last one while the coordinator is silent
 live       what happens, passed on to open pages as ticks
-needs      what needs a person now
 run_words  a run in one line, its grid of rounds, its series
+spending   privacy spent over time, as receipts tell
 lineage    models from base to release, laid out for drawing
 """

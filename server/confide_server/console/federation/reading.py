@@ -1,6 +1,6 @@
 """The coordinator's answers with their age. While it is silent the last answer stands, and the page says since when.
 
-    look = reader.look(Acting("anna", Role.OPERATOR))
+    look = reader.look(Acting("operator", Role.OPERATOR))
     page = look.runs(pb.ListRunsQuery(limit=50))
     look.freshness        # of the oldest answer that this page shows
 
@@ -8,15 +8,16 @@ Many pages that ask the same within a second ask once; people of different roles
 answer, since the coordinator answers each of them differently.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from confide.errors import TransportError
+from confide.errors import ConfideError, TransportError
 from confide.proto import admin_pb2 as pb
 from google.protobuf.message import Message
 
@@ -28,6 +29,10 @@ SILENT_AFTER_S = 5.0
 MOST_ANSWERS = 512
 PATIENCE_S = 4.0
 """How long a page waits before it shows what it knows; the question stays open."""
+NEVER_OLD_S = 86400.0
+"""For what does not change."""
+MOMENT_S = 0.05
+"""How long a page waits for what it can be shown without."""
 ASKING_THREADS = 16
 _Key = tuple[str, bytes, Role, str]
 M = TypeVar("M", bound=Message)
@@ -80,6 +85,10 @@ def _key(method: str, request: Message, acting: Acting) -> _Key:
     return method, request.SerializeToString(deterministic=True), acting.role, acting.organization
 
 
+def _rounds_after(run_id: str, after: int, bare: bool) -> pb.ListRoundsRequest:
+    return pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500, without_participation=bare)
+
+
 class Reader:
     """Asks, remembers, and says how old. Used from several threads."""
 
@@ -124,12 +133,25 @@ class Reader:
                 raise Unanswered(self._trouble) from error
         return known.message, self._clock() - known.at
 
-    def begin(self, method: str, request: Message, acting: Acting) -> None:
+    def known(
+        self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S, wait_s: float = MOMENT_S
+    ) -> Message | None:
+        """What was answered last, however old; asked for anew, which is waited for a moment where nothing is known."""
+        self.begin(method, request, acting, fresh_s)
+        key = _key(method, request, acting)
+        with self._lock:
+            known, pending = self._answers.get(key), self._pending.get(key)
+        if known is None and pending is not None:
+            with contextlib.suppress(ConfideError, TimeoutError):
+                known = pending.result(wait_s)
+        return known.message if known is not None else None
+
+    def begin(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> None:
         """Ask already what `ask` will want next: several questions then take as long as the slowest."""
         key = _key(method, request, acting)
         with self._lock:
             known = self._answers.get(key)
-            fresh = known is not None and self._clock() - known.at <= FRESH_S
+            fresh = known is not None and self._clock() - known.at <= fresh_s
             if not fresh and key not in self._pending:
                 self._pending[key] = self._asking.submit(self._renew, key, method, request, acting)
 
@@ -156,9 +178,14 @@ class Reader:
     def change(self, method: str, request: Message, acting: Acting) -> Message:
         """A change, never remembered; what was known before is forgotten. Raises ConfideError."""
         answer = self._coordinator.ask(method, request, acting)
-        with self._lock:
-            self._answers.clear()
+        self.forget()
         return answer
+
+    def forget(self, besides: Collection[str] = ()) -> None:
+        """Ask everything anew, besides what these methods answered."""
+        with self._lock:
+            for key in [key for key in self._answers if key[0] not in besides]:
+                del self._answers[key]
 
     def events(self, request: pb.StreamEventsRequest, acting: Acting) -> Iterator[pb.Event]:
         """As Coordinator.events."""
@@ -198,6 +225,13 @@ class Look:
         for method, request in questions.items():
             self._reader.begin(method, request, self.acting)
 
+    def ahead_of_runs(self, run_ids: Iterable[str], *, bare: bool = False) -> None:
+        """Begin to ask for these runs and their rounds. bare: as `rounds`, and of the runs nothing."""
+        for run_id in run_ids:
+            if not bare:
+                self._reader.begin("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), self.acting)
+            self._reader.begin("ListRounds", _rounds_after(run_id, 0, bare), self.acting)
+
     def status(self) -> pb.ServerStatus:
         return self._ask("GetServerStatus", pb.GetServerStatusRequest(), pb.ServerStatus)
 
@@ -205,15 +239,24 @@ class Look:
         return self._ask("ListRuns", query, pb.RunPage)
 
     def run(self, run_id: str) -> pb.RunDetail:
-        return self._ask("GetRun", pb.GetRunRequest(run_id=run_id), pb.RunDetail)
+        """Without the plan."""
+        return self._ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), pb.RunDetail)
 
-    def rounds(self, run_id: str, most: int = 2000) -> list[pb.RoundLine]:
-        """Every committed round, at most the last `most`."""
+    def plan(self, run_id: str, *, wait: bool = True) -> str:
+        """In words; empty while the coordinator works it out, which takes seconds at the first time.
+
+        wait: a moment, for what is worked out already.
+        """
+        asked, wait_s = pb.GetRunRequest(run_id=run_id), MOMENT_S if wait else 0.0
+        detail = self._reader.known("GetRun", asked, self.acting, NEVER_OLD_S, wait_s)
+        return detail.plan if isinstance(detail, pb.RunDetail) else ""
+
+    def rounds(self, run_id: str, most: int = 2000, *, bare: bool = False) -> list[pb.RoundLine]:
+        """Every committed round, at most the last `most`. bare: figures, and not who took part."""
         found: list[pb.RoundLine] = []
         more, after = True, 0
         while more:
-            asked = pb.ListRoundsRequest(run_id=run_id, after_round=after, limit=500)
-            page = self._ask("ListRounds", asked, pb.RoundPage)
+            page = self._ask("ListRounds", _rounds_after(run_id, after, bare), pb.RoundPage)
             found.extend(page.rounds)
             more, after = page.more and bool(page.rounds), found[-1].round if found else 0
         return found[-most:]
@@ -228,7 +271,20 @@ class Look:
         return self._ask("ListEnrolments", pb.ListEnrolmentsRequest(), pb.EnrolmentPage)
 
     def spent(self, organization: str = "") -> pb.PrivacySpent:
+        """By organization, group and run."""
         return self._ask("GetPrivacySpent", pb.GetPrivacySpentRequest(organization=organization), pb.PrivacySpent)
+
+    def spent_in(self, run_ids: Sequence[str]) -> Sequence[pb.PrivacyLine]:
+        """In these runs, at most 200."""
+        asked = pb.GetPrivacySpentRequest(
+            organization=self.acting.organization, run_ids=list(run_ids)[:200], of_named=True
+        )
+        return self._ask("GetPrivacySpent", asked, pb.PrivacySpent).spent if run_ids else ()
+
+    def spent_in_all(self, organization: str = "") -> pb.PrivacySpent:
+        """By organization and group, added up over all runs."""
+        asked = pb.GetPrivacySpentRequest(organization=organization, summed=True)
+        return self._ask("GetPrivacySpent", asked, pb.PrivacySpent)
 
     def receipts(self, run_id: str = "", after: int = 0) -> pb.ReceiptPage:
         asked = pb.ListReceiptsRequest(run_id=run_id, after=after, limit=100)
@@ -247,9 +303,10 @@ class Look:
     def audit(self, query: pb.ListAuditRequest) -> pb.AuditPage:
         return self._ask("ListAudit", query, pb.AuditPage)
 
-    def verdict(self) -> pb.AuditVerdict:
-        """Of the whole chain; asked once a minute at most."""
-        return self._ask("VerifyAudit", pb.VerifyAuditRequest(), pb.AuditVerdict, fresh_s=60.0)
+    def verdict(self) -> pb.AuditVerdict | None:
+        """Of the whole chain as it was verified last, at `clock`; None while that is done for the first time."""
+        known = self._reader.known("VerifyAudit", pb.VerifyAuditRequest(), self.acting, fresh_s=60.0)
+        return known if isinstance(known, pb.AuditVerdict) else None
 
     def change(self, method: str, request: Message) -> Message:
         """Do something. Raises ConfideError."""

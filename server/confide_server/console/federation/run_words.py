@@ -3,13 +3,15 @@
 Of the open round only events tell: who has contributed to it, and who was dropped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from confide.proto import admin_pb2 as pb
+from confide.web.pages import duration
 
-from confide_server.console.federation.needs import listed
+from confide_server.alerts.needs import listed
+from confide_server.console.words import TEXTS
 
 GRID_ROUNDS = 40
 MOODS = {
@@ -78,12 +80,16 @@ def headline(
         awaited = [name for name in run.cohort if name not in opened.here and name not in opened.dropped]
         said |= {"round": opened.number, "here": len(opened.here), "asked": len(run.cohort) or run.organizations}
         said["who"] = listed([f"{name} ({doing(working[name])})" if name in working else name for name in awaited], 3)
-        return mood, "run.head.round" if awaited and opened.here else "run.head.training", said
+        if not awaited:
+            return mood, "run.head.opening", said
+        return mood, "run.head.round" if opened.here else "run.head.training", said
     if run.status == "paused":
         said |= {"who": run.paused_by or "?", "why": run.pause_reason}
     if run.status == "waiting" or (run.status in {"offering", "running"} and run.waits_for):
         said["why"] = run.waits_reason
-        return "bad" if run.status == "waiting" else "warn", "run.head.waiting", said
+        named = run.waits_for and all(name in run.waits_reason for name in run.waits_for)
+        key = "run.head.waits" if named else "run.head.waiting"
+        return "bad" if run.status == "waiting" else "warn", key, said
     said["count"] = run.short_rounds
     return mood, f"run.head.{run.status}" if run.status in MOODS else "run.head.unknown", said
 
@@ -94,11 +100,10 @@ def doing(work: pb.WorkProgress) -> str:
     >>> doing(pb.WorkProgress(phase="training", step=3, steps=20, seconds_left=95))
     'training, step 3 of 20, 1 min left'
     """
-    from confide.web.pages import duration
-
-    step = f", step {work.step} of {work.steps}" if work.steps else ""
-    left = f", {duration(work.seconds_left)} left" if work.seconds_left else ""
-    return f"{work.phase or 'working'}{step}{left}"
+    words = TEXTS.get(f"phase.{work.phase or 'working'}", work.phase)
+    if work.steps:
+        words = TEXTS("work.step", doing=words, step=work.step, steps=work.steps)
+    return TEXTS("work.left", doing=words, left=duration(work.seconds_left)) if work.seconds_left else words
 
 
 def grid(run: pb.RunLine, rounds: Sequence[pb.RoundLine], opened: OpenRound | None) -> Grid:
@@ -152,46 +157,62 @@ def dropped(rounds: Sequence[pb.RoundLine]) -> list[tuple[int, str, str]]:
     return found[::-1]
 
 
-def event_words(event: pb.Event) -> str:
-    """An event as a sentence; names and reasons are cleaned and escaped where it is shown."""
+def event_words(event: pb.Event) -> tuple[str, dict[str, object]]:
+    """(key of the text, what stands in its braces) of an event; names and reasons are cleaned where they are shown."""
     kind = event.WhichOneof("what") or event.kind
     what: Any = getattr(event, kind, None)
-    match kind:
-        case "offer_answered":
-            said = "accepts" if what.accepted else "waits for a person" if what.waiting else (
-                "gets ready" if what.preparing else "refuses")  # fmt: skip
-            return f"{what.node} {said}" + (f": {what.reason}" if what.reason else "")
-        case "run_submitted":
-            return f"submitted by {what.administrator}"
-        case "run_started":
-            return f"started with {listed(what.nodes, 8)}"
-        case "epoch_started":
-            return f"sealing epoch of {len(what.members)} for {what.slots} slots"
-        case "round_started":
-            return f"round {what.round} begins" + (f", attempt {what.attempt}" if what.attempt > 1 else "")
-        case "contributed":
-            return f"round {what.round}: {what.node} contributed {what.bytes:,} bytes"
-        case "dropped":
-            return f"round {what.round}: {what.node} did not contribute: {what.code}: {what.reason}"
-        case "slot_abandoned":
-            return f"round {what.round}, attempt {what.attempt} abandoned: {what.code}: {what.reason}"
-        case "round_committed":
-            return f"round {what.round} committed, {len(what.contributors)} contributed, {what.seconds:.1f} s"
-        case "paused":
-            return f"waits before round {what.round} for {listed(what.missing, 8)}"
-        case "resumed":
-            return f"everybody is there again for round {what.round}"
-        case "run_paused":
-            return f"paused by {what.by}" + (f": {what.reason}" if what.reason else "")
-        case "run_resumed":
-            return f"resumed by {what.by}"
-        case "run_waits":
-            return f"waits for {listed(what.waits_for, 8)}: {what.reason}" if what.waits_for else "waits no more"
-        case "run_failed":
-            return f"failed: {what.code}: {what.reason}"
-        case "run_stopped":
-            return f"stopped in round {what.round}"
-        case "run_finished":
-            return f"finished after {what.rounds} rounds"
-        case _:
-            return kind.replace("_", " ")
+    said: dict[str, object] = {}
+    if what is not None:
+        said = {field.name: value for field, value in what.ListFields() if isinstance(value, (str, int, float))}
+    form = _FORMS.get(kind)
+    if form is None:
+        return "event.other", {"kind": kind.replace("_", " ")}
+    return form(what, said)
+
+
+Said = dict[str, object]
+
+
+def _named(key: str, **zero: object) -> Callable[[Any, Said], tuple[str, Said]]:
+    """A text that names fields of the event; zero: what is said of those that are empty, which do not travel."""
+    return lambda what, said: (key, {**zero, **said})
+
+
+def _answered(what: Any, said: Said) -> tuple[str, Said]:
+    answer = "accepts" if what.accepted else "waits" if what.waiting else "prepares" if what.preparing else "refuses"
+    return _because(f"event.{answer}", what.reason), {"node": what.node, "reason": what.reason}
+
+
+def _because(key: str, reason: str) -> str:
+    """The same text with a reason behind it, where there is one."""
+    return f"{key}_because" if reason else key
+
+
+_FORMS: Mapping[str, Callable[[Any, Said], tuple[str, Said]]] = {
+    "offer_answered": _answered,
+    "run_submitted": _named("event.submitted", administrator="?"),
+    "run_started": lambda what, said: ("event.started", {"who": listed(what.nodes, 8)}),
+    "epoch_started": lambda what, said: ("event.epoch", {"members": len(what.members), "slots": what.slots}),
+    "round_started": lambda what, said: (
+        "event.round_again" if what.attempt > 1 else "event.round", {"round": what.round, "attempt": what.attempt}
+    ),
+    "contributed": _named("event.contributed", round=0, node="?", bytes=0),
+    "dropped": _named("event.dropped", round=0, node="?", code="", reason=""),
+    "slot_abandoned": _named("event.abandoned", round=0, attempt=0, code="", reason=""),
+    "round_committed": lambda what, said: (
+        "event.committed", {"round": what.round, "there": len(what.contributors), "seconds": f"{what.seconds:.1f}"}
+    ),
+    "paused": lambda what, said: ("event.missing", {"round": what.round, "who": listed(what.missing, 8)}),
+    "resumed": _named("event.returned", round=0),
+    "run_paused": lambda what, said: (_because("event.paused", what.reason), {"by": what.by, "reason": what.reason}),
+    "run_resumed": _named("event.resumed", by="?"),
+    "run_waits": lambda what, said: (
+        "event.waits_for" if what.waits_for else "event.waits_no_more",
+        {"who": listed(what.waits_for, 8), "reason": what.reason},
+    ),
+    "run_failed": _named("event.failed", code="", reason=""),
+    "run_stopped": _named("event.stopped", round=0),
+    "run_deleted": _named("event.deleted", by="?"),
+    "run_finished": _named("event.finished", rounds=0),
+    "run_cosigned": lambda what, said: ("event.cosigned" if what.complete else "event.cosigned_more", {"by": what.by}),
+}  # fmt: skip

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confide.errors import ConfideError, StateError
 from confide.secrecy import private_files
@@ -24,7 +25,7 @@ from confide_server.console.accounts.tokens import Tokens
 from confide_server.console.federation.live import Live
 from confide_server.console.federation.reading import Coordinator, Reader, Unanswered
 from confide_server.console.roles import Role
-from confide_server.console.settings import Settings
+from confide_server.console.settings import KnowledgeSettings, Settings
 from confide_server.console.web.access import SignInNeeded, admitted
 from confide_server.console.web.frame import Frame
 from confide_server.console.web.pages import (
@@ -33,6 +34,7 @@ from confide_server.console.web.pages import (
     audit,
     feedback,
     keys,
+    knowledge,
     live,
     members,
     models,
@@ -44,6 +46,9 @@ from confide_server.console.web.pages import (
     sign_in,
     specification,
 )
+
+if TYPE_CHECKING:
+    from confide_server.rag.reading_room import ReadingRoom
 
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 PAGES = (
@@ -60,6 +65,7 @@ PAGES = (
     models,
     audit,
     feedback,
+    knowledge,
     live,
     api,
 )
@@ -70,6 +76,15 @@ def addresses(settings: Settings, port: int) -> list[str]:
     scheme, standard = ("https", 443) if settings.certificate else ("http", 80)
     suffix = "" if port == standard else f":{port}"
     return [f"{scheme}://{name}{suffix}" for name in settings.hosts or _LOOPBACK_NAMES]
+
+
+def _reading_room(settings: KnowledgeSettings | None) -> "ReadingRoom | None":
+    # What reads documents is large: a console that shows none does not load it.
+    if settings is None:
+        return None
+    from confide_server.rag.reading_room import ReadingRoom
+
+    return ReadingRoom(Path(settings.library), Path(settings.embedder))
 
 
 class Console:
@@ -95,6 +110,7 @@ class Console:
             None if settings.provider is None else OpenId(settings.provider, self.address + provider.CALLBACK)
         )
         self.feedback = feedback.Feedback(folder / "feedback")
+        self.knowledge = _reading_room(settings.knowledge)
         self.assets = Assets()
         self.frame = Frame(self.assets.address)
         self.reader = Reader(coordinator)
@@ -115,6 +131,8 @@ class Console:
         """Let go of the file and the stream."""
         self.live.stop()
         self.reader.close()
+        if self.knowledge is not None:
+            self.knowledge.close()
         self.store.close()
 
     def app(self) -> ASGIApp:

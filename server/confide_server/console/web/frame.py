@@ -1,20 +1,27 @@
 """What each page is shown in: navigation by role, the session's token for forms, how old the data is."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
+from confide.text import paragraph
 from confide.web.pages import Pages
-from confide.web.texts import Texts
 from fastapi import Request
+from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from confide_server.console.federation.reading import Freshness
+from confide_server.console.federation.run_words import Cell
 from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import Visitor
+from confide_server.console.words import TEXTS
 
+_MOST_CELLS = 2048
 FOLDER = Path(__file__).parent.parent
-_NAVIGATION = ("overview", "runs", "members", "privacy", "models", "audit", "feedback", "people", "account")
+_NAVIGATION = (
+    "overview", "runs", "members", "privacy", "models", "knowledge", "audit", "feedback", "people", "account",
+)  # fmt: skip
 
 
 class Frame:
@@ -22,8 +29,16 @@ class Frame:
 
     def __init__(self, asset: Any) -> None:
         """asset: name -> address."""
-        self.texts = Texts.read(FOLDER / "texts.en.toml")
+        self.texts = TEXTS
         self.pages = Pages([FOLDER / "templates"], self.texts, asset=asset)
+        self.pages.environment.filters["cell"] = functools.lru_cache(_MOST_CELLS)(self._cell)
+
+    def _cell(self, cell: Cell) -> Markup:
+        # A run's grid has hundreds: each kind is made once.
+        state = self.texts(f"cell.{cell.state}")
+        title = paragraph(f"{state}: {cell.said}" if cell.said else state)
+        mark = self.texts(f"mark.{cell.state}")
+        return Markup('<span class="cell {}" title="{}">{}</span>').format(cell.state, title, mark)
 
     def page(
         self,

@@ -16,6 +16,7 @@ from typing import Self
 
 from confide.errors import RetryableError, StateError, TransportError
 from confide.proto import fleet_pb2
+from confide.sealing.roles import WORK
 from confide.transport.envelope import BODY_RECORD, DTYPE, PAYLOAD_RECORD, STYPE
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
@@ -148,7 +149,7 @@ class FleetSession:
     def _build(
         self, node_id: int, instruction: bytes, payload: Mapping[str, bytes]
     ) -> tuple[Message, ObjectTree, Mapping[str, InflatableObject]]:
-        trains = fleet_pb2.Instruction.FromString(instruction).step == fleet_pb2.TRAIN
+        trains = fleet_pb2.Instruction.FromString(instruction).step in WORK
         small = ConfigRecord({"body": instruction})
         record = RecordDict({BODY_RECORD: small})
         children = [get_object_tree(small)]

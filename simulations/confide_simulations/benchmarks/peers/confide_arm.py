@@ -1,6 +1,8 @@
 """Confide's own arm: what `confide demo` runs, without its scores. Nothing is forked from a warm parent here."""
 
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +32,14 @@ def commands(nodes: int) -> list[str]:
 def run(task: Task) -> Outcome:
     """Sealed. Raises TrainingError when the run does not finish."""
     began = time.monotonic()
-    federation = LocalFederation(
-        Path(task.folder) / "confide", nodes={node: task.shard(node) for node in task.nodes}, base=Path(task.base)
-    )
-    federation.set_up()
+    # In a process that ends, as the commands are when people type them: what they load is not the federation's memory.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as typed:
+        federation = typed.submit(_set_up, task).result()
     specification = parse_canonical(task.sealed.read_bytes())
-    federation.allow(specification)
     started, before = time.monotonic(), loopback_bytes()
     with ProcessGroup(forked=False) as processes:
         federation.start(processes)
-        run_id = federation.submit(specification)
+        run_id = federation.submit(specification, task.initial().tobytes())
         for kind, data in federation.watch(run_id):
             processes.check_alive()
             if kind in ("run_failed", "run_stopped"):
@@ -55,3 +55,12 @@ def run(task: Task) -> Outcome:
         coordinator_sees="one sum a round over all organizations; no single update",
         transport="TLS with the consortium's authority, every node's signature in every message",
     )
+
+
+def _set_up(task: Task) -> LocalFederation:
+    federation = LocalFederation(
+        Path(task.folder) / "confide", nodes={node: task.shard(node) for node in task.nodes}, base=Path(task.base)
+    )
+    federation.set_up()
+    federation.allow(parse_canonical(task.sealed.read_bytes()))
+    return federation

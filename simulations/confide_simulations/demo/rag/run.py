@@ -11,16 +11,16 @@ from typing import Any
 
 from confide.errors import ConfideError, DataError
 from confide.files import write_atomic
-from confide_server.rag.access import AccessRefused, Caller
+from confide.rag.access import AccessRefused, Caller
+from confide.rag.embedder import Embedder
+from confide.rag.library import Library, settings_for
+from confide.rag.parsing.child import parse
+from confide.rag.sentences_near import SentenceVectors
+from confide.rag.verifying import Citation
 from confide_server.rag.answering import Answerer
 from confide_server.rag.calibrating import calibrate
-from confide_server.rag.embedder import Embedder
 from confide_server.rag.evaluating import evaluate
-from confide_server.rag.library import Library, settings_for
-from confide_server.rag.parsing.child import parse
 from confide_server.rag.questions import Question, resolved
-from confide_server.rag.sentences_near import SentenceVectors
-from confide_server.rag.verifying import Citation
 from rich.console import Console
 from rich.table import Table
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide_server.rag.parsing.child import parse
+from confide.rag.parsing.child import parse
 from confide_server.rag.questions import Gold, Question
 
 from confide_simulations import assets, debian
@@ -52,12 +52,17 @@ def phenotypes(folder: Path, say: Say) -> QuestionSet:
 
 def python_faq(folder: Path, say: Say) -> QuestionSet:
     """The questions of Python's own FAQ, from Debian's package. Raises DataError where that cannot be had."""
+    return _written(folder, "developers", "python-faq", asked_of_python(say))
+
+
+def asked_of_python(say: Say) -> list[tuple[str, str, str]]:
+    """(id, question, answer) of Python's own FAQ. Raises DataError as `python_faq`."""
     pages = debian.unpacked(debian.PYTHON_DOC, say) / "usr/share/doc/python3.11/html/faq"
     rows = []
     for page in sorted(pages.glob("*.html")):
         for number, (question, answer) in enumerate(_asked(page.read_bytes())):
             rows.append((f"{page.stem}-{number}", question, answer))
-    return _written(folder, "developers", "python-faq", rows)
+    return rows
 
 
 def _asked(page: bytes) -> list[tuple[str, str]]:

@@ -53,6 +53,18 @@ class ModelMethods:
         signer = request.administrator or caller.name
         return self._told(self._releases.sign(request.name, request.number, signer, request.signature))
 
+    def attach_evidence(self, caller: Caller, request: pb.AttachEvidenceRequest) -> pb.Release:
+        """Keep evidence that a release's model passed the gate."""
+        signer = request.signer or caller.name
+        return self._told(self._releases.attach(request.name, request.number, signer, request.evidence))
+
+    def override_gate(self, caller: Caller, request: pb.OverrideGateRequest) -> pb.Release:
+        """Keep one administrator's signature that a release goes without."""
+        signer, reason = request.administrator or caller.name, paragraph(request.reason)
+        if reason != request.reason:
+            raise TransportError("the reason holds characters that are not shown, so that what is signed would not be")
+        return self._told(self._releases.override(request.name, request.number, signer, reason, request.signature))
+
     def publish_release(self, caller: Caller, request: pb.PublishReleaseRequest) -> pb.Release:
         """Let the name stand for it."""
         return self._told(self._releases.publish(request.name, request.number, caller.by))
@@ -106,4 +118,8 @@ class ModelMethods:
             published_at=release.published_at or 0.0,
             published_by=release.published_by,
             current=release.status == "published",
+            gate=release.gate.status.value,
+            evidence_sha256=release.gate.evidence_sha256,
+            evidence_by=release.gate.evidence_by,
+            overridden_by=release.gate.overridden_by,
         )

@@ -12,6 +12,7 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.state.audit_log import AuditLog
 from confide_server.state.event_tail import EventTail
+from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.releases import Releases
 from confide_server.state.run_control import RunControl
@@ -56,6 +57,7 @@ class AdminParts:
     control: RunControl
     tail: EventTail
     releases: Releases
+    preferences: PreferenceStore
     receipts: ReceiptStore
     audit: AuditLog
     enrolment: EnrolmentQueue

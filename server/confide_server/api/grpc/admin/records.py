@@ -1,16 +1,18 @@
 """Receipts and what was spent of privacy, the audit log, and the server itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from confide import __version__, canonical
-from confide.errors import StateError
+from confide.errors import StateError, TransportError
 from confide.proto import admin_pb2 as pb
 
 from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin.parts import MAX_STREAMS, AdminParts, limited
 from confide_server.api.grpc.control import checked_run_id
 from confide_server.state.audit_log import signed_head
+from confide_server.state.receipts import Spent, number_of
+from confide_server.state.views import MAX_PAGE, PrivacyClaim
 
 PART_BYTES = 1 << 18
 
@@ -20,6 +22,7 @@ class RecordMethods:
 
     def __init__(self, parts: AdminParts) -> None:
         self._parts = parts
+        self._sums: tuple[int, list[pb.PrivacyLine]] | None = None
 
     def list_receipts(self, caller: Caller, request: pb.ListReceiptsRequest) -> pb.ReceiptPage:
         """In order of arrival; an organization sees its own."""
@@ -36,7 +39,21 @@ class RecordMethods:
         """What the newest receipts say, by organization, group of data and run."""
         organization = request.organization or caller.scope
         caller.check_sees(organization)
-        return pb.PrivacySpent(spent=privacy_lines(self._parts, organization))
+        if request.summed:
+            return pb.PrivacySpent(spent=self._summed(organization))
+        if len(request.run_ids) > MAX_PAGE:
+            raise TransportError(f"{len(request.run_ids)} runs were named; at most {MAX_PAGE} are at a time")
+        run_ids = [checked_run_id(run_id) for run_id in request.run_ids]
+        if request.of_named and not run_ids:
+            return pb.PrivacySpent()
+        return pb.PrivacySpent(spent=privacy_lines(self._parts, organization, run_ids))
+
+    def _summed(self, organization: str) -> list[pb.PrivacyLine]:
+        """Added up anew when a receipt has come; of all, which is the same work, and then of the one."""
+        count, known = self._parts.receipts.count, self._sums
+        if known is None or known[0] != count:
+            known = self._sums = (count, privacy_sums(self._parts))
+        return [line for line in known[1] if organization in ("", line.organization)]
 
     # --- the audit log
 
@@ -120,31 +137,50 @@ class RecordMethods:
         )
 
 
-def privacy_lines(parts: AdminParts, organization: str = "", run_id: str = "") -> list[pb.PrivacyLine]:
+def privacy_lines(parts: AdminParts, organization: str = "", run_ids: Sequence[str] = ()) -> list[pb.PrivacyLine]:
     """By organization, group and run: what its newest receipt says. Claims are the specification's."""
-    claims: dict[str, Any] = {}
-    lines = []
-    for entry in parts.receipts.newest(run_id, organization):
-        of_run, receipt = entry["run_id"], entry["receipt"]
-        if of_run not in claims:
-            claims[of_run] = parts.views.privacy_claim(of_run)
-        name, unit, epsilon, delta = claims[of_run]
-        spent = _number(receipt, "spent_slots")
-        lines.append(
-            pb.PrivacyLine(
-                organization=entry["node"],
-                group=str(receipt.get("group", "")),
-                run_id=of_run,
-                run_name=name,
-                unit=unit,
-                spent_slots=spent,
-                approved_slots=_number(receipt, "approved_slots"),
-                epsilon_claimed=epsilon,
-                epsilon_spent_at_most=epsilon if spent else 0.0,
-                delta=delta,
-            )
-        )
-    return lines
+    newest = parts.receipts.newest(run_ids, organization)
+    claims = parts.views.privacy_claims({one.run_id for one in newest})
+    return [_privacy_line(one, claims.get(one.run_id, PrivacyClaim())) for one in newest]
+
+
+def _privacy_line(one: Spent, claim: PrivacyClaim) -> pb.PrivacyLine:
+    return pb.PrivacyLine(
+        organization=one.organization,
+        group=one.group,
+        run_id=one.run_id,
+        run_name=claim.name,
+        unit=claim.unit,
+        spent_slots=one.spent_slots,
+        approved_slots=one.approved_slots,
+        epsilon_claimed=claim.epsilon,
+        epsilon_spent_at_most=claim.epsilon if one.spent_slots else 0.0,
+        delta=claim.delta,
+        run_at=claim.at,
+        runs=1,
+    )
+
+
+def privacy_sums(parts: AdminParts) -> list[pb.PrivacyLine]:
+    """By organization and group over all runs, added up."""
+    newest = parts.receipts.newest()
+    claims = parts.views.privacy_claims({one.run_id for one in newest})
+    sums: dict[tuple[str, str], pb.PrivacyLine] = {}
+    for one in newest:
+        key = one.organization, one.group
+        found = sums.get(key)
+        if found is None:
+            found = sums[key] = pb.PrivacyLine(organization=one.organization, group=one.group)
+        claim = claims.get(one.run_id)
+        epsilon = claim.epsilon if claim is not None else 0.0
+        found.runs += 1
+        found.spent_slots += one.spent_slots
+        found.approved_slots += one.approved_slots
+        found.epsilon_claimed += epsilon
+        found.epsilon_spent_at_most += epsilon if one.spent_slots else 0.0
+        found.delta += claim.delta if claim is not None else 0.0
+        found.run_at = max(found.run_at, claim.at if claim is not None else 0.0)
+    return list(sums.values())
 
 
 def _receipt_line(number: int, entry: dict[str, Any]) -> pb.ReceiptLine:
@@ -156,13 +192,7 @@ def _receipt_line(number: int, entry: dict[str, Any]) -> pb.ReceiptLine:
         receipt=canonical.encode(receipt),
         signature=bytes.fromhex(entry["signature"]),
         group=str(receipt.get("group", "")),
-        slot=_number(receipt, "slot"),
-        spent_slots=_number(receipt, "spent_slots"),
-        approved_slots=_number(receipt, "approved_slots"),
+        slot=number_of(receipt, "slot"),
+        spent_slots=number_of(receipt, "spent_slots"),
+        approved_slots=number_of(receipt, "approved_slots"),
     )
-
-
-def _number(receipt: dict[str, Any], name: str) -> int:
-    """A node's number; what is none, or does not fit, is 0."""
-    value = receipt.get(name, 0)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32 else 0

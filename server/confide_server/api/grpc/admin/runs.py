@@ -2,13 +2,13 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from confide.errors import ConfideError, IdentityError, StateError
+from confide.errors import ConfideError, IdentityError, StateError, TransportError
 from confide.identity.submission import SignedSubmission
 from confide.proto import admin_pb2 as pb
-from confide.runs.specification import parse_canonical
+from confide.runs.specification import Privacy, parse_canonical
 from confide.runs.toml_text import to_toml
 from confide.text import line
 from google.protobuf.json_format import ParseDict
@@ -47,6 +47,7 @@ class RunMethods:
             method=request.method,
             parent_run_id=request.parent_run_id,
             run_id_prefix=request.run_id_prefix[:32],
+            run_ids=_named(request.run_ids),
         )
         limit = limited(request.limit, default=50, most=MAX_PAGE)
         page = self._views.runs(filters, limit=limit, cursor=request.cursor)
@@ -56,14 +57,13 @@ class RunMethods:
     def get_run(self, caller: Caller, request: pb.GetRunRequest) -> pb.RunDetail:
         """Everything about one run but its rounds and events."""
         detail = self._views.detail(self._visible(caller, request.run_id))
-        row, specification = detail.row, parse_canonical(detail.specification)
-        privacy = specification.privacy
+        row, (digest, toml, privacy) = detail.row, _read(detail.specification)
         return pb.RunDetail(
             run=run_line(row, caller.scope),
             specification=detail.specification,
-            specification_sha256=specification.digest,
-            specification_toml=to_toml(specification),
-            plan=_plan(detail.specification, len(row.cohort) or self._nodes()),
+            specification_sha256=digest,
+            specification_toml=toml,
+            plan="" if request.without_plan else _plan(detail.specification, len(row.cohort) or self._nodes()),
             initial_model_sha256=detail.initial_model_sha256.hex(),
             model_sha256=detail.model_sha256.hex(),
             expires_at=detail.expires_at,
@@ -79,7 +79,7 @@ class RunMethods:
                 epsilon=privacy.epsilon or 0.0,
                 delta=(privacy.delta or 0.0) if privacy.epsilon else 0.0,
             ),
-            spent=privacy_lines(self._parts, caller.scope, row.run_id),
+            spent=privacy_lines(self._parts, caller.scope, [row.run_id]),
         )
 
     def _nodes(self) -> int:
@@ -91,7 +91,8 @@ class RunMethods:
         limit = limited(request.limit, default=100, most=500)
         rows, more = self._views.rounds(run_id, after=request.after_round, limit=limit)
         cohort = self._views.line(run_id).cohort
-        return pb.RoundPage(rounds=[_round_line(row, cohort, caller.scope) for row in rows], more=more)
+        bare = request.without_participation
+        return pb.RoundPage(rounds=[_round_line(row, cohort, caller.scope, bare) for row in rows], more=more)
 
     def stream_events(
         self, caller: Caller, request: pb.StreamEventsRequest, active: Callable[[], bool]
@@ -230,6 +231,12 @@ def event_message(event: Event, data: Mapping[str, Any]) -> pb.Event:
     return said
 
 
+def _named(run_ids: Sequence[str]) -> list[str]:
+    if len(run_ids) > MAX_PAGE:
+        raise TransportError(f"{len(run_ids)} runs were named; at most {MAX_PAGE} are at a time")
+    return [checked_run_id(run_id) for run_id in run_ids]
+
+
 def run_line(row: RunRow, scope: str) -> pb.RunLine:
     """A run's columns. scope: the organization that is to see of the others only how many they are."""
     values = {name: value for name, value in row._mapping.items() if name in _LINE_FIELDS and value is not None}
@@ -257,8 +264,8 @@ def _offers(detail: Detail) -> Iterator[pb.OfferLine]:
         )
 
 
-def _round_line(row: RunRow, cohort: list[str], scope: str) -> pb.RoundLine:
-    there = sorted(set(cohort) | set(row.contributors) | set(row.dropped))
+def _round_line(row: RunRow, cohort: list[str], scope: str, bare: bool) -> pb.RoundLine:
+    there = [] if bare else sorted(set(cohort) | set(row.contributors) | set(row.dropped))
     return pb.RoundLine(
         round=row.round,
         attempts=row.attempts,
@@ -281,6 +288,13 @@ def _part(name: str, row: RunRow) -> pb.Participation:
         code, _, reason = str(row.dropped[name]).partition(": ")
         return pb.Participation(organization=name, state="dropped", code=code, reason=reason)
     return pb.Participation(organization=name, state="not_asked")
+
+
+@functools.lru_cache(maxsize=256)
+def _read(body: bytes) -> tuple[str, str, Privacy]:
+    """(digest, TOML, privacy) of a specification."""
+    specification = parse_canonical(body)
+    return specification.digest, to_toml(specification), specification.privacy
 
 
 @functools.lru_cache(maxsize=256)

@@ -43,7 +43,7 @@ def account_password(request: Request) -> Response:
         console.people.change_password(person, form.get("old", ""), form.get("new", ""), client_address(request))
     except IdentityError as error:
         return account_page(request, wrong=str(error))
-    console.people.note(person.name, "changed the password")
+    console.people.note(person.name, "password")
     return _out(request)
 
 
@@ -56,7 +56,7 @@ def sign_out(request: Request) -> Response:
 @router.post("/account/sign-out-everywhere", name="sign_out_everywhere")
 def sign_out_everywhere(request: Request) -> Response:
     console, person = console_of(request), visitor_of(request).person
-    console.people.note(person.name, "signed out everywhere", str(console.sessions.end_all(person)))
+    console.people.note(person.name, "out_everywhere", str(console.sessions.end_all(person)))
     return _out(request)
 
 
@@ -78,7 +78,7 @@ def token_make(request: Request) -> Response:
         made = console.tokens.make(person, form.get("label", ""), form.get("scope", "").split(), days)
     except IdentityError as error:
         return account_page(request, wrong=str(error))
-    console.people.note(person.name, "made an API token", form.get("label", ""))
+    console.people.note(person.name, "token", form.get("label", ""))
     return account_page(request, made=made)
 
 
@@ -89,5 +89,5 @@ def token_revoke(request: Request, token_id: str) -> Response:
         console.tokens.revoke(person, token_id)
     except IdentityError as error:
         return account_page(request, wrong=str(error))
-    console.people.note(person.name, "took back an API token")
+    console.people.note(person.name, "token_back")
     return RedirectResponse("/account", 303)

@@ -26,7 +26,8 @@ def api_run(request: Request, run_id: str) -> Response:
     look = look_of(request)
     detail, rounds = look.run(run_id), look.rounds(run_id)
     lines = [MessageToDict(line, preserving_proto_field_name=True) for line in rounds]
-    return JSONResponse(MessageToDict(detail, preserving_proto_field_name=True) | {"rounds": lines})
+    told = MessageToDict(detail, preserving_proto_field_name=True)
+    return JSONResponse(told | {"plan": look.plan(run_id), "rounds": lines})
 
 
 @router.get("/members", name="api_members")

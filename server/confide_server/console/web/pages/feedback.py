@@ -12,10 +12,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from confide_server.console.accounts.people import Person
+from confide_server.console.agreement import agreement, alpha
+from confide_server.console.roles import Role
 from confide_server.console.web.forms import form_of, visitor_of
 from confide_server.console.web.looking import console_of
 from confide_server.rlhf.annotating import KEYS, Session, Task
-from confide_server.rlhf.preferences import Candidate, check_candidates, read_lines
+from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, read_lines, standing
 
 router = APIRouter()
 FILE = "candidates.jsonl"
@@ -71,11 +73,23 @@ class Feedback:
         with self._lock:
             return session.undo()
 
+    def made(self) -> list[Comparison]:
+        """What everybody's judgements say as they stand. Raises DataError for a damaged file."""
+        with self._lock:
+            return [
+                one
+                for path in sorted(self._folder.glob("ratings-*.jsonl"))
+                for one in standing(read_lines(path, Comparison))
+            ]
+
 
 def _page(request: Request, wrong: str = "") -> Response:
-    console = console_of(request)
+    console, person = console_of(request), visitor_of(request).person
+    made: list[Comparison] = []
     try:
-        session = console.feedback.sitting(visitor_of(request).person)
+        session = console.feedback.sitting(person)
+        if session is not None and person.role is Role.ADMINISTRATOR:
+            made = console.feedback.made()
     except DataError as error:
         session, wrong = None, str(error)
     task: Task | None = session.next() if session is not None else None
@@ -86,6 +100,8 @@ def _page(request: Request, wrong: str = "") -> Response:
         session=session,
         task=task,
         keys=KEYS,
+        annotators=agreement(made, total=session.total) if session is not None else [],
+        alpha=alpha(made) if made else None,
         wrong=wrong,
     )
 

@@ -64,7 +64,7 @@ def key(request: Request) -> Response:
         keys = console.keys.of(session.person)
         return console.frame.page(request, "code.html", status_code=403, back=back, wrong=str(error), keys=keys)
     console.limits.succeeded(session.person.name)
-    console.people.note(session.person.name, "signed in with a security key", address)
+    console.people.note(session.person.name, "in_by_key", address)
     cookie = console.sessions.begin(session.person, address, complete=True, instead_of=session)
     return let_in(request, cookie, home(session.person, back))
 
@@ -98,7 +98,7 @@ def key_add(request: Request) -> Response:
         console.keys.register(person, site_of(request), challenge, _answer(request), label)
     except IdentityError as error:
         return account_page(request, wrong=str(error))
-    console.people.note(person.name, "added a security key", label)
+    console.people.note(person.name, "key", label)
     return RedirectResponse("/account", 303)
 
 
@@ -110,5 +110,5 @@ def key_remove(request: Request, key_id: str) -> Response:
         console.keys.remove(person, key_id)
     except IdentityError as error:
         return account_page(request, wrong=str(error))
-    console.people.note(person.name, "removed a security key")
+    console.people.note(person.name, "key_removed")
     return RedirectResponse("/account", 303)

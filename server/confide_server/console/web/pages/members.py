@@ -1,11 +1,14 @@
 """Who is in the consortium, how each node is, who asks to join, and the rosters so far."""
 
+from collections.abc import Sequence
+
 from confide.errors import StateError
+from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from confide_server.alerts.needs import CERTIFICATE_S
 from confide_server.console.federation import run_words
-from confide_server.console.federation.needs import CERTIFICATE_S
 from confide_server.console.roles import Role
 from confide_server.console.web.looking import console_of, look_of
 
@@ -18,7 +21,16 @@ STATES = {
     "never_seen": "calm",
     "revoked": "bad",
 }
+_ORDER = {state: place for place, state in enumerate(("offline", "stopped", "never_seen", "connected", "training"))}
 _DRIVERS = frozenset({Role.ADMINISTRATOR, Role.OPERATOR})
+
+
+def places(nodes: Sequence[pb.MemberLine]) -> list[tuple[str, list[pb.MemberLine]]]:
+    """Nodes by the group whose sums are opened together, in its absence by block; who needs a look comes first."""
+    found: dict[str, list[pb.MemberLine]] = {}
+    for one in sorted(nodes, key=lambda node: (_ORDER.get(node.state, 9), node.name)):
+        found.setdefault(one.group or one.block, []).append(one)
+    return sorted(found.items())
 
 
 @router.get("/members", name="members")
@@ -34,6 +46,7 @@ def members(request: Request) -> Response:
         fresh=look.freshness,
         members=page.members,
         nodes=nodes,
+        places=places(nodes),
         roster_version=page.roster_version,
         ending=[one for one in page.members if 0 < one.certificate_expires_at < page.clock + CERTIFICATE_S
                 and not one.revoked_at],

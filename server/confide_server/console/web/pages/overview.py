@@ -6,7 +6,8 @@ from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from confide_server.console.federation import needs, run_words
+from confide_server.alerts import needs
+from confide_server.console.federation import run_words
 from confide_server.console.roles import Role
 from confide_server.console.web.looking import console_of, look_of
 
@@ -30,6 +31,7 @@ def overview(request: Request) -> Response:
         members=members.members,
         enrolments=look.enrolments().enrolments if look.acting.role in {Role.ADMINISTRATOR, Role.OPERATOR} else (),
         releases=look.releases().releases if whole else (),
+        spent=look.spent_in([run.run_id for run in live.runs if run.privacy_unit != "none"]),
     )
     working = {one.name: one.work for one in members.members if one.HasField("work")}
     heads = {run.run_id: run_words.headline(run, None, working) for run in live.runs}

@@ -41,7 +41,7 @@ def people_invite(request: Request) -> Response:
         handed = console.people.invite(Role(form["role"]), organization, name)
     except IdentityError as error:
         return _page(request, wrong=str(error))
-    console.people.note(visitor_of(request).person.name, "made a link", f"{form['role']} {organization}".strip())
+    console.people.note(visitor_of(request).person.name, "link", f"{form['role']} {organization}".strip())
     return _page(request, made=f"{console.address}/welcome?link={handed}")
 
 
@@ -54,5 +54,5 @@ def people_close(request: Request, person_id: str) -> Response:
         console.people.close(person_id)
     except ConfideError as error:
         return _page(request, wrong=str(error))
-    console.people.note(visitor_of(request).person.name, "closed an account", closed.name)
+    console.people.note(visitor_of(request).person.name, "closed", closed.name)
     return RedirectResponse("/people", 303)

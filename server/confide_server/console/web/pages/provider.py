@@ -63,7 +63,7 @@ def provider_answer(request: Request, state: str = "", code: str = "") -> Respon
     except IdentityError as error:
         console.limits.failed("provider", address)
         return console.frame.page(request, "message.html", status_code=403, said=str(error))
-    console.people.note(person.name, "bound an OpenID subject" if pending.person else "signed in by OpenID", address)
+    console.people.note(person.name, "bound" if pending.person else "in_by_provider", address)
     answer = console.frame.page(request, "onward.html", to=home(person, pending.back))
     if not pending.person:
         cookie = console.sessions.begin(person, address, complete=True)

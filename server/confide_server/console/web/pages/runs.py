@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from google.protobuf.message import Message
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from confide_server.console.federation import needs, run_words
+from confide_server.alerts import needs
+from confide_server.console.federation import run_words
 from confide_server.console.web.forms import confirm, form_of
 from confide_server.console.web.looking import console_of, look_of
 
@@ -18,6 +19,9 @@ router = APIRouter()
 STATUSES = (*needs.LIVE, *needs.ENDED)
 PAGE = 50
 MOST_COMPARED = 6
+MOST_EVENTS = 100
+_PLAN_FIRST = frozenset({"draft", "submitted", "offering"})
+"""Statuses in which the plan is what one reads: it is shown open."""
 
 
 @router.get("/runs", name="runs")
@@ -49,6 +53,7 @@ def run(request: Request, run_id: str) -> Response:
 
 def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
     look, console = look_of(request), console_of(request)
+    look.ahead_of_runs([run_id])
     look.ahead(ListMembers=pb.ListMembersRequest())
     detail = look.run(run_id)
     rounds, members = look.rounds(run_id), look.members()
@@ -62,13 +67,14 @@ def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
         fresh=look.freshness,
         detail=detail,
         run=detail.run,
+        plan=look.plan(run_id, wait=detail.run.status in _PLAN_FIRST),
         rounds=rounds,
         head=run_words.headline(detail.run, opened, working),
         grid=run_words.grid(detail.run, rounds, opened),
         opened=opened,
         dropped=run_words.dropped(rounds),
         series=run_words.series(rounds),
-        events=[(event.time, run_words.event_words(event)) for event in reversed(events)],
+        events=[(event.time, *run_words.event_words(event)) for event in list(reversed(events))[:MOST_EVENTS]],
         moods=run_words.MOODS,
         ended=detail.run.status in needs.ENDED,
         wrong=wrong,
@@ -77,7 +83,7 @@ def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
 
 @router.get("/runs/{run_id}/series", name="run_series")
 def run_series(request: Request, run_id: str) -> Response:
-    return JSONResponse(run_words.series(look_of(request).rounds(run_id)))
+    return JSONResponse(run_words.series(look_of(request).rounds(run_id, bare=True)))
 
 
 @router.get("/runs/{run_id}/rounds.csv", name="run_csv")
@@ -150,7 +156,10 @@ def run_priority(request: Request, run_id: str) -> Response:
 def compare(request: Request, run: list[str] = Query(default=[])) -> Response:
     look = look_of(request)
     chosen = list(dict.fromkeys(run))[:MOST_COMPARED]
-    compared = [(look.run(run_id), run_words.series(look.rounds(run_id))) for run_id in chosen]
+    look.ahead_of_runs(chosen, bare=True)
+    lines = look.runs(pb.ListRunsQuery(run_ids=chosen, limit=MOST_COMPARED)).runs if chosen else ()
+    listed = sorted(lines, key=lambda line: chosen.index(line.run_id))
+    compared = [(line, run_words.series(look.rounds(line.run_id, bare=True))) for line in listed]
     metrics = sorted({name for _, columns in compared for name in columns if name != "round"})
     return console_of(request).frame.page(
         request, "compare.html", fresh=look.freshness, compared=compared, metrics=metrics, most=MOST_COMPARED

@@ -77,7 +77,7 @@ def code(request: Request) -> Response:
         return console.frame.page(
             request, "code.html", status_code=403, back=back, wrong=str(error), keys=console.keys.of(session.person)
         )
-    console.people.note(session.person.name, "signed in", address)
+    console.people.note(session.person.name, "in", address)
     cookie = console.sessions.begin(session.person, address, complete=True, instead_of=session)
     return let_in(request, cookie, home(session.person, back))
 
@@ -126,5 +126,5 @@ def welcome(request: Request) -> Response:
         person = console.people.accept(handed, name, form.get("password", ""), seed, form.get("code", ""))
     except IdentityError as error:
         return _welcome(request, handed, link, seed, str(error), name if name.isascii() else "")
-    console.people.note(person.name, "made an account", f"{person.role.value} {person.organization}".strip())
+    console.people.note(person.name, "account", f"{person.role.value} {person.organization}".strip())
     return let_in(request, console.sessions.begin(person, address, complete=True), home(person))

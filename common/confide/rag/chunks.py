@@ -1,0 +1,108 @@
+"""Passages: what is embedded, searched and quoted from. Each is a range of one canonical text.
+
+A passage follows the document's headings: it does not reach over one unless what stands before is too short to be found
+by itself, and never over two records. Its length counts tokens of the embedder that will embed it.
+
+>>> from confide.rag.canonical_text import canonical_text
+>>> from confide.rag.parsing.blocks import Block
+>>> made = canonical_text([Block("Fees", level=1), Block("One two three four."), Block("Five six.")])
+>>> count = lambda texts: [len(text.split()) for text in texts]
+>>> [made.text[p.start:p.stop] for p in passages(made, count, most_tokens=5, fewest_tokens=1)]
+['Fees\\n\\nOne two three four.', 'Five six.']
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from confide.rag.canonical_text import CanonicalText, Mark
+from confide.rag.sentences import sentence_spans
+
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+MOST_TOKENS = 400
+FEWEST_TOKENS = 64
+_HEADING_TOKENS = 40
+"""A longer heading is text like any other."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, stop) of the canonical text are one passage."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a block that fits into a passage; opens: a heading, before which a passage may end."""
+
+    start: int
+    stop: int
+    tokens: int
+    opens: bool
+    record: str | None
+
+
+def passages(
+    document: CanonicalText,
+    count_tokens: CountTokens,
+    *,
+    most_tokens: int = MOST_TOKENS,
+    fewest_tokens: int = FEWEST_TOKENS,
+) -> list[Span]:
+    """The document's passages in order, without overlaps; each has at most `most_tokens` where words allow it."""
+    spans: list[Span] = []
+    current: list[_Piece] = []
+
+    def flush() -> None:
+        # Headings without text below them are no passage.
+        if any(not piece.opens for piece in current):
+            spans.append(Span(current[0].start, current[-1].stop))
+        current.clear()
+
+    for piece in _pieces(document, count_tokens, most_tokens):
+        tokens = sum(one.tokens for one in current)
+        other_record = bool(current) and piece.record != current[-1].record
+        begun = not _only_headings(current)
+        new_section = piece.opens and tokens >= fewest_tokens
+        # A heading stays with the text below it, also where the two are a little too long.
+        if other_record or (begun and (new_section or tokens + piece.tokens > most_tokens)):
+            flush()
+        current.append(piece)
+    flush()
+    return spans
+
+
+def _only_headings(pieces: Sequence[_Piece]) -> bool:
+    return all(piece.opens for piece in pieces)
+
+
+def _pieces(document: CanonicalText, count_tokens: CountTokens, most_tokens: int) -> list[_Piece]:
+    texts = [document.text[mark.start : mark.stop] for mark in document.marks]
+    pieces: list[_Piece] = []
+    for mark, tokens in zip(document.marks, count_tokens(texts) if texts else [], strict=True):
+        if tokens <= most_tokens:
+            opens = mark.level > 0 and tokens <= _HEADING_TOKENS
+            pieces.append(_Piece(mark.start, mark.stop, tokens, opens, mark.record))
+        else:
+            pieces += _cut(document.text, mark, count_tokens, most_tokens)
+    return pieces
+
+
+def _cut(text: str, mark: Mark, count_tokens: CountTokens, most_tokens: int) -> list[_Piece]:
+    """A block that is too long, by sentences, and a sentence that is too long by words."""
+    spans = list(sentence_spans(text, mark.start, mark.stop))
+    pieces = []
+    for (start, stop), tokens in zip(spans, count_tokens([text[a:b] for a, b in spans]), strict=True):
+        if tokens <= most_tokens:
+            pieces.append(_Piece(start, stop, tokens, False, mark.record))
+            continue
+        # Even text without spaces (a key, a picture in base64) is cut: it has some characters a token.
+        step = max(1, (stop - start) * most_tokens // (2 * tokens))
+        share = max(1, tokens * step // (stop - start))
+        pieces += [
+            _Piece(at, min(at + step, stop), share, False, mark.record)
+            for at in range(start, stop, step)
+            if text[at : min(at + step, stop)].strip()
+        ]
+    return pieces

@@ -1,0 +1,132 @@
+"""Sentence embeddings by a model folder that is pinned by its hash: the mean over the tokens, of length 1.
+
+all-MiniLM-L6-v2 as a package brings it, or an encoder that the consortium trained with the contrastive method and
+exported. An index says which embedder made it; another one is refused by name, since its numbers mean something else.
+
+    embedder = Embedder(Path("all-minilm-l6-v2"))
+    embedder.embed(["Who pays?"]).shape          # (1, 384)
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.errors import ModelError
+from confide.models.store import folder_digest, model_files, only_hashed
+from confide.models.weights import check_whole
+
+_TOKENS_AT_ONCE = 1024
+"""More is slower: what a layer makes of it falls out of the cache."""
+
+
+class Embedder:
+    """One model, loaded at its first use. Used by one thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ModelError when the folder holds no model."""
+        self.folder = folder
+        self.sha256 = folder_digest(folder)
+        self.name = folder.name
+        self._narrow = False
+
+    @functools.cached_property
+    def dimension(self) -> int:
+        """Numbers in an embedding."""
+        from confide.models.architecture import load_config
+
+        return int(load_config(self.folder).hidden_size)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        import tokenizers
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        path = self.folder / "tokenizer.json"
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ModelError(f"{path} is missing or damaged; name a folder with tokenizer.json") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        import torch
+        import transformers
+
+        from confide.models import precision
+
+        check_whole(model_files(self.folder))
+        self._narrow = precision.choice("cpu").arithmetic == "bfloat16"
+        try:
+            with only_hashed(self.folder) as folder:
+                model = transformers.AutoModel.from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"cannot load the embedder in {self.folder}: {str(error).splitlines()[0]}") from error
+        if not hasattr(model.config, "max_position_embeddings"):
+            raise ModelError(f"the model in {self.folder} does not say how many tokens it reads; it is no embedder")
+        return model.eval()
+
+    @functools.cached_property
+    def most_tokens(self) -> int:
+        """The longest text that is embedded whole, in tokens with its two ends."""
+        from confide.models.architecture import load_config
+
+        return int(load_config(self.folder).max_position_embeddings)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without the two ends."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(one.ids) for one in encoded]
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(N, D), each of length 1. A text that is longer than `most_tokens` is cut at its end."""
+        import torch
+
+        model = self._model
+        rows = [one.ids[: self.most_tokens] for one in self._tokenizer.encode_batch_fast(list(texts))]
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._narrow):
+            for batch in _batches(rows):
+                vectors[batch] = self._embedded(model, [rows[place] for place in batch])
+        return vectors
+
+    def _embedded(self, model: Any, rows: list[list[int]]) -> NDArray[np.float32]:
+        import torch
+
+        width = max(map(len, rows))
+        ids = torch.zeros((len(rows), width), dtype=torch.int64)
+        mask = torch.zeros((len(rows), width), dtype=torch.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        weights = mask[:, :, None].float()
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        found: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        return found
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of texts of like length, so that little of a batch is padding."""
+    batches: list[list[int]] = []
+    width = 0
+    for place in sorted(range(len(rows)), key=lambda place: len(rows[place])):
+        width = max(width, len(rows[place]))
+        if not batches or (len(batches[-1]) + 1) * width > _TOKENS_AT_ONCE:
+            batches.append([])
+            width = len(rows[place])
+        batches[-1].append(place)
+    return batches

@@ -1,0 +1,238 @@
+"""Files into a collection: each is read once, parsed in a limited child, and found only when all of it is stored.
+
+A file that cannot be read costs an error with its name; the rest goes on. The same bytes are not added twice. Another
+file of the same name is a new version: from then on the new one is found, and the old one's text stays until erased.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confide.errors import DataError
+from confide.rag.canonical_text import CanonicalText, canonical_text
+from confide.rag.catalogue import Document, Quarantined, State
+from confide.rag.chunks import Span, passages
+from confide.rag.collection import Collection, Say, passage_name
+from confide.rag.documents import Content, Encoded, encoded
+from confide.rag.embedder import Embedder
+from confide.rag.injection import suspicion
+from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.parent import Limits, ParserProcess, format_of
+from confide.rag.personal_data import counts, findings, masked
+from confide.rag.stores.base import Row
+from confide.text import line
+
+_GROUP_PASSAGES = 256
+_GROUP_DOCUMENTS = 64
+_SOURCE_CHARS = 400
+
+
+@dataclass
+class Report:
+    """What became of each file."""
+
+    added: list[Document] = field(default_factory=list)
+    replaced: int = 0
+    there: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A file that was parsed and cut into passages."""
+
+    document: Document
+    content: Content
+    files: Encoded
+
+
+def add_files(
+    collection: Collection,
+    files: Sequence[Path],
+    embedder: Embedder,
+    say: Say,
+    *,
+    limits: Limits | None = None,
+    again: bool = False,
+) -> Report:
+    """Add what can be added. again: also files whose content was erased before."""
+    collection.check_embedder(embedder)
+    report = Report()
+    with collection.writing(say), ParserProcess(limits or Limits()) as parser:
+        group: list[_Ready] = []
+        for ready in _prepared(collection, files, embedder, parser, report, again):
+            group.append(ready)
+            enough = sum(one.document.passages for one in group) >= _GROUP_PASSAGES
+            if enough or len(group) >= _GROUP_DOCUMENTS:
+                _store(collection, group, embedder, report, say)
+                group = []
+        _store(collection, group, embedder, report, say)
+        _forget_replaced(collection)
+        collection.save_lexical()
+    return report
+
+
+def _prepared(
+    collection: Collection,
+    files: Sequence[Path],
+    embedder: Embedder,
+    parser: ParserProcess,
+    report: Report,
+    again: bool,
+) -> Iterator[_Ready]:
+    seen: set[str] = set()
+    for path in files:
+        name = line(path.name)
+        try:
+            data = _read(path, parser.limits)
+            sha256 = hashlib.sha256(data).hexdigest()
+            if sha256 in seen or _there(collection, sha256, again):
+                report.there.append(name)
+                continue
+            ready = _parsed(collection, path, data, sha256, embedder, parser)
+        except (DataError, Unreadable) as error:
+            report.failed.append((name, str(error)))
+            continue
+        seen.add(sha256)
+        yield ready
+
+
+def _read(path: Path, limits: Limits) -> bytes:
+    if len(path.name) > _SOURCE_CHARS:
+        raise DataError(f"has a name of {len(path.name)} characters; at most {_SOURCE_CHARS} are taken")
+    try:
+        if not path.is_file():
+            raise DataError("is no file")
+        with path.open("rb") as file:
+            data = file.read(limits.file_bytes + 1)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+    if len(data) > limits.file_bytes:
+        raise DataError(f"has more than {limits.file_bytes:,} bytes; split it")
+    if not data:
+        raise DataError("is empty")
+    return data
+
+
+def _there(collection: Collection, sha256: str, again: bool) -> bool:
+    same = [one for one in collection.catalogue().documents() if one.sha256 == sha256]
+    erased = [one for one in same if one.state in {State.ERASED, State.ERASING}]
+    if erased and not again:
+        raise DataError(f"was erased from this collection (receipt {erased[-1].receipt}); say --again to add it anew")
+    return any(one.state is State.LIVE for one in same)
+
+
+def _parsed(
+    collection: Collection, path: Path, data: bytes, sha256: str, embedder: Embedder, parser: ParserProcess
+) -> _Ready:
+    format = format_of(path.name)
+    text, found = _canonical(collection, parser.parse(format, data))
+    spans = passages(text, embedder.count_tokens, most_tokens=_most_tokens(collection, embedder))
+    if not spans:
+        raise DataError("holds no text")
+    files = encoded(text, spans)
+    earlier = [one for one in collection.catalogue().documents() if one.source == path.name]
+    document = Document(
+        id=secrets.token_hex(16),
+        state=State.ADDING,
+        source=path.name,
+        sha256=sha256,
+        text_sha256=files.text_sha256,
+        structure_sha256=files.structure_sha256,
+        format=format,
+        version=1 + max((one.version for one in earlier), default=0),
+        added=int(time.time()),
+        bytes=len(data),
+        characters=len(text.text),
+        passages=len(spans),
+        pages=max((mark.page or 0 for mark in text.marks), default=0),
+        personal_data=found,
+        quarantined=_quarantined(text.text, spans),
+    )
+    return _Ready(document, Content(text.text, text.marks, tuple(spans)), files)
+
+
+def _most_tokens(collection: Collection, embedder: Embedder) -> int:
+    # Two ends, and some room for the headings in front.
+    return min(collection.settings.most_tokens, embedder.most_tokens - 48)
+
+
+def _canonical(collection: Collection, blocks: Sequence[Block]) -> tuple[CanonicalText, dict[str, int]]:
+    handling, region = collection.settings.personal_data, collection.settings.region or None
+    if handling == "keep":
+        return canonical_text(blocks), {}
+    total: dict[str, int] = {}
+
+    def change(text: str) -> str:
+        found = findings(text, region)
+        for kind, count in counts(found).items():
+            total[kind] = total.get(kind, 0) + count
+        return masked(text, found) if found else text
+
+    text = canonical_text(blocks, change)
+    if total and handling == "refuse":
+        said = ", ".join(f"{count} x {kind}" for kind, count in total.items())
+        raise DataError(f"holds personal data ({said}), which this collection refuses; take it out and add it again")
+    return text, total
+
+
+def _quarantined(text: str, spans: Sequence[Span]) -> tuple[Quarantined, ...]:
+    found = ((ordinal, suspicion(text[span.start : span.stop])) for ordinal, span in enumerate(spans))
+    return tuple(Quarantined(ordinal=ordinal, reason=reason) for ordinal, reason in found if reason is not None)
+
+
+def embedded_text(content: Content, ordinal: int) -> str:
+    """What stands for a passage before the embedder: its headings, then its text."""
+    span = content.passages[ordinal]
+    headings = content.marks_of(span)[0].headings
+    text = content.text[span.start : span.stop]
+    return f"{' > '.join(headings)}\n{text}" if headings else text
+
+
+def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, report: Report, say: Say) -> None:
+    if not group:
+        return
+    texts = [embedded_text(one.content, place) for one in group for place in range(one.document.passages)]
+    vectors = iter(embedder.embed(texts))
+    rows = [
+        Row(passage_name(one.document.id, place), one.document.id, one.document.added, next(vectors))
+        for one in group
+        for place in range(one.document.passages)
+    ]
+    collection.commit(collection.catalogue().with_documents(one.document for one in group))
+    for one in group:
+        collection.documents.write(one.document.id, one.files)
+    collection.store.add(rows)
+    live = [one.document.model_copy(update={"state": State.LIVE}) for one in group]
+    sources = {one.source: one.id for one in live}
+    old = [
+        one.model_copy(update={"state": State.REPLACED})
+        for one in collection.catalogue().documents(State.LIVE)
+        if one.source in sources
+    ]
+    # Of two files of one name in one group, the later is the version that is found.
+    live = [one if sources[one.source] == one.id else one.model_copy(update={"state": State.REPLACED}) for one in live]
+    collection.commit(collection.catalogue().with_documents([*old, *live]))
+    report.added += live
+    report.replaced += len(old)
+    for document in live:
+        say(f"{line(document.source)}: {document.passages} passages" + _remarks(document))
+
+
+def _remarks(document: Document) -> str:
+    said = [f"{count} x {kind} masked" for kind, count in document.personal_data.items()]
+    if document.quarantined:
+        said.append(f"{len(document.quarantined)} passages in quarantine")
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _forget_replaced(collection: Collection) -> None:
+    """Old versions are not searched: their rows go, their texts stay."""
+    counted = collection.store.counts()
+    live = collection.catalogue().live()
+    gone = {document for document in counted if document not in live}
+    if gone:
+        collection.store.remove(gone)

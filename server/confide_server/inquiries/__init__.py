@@ -1,0 +1,4 @@
+"""Carries sealed questions to nodes and their sealed answers back (docs/federated-retrieval.md).
+
+- `relay`: cards, who listens, what is under way
+"""

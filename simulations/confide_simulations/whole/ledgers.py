@@ -1,0 +1,38 @@
+"""What each organization spent, by its own ledger: verified by the product's command, and told in one row a group."""
+
+from dataclasses import dataclass
+
+from confide.privacy import LEDGER_NAME
+from confide.privacy.ledger import balances, replay
+
+from confide_simulations.local_federation import LocalFederation, run_command
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One group of one organization's data."""
+
+    organization: str
+    group: str
+    protects: str
+    runs: int
+    epsilon: float
+    delta: float
+    lines: int
+    head: str
+
+
+def spent(federation: LocalFederation) -> list[Spent]:
+    """By organization. Raises LedgerError when a ledger does not verify. The nodes must have ended."""
+    from confide import journal
+
+    rows = []
+    for name in federation.nodes:
+        folder = federation.node_folder(name)
+        run_command("ledger", "verify", "--state", str(folder))
+        bodies, head = journal.read(folder / LEDGER_NAME)
+        rows += [
+            Spent(name, one.group, one.protects, one.runs, one.spent_epsilon, one.delta, len(bodies), head)
+            for one in balances(replay(bodies))
+        ]
+    return rows
