@@ -82,7 +82,7 @@ def policy_text(
     )
     if specification.asks_feedback:
         asked = specification.feedback
-        text += f'[feedback]\npurposes = ["{asked.purpose}"]\nanswers_a_day = {len(asked.answers)}\n'
+        text += f'[feedback]\npurposes = ["{asked.purpose}"]\nanswers_a_day = {len(asked.names)}\n'
     if privacy.unit != "none":
         text += f'[budgets."{data}"]\nepsilon = {budget_epsilon or privacy.epsilon}\ndelta = {privacy.delta}\n'
     if privacy.user_key is not None:
@@ -276,9 +276,8 @@ class LocalFederation:
         """Sign and submit; returns the run id. initial_model: raw tensors, when not the base model's own."""
         from confide.methods.first_model import first_model
 
-        schema = None
-        if initial_model is None:
-            initial_model, schema = first_model(specification, self.base)
+        first, schema = first_model(specification, self.base)
+        initial_model = initial_model or first
         member = load_member(self.admin_folder)
         with self.client() as client:
             return client.submit(specification, initial_model, member.identity, schema)

@@ -7,12 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from confide import journal
 from confide.errors import TransportError
 from confide.identity.keys import SigningKey
 from confide.inquiries.checking import NODES, check_stands, checked
-from confide.inquiries.documents import ASKERS, Answer, Inquiry, digest, info_of_answer, info_of_inquiry, opened, signed
+from confide.inquiries.documents import (
+    ASKERS,
+    Answer,
+    Centroid,
+    Inquiry,
+    Outline,
+    digest,
+    info_of_answer,
+    info_of_inquiry,
+    opened,
+    signed,
+)
+from confide.inquiries.routing import Known, chosen, known_of
 from confide.inquiries.sealed import BoxKey, seal
 from confide_client.retrieval.log import NAME
 from hypothesis import given, settings
@@ -260,11 +273,12 @@ class Lie:
 
     world: InquiryWorld
     box: bytes
+    node: str = "clinic"
 
     @property
     def data(self) -> bytes:
         """The inquiry as it was signed."""
-        return self.world.organizations["clinic"].desk.key.open(self.box, info_of_inquiry("clinic"))
+        return self.world.organizations[self.node].desk.key.open(self.box, info_of_inquiry(self.node))
 
     @property
     def inquiry(self) -> Inquiry:
@@ -366,6 +380,34 @@ def test_a_made_up_quotation_is_found_out_by_who_may_read_the_document(world: In
     check_stands(quote, text)
     with pytest.raises(TransportError, match="are not what was quoted"):
         check_stands(quote.model_copy(update={"text": "x" * len(quote.text)}), text)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=40)
+def test_no_bytes_disturb_an_asker(data: bytes) -> None:
+    """Neither as a sealed answer, nor as what was sealed, nor as a card."""
+    world = _shared_world()
+
+    class Noise(Carrier):
+        def cards(self) -> list[bytes]:
+            return [data, *super().cards()]
+
+        def inquire(self, sealed: Mapping[str, bytes], *, deadline_s: int) -> Iterator[tuple[str, bytes, str]]:
+            yield "clinic", data, ""
+            yield "builders", Lie(world, sealed["builders"], "builders").back(data), ""
+
+    found = world.inquirer(Noise(world)).ask("What does a visit cost?", everybody=True)
+    assert not found.answers and set(found.failures) == {"clinic", "builders"}
+
+
+@pytest.mark.parametrize("rows", [[float("nan")] * 4, [1e38] * 4, [0.0] * 4, [1.0] * 3])
+def test_an_odd_outline_keeps_nobody_from_asking(world: InquiryWorld, rows: list[float]) -> None:
+    odd = Centroid(vector=np.array(rows, "<f4").tobytes().hex(), documents=9, noise_stddev=1e-3)
+    fine = Centroid(vector=np.ones(4, "<f4").tobytes().hex(), documents=9, noise_stddev=1e-3)
+    outline = Outline(epsilon=1.0, delta=1e-6, noise_multiplier=1.0, centroids=(odd, fine))
+    card = world.organizations["clinic"].card().model_copy(update={"dimension": 4, "outline": outline})
+    cards = {"clinic": known_of(card, card.embedder, 4), "builders": Known(np.eye(4)[:1], np.full(1, 1e-3))}
+    assert "builders" in chosen(np.eye(4)[0], cards)
 
 
 def test_the_first_answer_counts_and_nobody_else_is_heard(world: InquiryWorld) -> None:

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from confide.codec.tensors import model_digest
 from confide.models.sent_coordinates import SentCoordinates
 from confide.models.store import ModelStore
+from confide.models.trainable import initial_state, schema_of
 from confide.proto import fleet_pb2
 from confide.runs.feedback import FeedbackSection
-from confide.runs.specification import Specification, parse_document
+from confide.runs.specification import Specification, parse_document, parse_toml
 from confide.tokenizer.state import parse_state
 from confide.tokenizer.terms import Terms
+from confide_server.rlhf.opinions_of_nodes import question_of_pairs
 from confide_simulations.processes import ProcessGroup
 
 from tests.method_runs import (
@@ -307,6 +310,32 @@ def test_feedback(private: Private, bert: Path) -> None:
     # Every node prefers what begins like the answers that its comparisons preferred; the rest is noise.
     noise = 7 * shared_stddev(made, specification)
     assert abs(opinions["gate"]["win_rate"] - 1.0) < noise + 0.5 and opinions["pairs"] == 6
+
+
+def test_feedback_by_comparisons(private: Private) -> None:
+    """A candidate travels to the nodes, is judged by what lies there, and comes back as it was with three numbers."""
+    made = private.federation.made
+    made.base, data = private.federation.llama, register(made, "held", "--evaluation", "0")
+    run = private.federation.specification(made.base, method={"name": "dpo", "max_length": 64})
+    schema = schema_of(run, made.base)
+    noise = torch.Generator().manual_seed(1)
+    state = {name: t + torch.randn(t.shape, generator=noise) for name, t in initial_state(run, made.base).items()}
+    candidate = schema.encode(state)
+    manifest = {"specification": json.loads(run.canonical_bytes()), "model_sha256": model_digest(candidate).hex()}
+    specification = parse_toml(question_of_pairs(manifest, data=data, privacy=(8.0, 1e-3), min_cohort=4))
+    federated = specification.federation.model_copy(update={"exchange_deadline_s": 240.0})
+    specification = specification.model_copy(update={"federation": federated})
+    made.allow(specification)
+    run_id = made.submit(specification, candidate + bytes(12))
+    events = tuple(made.watch(run_id))
+    assert events[-1][0] == "run_finished", events[-4:]
+    private.asked.append(Asked(specification, run_id, events, "", ()))
+    found = RealRun(private.federation, specification, made.base, run_id, events)
+    assert found.model(1)[:-12] == candidate and found.model(1)[-12:] != bytes(12)
+    opinions = json.loads((found.export(private.folder / "held") / "opinions.json").read_text())
+    assert opinions["candidate_sha256"] == manifest["model_sha256"]
+    for name in NODES:
+        assert ledger_of(made, name).run(run_id).spent_slots == 1
 
 
 def test_nothing_else_left(private: Private) -> None:

@@ -22,9 +22,9 @@ def material(count: int, each: int) -> Material:
 def test_subjects_save_inquiries_and_chance_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "SIZES", (4, 8))
     rows = measured(material(8, 120), 100, lambda text: None)
-    by_subject = [row for row in rows if row["dealt"] == "by subject"]
-    at_random = [row for row in rows if row["dealt"] == "at random"]
-    assert len(by_subject) == 6 and len(at_random) == 2
+    by_subject = [row for row in rows if row["dealt"] != retrieval.RANDOM]
+    at_random = [row for row in rows if row["dealt"] == retrieval.RANDOM]
+    assert len(by_subject) == 8 and len(at_random) == 2
     assert all(row["recall_kept"] > 0.95 and row["inquiries_saved"] >= 0.6 for row in by_subject)
     assert all(row["recall_kept"] < 0.95 or row["inquiries_saved"] < 0.3 for row in at_random)
     assert all(row["bytes_routed"] < row["bytes_asking_all"] for row in by_subject)

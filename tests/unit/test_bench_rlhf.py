@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confide.privacy.shared_units import shared_unit_plan
 from confide_simulations import assets
 from confide_simulations.benchmarks import rlhf, rlhf_bytes, rlhf_dpo, rlhf_epsilon, rlhf_speed
+from confide_simulations.rlhf import job
 from typer import BadParameter, Typer
 from typer.testing import CliRunner
 
@@ -28,11 +30,20 @@ def test_the_curve_is_of_all_arms_and_less_privacy_is_no_worse(tmp_path: Path) -
         f"{arm} {epsilon:g}" for arm in ("federated", "alone") for epsilon in rlhf_epsilon.EPSILONS
     }
     means = {name: values.mean() for name, values in arms.items()}
-    assert means["federated"] > 0.9 and means["federated 8"] > means["alone 0.5"]
+    assert means["federated"] > 0.9 and means["federated 8"] > means["federated 0.5"]
     found = {name: rlhf_epsilon._interval([values, values]) for name, values in arms.items()}
     assert all(one["low"] <= one["mean"] <= one["high"] for one in found.values())
     rlhf_epsilon.plot({"accuracy": found, "delta": 1e-5}, tmp_path / "curve.svg")
     assert (tmp_path / "curve.svg").stat().st_size > 1000
+
+
+def test_the_curves_noise_is_what_the_plan_promises() -> None:
+    """All four nodes' shares together are at least the noise that the accountant asked for."""
+    for epsilon in rlhf_epsilon.EPSILONS:
+        run = job.specification("0" * 63 + "1", nodes=4, epsilon=epsilon)
+        plan = shared_unit_plan(run, members=4, trained=384)
+        together = 2 * rlhf_epsilon._own_share(run, 384)
+        assert together == pytest.approx(plan.noise_multiplier * job.CLIP * (4 / 3) ** 0.5, rel=0.01)
 
 
 def test_bytes_by_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

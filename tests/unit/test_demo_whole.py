@@ -71,7 +71,7 @@ def lineage(**changes: Any) -> Lineage:
         [Step("base", "base", "A base", [("sha-256", "0" * 24)])],
         [Step("answer", "answer", "An <answer>", [("citation 1", "<script>alert(1)</script>")], ["base"], good=False)],
     ]
-    said = {"rows": rows, "ledgers": [{"organization": "clinic", "epsilon": "8"}], "question": "Who & why?",
+    said = {"rows": rows, "ledgers": [{"organization": "clinic", "epsilon": "8"}], "question": "Who & why?", "base": "",
             "answer": "<b>", "quoted": '"A visit costs forty crowns." [1]'}  # fmt: skip
     return Lineage(**{**said, **changes})
 

@@ -49,7 +49,7 @@ def test_a_run_is_its_own_kind_and_written_as_others_are() -> None:
     assert made.asks_feedback and made.trains_model and made.adapter.kind == "none"
     assert parse_toml(to_toml(made)) == made
     assert schema_of(made, Path()).size == 4 and schema_of(asked(GATE), Path()).size == 3
-    assert not initial_state(made, Path())["opinion"].any()
+    assert not initial_state(made, Path())["~opinion"].any()
     check_work(fleet_pb2.SCORE, made)
     with pytest.raises(ProtocolFailure, match="TRAIN came"):
         check_work(fleet_pb2.TRAIN, made)
@@ -99,7 +99,8 @@ def test_what_cannot_be_asked(fault: str) -> None:
     ("changes", "named"),
     [
         ({"federation": {"rounds": 2, "data": "p", "clip_norm": 2.0}}, "rounds has no meaning"),
-        ({"adapter": {"kind": "lora"}}, "adapter has no meaning"),
+        ({"adapter": {"kind": "lora"}}, "takes the adapter of the candidate"),
+        ({"adapter": {"kind": "full"}}, "adapter has no meaning"),
         ({"method": {"name": "reward"}, "training": STEP}, "belongs to method"),
         ({"training": {**STEP, "local_steps": 2}}, "training has no meaning"),
         ({"privacy": {"unit": "record", "epsilon": 1.0, "delta": 1e-5, "clip": 2.0}}, "no single record bounds"),

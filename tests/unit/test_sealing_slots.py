@@ -1,11 +1,13 @@
 """Whole epochs and slots through the real members and the real collector."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from confide.proto import fleet_pb2
 from confide.runs.metrics import Metric
+from confide.sealing.member import slot as member_slot
 from confide.sealing.roles import Abandoned, Opened
 
 from tests.sealing_harness import Federation, names, specify
@@ -143,3 +145,22 @@ def test_a_clip_that_follows_the_learning_rate_is_that_of_both_sides(tmp_path: P
         assert isinstance(outcome, Opened)
         expected = federation.expected_sum(names(4), slot) * min(1.0, clip / 0.9)
         assert np.linalg.norm(outcome.update_sum - expected) < 4e-4
+
+
+def test_a_disk_that_is_full_when_the_upload_is_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation, full = Federation(tmp_path, 4), tmp_path / names(4)[1]
+
+    def fsync(path: Path) -> None:
+        if path.is_relative_to(full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as inner:
+        inner.setattr(member_slot, "fsync_file", fsync)
+        outcome = federation.slot()
+    assert isinstance(outcome, Opened) and names(4)[1] not in outcome.contributors
+    failure = federation.failures[names(4)[1], "TRAIN"]
+    assert failure.code == "RetryableError" and "Free space" in str(failure) and str(tmp_path) not in str(failure)
+    again = federation.slot()
+    assert isinstance(again, Opened) and again.contributors == names(4)

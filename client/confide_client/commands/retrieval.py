@@ -157,7 +157,7 @@ def serve(folder: Folder, embedder: Model) -> None:
         stored = load_outline(state.root)
         return None if stored is None else stored.outline
 
-    listener = Listener(lambda: member, desk, model, told, proxy=state.settings.proxy, said=_say)
+    listener = Listener(state.member, desk, model, told, proxy=state.settings.proxy, said=_say)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.stop())
     try:

@@ -42,8 +42,9 @@ class GroupBudget(Budget):
 class FeedbackRules(_Frozen):
     """What this node says of public answers, where `methods` allows "feedback". Without this section: nothing."""
 
-    purposes: tuple[Literal["scores", "gate"], ...] = ()
-    """ "scores": a number an answer; "gate": whether a candidate's answers are better than a baseline's."""
+    purposes: tuple[Literal["scores", "gate", "pairs"], ...] = ()
+    """ "scores": a number an answer; "gate": whether a candidate's answers are better than a baseline's; "pairs":
+    whether a candidate prefers what this node's own comparisons prefer, by more than its base does."""
     answers_a_day: int = Field(default=0, ge=0)
     """Most answers that are judged in 24 hours, over all runs."""
     judge: str = ""
@@ -153,9 +154,9 @@ class Policy(_Frozen):
                 f"FEEDBACK_FORBIDDEN: feedback of purpose {asked.purpose!r} is not allowed by this node's policy; add "
                 "it to purposes under [feedback] in policy.toml"
             )
-        if len(asked.answers) > allowed.answers_a_day:
+        if len(asked.names) > allowed.answers_a_day:
             _refuse(
-                f"FEEDBACK_LIMIT: {len(asked.answers)} answers are asked about, more than the policy allows in a day. "
+                f"FEEDBACK_LIMIT: {len(asked.names)} answers are asked about, more than the policy allows in a day. "
                 "Ask about fewer, or raise answers_a_day under [feedback] in policy.toml"
             )
 
@@ -316,7 +317,7 @@ unfit_records = "skip"              # "ask": a run that some records do not fit 
 
 # Opinions on public answers, as sealed sums only; methods has to name "feedback" too.
 # [feedback]
-# purposes = ["scores", "gate"]
+# purposes = ["scores", "gate"]     # "pairs": a candidate model, held against your comparisons
 # answers_a_day = 200
 # judge = ""                        # folder of your own reward model; empty: fitted to the data set's comparisons
 

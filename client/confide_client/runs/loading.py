@@ -73,6 +73,10 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
             from confide_client.policy.policy import load_policy
             from confide_client.training.opinions import OpinionTrainer
 
+            if specification.judges_pairs:
+                from confide_client.training.candidates import CandidateTrainer
+
+                return CandidateTrainer(specification, base)
             allowed = load_policy(state.policy).feedback
             return OpinionTrainer(specification, base, judge=allowed.judge if allowed is not None else "")
         from confide.models import precision

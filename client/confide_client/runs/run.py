@@ -195,7 +195,7 @@ class Node:
         data_set = self.data_sets.get(specification.federation.data)
         base = ModelStore(self.state.models).base_of(specification)
         if specification.asks_feedback:
-            judge = policy.feedback.judge if policy.feedback is not None else ""
+            judge = policy.feedback.judge if policy.feedback is not None and not specification.judges_pairs else ""
             check_judge(specification, judge, data_set.fields)
         if specification.privacy.unit in ("record", "user"):
             check_offered(specification, base, data_set)

@@ -3,7 +3,7 @@
 - `trainer`: one run's training on this node; `loop`, `optimizers`, `fragments`: its steps
 - `draws`: where order, dropout and masked positions come from
 - `private`, `protected`: under record- or user-level privacy; `tokens`: a tokenizer run
-- `opinions`: a feedback run
+- `opinions`, `candidates`: a feedback run
 - `sharding`, `shards`: in several processes; `checkpoint`: going on after a restart
 - `evaluation`, `failures`: metrics; what goes wrong, without text that could quote data
 """

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.errors import DataError
 from confide.inquiries.documents import IndexCard
 from confide.inquiries.outline import vectors
 
@@ -24,8 +25,8 @@ Array = NDArray[np.floating[Any]]
 MARGIN, MANY = 0.25, 10
 """Chosen by `confide bench retrieval`, so that 95 of 100 passages stay found; of fewer than MANY nodes the runner-up is
 less likely to be the right one, and the margin is smaller in proportion."""
-_DROWNED = 0.5
-"""Noise in one direction over how far a centroid is from the others', above which nothing is read out of it."""
+_CLEAR = 1.0
+"""How many standard deviations of its own estimate a centroid's squared distance from the mean must be above 0."""
 _MOST_NOISE = 0.1
 """Above it a centroid is not even used for the mean of all: at epsilon 1 that of less than about 45 documents."""
 
@@ -44,16 +45,20 @@ class Known:
 
 
 def known_of(card: IndexCard, embedder: str, dimension: int) -> Known:
-    """What a card tells to somebody with this embedder (its hash): nothing, where another one made it."""
+    """What a card tells to somebody with this embedder (its hash): nothing, where another one made it, or it is odd."""
     if card.outline is None or card.embedder != embedder or not card.outline.centroids:
         return Known.nothing(dimension)
-    found, noise = vectors(card.outline), np.array([one.noise_stddev for one in card.outline.centroids])
+    try:
+        found = vectors(card.outline).astype(np.float64)
+    except DataError:  # one member's odd card must not keep anybody from asking the others
+        return Known.nothing(dimension)
     if found.shape[1] != dimension:
         return Known.nothing(dimension)
+    noise = np.array([one.noise_stddev for one in card.outline.centroids])
     quiet = noise <= _MOST_NOISE
     # A mean of unit vectors is no longer than 1: no card moves the mean of all by more than its share.
     lengths = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1.0)
-    return Known((found / lengths).astype(np.float64)[quiet], noise[quiet])
+    return Known((found / lengths)[quiet], noise[quiet])
 
 
 def scores(question: Array, cards: Mapping[str, Known]) -> dict[str, float]:
@@ -71,8 +76,10 @@ def scores(question: Array, cards: Mapping[str, Known]) -> dict[str, float]:
 
 def _best(known: Known, middle: Array, towards: Array) -> float | None:
     apart = known.rows - middle
-    squared = (apart**2).sum(axis=1) - known.noise**2 * apart.shape[1]
-    clear = squared > np.maximum(known.noise / _DROWNED, 1e-6) ** 2
+    # The noise adds D variances to the squared length on average, and scatters it by sqrt(2 D) of them.
+    dimension, variance = apart.shape[1], known.noise**2
+    squared = (apart**2).sum(axis=1) - dimension * variance
+    clear = squared > np.maximum(_CLEAR * np.sqrt(2 * dimension) * variance, 1e-12)
     if not clear.any():
         return None
     return float((apart[clear] @ towards / np.sqrt(squared[clear])).max())

@@ -45,7 +45,7 @@ def opinion(asked: FeedbackSection, rewards: Rewards) -> Vectors:
     given = _finite(rewards(asked.prompts, asked.answers))
     if asked.purpose == "scores":
         return _scores(asked.prompts, given)
-    return _gate(given - _finite(rewards(asked.prompts, asked.against)), asked.below)
+    return gate_opinion(given - _finite(rewards(asked.prompts, asked.against)), asked.below)
 
 
 def _scores(prompts: Sequence[str], given: Vectors) -> Vectors:
@@ -55,7 +55,8 @@ def _scores(prompts: Sequence[str], given: Vectors) -> Vectors:
     return np.tanh(centred / max(float(centred.std()), _SAME))
 
 
-def _gate(margins: Vectors, below: float) -> Vectors:
+def gate_opinion(margins: Vectors, below: float) -> Vectors:
+    """(3,): shares of what a candidate wins and ties, and whether it wins too little. margins: above 0 it wins."""
     ties = float(np.mean(np.abs(margins) < _SAME))
     wins = float(np.mean(margins >= _SAME))
     return np.array(encode_gate(wins, ties, below=wins + ties / 2 < below))

@@ -10,8 +10,9 @@ node's side and in confide.rounds.outer_step on the coordinator's.
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from confide.codec.tensors import TensorSchema
+from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import UpdateError
 from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Specification
@@ -53,11 +54,29 @@ def check_first_model(specification: Specification, data: bytes, schema: TensorS
         raise UpdateError("the first model holds NaN or infinity")
     if schema.size != len(flat):
         raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
+    if specification.judges_pairs:
+        check_candidate(specification, flat)
     SentCoordinates(specification, schema)  # refuses what it cannot be computed for
     if refactors(specification):
         from confide.models.fedsvd import Refactored
 
         Refactored(schema).check_rows(flat)
+
+
+def check_candidate(specification: Specification, flat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of a feedback run by comparisons: the candidate's part of the first model. Raises UpdateError for another model.
+
+    flat: the candidate's tensors, and behind them zeros where the opinion will stand.
+    """
+    numbers = specification.feedback.numbers
+    candidate, opinion = flat[:-numbers], flat[-numbers:]
+    found = model_digest(candidate.astype("<f4").tobytes()).hex()
+    if found != specification.feedback.candidate_sha256 or opinion.any():
+        raise UpdateError(
+            f"CANDIDATE_CHANGED: the model {found[:16]} came, and feedback.candidate_sha256 names "
+            f"{specification.feedback.candidate_sha256[:16]}; submit it with the candidate's own run (--from)"
+        )
+    return candidate
 
 
 def update_schema(specification: Specification, base: Path) -> TensorSchema:

@@ -30,7 +30,7 @@ from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
 from confide.models.opinions import write_opinions
 from confide.models.store import hashed_files
-from confide.models.trainable import lora_matrices, schema_of, target_names, trains_all, uses_lora
+from confide.models.trainable import OPINION, lora_matrices, schema_of, target_names, trains_all, uses_lora
 from confide.runs.result_folder import write_manifest
 from confide.runs.specification import Specification
 
@@ -69,7 +69,7 @@ def write_export(
         write_manifest(folder, manifest)
         return folder
     if specification.asks_feedback:
-        return write_opinions(folder, tensors["opinion"].double().tolist(), manifest, specification)
+        return write_opinions(folder, tensors[OPINION].double().tolist(), manifest, specification)
     if specification.method.name == "reward":
         return _write_reward(folder, tensors, manifest, specification, base_folder)
     if trains_all(specification):

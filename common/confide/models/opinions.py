@@ -23,7 +23,7 @@ def opinions_of(asked: FeedbackSection, values: Sequence[float]) -> dict[str, An
     """The document's part that says what was found. Raises ModelError for another number of values than was asked."""
     if len(values) != asked.numbers:
         raise ModelError(f"{len(values)} numbers came back; {asked.numbers} were asked for")
-    if asked.purpose == "gate":
+    if asked.purpose != "scores":
         found: dict[str, Any] = decode_gate((values[0], values[1], values[2]))
         return {"gate": found, "candidate_sha256": asked.candidate_sha256, "baseline_sha256": asked.baseline_sha256}
     rows = zip(asked.prompts, asked.answers, values, strict=True)

@@ -30,20 +30,25 @@ Interval = tuple[int, int]
 
 def needs_names(specification: Specification) -> bool:
     """Whether what travels depends on the tensors' names, so that their number alone does not say it."""
-    return specification.adapter.kind == "lora" and specification.adapter.aggregation in {"rolora", "fedsvd"}
+    rotates = specification.adapter.kind == "lora" and specification.adapter.aggregation in {"rolora", "fedsvd"}
+    return rotates or specification.judges_pairs
 
 
 def _alternates(specification: Specification) -> bool:
-    return specification.adapter.kind == "lora" and specification.adapter.aggregation == "rolora"
+    lora = specification.adapter.kind == "lora" and not specification.asks_feedback
+    return lora and specification.adapter.aggregation == "rolora"
 
 
 def refactors(specification: Specification) -> bool:
     """Whether the coordinator refactors the products between rounds."""
-    return specification.adapter.kind == "lora" and specification.adapter.aggregation == "fedsvd"
+    lora = specification.adapter.kind == "lora" and not specification.asks_feedback
+    return lora and specification.adapter.aggregation == "fedsvd"
 
 
 def is_active(specification: Specification, name: str, round: int) -> bool:
     """Whether a trainable tensor is trained in this round (1-based). The others' update is exactly zero."""
+    if specification.judges_pairs:
+        return name == "~opinion"  # the candidate is judged as it is
     kind = name.rsplit(".", 1)[-1]
     if specification.adapter.kind != "lora" or not kind.startswith("lora_"):
         return True

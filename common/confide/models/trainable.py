@@ -23,9 +23,13 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError, SpecificationError
 from confide.models import aggregation, precision, seeds
 from confide.models.architecture import empty_model, head_names, load_base, unused_names
+from confide.runs.feedback import FeedbackSection
 from confide.runs.specification import Specification
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+
+OPINION = "~opinion"
+"""Name of a feedback run's numbers among its tensors: behind all others, whatever they are called."""
 
 
 def build(specification: Specification, base_folder: Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -103,13 +107,22 @@ def load_trainable(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
 def schema_of(specification: Specification, base_folder: Path) -> TensorSchema:
     """Names and shapes of what travels, without loading weights."""
     if specification.asks_feedback:
-        return TensorSchema.of(_opinion(specification))
+        candidate = (
+            trainable_tensors(_empty(as_trained(specification), base_folder)) if specification.judges_pairs else {}
+        )
+        return TensorSchema.of({**candidate, **_opinion(specification)})
     return TensorSchema.of(trainable_tensors(_empty(specification, base_folder)))
 
 
 def _opinion(specification: Specification) -> dict[str, torch.Tensor]:
     """Of a feedback run: the numbers that are asked for, before anybody has answered."""
-    return {"opinion": torch.zeros(specification.feedback.numbers)}
+    return {OPINION: torch.zeros(specification.feedback.numbers)}
+
+
+def as_trained(specification: Specification) -> Specification:
+    """Of a feedback run that judges a candidate by comparisons: the run of method "dpo" whose tensors those are."""
+    method = specification.method.model_copy(update={"name": "dpo"})
+    return specification.model_copy(update={"method": method, "feedback": FeedbackSection()})
 
 
 def initial_state(specification: Specification, base_folder: Path) -> dict[str, torch.Tensor]:
@@ -119,6 +132,8 @@ def initial_state(specification: Specification, base_folder: Path) -> dict[str, 
     Full: the base's weights; or, from scratch, the architecture's own initialization under the run's seed.
     """
     check(specification)
+    if specification.judges_pairs:
+        return {**initial_state(as_trained(specification), base_folder), **_opinion(specification)}
     if specification.asks_feedback:
         return _opinion(specification)
     if trains_all(specification):

@@ -11,6 +11,11 @@ _Z95 = 1.96
 def describe_question(specification: Specification) -> str:
     """What is asked, in a sentence."""
     asked = specification.feedback
+    if asked.purpose == "pairs":
+        return (
+            f"the candidate {asked.candidate_sha256[:16]} is held against its base on each node's own comparisons; "
+            "three numbers leave each node, inside one sealed sum"
+        )
     if asked.purpose == "gate":
         return (
             f"{len(asked.answers)} answers of a candidate are judged against a baseline's; three numbers leave each "
@@ -28,8 +33,8 @@ def question_lines(specification: Specification, nodes: int) -> list[str]:
     lines = [
         f"feedback, asked once of {nodes} nodes (never fewer than {specification.federation.min_cohort} in the sum)",
         describe_question(specification),
-        f"judged on the base {specification.model.name} ({specification.model.sha256[:16]}), by each node's own reward "
-        f"model or its comparisons {specification.federation.data!r}; a node's policy needs [feedback]",
+        f"base {specification.model.name} ({specification.model.sha256[:16]}); by each node's comparisons "
+        f"{specification.federation.data!r}, or a reward model of its own; a node's policy needs [feedback]",
         "what was answered once is refused in any later run; best-of-n, pairs and training on the opened sum cost "
         "nothing more",
     ]
@@ -47,7 +52,7 @@ def noise_of_mean(plan: OrganizationPlan) -> float:
 def describe_certainty(specification: Specification, plan: OrganizationPlan) -> tuple[list[str], list[str]]:
     """(lines, warnings); public, as they depend on no data."""
     half = _Z95 * noise_of_mean(plan)
-    gate = specification.feedback.purpose == "gate"
+    gate = specification.feedback.purpose != "scores"
     most = 0.5 if gate else 1.0
     what = "the win rate" if gate else "each answer's mean score"
     lines = [

@@ -146,7 +146,7 @@ def check_opinions(specification: Specification, opened: Opened) -> None:
     """
     contributors = len(opened.contributors)
     total = np.asarray(opened.update_sum, dtype=np.float64)
-    most = contributors * (0.5 if specification.feedback.purpose == "gate" else 1.0)
+    most = contributors * (1.0 if specification.feedback.purpose == "scores" else 0.5)
     allowed = most * (1 + 1e-3) + _noise_room(specification, contributors)
     worst = float(np.abs(total).max(initial=0.0))
     if not worst <= allowed:

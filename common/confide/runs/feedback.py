@@ -1,8 +1,10 @@
 """What a feedback run asks of the nodes: opinions on public answers, of which only sums leave (docs/rlhf.md).
 
-Two purposes. "scores": one number in [-1, 1] an answer, from which the mean over organizations comes back. "gate": each
-organization judges every pair of a candidate's and a baseline's answer, and three numbers leave: by how much the
-candidate wins, how often neither does, and whether it wins less than a threshold.
+Three purposes. "scores": one number in [-1, 1] an answer, from which the mean over organizations comes back. "gate":
+each organization judges every pair of a candidate's and a baseline's answer, and three numbers leave: by how much the
+candidate wins, how often neither does, and whether it wins less than a threshold. "pairs": the same three numbers, of
+the candidate itself over the organization's own comparisons, which nobody else sees: it wins one where it prefers what
+people preferred by more than the base does.
 
 >>> asked = FeedbackSection(purpose="gate", source="ours", prompts=("Why?",), answers=("So.",), against=("No.",))
 >>> asked.numbers, round(asked.longest, 3)
@@ -30,8 +32,9 @@ Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 class FeedbackSection(StoredDocument):
     """method "feedback": public answers that each node judges with what its own comparisons taught it, docs/rlhf.md."""
 
-    purpose: Literal["scores", "gate"] = "scores"
-    """ "scores": a number an answer. "gate": the candidate's answers against the baseline's, three numbers in all."""
+    purpose: Literal["scores", "gate", "pairs"] = "scores"
+    """ "scores": a number an answer. "gate": the candidate's answers against the baseline's, three numbers in all.
+    "pairs": the candidate itself against its base on each node's own comparisons, the same three numbers."""
     source: str = Field(default="", max_length=256)
     """Where the prompts come from, which are public: every member of the consortium reads them."""
     prompts: tuple[Text, ...] = ()
@@ -51,6 +54,8 @@ class FeedbackSection(StoredDocument):
     def _consistent(self) -> Self:
         if self == type(self).model_construct():
             return self  # a run that asks for no feedback
+        if self.purpose == "pairs":
+            return self._check_pairs()
         if not self.answers or len(self.prompts) != len(self.answers):
             raise ValueError(f"{len(self.answers)} answers to {len(self.prompts)} prompts; each answer has its prompt")
         if len(self.answers) > MAX_ANSWERS:
@@ -72,19 +77,36 @@ class FeedbackSection(StoredDocument):
             raise ValueError(f"the texts have {characters} characters; at most {MAX_CHARS} go into one run")
         return self
 
+    def _check_pairs(self) -> Self:
+        if self.prompts or self.answers or self.against or self.baseline_sha256 or not self.candidate_sha256:
+            raise ValueError(
+                'purpose is "pairs", which sends the candidate itself to the nodes: name it by candidate_sha256, and '
+                "give no prompts, answers or baseline; it is held against its base"
+            )
+        return self
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked at all."""
+        return bool(self.answers) or self.purpose == "pairs"
+
     @property
     def numbers(self) -> int:
         """How many numbers leave a node: D."""
-        return GATE_NUMBERS if self.purpose == "gate" else len(self.answers)
+        return len(self.answers) if self.purpose == "scores" else GATE_NUMBERS
 
     @property
     def longest(self) -> float:
         """The largest L2 norm of honest answers: the clip with which nothing is clipped."""
-        return math.sqrt(GATE_NUMBERS) / 2 if self.purpose == "gate" else math.sqrt(self.numbers)
+        return math.sqrt(self.numbers) if self.purpose == "scores" else math.sqrt(GATE_NUMBERS) / 2
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One for each thing judged: SHA-256 of its texts, hex. By it a node knows what it has answered before."""
+        """SHA-256 of each thing judged, texts or model, hex. By it a node knows what it has answered before."""
+        if self.purpose == "pairs":
+            return (
+                hashlib.sha256(canonical.encode(["confide/v1/feedback", "pairs", self.candidate_sha256])).hexdigest(),
+            )
         others = self.against or ("",) * len(self.answers)
         asked = zip(self.prompts, self.answers, others, strict=True)
         fields = ("confide/v1/feedback", self.purpose)

@@ -331,16 +331,28 @@ class Specification(StoredDocument):
         """Whether nodes are asked for opinions, and nothing is trained."""
         return self.method.name == "feedback"
 
+    @property
+    def judges_pairs(self) -> bool:
+        """Whether the candidate itself travels, and each node holds it against its base on its own comparisons."""
+        return self.asks_feedback and self.feedback.purpose == "pairs"
+
     @model_validator(mode="after")
     def _feedback_alone(self) -> Self:
-        if self.asks_feedback != bool(self.feedback.answers):
+        if self.asks_feedback != self.feedback.asked:
             raise ValueError(
                 f'method.name is "{self.method.name}" and feedback asks about {len(self.feedback.answers)} answers; '
                 'the section feedback belongs to method "feedback", and to no other'
             )
         if not self.asks_feedback:
             return self
-        fixed: dict[str, tuple[object, object]] = {"adapter": (self.adapter, Adapter(kind="none"))}
+        if self.judges_pairs != (self.adapter.kind == "lora"):
+            raise ValueError(
+                f'adapter.kind is "{self.adapter.kind}" and feedback.purpose "{self.feedback.purpose}"; "pairs" takes '
+                'the adapter of the candidate, "lora" as its run had it, and the others none'
+            )
+        fixed: dict[str, tuple[object, object]] = {}
+        if not self.judges_pairs:
+            fixed["adapter"] = (self.adapter, Adapter(kind="none"))
         fixed |= {"training": (self.training, _COUNT_ONCE), "federation.outer": (self.federation.outer, Outer())}
         fixed |= {"federation.rounds": (self.federation.rounds, 1)}
         fixed |= {"federation.weights": (self.federation.weights, "uniform")}

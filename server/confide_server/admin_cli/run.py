@@ -211,7 +211,8 @@ def submit(
     initial, schema = _initial_model(parsed, model_folder)
     with AdminClient.of_member(member, coordinator) as client:
         if from_run:
-            initial = _model_of(client, from_run, len(initial))
+            opinion = bytes(4 * parsed.feedback.numbers) if parsed.judges_pairs else b""
+            initial = _model_of(client, from_run, len(initial) - len(opinion)) + opinion
         run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
         console.print(f"sealing {sealing_markup(parsed.sealing.kind.value)}")

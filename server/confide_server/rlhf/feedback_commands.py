@@ -19,6 +19,7 @@ class Purpose(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add them to `confide rlhf`."""
     app.command()(feedback)
+    app.command("feedback-pairs")(feedback_pairs)
     app.command()(pairs)
 
 
@@ -60,6 +61,24 @@ def feedback(
     )  # fmt: skip
     write_atomic(out, text.encode())
     typer.echo(f"wrote {out}; next: confide run plan {out}")
+
+
+def feedback_pairs(
+    candidate: Annotated[Path, typer.Argument(help="A run's export.", exists=True, file_okay=False)],
+    data: Annotated[str, typer.Option(help="The nodes' data set of comparisons.")] = "preferences",
+    epsilon: Annotated[float, typer.Option(help="Of each organization; 0: without privacy.", min=0)] = 8.0,
+    delta: Annotated[float, typer.Option(min=0, max=1)] = 1e-5,
+    min_cohort: Annotated[int, typer.Option(min=2)] = 3,
+    out: Annotated[Path, typer.Option(help="The specification to write.", dir_okay=False)] = Path("feedback.toml"),
+) -> None:
+    """Write the run that holds a candidate against its base on nodes' own comparisons; submit it --from its run."""
+    from confide_server.rlhf.gate_subject import manifest_of
+    from confide_server.rlhf.opinions_of_nodes import question_of_pairs
+
+    manifest = manifest_of(candidate)
+    privacy = (epsilon, delta) if epsilon else None
+    write_atomic(out, question_of_pairs(manifest, data=data, privacy=privacy, min_cohort=min_cohort).encode())
+    typer.echo(f"wrote {out}; next: confide run submit {out} --from {str(manifest.get('run_id', 'RUN'))[:8]}")
 
 
 def pairs(

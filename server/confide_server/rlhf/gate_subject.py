@@ -34,11 +34,17 @@ def released(candidate: Path, baseline: Path | None, base: Path) -> dict[str, st
     }
 
 
-def _checked(folder: Path, base: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """As it stands there, unchecked. Raises ModelError where none can be read."""
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no manifest that can be read: {error}; export the run again") from error
+    return manifest
+
+
+def _checked(folder: Path, base: Path) -> dict[str, Any]:
+    manifest = manifest_of(folder)
     check_bound(folder, manifest, base)
     found = str(manifest.get("specification_sha256"))
     wanted = parse_canonical(canonical.encode(manifest["specification"])).digest

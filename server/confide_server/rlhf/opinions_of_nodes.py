@@ -50,6 +50,32 @@ def question(
     return to_toml(parse_document(document, "the feedback run"))
 
 
+def question_of_pairs(
+    manifest: Mapping[str, Any], *, data: str, privacy: tuple[float, float] | None, min_cohort: int = 3
+) -> str:
+    """TOML of the run that holds a run's model against its base on each node's own comparisons.
+
+    manifest: of the candidate's export. Raises ModelError for a run without LoRA of a causal language model.
+    """
+    run = parse_canonical(canonical.encode(manifest["specification"]), "the manifest's specification")
+    if run.adapter.kind != "lora" or run.method.name not in ("sft", "causal_lm", "dpo"):
+        raise ModelError(
+            f'the candidate\'s run has method "{run.method.name}" and adapter.kind "{run.adapter.kind}"; nodes hold a '
+            "language model with LoRA against its base"
+        )
+    asked = FeedbackSection(purpose="pairs", candidate_sha256=str(manifest["model_sha256"]))
+    document: dict[str, Any] = {
+        "version": 1, "name": "feedback-pairs", "seed": run.seed, "model": run.model.model_dump(mode="json"),
+        "adapter": run.adapter.model_dump(mode="json"), "feedback": asked.model_dump(mode="json"),
+        "method": {"name": "feedback", "max_length": run.method.max_length}, "sealing": {"max_attempts": 1},
+        "federation": {"rounds": 1, "data": data, "clip_norm": asked.longest, "min_cohort": min_cohort},
+    }  # fmt: skip
+    if privacy is not None:
+        epsilon, delta = privacy
+        document["privacy"] = {"unit": "organization", "epsilon": epsilon, "delta": delta, "clip": asked.longest}
+    return to_toml(parse_document(document, "the feedback run"))
+
+
 def _gate_section(
     candidates: Sequence[Candidate], candidate: str, baseline: str, released: Mapping[str, str]
 ) -> dict[str, Any]:

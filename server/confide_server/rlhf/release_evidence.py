@@ -64,11 +64,11 @@ class StatedGate(Document):
 
 
 class StatedOpinions(Document):
-    """opinions_of_nodes.read_opinions of a gate run."""
+    """opinions_of_nodes.read_opinions of a run about a candidate."""
 
     version: int
-    purpose: Literal["gate"]
-    pairs: Count
+    purpose: Literal["gate", "pairs"]
+    pairs: Annotated[int, Field(ge=0)]
     source: str
     specification_sha256: Sha256
     privacy: dict[str, Any]

@@ -82,9 +82,9 @@ def _arms(shards: list[Vectors], test: Vectors, seed: int) -> dict[str, Vectors]
 
 
 def _own_share(specification: Any, width: int) -> float:
-    """Standard deviation that one of the nodes adds to its clipped sum, in the sum's units."""
+    """Standard deviation that one of the nodes adds to its sum of clipped gradients, in the gradient's units."""
     noise: Any = slot_noise(specification, width, members=len(NAMES))
-    return float(math.sqrt(noise.variance) * noise.run.step)
+    return float(math.sqrt(noise.variance) * noise.run.grid.granularity)
 
 
 def _interval(values: list[Vectors]) -> dict[str, float | list[float]]:

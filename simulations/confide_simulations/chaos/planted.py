@@ -14,7 +14,6 @@ from confide import canonical
 from confide.errors import RetryableError
 from confide.journal import Journal
 from confide.privacy.charging import LedgerCosts
-from confide.proto import fleet_pb2
 from confide.sealing.collector.slot import SlotMachine
 from confide.sealing.collector.uploads import UploadStore
 from confide.sealing.member.heights import Heights
@@ -25,7 +24,6 @@ from confide.sealing.primitives.bundles import OwnSecrets
 from confide_client.runs.replies import ReplyStore
 from confide_server.rounds import driver
 from confide_server.rounds.exchange import Courier
-from confide_server.rounds.round_loop import Rounds
 from confide_server.state.checkpoints import CheckpointStore
 
 Replace = Callable[[Any, str, Any], None]
@@ -124,21 +122,6 @@ def _weights_twice(replace: Replace) -> None:
     replace(scalars, "decode", decode)
 
 
-def _told_before_committed(replace: Replace) -> None:
-    real = Rounds._commit
-
-    def commit(self: Rounds, plan: Any, opened: Any, model: Any, data: bytes, *rest: Any) -> Any:
-        from confide.codec.tensors import model_digest
-
-        end = fleet_pb2.End(
-            slot=plan.slot, committed=True, next_model_sha256=model_digest(data), contributors=opened.contributors
-        )
-        self._say(end, tuple(self._heard), self._courier)
-        return real(self, plan, opened, model, data, *rest)
-
-    replace(Rounds, "_commit", commit)
-
-
 def _rollback_ignored(replace: Replace) -> None:
     replace(Heights, "check", lambda self, peer, length, head: None)
 
@@ -193,7 +176,6 @@ BUGS: dict[str, Bug] = {
     "checkpoint-not-synced": Bug("a round is committed before its checkpoint is durable", _checkpoint_not_synced),
     "spent-after-sending": Bug("the ledger spends when the slot has ended", _spent_after_sending),
     "weights-twice": Bug("weights are counted twice", _weights_twice),
-    "told-before-committed": Bug("nodes hear of a round before it is committed", _told_before_committed),
     "rollback-ignored": Bug("a node with an older disk goes on", _rollback_ignored),
     "journals-not-synced": Bug("journals are not synced", _journals_not_synced),
     "erased-with-the-decision": Bug("uploads are erased before the round is committed", _erased_with_the_decision),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from confide.codec.tensors import model_digest
+from confide.errors import StateError
 from confide.identity.submission import sign_submission
 from confide.proto import fleet_pb2, sealing_pb2
 from confide_client.runs.run import Node
@@ -205,7 +206,10 @@ class World:
         specification, book = self.scenario.specification, self.coordinator.book()
         for run_id in self.run_ids:
             self.ends.append(book.events(run_id, 0, 0.0)[-1].kind)
-            invariants.check_run(book, self.coordinator.database, run_id, specification, self.witness)
+            try:
+                invariants.check_run(book, self.coordinator.database, run_id, specification, self.witness)
+            except StateError as error:
+                self.witness.violated("committed rounds", f"{type(error).__name__}: {error}")
         invariants.check_lists(self.witness)
         invariants.check_masks(self.witness)
         invariants.check_ledgers(

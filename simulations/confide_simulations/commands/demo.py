@@ -86,12 +86,16 @@ def rlhf(
 def rag(
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.", dir_okay=False)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the library.")] = False,
+    adapter: Annotated[
+        Path,
+        typer.Option(help="Of SmolLM2: its answers are shown too, where it is there.", file_okay=False),
+    ] = Path("demo-output/adapter"),
 ) -> None:
     """Answers from three organizations' documents: searched, quoted, checked, erased, and kept apart."""
     from confide_simulations.demo.rag import run as demo_rag
 
     console = Console()
-    result = demo_rag.run(console, keep=keep)
+    result = demo_rag.run(console, keep=keep, adapter=adapter)
     demo_rag.print_report(console, result)
     if json is not None:
         demo_rag.write_json(json, result)

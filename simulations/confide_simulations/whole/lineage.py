@@ -18,11 +18,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Lineage:
-    """rows: steps that stand beside each other, in the order in which they were made. ledgers: a table."""
+    """rows: steps that stand beside each other, in the order in which they were made.
+
+    ledgers: a table. base, answer: what the two models say.
+    """
 
     rows: Sequence[Sequence[Step]]
     ledgers: Sequence[Mapping[str, str]]
     question: str
+    base: str
     answer: str
     quoted: str
     notes: Sequence[str] = field(default_factory=tuple)

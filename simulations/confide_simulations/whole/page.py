@@ -32,7 +32,8 @@ h3{font-size:1.05rem;margin:1.2rem 0 .2rem}.note{color:var(--soft);font-size:.83
 {% if step.made_from %}<p class="from">made from {{ step.made_from | join(", ") }}</p>{% endif %}
 </section>{% endfor %}</div>{% endfor %}
 <h3>Asked</h3><div class="said"><b>{{ question }}</b></div>
-<h3>The model says</h3><div class="said">{{ answer }}</div>
+<h3>The model says</h3><div class="said">{{ answer or "(nothing)" }}</div>
+<p class="note">Its base, untrained: {{ base or "(nothing)" }}</p>
 <h3>The organization's documents say</h3><div class="said">{{ quoted }}</div>
 <h3>What each organization spent, by its own ledger</h3>
 <table><tr>{% for name in ledgers[0] %}<th>{{ name }}</th>{% endfor %}</tr>

@@ -240,7 +240,7 @@ def lineage_of(result: Result, base: Path, reward_base: Path, administrator: str
         for one in result.spent
     ]  # fmt: skip
     notes = ["All on one machine is one trust domain: this root is a demo's, which production nodes refuse."]
-    return Lineage(rows, table, asked.question, asked.answer, asked.quoted, notes)
+    return Lineage(rows, table, asked.question, asked.base, asked.answer, asked.quoted, notes)
 
 
 def _run_step(key: str, title: str, run: FinishedRun, who: str, unit: str, made_from: list[str]) -> Step:
@@ -262,6 +262,7 @@ def print_report(console: Console, result: Result) -> None:
         console.print(name, document[name], highlight=False)
     if result.asked is not None:
         console.print(f"asked: {result.asked.question}", highlight=False, markup=False)
+        console.print(f"base: {result.asked.base}", highlight=False, markup=False)
         console.print(f"model: {result.asked.answer}", highlight=False, markup=False)
         console.print(f"documents: {result.asked.quoted}", highlight=False, markup=False)
     for one in result.spent:

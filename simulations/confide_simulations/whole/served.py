@@ -21,17 +21,22 @@ from confide_simulations.processes import ProcessGroup
 from confide_simulations.whole.aligned import LetOut
 from confide_simulations.whole.federated import Say
 
-COLLECTION, ALIAS = "faq", "support"
+COLLECTION, ALIAS, BASE = "faq", "support", "base"
 MOST_DOCUMENTS = 60
 READY_S = 300.0
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What came back. answer: of the model; quoted: from documents, with its citations; refused: of the other's key."""
+    """What came back.
+
+    answer: of the model that was let out; base: of the base beside it; quoted: from documents, with its citations;
+    others_refused: another organization's documents were.
+    """
 
     question: str
     answer: str
+    base: str
     fingerprint: str
     quoted: str
     citations: tuple[dict[str, Any], ...]
@@ -60,8 +65,8 @@ def point(state: Path, base: Path, let_out: LetOut, root: str) -> None:
 def start(processes: ProcessGroup, state: Path, base: Path, documents: Path, embedder: Path, log: Path) -> str:
     """Start the endpoint and wait until it listens; its URL."""
     [port] = free_ports(1)
-    command = [sys.executable, "-m", "confide", "serve", "--base", str(base), "--state", str(state)]
-    own = ["--port", str(port), "--library", str(documents), "--library-embedder", str(embedder)]
+    command = [sys.executable, "-m", "confide", "serve", "--base", str(base), "--name", BASE]
+    own = ["--state", str(state), "--port", str(port), "--library", str(documents), "--library-embedder", str(embedder)]
     processes.start("endpoint", [*command, *own], log, ONE_THREAD)
     deadline = time.monotonic() + READY_S
     while True:
@@ -75,7 +80,16 @@ def start(processes: ProcessGroup, state: Path, base: Path, documents: Path, emb
 
 def key(state: Path, organization: str) -> str:
     """A key of one organization: the alias, and its own documents."""
-    chosen = ("--model", ALIAS, "--collection", f"{organization}/{COLLECTION}", "--budget-tokens", "100000")
+    chosen = (
+        "--model",
+        ALIAS,
+        "--model",
+        BASE,
+        "--collection",
+        f"{organization}/{COLLECTION}",
+        "--budget-tokens",
+        "100000",
+    )
     return run_command("serve", "keys", "add", "--name", organization, *chosen, "--state", str(state)).split()[-1]
 
 
@@ -86,7 +100,10 @@ def ask(url: str, keys: dict[str, str], organization: str, question: str) -> Ask
     other = next(name for name in keys if name != organization)
     with openai.OpenAI(base_url=url, api_key=keys[organization], max_retries=0, timeout=300.0) as client:
         messages: Any = [{"role": "user", "content": question}]
-        plain = client.chat.completions.create(model=ALIAS, messages=messages, max_tokens=48, temperature=0.0)
+        plain, before = (
+            client.chat.completions.create(model=name, messages=messages, max_tokens=48, temperature=0.0)
+            for name in (ALIAS, BASE)
+        )
         quoted = client.chat.completions.create(
             model=ALIAS, messages=messages, extra_body={"collections": [f"{organization}/{COLLECTION}"]}
         )
@@ -100,6 +117,11 @@ def ask(url: str, keys: dict[str, str], organization: str, question: str) -> Ask
     said = quoted.choices[0].message
     citations = tuple(one.model_dump()["url_citation"] for one in said.annotations or ())
     return Asked(
-        question, plain.choices[0].message.content or "", plain.system_fingerprint or "", said.content or "", citations,
-        refused,
-    )  # fmt: skip
+        question=question,
+        answer=plain.choices[0].message.content or "",
+        base=before.choices[0].message.content or "",
+        fingerprint=plain.system_fingerprint or "",
+        quoted=said.content or "",
+        citations=citations,
+        others_refused=refused,
+    )

@@ -4,7 +4,7 @@ The checks stand in the order of docs/sealing.md. Whatever was answered once is 
 What is written durably stands before what it guards.
 """
 
-from confide.errors import ConfideError, FailureName, ProtocolFailure
+from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError
 from confide.files import fsync_file, fsync_folder
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.contribution import Contribution
@@ -142,9 +142,14 @@ class MemberSlots:
         """Mask into a file, once; SPENT is durable before the answer exists."""
         member, slot = self._member, state.plan.slot
         path = member.folder / f"upload-{slot}"
-        state.upload_digest = self._masking.encode(epoch, state, contribution, path)
-        fsync_file(path)
-        fsync_folder(path.parent)
+        try:
+            state.upload_digest = self._masking.encode(epoch, state, contribution, path)
+            fsync_file(path)
+            fsync_folder(path.parent)
+        except OSError as error:
+            raise RetryableError(
+                f"cannot write the upload of slot {slot}: {error.strerror}. Free space on the node's disk."
+            ) from error
         reached("member.upload_written")
         member.costs.spend(run_id=member.run_id, slot=slot, upload_digest=state.upload_digest.hex())
         member.log.write(

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from confide_simulations import assets
-from confide_simulations.demo.rag import sets
+from confide_simulations.demo.rag import models, sets
 from confide_simulations.demo.rag.sets import QuestionSet
 
 _MOST_CHARS = 20_000_000
@@ -46,6 +46,8 @@ class Result:
     cross_reads: int = 0
     cross_tries: int = 0
     policy: dict[str, float] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)
+    """models.compared: base, adapter and quotation on the same questions; empty without an adapter."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,13 +81,14 @@ class Result:
             "cross_reads": self.cross_reads,
             "cross_tries": self.cross_tries,
             "policy": self.policy,
+            "models": self.models,
             "sets": self.sets,
             "notes": self.notes,
         }
 
 
-def run(console: Console, *, keep: bool = False) -> Result:
-    """Everything; raises ConfideError when a part failed."""
+def run(console: Console, *, keep: bool = False, adapter: Path | None = None) -> Result:
+    """Everything; raises ConfideError when a part failed. adapter: of SmolLM2; it answers beside the base."""
 
     def say(text: str) -> None:
         console.print(f"[dim]{text}[/dim]", highlight=False)
@@ -101,6 +104,7 @@ def run(console: Console, *, keep: bool = False) -> Result:
             _one_set(library, embedder, one, result, say)
         _policy(library, embedder, work, result, say)
         _keep_apart(library, embedder, chosen, result)
+        _models(library, embedder, chosen[0], adapter, result, say)
         result.seconds = time.monotonic() - started
     finally:
         if keep:
@@ -147,6 +151,23 @@ def _ask(library: Library, embedder: Embedder, one: QuestionSet, test: Sequence[
         answer = answerer.answer(question.question, reader, [one.collection])
         result.citations += len(answer.citations)
         result.citations_valid += sum(stands(citation, library.root) for citation in answer.citations)
+
+
+def _models(
+    library: Library, embedder: Embedder, one: QuestionSet, adapter: Path | None, result: Result,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """On questions that calibration did not see. The adapter may have been trained on some: they are its own set."""
+    if adapter is None or not adapter.is_dir():
+        result.notes.append("without answers by models: `confide demo` makes the adapter; --adapter names another")
+        return
+    reader = Caller(name="reader", organization=one.organization, collections=frozenset({one.collection}))
+    answerer = Answerer(library, embedder)
+    say("the base and the adapter answer the same questions from memory")
+    result.models = models.compared(
+        assets.smollm2(say), adapter, one.halves()[1][:_ASKED],
+        lambda question: answerer.answer(question, reader, [one.collection]).text,
+    )  # fmt: skip
 
 
 def stands(citation: Citation, root: Path) -> bool:
@@ -267,6 +288,9 @@ def print_report(console: Console, result: Result) -> None:
     )
     for note in result.notes:
         console.print(f"[yellow]{note}[/yellow]", highlight=False)
+    if result.models:
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in result.models["f1"].items())
+        console.print(f"F1 of words against the known answers: {shown}", highlight=False)
     console.print(f"{result.seconds:.0f} s", highlight=False)
 
 
