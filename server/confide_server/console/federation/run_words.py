@@ -212,6 +212,7 @@ _FORMS: Mapping[str, Callable[[Any, Said], tuple[str, Said]]] = {
     ),
     "run_failed": _named("event.failed", code="", reason=""),
     "run_stopped": _named("event.stopped", round=0),
+    "run_deleted": _named("event.deleted", by="?"),
     "run_finished": _named("event.finished", rounds=0),
     "run_cosigned": lambda what, said: ("event.cosigned" if what.complete else "event.cosigned_more", {"by": what.by}),
 }  # fmt: skip
