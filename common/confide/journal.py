@@ -66,10 +66,12 @@ class Journal:
     """One journal file, held exclusively by this process while open."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the journal and verify its chain. Raises StateError if damaged or in use."""
+        """Open or create the journal and verify its chain.
+
+        Raises StateError if damaged or in use, RetryableError where a new one cannot be made durable.
+        """
         self.path = path
         self._lock = threading.Lock()
-        created = not path.exists()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,9 +87,16 @@ class Journal:
         self._release = weakref.finalize(self, os.close, self._descriptor)
         os.ftruncate(self._descriptor, good)
         os.lseek(self._descriptor, good, os.SEEK_SET)
-        if created:
-            os.fsync(self._descriptor)
-            fsync_folder(path.parent)
+        if not self._bodies:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make a new file's name durable; also one that a process made which then ended before it had done so."""
+        try:
+            fsync_folder(self.path.parent)  # there is nothing yet in the file itself
+        except OSError as error:
+            self.close()
+            raise RetryableError(f"cannot make {self.path}: {error.strerror}. Free space on its disk.") from error
 
     def __len__(self) -> int:
         return len(self._bodies)

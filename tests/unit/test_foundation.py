@@ -1,13 +1,14 @@
 """Canonical bytes, journals, atomic files: what everything else trusts."""
 
 import contextlib
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from confide import canonical, journal
-from confide.errors import StateError
+from confide.errors import RetryableError, StateError
 from confide.files import write_atomic
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +79,26 @@ def test_a_journal_has_one_owner(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="in use"):
         journal.Journal(tmp_path / "log")
     first.close()
+
+
+def test_an_empty_journal_is_made_durable_by_whoever_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    real = journal.fsync_folder
+
+    def fails(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as inner:
+        inner.setattr(journal, "fsync_folder", fails)
+        with pytest.raises(RetryableError, match=r"cannot make .*Free space"):
+            journal.Journal(tmp_path / "log")
+    monkeypatch.setattr(journal, "fsync_folder", lambda folder: (synced.append(folder), real(folder))[1])
+    log = journal.Journal(tmp_path / "log")
+    assert synced == [tmp_path], "its maker did not get as far"
+    log.append({"entry": 1})
+    log.close()
+    journal.Journal(tmp_path / "log").close()
+    assert synced == [tmp_path]
 
 
 @given(st.binary(max_size=300))

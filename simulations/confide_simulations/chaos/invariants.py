@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from confide import journal
+from confide.errors import StateError
 from confide.runs.specification import Specification
 from confide_server.state.database import Database, Round
 from confide_server.state.run_journal import RunJournal
@@ -31,7 +32,7 @@ def check_run(book: RunJournal, database: Database, run_id: str, specification: 
     _check_rounds(book, run_id, rounds, seen)
     slots = {slot: book.model(run_id, number).sha256.hex() for number, slot, _, _ in rounds}
     for (run, slot), sha256 in seen.heard.items():
-        if run == run_id and slots.get(slot) != sha256:
+        if run == run_id and slots.get(slot) != sha256 and sha256 not in seen.lost:
             seen.violated(
                 "committed rounds", f"a node was told that slot {slot} made {sha256[:16]}, which is not there"
             )
@@ -74,6 +75,19 @@ def _check_models(
         off = float(np.abs(np.frombuffer(after, "<f4") - expected).max())
         if off > TOLERANCE:
             seen.violated("reference", f"round {number} is off by {off:.3g} from what its contributors sent")
+
+
+def check_journals(folders: Collection[Path], seen: Witness) -> bool:
+    """Whether every journal that is left is whole: what was appended follows from what is on disk."""
+    sound = True
+    for folder in folders:
+        for path in sorted((*folder.rglob("*.log"), *folder.rglob("*.jsonl"))):
+            try:
+                journal.read(path)
+            except StateError as error:
+                sound = False
+                seen.violated("journals", f"{folder.name}: {path.name}: {type(error).__name__}")
+    return sound
 
 
 def check_lists(seen: Witness) -> None:

@@ -47,6 +47,8 @@ class Witness:
     """By run and round: the model's SHA-256, as was said in public."""
     heard: dict[tuple[str, int], str] = field(default_factory=dict)
     """By run and slot: the model's SHA-256, as a node was told at the slot's end."""
+    lost: set[str] = field(default_factory=set)
+    """SHA-256 of models that a restored coordinator does not know any more; a late message may yet speak of them."""
     masks: dict[tuple[str, bytes], set[str]] = field(default_factory=lambda: defaultdict(set))
     """By node and key of a mask: what was hidden under it."""
     stopped: set[str] = field(default_factory=set)
@@ -148,8 +150,8 @@ class Witness:
 
     def forget_rounds(self, kept: Mapping[tuple[str, int], str]) -> None:
         """The coordinator was restored from a copy that has these; the others are lost, as documented."""
+        self.lost |= {*self.committed.values(), *self.heard.values()} - set(kept.values())
         self.committed = {key: one for key, one in self.committed.items() if key in kept}
-        self.heard = {key: one for key, one in self.heard.items() if one in kept.values()}
 
 
 def _list_of(survivors: Sequence[sealing_pb2.Survivor]) -> str:

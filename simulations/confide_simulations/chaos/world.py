@@ -212,12 +212,10 @@ class World:
                 self.witness.violated("committed rounds", f"{type(error).__name__}: {error}")
         invariants.check_lists(self.witness)
         invariants.check_masks(self.witness)
-        invariants.check_ledgers(
-            {name: node.folder for name, node in self.nodes.items()},
-            self.mishaps.restored,
-            private=specification.privacy.unit != "none",
-            seen=self.witness,
-        )
+        folders = {name: node.folder for name, node in self.nodes.items()}
+        if invariants.check_journals(folders.values(), self.witness):
+            private = specification.privacy.unit != "none"
+            invariants.check_ledgers(folders, self.mishaps.restored, private=private, seen=self.witness)
 
     def _end(self) -> None:
         for node in self.nodes.values():
