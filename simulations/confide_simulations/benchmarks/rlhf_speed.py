@@ -17,7 +17,7 @@ from confide_server.rlhf.documents import RlhfSpecification
 from confide_simulations import assets
 from confide_simulations.rlhf import prompts
 
-STEPS, TURNS, BATCH, GENERATIONS, NEW_TOKENS, FIRST_LAYER = 6, 2, 4, 4, 16, 18
+STEPS, TURNS, BATCH, GENERATIONS, NEW_TOKENS, FIRST_LAYER = 4, 2, 4, 4, 8, 18
 
 
 def measure(say: Callable[[str], None]) -> dict[str, Any]:
