@@ -62,7 +62,7 @@ class SimulatedCoordinator:
         RosterStore(folder / "roster.json", consortium.root.public).accept(consortium.signed_roster, now=clock())
         self._timeline, self._boundaries, self._clock, self._full = timeline, boundaries, clock, full
         self._make_link, self._on_event, self._on_trouble = link, on_event, on_trouble
-        self.done = False
+        self.up = self.done = False
         """No run is open any more."""
         self._link: SimulatedLink | None = None
 
@@ -86,6 +86,7 @@ class SimulatedCoordinator:
     def drive(self) -> None:
         """The process begins, and drives open runs until none is left. Raises Killed when it dies."""
         self._boundaries.born(COORDINATOR)
+        self.up = True
         book, self._link = self.book(), self._make_link()
         parts = Parts(
             book=book,
@@ -112,6 +113,7 @@ class SimulatedCoordinator:
 
     def die(self) -> None:
         """The process is gone; its files stay."""
+        self.up = False
         if self._link is not None:
             self._link.closed = True
         self.database.close()

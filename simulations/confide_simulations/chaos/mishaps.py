@@ -163,14 +163,17 @@ class Mishaps:
         self._backups[COORDINATOR] = backup
 
     def _kill_to_restore(self, trouble: Trouble) -> None:
-        process = trouble.process
+        process, coordinator = trouble.process, self._world.coordinator
+        if process == COORDINATOR and coordinator.done:
+            return
+        up = coordinator.up if process == COORDINATOR else self._world.nodes[process].up
+        if not up:
+            self._restore(process, self._world.folder / process)
+            return
         self._restoring.add(process)
         if process == COORDINATOR:
-            if self._world.coordinator.done:
-                return
             self._world.boundaries.kill(COORDINATOR, _FROM_OUTSIDE)
-        elif self._world.nodes[process].up:
-            self._world.nodes[process].kill(_FROM_OUTSIDE)
+        self._world.nodes[process].kill(_FROM_OUTSIDE)
 
     def _restore(self, process: str, folder: Path) -> None:
         self._restoring.discard(process)
