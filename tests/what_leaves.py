@@ -76,8 +76,10 @@ TABLE: dict[str, Why] = {
     **_fields("confide.v1.ShareReply", version=C, epoch=P, dealings=H),
     **_fields("confide.v1.Dealing", dealer=P, receiver=P, ciphertext=H),
     **_fields(
-        "confide.v1.DealtShares", self_mask=H, mask_secret=H, ledger_length=N, ledger_head=F, ledger_signature=F
+        "confide.v1.DealtShares", self_mask=H, mask_secret=H, ledger_length=N, ledger_head=F, ledger_signature=F,
+        earlier=H,
     ),
+    **_fields("confide.v1.LedgerClaim", length=N, head=F, signature=F),
     **_fields("confide.v1.DealtShare", share=F, signature=F),
     # sealing: slot
     **_fields("confide.v1.SealedUpload", version=C, slot=P, context=P, upload_digest=F),
@@ -209,7 +211,7 @@ def within(name: str, value: Any) -> Iterator[Found]:
         yield from walk(said)
     elif name == "confide.v1.Dealing.ciphertext":
         # Encrypted to another member, who may be curious: its type is declared like any other.
-        for kind in (sealing_pb2.DealtShares, sealing_pb2.DealtShare):
+        for kind in (sealing_pb2.DealtShares, sealing_pb2.LedgerClaim, sealing_pb2.DealtShare):
             for field in kind.DESCRIPTOR.fields:
                 _declared(f"{kind.DESCRIPTOR.full_name}.{field.name}")
     elif name == "confide.v1.ReplyPush.message":

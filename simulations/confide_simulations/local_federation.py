@@ -29,6 +29,7 @@ from confide.cli import app
 from confide.errors import TransportError
 from confide.files import private_folder, write_atomic
 from confide.identity.member import load_member
+from confide.models.sent_coordinates import needs_names
 from confide.models.store import ModelStore
 from confide.proto import control_pb2
 from confide.runs.specification import Specification
@@ -276,8 +277,10 @@ class LocalFederation:
         """Sign and submit; returns the run id. initial_model: raw tensors, when not the base model's own."""
         from confide.methods.first_model import first_model
 
-        first, schema = first_model(specification, self.base)
-        initial_model = initial_model or first
+        schema = None
+        if initial_model is None or needs_names(specification):  # else nothing of the base is needed
+            first, schema = first_model(specification, self.base)
+            initial_model = initial_model or first
         member = load_member(self.admin_folder)
         with self.client() as client:
             return client.submit(specification, initial_model, member.identity, schema)
