@@ -223,7 +223,8 @@ def test_a_chart_is_kept_as_a_picture(stage):
 
 def test_the_plan_in_words_comes_when_it_is_ready(stage):
     page = stage.page(f"/runs/{stage.run_id}")
-    page.wait_for_selector("#plan pre", state="attached")
+    page.click("#plan summary")
+    page.wait_for_selector("#plan[open] pre")
     assert "rounds" in page.text_content("#plan pre")
     stage.complaints.check(page)
 

@@ -133,9 +133,7 @@ class Reader:
                 raise Unanswered(self._trouble) from error
         return known.message, self._clock() - known.at
 
-    def known(
-        self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S, wait_s: float = MOMENT_S
-    ) -> Message | None:
+    def known(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> Message | None:
         """What was answered last, however old; asked for anew, which is waited for a moment where nothing is known."""
         self.begin(method, request, acting, fresh_s)
         key = _key(method, request, acting)
@@ -143,7 +141,7 @@ class Reader:
             known, pending = self._answers.get(key), self._pending.get(key)
         if known is None and pending is not None:
             with contextlib.suppress(ConfideError, TimeoutError):
-                known = pending.result(wait_s)
+                known = pending.result(MOMENT_S)
         return known.message if known is not None else None
 
     def begin(self, method: str, request: Message, acting: Acting, fresh_s: float = FRESH_S) -> None:
@@ -242,13 +240,9 @@ class Look:
         """Without the plan."""
         return self._ask("GetRun", pb.GetRunRequest(run_id=run_id, without_plan=True), pb.RunDetail)
 
-    def plan(self, run_id: str, *, wait: bool = True) -> str:
-        """In words; empty while the coordinator works it out, which takes seconds at the first time.
-
-        wait: a moment, for what is worked out already.
-        """
-        asked, wait_s = pb.GetRunRequest(run_id=run_id), MOMENT_S if wait else 0.0
-        detail = self._reader.known("GetRun", asked, self.acting, NEVER_OLD_S, wait_s)
+    def plan(self, run_id: str) -> str:
+        """In words; empty while the coordinator works it out, which takes seconds at the first time."""
+        detail = self._reader.known("GetRun", pb.GetRunRequest(run_id=run_id), self.acting, NEVER_OLD_S)
         return detail.plan if isinstance(detail, pb.RunDetail) else ""
 
     def rounds(self, run_id: str, most: int = 2000, *, bare: bool = False) -> list[pb.RoundLine]:

@@ -47,11 +47,12 @@ def runs(request: Request, q: str = "", status: str = "", organization: str = ""
 
 
 @router.get("/runs/{run_id}", name="run")
-def run(request: Request, run_id: str) -> Response:
-    return _run_page(request, run_id)
+def run(request: Request, run_id: str, plan: bool = False) -> Response:
+    return _run_page(request, run_id, plan=plan)
 
 
-def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
+def _run_page(request: Request, run_id: str, wrong: str = "", *, plan: bool = False) -> Response:
+    # plan: the reader has opened it. Nobody else waits for it, but where it is what one reads first.
     look, console = look_of(request), console_of(request)
     look.ahead_of_runs([run_id])
     look.ahead(ListMembers=pb.ListMembersRequest())
@@ -60,6 +61,7 @@ def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
     events = console.live.events(detail.run, look.acting)
     opened = run_words.open_round(events) if detail.run.status in {"running", "waiting", "paused"} else None
     working = {one.name: one.work for one in members.members if one.HasField("work") and one.run_id == run_id}
+    opened_plan = plan or detail.run.status in _PLAN_FIRST
     return console.frame.page(
         request,
         "run.html",
@@ -67,7 +69,8 @@ def _run_page(request: Request, run_id: str, wrong: str = "") -> Response:
         fresh=look.freshness,
         detail=detail,
         run=detail.run,
-        plan=look.plan(run_id, wait=detail.run.status in _PLAN_FIRST),
+        plan=look.plan(run_id) if opened_plan else "",
+        opened_plan=opened_plan,
         rounds=rounds,
         head=run_words.headline(detail.run, opened, working),
         grid=run_words.grid(detail.run, rounds, opened),
