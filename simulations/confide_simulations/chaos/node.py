@@ -32,16 +32,21 @@ class SimulatedNode:
         boundaries: Boundaries,
         as_process: Callable[[str], AbstractContextManager[None]],
         left: Callable[[str, bytes, bytes, Mapping[str, bytes]], None],
+        on_end: Callable[[str], None],
         on_death: Callable[[str], None],
         on_error: Callable[[str, Exception], None],
         random: Random,
     ) -> None:
-        """left: told (name, instruction, reply, payload) of each answer that leaves. on_death: the process is gone."""
+        """left: told (name, instruction, reply, payload) of each answer that leaves. on_end: a slot has ended for it.
+
+        on_death: the process is gone.
+        """
         self.name, self.folder = name, folder
         self.up, self.starts = False, 0
         self.cut_off_since: float | None = None
         self._make, self._timeline, self._boundaries = make, timeline, boundaries
-        self._as_process, self._left, self._on_death, self._on_error = as_process, left, on_death, on_error
+        self._as_process, self._left, self._on_end = as_process, left, on_end
+        self._on_death, self._on_error = on_death, on_error
         self._random = random
         self._runtime: NodeRuntime | None = None
         self._busy_until = 0.0
@@ -87,6 +92,8 @@ class SimulatedNode:
         if not self.up or self.starts != start or self._runtime is None:
             return
         step = fleet_pb2.Step.Name(fleet_pb2.Instruction.FromString(instruction).step)
+        if step == "END":
+            self._on_end(self.name)
         try:
             with self._as_process(self.name):
                 body, upload = unpack(self._runtime.answer(pack(instruction, payload)))

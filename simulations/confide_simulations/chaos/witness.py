@@ -54,6 +54,8 @@ class Witness:
     stopped: set[str] = field(default_factory=set)
     """Nodes that said ROLLBACK_DETECTED."""
     _answers: dict[tuple[str, bytes], bytes] = field(default_factory=dict)
+    _died: set[str] = field(default_factory=set)
+    """Nodes whose process has died since the last slot ended there."""
 
     def violated(self, invariant: str, detail: str) -> None:
         """Remember it once."""
@@ -89,21 +91,28 @@ class Witness:
     def _check_same(
         self, node: str, instruction: fleet_pb2.Instruction, asked: bytes, answered: bytes, *, failed: bool
     ) -> None:
-        """Whatever was answered once is answered again with the same bytes, until the slot has ended."""
-        if instruction.step == fleet_pb2.END:
-            self.forget_answers(node)
+        """Whatever was answered once is answered again with the same bytes, until the slot has ended.
+
+        An upload is not held over a restart, since its epoch is lost: then the answer may be that it is gone.
+        """
         if instruction.step not in _KEPT:
             return
         before = self._answers.setdefault((node, sha256(asked).digest()), answered)
-        if before != answered:
+        gone = failed and instruction.step == fleet_pb2.TRAIN and node in self._died
+        if before != answered and not gone:
             step = fleet_pb2.Step.Name(instruction.step)
             self.violated(
                 "one answer", f"{node} gave two answers to one {step}{', the second a failure' if failed else ''}"
             )
 
+    def node_died(self, node: str) -> None:
+        """Its process is gone."""
+        self._died.add(node)
+
     def forget_answers(self, node: str) -> None:
-        """It may answer anew: the slot has ended, or its disk is an older one."""
+        """It may answer anew: it was told that the slot has ended, or its disk is an older one."""
         self._answers = {key: one for key, one in self._answers.items() if key[0] != node}
+        self._died.discard(node)
 
     def _failed(self, node: str, reply: fleet_pb2.Reply) -> None:
         code, message = reply.failure.code, reply.failure.message

@@ -176,7 +176,8 @@ class World:
             boundaries=self.boundaries,
             as_process=self.as_process,
             left=self._left,
-            on_death=self.mishaps.node_died,
+            on_end=self.witness.forget_answers,
+            on_death=self._node_died,
             on_error=self._gave_up,
             random=self.chance.of(f"work/{name}"),
         )
@@ -211,7 +212,7 @@ class World:
             except StateError as error:
                 self.witness.violated("committed rounds", f"{type(error).__name__}: {error}")
         invariants.check_lists(self.witness)
-        invariants.check_masks(self.witness)
+        invariants.check_masks(self.mishaps.restored, self.witness)
         folders = {name: node.folder for name, node in self.nodes.items()}
         if invariants.check_journals(folders.values(), self.witness):
             private = specification.privacy.unit != "none"
@@ -237,6 +238,10 @@ class World:
             chain = book.checkpoint(run_id, None)[0]["chain"]
             kept |= {(run_id, number): sha256 for number, sha256 in enumerate(chain)}
         self.witness.forget_rounds(kept)
+
+    def _node_died(self, name: str) -> None:
+        self.witness.node_died(name)
+        self.mishaps.node_died(name)
 
     def _dies(self, process: str, boundary: str) -> None:
         self.kills[boundary] += 1
