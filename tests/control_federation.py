@@ -12,9 +12,14 @@ from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import load_p256
 from confide.identity.member import LocalMember
+from confide.proto import admin_pb2 as pb
 from confide.transport.control import ControlClient
+from confide_server.api.grpc.endpoint import Surroundings, snake
 from confide_server.api.grpc.server import ControlServer
+from confide_server.state.database import Database
+from confide_server.state.idempotency import Idempotency
 from confide_server.state.run_service import RunEvent, RunSummary, Submission
+from google.protobuf.json_format import ParseDict
 
 MODEL = bytes(range(256)) * 20000  # 5 chunks
 RUN_ID = "0123456789abcdef" * 2
@@ -71,6 +76,35 @@ class MemoryRunService:
             raise StateError(f"there is no run {run_id}; `confide run list` shows those there are")
 
 
+def admin_of(book):
+    """The functions of the administration service that `confide run` asks, over the run book in memory."""
+
+    def line(run):
+        known = pb.RunLine.DESCRIPTOR.fields_by_name
+        return pb.RunLine(**{name: value for name, value in vars(run).items() if name in known and value is not None})
+
+    def list_runs(caller, request):
+        found = [run for run in book.runs() if run.run_id.startswith(request.run_id_prefix) and not request.statuses]
+        return pb.RunPage(runs=[line(run) for run in found], total=len(found))
+
+    def stream_events(caller, request, active):
+        for number, event in enumerate(book.events(request.run_id, request.after, 0.0), start=request.after + 1):
+            said = pb.Event(number=number, run_id=RUN_ID, sequence=number, time=event.time, kind=event.kind)
+            ParseDict(dict(event.data), getattr(said, event.kind), ignore_unknown_fields=True)
+            getattr(said, event.kind).SetInParent()
+            yield said
+
+    def order_stop(caller, request):
+        book.stop(request.run_id, caller.name, request.signature)
+        return pb.RunChanged(run=line(book.runs()[0]))
+
+    def not_here(caller, request, *_):
+        raise StateError("this coordinator has a run book in memory alone; ask a whole one")
+
+    every = {snake(method.name): not_here for method in pb.DESCRIPTOR.services_by_name["Admin"].methods}
+    return every | {"list_runs": list_runs, "stream_events": stream_events, "order_stop": order_stop}
+
+
 @dataclass
 class Federation:
     """A consortium, its coordinator's control service, and members' folders."""
@@ -120,6 +154,7 @@ def running_federation(tmp_path):
     folder = tmp_path / "coordinator"
     admission = consortium.admit(make_request(folder, "coordinator", "coordinator", ["127.0.0.1"]))
     coordinator, book, accepted = accept_admission(folder, admission, time.time()), MemoryRunService(), []
+    changes = Database(f"sqlite:///{tmp_path / 'changes.db'}")
     server = ControlServer(
         member=coordinator,
         run_service=book,
@@ -127,9 +162,12 @@ def running_federation(tmp_path):
         address="127.0.0.1:0",
         on_roster=lambda roster: accepted.append(roster.version),
         max_model_bytes=len(MODEL),
+        admin=admin_of(book),
+        surroundings=Surroundings(coordinator, Idempotency(changes), lambda *_: None),
     )
     address = f"127.0.0.1:{server.start()}"
     try:
         yield Federation(tmp_path, consortium, server, book, coordinator, address, accepted)
     finally:
         server.stop()
+        changes.close()

@@ -138,7 +138,7 @@ GUARDS = {
         "tests/unit/test_impossible_outputs.py",
     ),
     "a restored disk is noticed": Guard(
-        "        if length <= own and self._journal.head_at(length) == head:\n            return\n",
+        "        if self.agrees(length, head):\n            return\n",
         "        return\n",
         "tests/attacks/test_attack_rollback.py::test_a_disk_restored_between_two_runs_is_noticed_by_the_first_peer",
     ),

@@ -108,10 +108,10 @@ class World:
 
     def run(self) -> Outcome:
         """To the end."""
-        logging.getLogger("confide_server").setLevel(logging.CRITICAL)
-        logging.getLogger("confide_client").setLevel(logging.CRITICAL)
         entropy = Entropy(self.seed)
         with (
+            _quiet("confide_server"),
+            _quiet("confide_client"),
             simulated(self.disk, self.boundaries, entropy, self.unix, lambda: self.timeline.now),
             self.witness.watching_masks(lambda: self._running),
         ):
@@ -260,3 +260,15 @@ class World:
         if payload and name in self.mishaps.restored and self.scenario.specification.sealed:
             cohort = sealing_pb2.SealedOpen.FromString(fleet_pb2.Instruction.FromString(asked).body).cohort
             invariants.check_restored(self.folder, name, cohort, self.witness)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """What fails here is meant to fail; the trace tells it."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
