@@ -14,6 +14,7 @@ own for what is numbered within it, then the events' head, then the audit log's 
 """
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -294,6 +295,8 @@ class Database:
             self._engine = _engine(url, flushed=flushed)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
             raise StateError(self._explain(error)) from error
+        # Also when its owner forgets to close it: connections end with the object, and not at some later collection.
+        weakref.finalize(self, self._engine.dispose)
         try:
             self._reader = self._engine.execution_options(**_reading(self._engine))
             self._check()
