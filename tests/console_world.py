@@ -34,6 +34,8 @@ class MemoryCoordinator:
     happened: list[pb.Event] = field(default_factory=list)
     status: str = "running"
     slots: int = 10
+    gate: str = "not_asked"
+    receipts: list[pb.ReceiptLine] = field(default_factory=list)
 
     def ask(self, method, request, acting):
         if self.silent:
@@ -140,11 +142,12 @@ class MemoryCoordinator:
         return pb.PrivacySpent(clock=time.time(), spent=lines)
 
     def _ListReceipts(self, request, acting):
-        return pb.ReceiptPage(clock=time.time(), receipts=[])
+        found = [one for one in self.receipts if request.run_id in {"", one.run_id}]
+        return pb.ReceiptPage(clock=time.time(), receipts=found)
 
     def _ListReleases(self, request, acting):
         release = pb.Release(name="support", number=1, status="signed", run_id=RUN_ID, round=2, model_sha256="ef" * 32,
-                             notes=self.reason, signatures_needed=1)  # fmt: skip
+                             notes=self.reason, signatures_needed=1, gate=self.gate)  # fmt: skip
         return pb.ReleasePage(clock=time.time(), releases=[release])
 
     def _GetLineage(self, request, acting):

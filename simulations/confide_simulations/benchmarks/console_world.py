@@ -133,6 +133,7 @@ def _run(number: int, live: bool, cohort: list[str], body: bytes, now: float, la
         "ended_at": None if live else now - 100_000.0, "round": ROUNDS - 1, "rounds": ROUNDS, "sealing": "sealed",
         "cohort": cohort, "method": "sft", "data": "notes", "privacy_unit": "record", "last_event": last,
         "parent_run_id": f"{number - 1:032x}" if number % 3 else "", "parent_round": ROUNDS - 1 if number % 3 else 0,
+        "privacy_epsilon": 8.0, "privacy_delta": 1e-5, "base_sha256": "ab" * 32, "base_name": "base",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@
     const colors = dark.matches ? DARK : LIGHT;
     const steps = overTime ? {paths: window.uPlot.paths.stepped({align: 1})} : {};
     const series = lines.map(([name], number) => ({
-      label: name, width: 2, spanGaps: true, points: {show: rounds.length < 60}, ...steps,
+      label: name, width: 2, spanGaps: true, points: {show: !overTime && rounds.length < 60}, ...steps,
       stroke: colors[(overTime ? number >> 1 : number) % 6], dash: overTime && number % 2 ? [6, 4] : [],
     }));
     const below = overTime ? axis : {...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]};
@@ -111,8 +111,14 @@
       known = now;
       await one(root).catch(() => {});
     }
+    // Lines over time stay where a fragment around them is replaced; they are drawn again when its mark is another one.
+    for (const root of document.querySelectorAll("[data-lines]")) {
+      const mark = root.closest("[data-mark]")?.dataset.mark || "";
+      if (again && root.drawn === mark) continue;
+      root.drawn = mark;
+      await steps(root).catch(() => {});
+    }
     if (again) return;
-    for (const root of document.querySelectorAll("[data-lines]")) await steps(root).catch(() => {});
     for (const root of document.querySelectorAll("[data-compare]")) await several(root).catch(() => {});
   }
 

@@ -12,6 +12,7 @@ from confide_server.console.web.pages.runs import act, new_key
 
 router = APIRouter()
 MOODS = {"created": "warn", "signed": "warn", "published": "good", "superseded": "calm", "withdrawn": "bad"}
+GATES = {"not_asked": "calm", "missing": "warn", "passed": "good", "overridden": "warn"}
 
 
 @router.get("/models", name="models")
@@ -32,6 +33,8 @@ def _page(request: Request, wrong: str = "") -> Response:
         releases=releases,
         current=[one for one in releases if one.current],
         open=[one for one in releases if one.status in {"created", "signed"}],
+        missing=[one for one in releases if one.status in {"created", "signed"} and one.gate == "missing"],
+        gates=GATES,
         finished=finished,
         unreleased=[run for run in finished if run.run_id not in released],
         drawing=drawn(look.lineage() if look.acting.role is not Role.ORGANIZATION else pb.Lineage()),
