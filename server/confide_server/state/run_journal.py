@@ -57,7 +57,7 @@ from confide_server.state.events import (
     data_of,
 )
 from confide_server.state.progress import ProgressBoard
-from confide_server.state.run_service import RunEvent, RunSummary, Submission
+from confide_server.state.run_service import RunEvent, RunSummary, StoredModel, Submission
 from confide_server.state.run_status import ENDED, OPEN, RunStatus
 from confide_server.state.views import SHOWN
 
@@ -209,7 +209,7 @@ class RunJournal:
         Raises StateError when that round is not there, UpdateError when another model was signed, and as `submit`.
         """
         schema, files = self._parent(signed)
-        return self.submit(Submission(signed, self.checkpoints.get(files.model_file), schema))
+        return self.submit(Submission(signed, self.checkpoints.view(files.model_file), schema))
 
     def _parent(self, signed: SignedSubmission) -> tuple[bytes, Checkpoint]:
         """(schema, files) of the round with whose model it says it begins. Raises StateError, UpdateError."""
@@ -321,15 +321,25 @@ class RunJournal:
         self.notify()
 
     def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
-        """(manifest, raw trainable tensors) after a committed round; None is the newest."""
+        """(manifest, raw trainable tensors) after a committed round, all in memory; None is the newest."""
+        manifest, files = self._committed_files(run_id, round)
+        return manifest, self.checkpoints.get(files.model_file)
+
+    def stored_model(self, run_id: str, round: int | None) -> StoredModel:
+        """The same, read when it is asked for."""
+        manifest, files = self._committed_files(run_id, round)
+        size = self.checkpoints.size(files.model_file)
+        return StoredModel(manifest, size, lambda step: self.checkpoints.chunks(files.model_file, step))
+
+    def _committed_files(self, run_id: str, round: int | None) -> tuple[dict[str, Any], Checkpoint]:
+        """(manifest, files) after a committed round; None is the newest."""
         with self._database.reading() as session:
             run = self._row(session, run_id)
             number = run.round if round is None else round
             files = session.get(Checkpoint, (run_id, number))
             if files is None:
                 raise StateError(f"run {run_id} has no round {number}; it has committed {run.round} of {run.rounds}")
-            manifest = self._manifest(session, run, number)
-        return manifest, self.checkpoints.get(files.model_file)
+            return self._manifest(session, run, number), files
 
     def _manifest(self, session: Session, run: Run, number: int) -> dict[str, Any]:
         specification = parse_canonical(run.specification)
@@ -441,11 +451,12 @@ class RunJournal:
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
+        first_bytes = self.checkpoints.size(self._files(run.run_id, 0)[0].model_file)
         return OpenRun(
             run_id=run.run_id,
             status=run.status,
             specification=specification,
-            schema=update_schema_of(specification, run.schema, self.model(run.run_id, 0).data),
+            schema=update_schema_of(specification, run.schema, first_bytes),
             signed=_signed(run),
             round=run.round,
             cohort=tuple(run.cohort),
@@ -550,11 +561,7 @@ class RunJournal:
 
     def model(self, run_id: str, number: int) -> Model:
         """The model after this round (0: the first) with the outer optimizer's state."""
-        with self._database.reading() as session:
-            files = session.get(Checkpoint, (run_id, number))
-            before = session.get(Checkpoint, (run_id, number - 1))
-        if files is None:
-            raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
+        files, before = self._files(run_id, number)
         return Model(
             round=number,
             sha256=files.model_sha256,
@@ -563,6 +570,15 @@ class RunJournal:
             outer_state=self.checkpoints.get(files.outer_file) if files.outer_file else b"",
             outer_file=files.outer_file,
         )
+
+    def _files(self, run_id: str, number: int) -> tuple[Checkpoint, Checkpoint | None]:
+        """(files of this round, those of the one before)."""
+        with self._database.reading() as session:
+            files = session.get(Checkpoint, (run_id, number))
+            before = session.get(Checkpoint, (run_id, number - 1))
+        if files is None:
+            raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
+        return files, before
 
     def plan_slot(self, run_id: str, round: int) -> tuple[int, int]:
         """(slot, attempt) of a new slot for this round, written to the journal.
@@ -718,7 +734,7 @@ def _check_first_model(submission: Submission, specification: Specification) -> 
         raise UpdateError(
             f"the first model hashes to {model_digest(data).hex()[:16]}; {stated.hex()[:16]} was signed. Submit again."
         )
-    schema = update_schema_of(specification, submission.schema, data)
+    schema = update_schema_of(specification, submission.schema, len(data))
     check_first_model(specification, data, schema)
     check_promise(specification, schema)
 
