@@ -294,6 +294,12 @@ class Look:
     def lineage(self, run_id: str = "") -> pb.Lineage:
         return self._ask("GetLineage", pb.GetLineageRequest(run_id=run_id), pb.Lineage, fresh_s=10.0)
 
+    def base_models(self) -> list[tuple[str, str]]:
+        """(SHA-256, name) of those that runs began with; none while the coordinator works it out, or is silent."""
+        known = self._reader.known("GetLineage", pb.GetLineageRequest(), self.acting, fresh_s=60.0)
+        nodes = known.nodes if isinstance(known, pb.Lineage) else ()
+        return [(one.id.removeprefix("base:"), one.label) for one in nodes if one.kind == "base"]
+
     def audit(self, query: pb.ListAuditRequest) -> pb.AuditPage:
         return self._ask("ListAudit", query, pb.AuditPage)
 
