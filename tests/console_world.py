@@ -132,6 +132,9 @@ class MemoryCoordinator:
                              admitted=self.nodes)  # fmt: skip
         return pb.RosterPage(clock=time.time(), rosters=[line])
 
+    def _GetSignedRoster(self, request, acting):
+        return pb.SignedRosterReply(clock=time.time(), version=request.version, roster=b'{"version": 4}')
+
     def _GetPrivacySpent(self, request, acting):
         lines = [
             pb.PrivacyLine(organization=node, group="notes", run_id=RUN_ID, run_name=self.name, unit="record", runs=1,

@@ -261,6 +261,11 @@ class Look:
     def rosters(self) -> pb.RosterPage:
         return self._ask("ListRosters", pb.ListRostersRequest(limit=20), pb.RosterPage)
 
+    def signed_roster(self, version: int) -> bytes:
+        """A roster as the root signed it."""
+        asked = pb.GetSignedRosterRequest(version=max(0, min(version, 1 << 62)))
+        return self._ask("GetSignedRoster", asked, pb.SignedRosterReply).roster
+
     def enrolments(self) -> pb.EnrolmentPage:
         return self._ask("ListEnrolments", pb.ListEnrolmentsRequest(), pb.EnrolmentPage)
 
