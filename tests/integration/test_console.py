@@ -74,6 +74,7 @@ def test_a_run_is_shown_with_who_dropped_and_why(world, people):
     assert "Finished 2 rounds; 1 of them lack an organization." in text
     assert "TransportError: no answer" in text and "hospital-b" in text
     assert "round 2 committed, 1 contributed" in text
+    assert "In round 2 it held" in text and "nothing is hidden" in text
 
 
 def test_every_page_that_an_organization_may_open_is_tried_here(console):

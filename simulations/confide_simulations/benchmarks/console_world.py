@@ -145,7 +145,8 @@ def _checkpoint(run_id: str, round: int) -> dict[str, Any]:
 def _round(run_id: str, round: int, cohort: list[str], now: float) -> dict[str, Any]:
     return {
         "run_id": run_id, "round": round, "slot": round, "attempts": 1, "contributors": cohort[1:],
-        "dropped": {cohort[0]: "LATE_UPLOAD: it came after the list was fixed"}, "promise": {"kind": "none"},
+        "dropped": {cohort[0]: "LATE_UPLOAD: it came after the list was fixed"},
+        "promise": {"kind": "sealed", "words": "with 20 organizations, the coordinator and any 6 learn the sum only"},
         "metrics": {"train_loss": {"mean": 3.0 / round, "count": 20.0}}, "evidence": [], "update_norm": 1.0 / round,
         "seconds": 60.0, "committed_at": now - 3000.0 + 60.0 * round, "phases": {"train": 50.0, "reveal": 2.0},
         "received": dict.fromkeys(cohort, 1_000_000),
