@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pyotp
 import pytest
 from confide_client.state import StateFolder
+from confide_server.rlhf.preferences import Candidate, append_line
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 
@@ -200,6 +201,22 @@ def test_a_specification_is_checked_as_one_types(stage):
         page.click("text=Save the TOML")
     assert download.value.suggested_filename == "fine-tune.toml"
     assert download.value.path().read_text() == page.input_value("#toml")
+    stage.complaints.check(page)
+
+
+def test_answers_are_compared_with_keys_alone(stage):
+    folder = stage.federation.console_folder / "feedback"
+    folder.mkdir()
+    for number in range(3):
+        given = Candidate(prompt="Why <b>is</b> it so?", text=f"<i>Because</i> {number}", model="0" * 64, seed=number)
+        append_line(folder / "candidates.jsonl", given)
+    page = stage.page("/feedback", viewport={"width": 360, "height": 740}, color_scheme="dark")
+    page.wait_for_selector(".headline:has-text('Pair 1 of 3')")
+    assert not too_wide(page) and axe_violations(page) == []
+    for key, number in (("1", 2), ("t", 3), ("u", 2), ("2", 3), ("s", None)):
+        page.keyboard.press(key)
+        words = f"Pair {number} of 3" if number else "Done: 3 pairs are judged."
+        page.wait_for_selector(f".headline:has-text('{words}')")
     stage.complaints.check(page)
 
 
