@@ -107,7 +107,7 @@ class MemoryCoordinator:
                 update_norm=1.0 / number,
                 metrics={"train_loss": pb.Metric(mean=4.0 - number / 2, count=3)}, model_sha256="ef" * 32,
                 participation=[part(node, number) for node in self.nodes], contributors=3, received_bytes=3000,
-                phases={"train": 10.0, "reveal": 1.0},
+                phases={"train": 10.0, "reveal": 1.0}, promise=f"with 3 organizations: {self.reason}",
             )
             for number in (1, 2)
         ]  # fmt: skip
@@ -131,6 +131,9 @@ class MemoryCoordinator:
         line = pb.RosterLine(version=4, sha256="aa" * 32, issued_at=time.time(), expires_at=time.time(), members=5,
                              admitted=self.nodes)  # fmt: skip
         return pb.RosterPage(clock=time.time(), rosters=[line])
+
+    def _GetSignedRoster(self, request, acting):
+        return pb.SignedRosterReply(clock=time.time(), version=request.version, roster=b'{"version": 4}')
 
     def _GetPrivacySpent(self, request, acting):
         lines = [

@@ -290,7 +290,7 @@ def test_a_runs_order_epoch_and_slot_are_shown_and_set(tmp_path):
     console = make_console(tmp_path, MemoryCoordinator(happened=happened))
     client = person(console, Role.ADMINISTRATOR)
     text = client.get(f"/runs/{RUN_ID}").text
-    assert "epoch of 3 for 8 slots" in text and "slot 5 is open" in text
+    assert "epoch of 3 for 8 slots" in text and "slot 5 is open" in text and "with 3 organizations" in text
     client.submit(f"/runs/{RUN_ID}/priority", page=f"/runs/{RUN_ID}", priority="7")
     ((method, request, _),) = console.reader._coordinator.changed
     assert method == "SetPriority" and request.priority == 7

@@ -18,7 +18,7 @@
     const below = overTime ? axis : {...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]};
     const options = {
       title: box.dataset.title, width: Math.max(240, box.clientWidth - 16), height: 230, scales: {x: {time: overTime}},
-      axes: [below, {...axis, size: 60}], series: [overTime ? {} : {label: "round"}, ...series],
+      axes: [below, {...axis, size: 60}], series: [{label: box.dataset.x}, ...series],
     };
     box.replaceChildren();
     const plot = new window.uPlot(options, [rounds, ...lines.map(([, values]) => values)], box);

@@ -74,3 +74,10 @@ def enrolment_file(request: Request, name: str) -> Response:
             headers = {"content-disposition": 'attachment; filename="request.json"'}
             return Response(one.request, media_type="application/json", headers=headers)
     raise StateError(f"nobody named {name[:64]!r} asks to join; the request may have been answered")
+
+
+@router.get("/members/rosters/{version}.json", name="roster_file")
+def roster_file(request: Request, version: int) -> Response:
+    """As the root signed it."""
+    headers = {"content-disposition": f'attachment; filename="roster-{version}.json"'}
+    return Response(look_of(request).signed_roster(version), media_type="application/json", headers=headers)

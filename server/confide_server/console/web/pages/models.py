@@ -4,6 +4,7 @@ from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
+from confide_server.alerts import needs
 from confide_server.console.federation.lineage import drawn
 from confide_server.console.roles import Role
 from confide_server.console.web.forms import form_of
@@ -39,6 +40,7 @@ def _page(request: Request, wrong: str = "") -> Response:
         unreleased=[run for run in finished if run.run_id not in released],
         drawing=drawn(look.lineage() if look.acting.role is not Role.ORGANIZATION else pb.Lineage()),
         moods=MOODS,
+        known={*needs.LIVE, *needs.ENDED, *MOODS},
         wrong=wrong,
     )
 
