@@ -271,9 +271,9 @@ def append_audit(session: Session, body: Json) -> None:
     session.flush()
 
 
-def locked_head(session: Session, name: str = "audit") -> Head:
-    """The end of the audit log or of "events", held against other writers until the transaction ends."""
-    return session.get_one(Head, name, with_for_update=True, populate_existing=True)
+def locked_head(session: Session) -> Head:
+    """The end of the audit log, held against other writers until the transaction ends."""
+    return session.get_one(Head, "audit", with_for_update=True, populate_existing=True)
 
 
 _DAMAGE = ("malformed", "not a database", "no such table", "no such column")
