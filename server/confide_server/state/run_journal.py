@@ -399,8 +399,8 @@ class RunJournal:
         return run
 
     def _of_run(self, statement: Executable, run_id: str) -> Row[Any]:
-        with self._database.reading() as session:
-            found = run_statements.of_run(session, statement, run_id)
+        with self._database.looking() as connection:
+            found = run_statements.of_run(connection, statement, run_id)
         if found is None:
             raise StateError(_NO_RUN.format(run_id))
         return found
@@ -489,8 +489,8 @@ class RunJournal:
 
     def paused(self, run_id: str) -> bool:
         """Whether the run is to rest."""
-        with self._database.reading() as session:
-            found = run_statements.of_run(session, run_statements.PAUSED_AT, run_id)
+        with self._database.looking() as connection:
+            found = run_statements.of_run(connection, run_statements.PAUSED_AT, run_id)
         return found is not None and found[0] is not None
 
     def priority(self, run_id: str) -> int:
