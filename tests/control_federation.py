@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from confide.errors import StateError
@@ -18,7 +18,7 @@ from confide_server.api.grpc.endpoint import Surroundings, snake
 from confide_server.api.grpc.server import ControlServer
 from confide_server.state.database import Database
 from confide_server.state.idempotency import Idempotency
-from confide_server.state.run_service import RunEvent, RunSummary, Submission
+from confide_server.state.run_service import RunEvent, RunSummary, StoredModel, Submission
 from google.protobuf.json_format import ParseDict
 
 MODEL = bytes(range(256)) * 20000  # 5 chunks
@@ -40,7 +40,7 @@ class MemoryRunService:
         signed.check_in_time(time.time())
 
     def submit(self, submission):
-        self.submitted.append(submission)
+        self.submitted.append(replace(submission, initial_model=bytes(submission.initial_model)))
         return submission.signed.run_id
 
     def runs(self):
@@ -67,9 +67,10 @@ class MemoryRunService:
         self._known(run_id)
         self.stopped.append((run_id, administrator, signature))
 
-    def checkpoint(self, run_id, round):
+    def stored_model(self, run_id, round):
         self._known(run_id)
-        return {"run_id": run_id, "round": round or 3}, MODEL
+        pieces = lambda step: (MODEL[at : at + step] for at in range(0, len(MODEL), step))  # noqa: E731 - a small thing
+        return StoredModel({"run_id": run_id, "round": round or 3}, len(MODEL), pieces)
 
     def _known(self, run_id):
         if run_id != RUN_ID:

@@ -10,9 +10,11 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from confide.errors import RetryableError
 
@@ -62,6 +64,17 @@ def start_writing(descriptor: int) -> None:
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+def mapped(file: BinaryIO) -> memoryview:
+    """All bytes of an open file as a view for reading: in memory is what is looked at, and the kernel takes it back.
+
+    The view may outlive the open file. A file that is made shorter meanwhile ends the process: only for own files.
+    """
+    file.flush()
+    if not os.fstat(file.fileno()).st_size:
+        return memoryview(b"")  # nothing cannot be mapped
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from confide.errors import StateError
+from confide.files import mapped
 from confide_server.admin_cli import server as command
 from confide_server.coordinator.process import Coordinator, Settings, at_rest, write_settings
 from confide_server.state.checkpoints import CheckpointStore
@@ -97,6 +99,27 @@ def test_empty_files_and_many_parts(url: str) -> None:
     for data in (b"", big):
         name = store.put(memoryview(data), "safetensors")
         assert b"".join(store.chunks(name, 1 << 20)) == store.get(name) == data
+
+
+def test_memory_does_not_grow_with_what_is_stored_and_read(url: str, tmp_path: Path) -> None:
+    if url.startswith("memory:"):
+        pytest.skip("it keeps files in memory")
+    most = 12 << 20 if "://" not in url else 80 << 20  # of S3 some parts of 16 MiB are on their way
+    size = 2 * most
+    with (tmp_path / "big").open("w+b") as file:
+        file.truncate(size)  # takes no space
+        file.write(b"begins")
+        store = CheckpointStore(url)
+        tracemalloc.start()
+        try:
+            name = store.put(mapped(file), "bin")
+            assert sum(len(chunk) for chunk in store.chunks(name, 1 << 20)) == size
+            view = store.view(name)
+            assert (len(view), bytes(view[:6])) == (size, b"begins")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < most, f"{peak >> 20} MiB for {size >> 20} MiB"
 
 
 def test_what_is_missing_or_damaged_is_named(url: str) -> None:

@@ -18,7 +18,7 @@ from confide.errors import (
 from confide.identity.submission import MAX_VALID_S, sign_stop, sign_submission, verify_submission
 from confide.proto import control_pb2 as pb
 from confide.runs.specification import EXAMPLE, parse_toml
-from confide_server.api.grpc.control import CHUNK_BYTES
+from confide_server.api.grpc.incoming_model import CHUNK_BYTES
 from confide_server.api.grpc.server import ControlServer
 from confide_server.state.receipts import MAX_RECEIPT_BYTES
 

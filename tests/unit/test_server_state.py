@@ -6,6 +6,7 @@ import pkgutil
 import sqlite3
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from confide.codec.tensors import TensorSchema, model_digest
-from confide.errors import IdentityError, ProtocolFailure, SpecificationError, StateError, UpdateError
+from confide.errors import IdentityError, ProtocolFailure, RetryableError, SpecificationError, StateError, UpdateError
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
 from confide.identity.submission import STOPPED, SignedEnd, sign_stop, sign_submission, verify_end
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
 from confide.sealing.roles import Opened, SlotPlan
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
 from confide_server.state.events import OfferAnswered, RoundStarted, RunFailed, RunFinished
@@ -222,11 +224,12 @@ def test_a_checkpoint_cut_short_is_written_again(tmp_path: Path) -> None:
     assert store.get(store.put(b"weights", "bin")) == b"weights"
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
     store = CheckpointStore(str(tmp_path))
-    part = tmp_path / f".{hashlib.sha256(b'weights').hexdigest()}.bin.{os.getpid()}.part"
+    monkeypatch.setattr("confide_server.state.checkpoints.secrets.token_hex", lambda size: "own")
+    part = tmp_path / f".{hashlib.sha256(b'weights').hexdigest()}.bin.{os.getpid()}.own.part"
     part.symlink_to("/dev/full")
     with pytest.raises(StateError, match="No space left"):
         store.put(b"weights", "bin")
@@ -263,6 +266,38 @@ def test_submit_commit_export(world: World, book: RunJournal) -> None:
         book.checkpoint(run_id, 3)
     with pytest.raises(StateError, match="there is no run"):
         book.checkpoint("0" * 32, None)
+
+
+def test_a_model_is_taken_kept_opened_and_handed_out_without_being_in_memory(world: World, book: RunJournal) -> None:
+    count, chunk = 48, np.arange(1 << 18, dtype="<f4").tobytes()
+    whole, body = model_digest(chunk * count), specification().canonical_bytes()
+    terms = SigningKey.load(world.of("administrator") / "identity.key"), "administrator", body, whole
+    signed = sign_submission(*terms)
+    incoming = IncomingModels(world.folder / "incoming")
+    tracemalloc.start()
+    try:
+        model = incoming.receive(count << 20, (bytes(chunk) for _ in range(count)))
+        run_id = book.submit(Submission(signed, model))
+        stored = book.stored_model(run_id, None)
+        handed = sum(len(piece) for piece in stored.chunks(1 << 20))
+        run = book.next_run(10.0)
+        parent = sign_submission(*terms, parent_run_id=run_id, parent_round=0)
+        book.continue_from(parent)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert run is not None and (run.schema.size, handed, stored.bytes) == (count << 18, count << 20, count << 20)
+    assert stored.manifest["model_sha256"] == whole.hex() and not list((world.folder / "incoming").iterdir())
+    assert peak < 12 << 20, f"{peak >> 20} MiB for a model of {count} MiB"
+
+
+def test_a_first_model_that_does_not_fit_on_the_disk_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = "confide_server.api.grpc.incoming_model.tempfile.TemporaryFile"
+    monkeypatch.setattr(full, lambda dir: Path("/dev/full").open("w+b"))  # noqa: SIM115 - the caller closes it
+    with pytest.raises(RetryableError, match="No space left"):
+        IncomingModels(tmp_path).receive(4, iter([b"1234"]))
 
 
 def test_a_round_is_committed_once(world: World, book: RunJournal) -> None:

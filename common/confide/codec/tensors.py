@@ -25,6 +25,9 @@ from confide.errors import UpdateError
 if TYPE_CHECKING:
     import torch
 
+_LOOKED_AT = 1 << 20
+"""Scalars at a time."""
+
 
 @dataclass(frozen=True)
 class TensorSchema:
@@ -135,14 +138,27 @@ class TensorSchema:
         return flat
 
     def _check_finite(self, flat: NDArray[np.float32]) -> None:
-        if np.isfinite(flat).all():
+        position = first_not_finite(flat)
+        if position is None:
             return
-        position = int(np.flatnonzero(~np.isfinite(flat))[0])
         for name, shape in self.entries:
             count = math.prod(shape)
             if position < count:
                 raise UpdateError(f"tensor {name!r} holds NaN or infinity; nothing of it is used")
             position -= count
+
+
+def first_not_finite(flat: NDArray[np.float32]) -> int | None:
+    """Where the first NaN or infinity stands; None without one. Looks at a part at a time, also of a view on a file.
+
+    >>> first_not_finite(np.array([0, 1, np.inf], np.float32)), first_not_finite(np.zeros(3, np.float32))
+    (2, None)
+    """
+    for start in range(0, len(flat), _LOOKED_AT):
+        finite = np.isfinite(flat[start : start + _LOOKED_AT])
+        if not finite.all():
+            return start + int(np.argmin(finite))
+    return None
 
 
 def model_digest(data: bytes | memoryview) -> bytes:

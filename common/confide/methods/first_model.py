@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.codec.tensors import TensorSchema, model_digest
+from confide.codec.tensors import TensorSchema, first_not_finite, model_digest
 from confide.errors import UpdateError
 from confide.models.sent_coordinates import SentCoordinates, refactors
 from confide.runs.specification import Specification
@@ -35,9 +35,10 @@ def first_model(specification: Specification, base: Path | None) -> tuple[bytes,
     return schema.encode(tensors), schema
 
 
-def check_first_model(specification: Specification, data: bytes, schema: TensorSchema) -> None:
+def check_first_model(specification: Specification, data: bytes | memoryview, schema: TensorSchema) -> None:
     """What can be seen of a first model without the base. Raises UpdateError, SpecificationError or ProtocolFailure.
 
+    data: also a view on a file, of which a part is looked at at a time.
     schema: as `update_schema_of` gave it.
     """
     if not specification.trains_model:
@@ -50,7 +51,7 @@ def check_first_model(specification: Specification, data: bytes, schema: TensorS
             "nothing is trained (in_context)"
         )
     flat = np.frombuffer(data, dtype="<f4")
-    if not np.isfinite(flat).all():
+    if first_not_finite(flat) is not None:
         raise UpdateError("the first model holds NaN or infinity")
     if schema.size != len(flat):
         raise UpdateError(f"the first model has {len(flat)} scalars; its schema names {schema.size}. Submit again.")
@@ -70,7 +71,7 @@ def check_candidate(specification: Specification, flat: NDArray[np.float32]) -> 
     """
     numbers = specification.feedback.numbers
     candidate, opinion = flat[:-numbers], flat[-numbers:]
-    found = model_digest(candidate.astype("<f4").tobytes()).hex()
+    found = model_digest(np.ascontiguousarray(candidate, "<f4").data).hex()
     if found != specification.feedback.candidate_sha256 or opinion.any():
         raise UpdateError(
             f"CANDIDATE_CHANGED: the model {found[:16]} came, and feedback.candidate_sha256 names "
@@ -88,11 +89,11 @@ def update_schema(specification: Specification, base: Path) -> TensorSchema:
     return schema_of(specification, base)
 
 
-def update_schema_of(specification: Specification, submitted: bytes, first: bytes) -> TensorSchema:
+def update_schema_of(specification: Specification, submitted: bytes, first_bytes: int) -> TensorSchema:
     """The same for the coordinator, which has no base model: as it was submitted, else by the first model's length."""
     if not specification.trains_model:
         return _counts(specification)
-    return TensorSchema.from_bytes(submitted) if submitted else TensorSchema.unnamed(len(first) // 4)
+    return TensorSchema.from_bytes(submitted) if submitted else TensorSchema.unnamed(first_bytes // 4)
 
 
 def _counts(specification: Specification) -> TensorSchema:

@@ -333,7 +333,7 @@ class Rounds:
         if not plan.evaluate_only:
             update_norm = float(np.linalg.norm(opened.update_sum)) / opened.weight_sum
             if self._specification.trains_model:
-                mean_file = store.put(mean_update(opened).astype("<f4").tobytes(), "mean")
+                mean_file = store.put(np.ascontiguousarray(mean_update(opened), "<f4").data, "mean")
         outer_file = store.put(outer_state, "safetensors") if outer_state else ""
         next_sha256 = model_digest(data)
         done = Committed(

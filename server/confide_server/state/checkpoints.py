@@ -1,7 +1,7 @@
 """Checkpoints: files named by the SHA-256 of what they hold, durable when `put` returns, on any fsspec file system.
 
-On a disk a file is written beside its name and renamed; on S3 it is there, whole, when its upload was completed. What
-is sent to others is read in chunks: a model is then in memory by a mebibyte at a time.
+On a disk a file is written beside its name and renamed; on S3 it is there, whole, when its upload was completed. Bytes
+are hashed, written and read a mebibyte at a time: what the store itself needs of memory does not grow with a model.
 
 >>> import tempfile; store = CheckpointStore(tempfile.mkdtemp())
 >>> name = store.put(b"weights", "bin"); store.get(name)
@@ -10,17 +10,21 @@ b'weights'
 
 import hashlib
 import os
-import threading
+import secrets
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 from confide.errors import RetryableError, StateError
-from confide.files import fsync_folder
+from confide.files import fsync_folder, mapped
 
 _WHOLE_AT_ONCE = frozenset({"s3", "s3a", "memory"})
 """Where a file is seen by its name only when it is complete, and renaming means copying."""
+_STEP_BYTES = 1 << 20
+_PART_BYTES = 16 << 20
+"""Of an S3 upload, and what is read ahead there: 10,000 parts make a file."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,6 @@ class CheckpointStore:
     def __init__(self, url: str) -> None:
         """Create the folder where it is missing. Raises StateError when that is not possible."""
         self.url = url
-        self._one = threading.Lock()
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
             kinds = self._files.protocol
@@ -50,23 +53,29 @@ class CheckpointStore:
     def put(self, data: bytes | memoryview, kind: str) -> str:
         """Store the bytes and return their name, SHA-256 in hex and `kind`; nothing happens when they are there.
 
+        data: also a view on a file (confide.files.mapped), of which no more than a mebibyte is looked at at once.
         Raises RetryableError when the disk is full: nothing is left behind then.
         """
-        name = f"{hashlib.sha256(data).hexdigest()}.{kind}"
+        view = memoryview(data)
+        data = view.cast("B") if view.nbytes else memoryview(b"")
+        digest = hashlib.sha256()
+        for piece in _pieces(data):
+            digest.update(piece)
+        name = f"{digest.hexdigest()}.{kind}"
         path = f"{self._root}/{name}"
-        # Two processes may store the same bytes at once; a process's threads take turns.
+        # The same bytes may be stored by several at once, threads and processes: each has a file of its own until then.
         whole_at_once = bool(self._kinds & _WHOLE_AT_ONCE)
-        temporary = path if whole_at_once else f"{self._root}/.{name}.{os.getpid()}.part"
-        with self._one:
-            self._put(data, path, temporary)
+        own = f".{name}.{os.getpid()}.{secrets.token_hex(4)}.part"
+        self._put(data, path, path if whole_at_once else f"{self._root}/{own}")
         return name
 
-    def _put(self, data: bytes | memoryview, path: str, temporary: str) -> None:
+    def _put(self, data: memoryview, path: str, temporary: str) -> None:
         try:
             if self._files.exists(path) and self._files.size(path) == len(data):
                 return
-            with self._files.open(temporary, "wb") as file:
-                file.write(data)
+            with self._files.open(temporary, "wb", block_size=_PART_BYTES) as file:
+                for piece in _pieces(data):
+                    file.write(piece)
                 file.flush()
                 if self._local:
                     os.fsync(file.fileno())
@@ -115,7 +124,7 @@ class CheckpointStore:
         do not hash to it: who sends them on breaks off there."""
         digest = hashlib.sha256()
         try:
-            with self._files.open(f"{self._root}/{name}", "rb") as file:
+            with self._files.open(f"{self._root}/{name}", "rb", block_size=_PART_BYTES) as file:
                 while chunk := file.read(chunk_bytes):
                     digest.update(chunk)
                     yield chunk
@@ -123,8 +132,23 @@ class CheckpointStore:
             raise self._unread(name, error) from error
         self._check(name, digest.hexdigest())
 
+    def view(self, name: str) -> memoryview:
+        """The bytes of this name, once they hash to it, as a view on a file: in memory is what is looked at.
+
+        What does not lie on this machine is brought into a temporary file. Raises StateError as `chunks` does.
+        """
+        if self._local:
+            for _ in self.chunks(name, _STEP_BYTES):
+                pass
+            with Path(self._root, name).open("rb") as file:
+                return mapped(file)
+        with tempfile.TemporaryFile() as copy:
+            for chunk in self.chunks(name, _STEP_BYTES):
+                copy.write(chunk)
+            return mapped(copy)
+
     def get(self, name: str) -> bytes:
-        """The bytes of this name. Raises StateError when they are missing or do not hash to it."""
+        """The bytes of this name, all in memory. Raises StateError when they are missing or do not hash to it."""
         try:
             data: bytes = self._files.cat_file(f"{self._root}/{name}")
         except OSError as error:
@@ -138,3 +162,8 @@ class CheckpointStore:
     def _check(self, name: str, digest: str) -> None:
         if digest != name.partition(".")[0]:
             raise StateError(f"the checkpoint {self.url}/{name} is damaged: it does not hash to its name")
+
+
+def _pieces(data: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(data), _STEP_BYTES):
+        yield data[start : start + _STEP_BYTES]

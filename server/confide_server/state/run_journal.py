@@ -22,9 +22,10 @@ from confide.runs.specification import Specification, parse_canonical
 from confide.sealing.differences import check_named
 from confide.sealing.factory import check_promise
 from confide.sealing.roles import Opened, SlotPlan
-from sqlalchemy import func, select
+from sqlalchemy import Executable, Row, func, select
 from sqlalchemy.orm import Session
 
+from confide_server.state import run_statements
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import (
     AFTER_COMMIT,
@@ -32,7 +33,6 @@ from confide_server.state.database import (
     Checkpoint,
     Database,
     Event,
-    Instruction,
     Round,
     Run,
     SignedRoster,
@@ -57,12 +57,15 @@ from confide_server.state.events import (
     data_of,
 )
 from confide_server.state.progress import ProgressBoard
-from confide_server.state.run_service import RunEvent, RunSummary, Submission
+from confide_server.state.run_service import RunEvent, RunSummary, StoredModel, Submission
 from confide_server.state.run_status import ENDED, OPEN, RunStatus
 from confide_server.state.views import SHOWN
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_HELD = "held_runs"
+"""In a session's notes: the runs that its transaction holds."""
+_NO_RUN = "there is no run {}; `confide run list` shows which there are"
 ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
 
 
@@ -209,7 +212,7 @@ class RunJournal:
         Raises StateError when that round is not there, UpdateError when another model was signed, and as `submit`.
         """
         schema, files = self._parent(signed)
-        return self.submit(Submission(signed, self.checkpoints.get(files.model_file), schema))
+        return self.submit(Submission(signed, self.checkpoints.view(files.model_file), schema))
 
     def _parent(self, signed: SignedSubmission) -> tuple[bytes, Checkpoint]:
         """(schema, files) of the round with whose model it says it begins. Raises StateError, UpdateError."""
@@ -321,15 +324,25 @@ class RunJournal:
         self.notify()
 
     def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
-        """(manifest, raw trainable tensors) after a committed round; None is the newest."""
+        """(manifest, raw trainable tensors) after a committed round, all in memory; None is the newest."""
+        manifest, files = self._committed_files(run_id, round)
+        return manifest, self.checkpoints.get(files.model_file)
+
+    def stored_model(self, run_id: str, round: int | None) -> StoredModel:
+        """The same, read when it is asked for."""
+        manifest, files = self._committed_files(run_id, round)
+        size = self.checkpoints.size(files.model_file)
+        return StoredModel(manifest, size, lambda step: self.checkpoints.chunks(files.model_file, step))
+
+    def _committed_files(self, run_id: str, round: int | None) -> tuple[dict[str, Any], Checkpoint]:
+        """(manifest, files) after a committed round; None is the newest."""
         with self._database.reading() as session:
             run = self._row(session, run_id)
             number = run.round if round is None else round
             files = session.get(Checkpoint, (run_id, number))
             if files is None:
                 raise StateError(f"run {run_id} has no round {number}; it has committed {run.round} of {run.rounds}")
-            manifest = self._manifest(session, run, number)
-        return manifest, self.checkpoints.get(files.model_file)
+            return self._manifest(session, run, number), files
 
     def _manifest(self, session: Session, run: Run, number: int) -> dict[str, Any]:
         specification = parse_canonical(run.specification)
@@ -379,19 +392,30 @@ class RunJournal:
         kept = session.scalars(select(SignedRoster).where(SignedRoster.sha256.in_(wanted))).all()
         return [json.loads(data) for data in sorted({row.signed for row in kept} | {self._roster.signed})]
 
-    def _row(self, session: Session, run_id: str) -> Run:
-        run = session.get(Run, run_id)
+    def _row(self, session: Session, run_id: str, **how: Any) -> Run:
+        run = session.get(Run, run_id, **how)
         if run is None or run.deleted_at is not None:
-            raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
+            raise StateError(_NO_RUN.format(run_id))
         return run
+
+    def _of_run(self, statement: Executable, run_id: str) -> Row[Any]:
+        with self._database.reading() as session:
+            found = run_statements.of_run(session, statement, run_id)
+        if found is None:
+            raise StateError(_NO_RUN.format(run_id))
+        return found
+
+    def _hold(self, session: Session, run_id: str) -> None:
+        """As `locked`, where nothing of the run is asked."""
+        if run_id not in session.info.setdefault(_HELD, {}) and not run_statements.hold(session, run_id):
+            raise StateError(_NO_RUN.format(run_id))
 
     def locked(self, session: Session, run_id: str) -> Run:
         """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
-        held: set[str] = session.info.setdefault("locked_runs", set())
+        held: dict[str, Run] = session.info.setdefault(_HELD, {})
         if run_id not in held:
-            session.get(Run, run_id, with_for_update=True, populate_existing=True)
-            held.add(run_id)
-        return self._row(session, run_id)
+            held[run_id] = self._row(session, run_id, with_for_update=True, populate_existing=True)
+        return held[run_id]
 
     # --- what the driver records
 
@@ -441,11 +465,12 @@ class RunJournal:
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
         specification = parse_canonical(run.specification)
+        first_bytes = self.checkpoints.size(self._files(run.run_id, 0)[0].model_file)
         return OpenRun(
             run_id=run.run_id,
             status=run.status,
             specification=specification,
-            schema=update_schema_of(specification, run.schema, self.model(run.run_id, 0).data),
+            schema=update_schema_of(specification, run.schema, first_bytes),
             signed=_signed(run),
             round=run.round,
             cohort=tuple(run.cohort),
@@ -459,24 +484,22 @@ class RunJournal:
 
     def stop_order(self, run_id: str) -> tuple[str, bytes]:
         """(administrator, signature) of the order to stop; ("", b"") when there is none."""
-        with self._database.reading() as session:
-            run = self._row(session, run_id)
-            return run.stop_requested_by or "", run.stop_signature
+        found = self._of_run(run_statements.STOP_ORDER, run_id)
+        return found[0] or "", found[1]
 
     def paused(self, run_id: str) -> bool:
         """Whether the run is to rest."""
         with self._database.reading() as session:
-            return session.scalar(select(Run.paused_at).where(Run.run_id == run_id)) is not None
+            found = run_statements.of_run(session, run_statements.PAUSED_AT, run_id)
+        return found is not None and found[0] is not None
 
     def priority(self, run_id: str) -> int:
         """Higher goes first."""
-        with self._database.reading() as session:
-            return self._row(session, run_id).priority
+        return int(self._of_run(run_statements.PRIORITY, run_id)[0])
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
-        with self._database.reading() as session:
-            return self._row(session, run_id).round
+        return int(self._of_run(run_statements.COMMITTED, run_id)[0])
 
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
@@ -518,15 +541,8 @@ class RunJournal:
 
     def add_event(self, session: Session, run_id: str, event: Happening) -> None:
         """Append an event in the caller's transaction, which holds the run and the events' head until it ends."""
-        run = self.locked(session, run_id)
-        head, now = locked_head(session, "events"), self.clock()
-        last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
-        head.number += 1
-        run.last_event = head.number
-        row = Event(run_id=run_id, sequence=last + 1, time=now, kind=event.kind, data=data_of(event))
-        row.number = head.number
-        session.add(row)
-        session.flush()
+        self._hold(session, run_id)
+        run_statements.append_event(session, run_id, self.clock(), event.kind, data_of(event))
         session.info.setdefault(AFTER_COMMIT, []).append(lambda: self._tell(run_id, event))
 
     def _tell(self, run_id: str, event: Happening) -> None:
@@ -536,25 +552,13 @@ class RunJournal:
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
         with self._database.transaction() as session:
-            self.locked(session, run_id)
-            newest = session.scalar(select(func.max(Instruction.sequence)).where(Instruction.run_id == run_id)) or 0
-            numbers: dict[bytes, int] = {}
-            for digest in dict.fromkeys(digests):
-                known = session.get(Instruction, (run_id, digest))
-                if known is None:
-                    newest += 1
-                    known = Instruction(run_id=run_id, digest=digest, sequence=newest)
-                    session.add(known)
-                numbers[digest] = known.sequence
+            self._hold(session, run_id)
+            numbers = run_statements.numbers_of(session, run_id, digests)
         return [numbers[digest] for digest in digests]
 
     def model(self, run_id: str, number: int) -> Model:
         """The model after this round (0: the first) with the outer optimizer's state."""
-        with self._database.reading() as session:
-            files = session.get(Checkpoint, (run_id, number))
-            before = session.get(Checkpoint, (run_id, number - 1))
-        if files is None:
-            raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
+        files, before = self._files(run_id, number)
         return Model(
             round=number,
             sha256=files.model_sha256,
@@ -563,6 +567,15 @@ class RunJournal:
             outer_state=self.checkpoints.get(files.outer_file) if files.outer_file else b"",
             outer_file=files.outer_file,
         )
+
+    def _files(self, run_id: str, number: int) -> tuple[Checkpoint, Checkpoint | None]:
+        """(files of this round, those of the one before)."""
+        with self._database.reading() as session:
+            files = session.get(Checkpoint, (run_id, number))
+            before = session.get(Checkpoint, (run_id, number - 1))
+        if files is None:
+            raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
+        return files, before
 
     def plan_slot(self, run_id: str, round: int) -> tuple[int, int]:
         """(slot, attempt) of a new slot for this round, written to the journal.
@@ -718,7 +731,7 @@ def _check_first_model(submission: Submission, specification: Specification) -> 
         raise UpdateError(
             f"the first model hashes to {model_digest(data).hex()[:16]}; {stated.hex()[:16]} was signed. Submit again."
         )
-    schema = update_schema_of(specification, submission.schema, data)
+    schema = update_schema_of(specification, submission.schema, len(data))
     check_first_model(specification, data, schema)
     check_promise(specification, schema)
 

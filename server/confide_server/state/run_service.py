@@ -1,6 +1,6 @@
 """What may be asked of the coordinator about runs. The control service asks; the run driver's side answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,14 +11,24 @@ from confide.identity.submission import SignedSubmission
 class Submission:
     """A run as its administrator signed it, with its first model.
 
-    initial_model: raw trainable tensors (confide.codec.tensors), which hash to what was signed.
+    initial_model: raw trainable tensors (confide.codec.tensors), which hash to what was signed; also a view on a file.
     """
 
     signed: SignedSubmission
-    initial_model: bytes
+    initial_model: bytes | memoryview
     schema: bytes = b""
     """Names and shapes of the tensors (TensorSchema.to_bytes), where what travels depends on them (models.travel). Not
     signed: a node computes its own, and a coordinator with another one gets another context and no sum."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A committed round's model where it lies."""
+
+    manifest: dict[str, Any]
+    bytes: int
+    chunks: Callable[[int], Iterator[bytes]]
+    """Its raw trainable tensors, at most so many bytes at a time. Raises StateError when they are damaged."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +105,10 @@ class RunService(Protocol):
         signature: of the administrator's order (confide.identity.submission.sign_stop); nodes check it too.
         """
 
-    def checkpoint(self, run_id: str, round: int | None) -> tuple[dict[str, Any], bytes]:
-        """(manifest, raw trainable tensors) after a committed round; None is the newest.
+    def stored_model(self, run_id: str, round: int | None) -> StoredModel:
+        """A committed round's model; None is the newest.
 
-        The manifest holds run_id, specification (document), specification_sha256, base_model_sha256, round,
+        Its manifest holds run_id, specification (document), specification_sha256, base_model_sha256, round,
         model_sha256, chain (hashes from the initial model on), rounds [{round, contributors, dropped, metrics,
         promise, attempts, model_sha256}], sealing, precision (what each node said it computes in), receipts, and the
         confide release.

@@ -3,8 +3,8 @@
 Every method has a rule in access.RULES, which is applied before its request is parsed.
 """
 
+import itertools
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ from confide.proto import control_pb2 as pb
 from confide.sealing.manifest import sign_manifest
 
 from confide_server.api.grpc.access import Caller, check_listed
+from confide_server.api.grpc.incoming_model import CHUNK_BYTES, IncomingModels
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.state.events import END_KINDS
@@ -27,8 +28,6 @@ from confide_server.state.receipts import ReceiptStore
 from confide_server.state.round_log import RoundLog
 from confide_server.state.run_service import RunService, RunSummary, Submission
 
-CHUNK_BYTES = 1 << 20
-MAX_MODEL_BYTES = 8 << 30
 MAX_WATCHERS = 24
 WATCH_POLL_S = 2.0
 MAX_PROVERS = 4
@@ -47,7 +46,7 @@ class ControlService:
         enrolment: EnrolmentQueue,
         receipts: ReceiptStore,
         intake: RosterIntake,
-        max_model_bytes: int = MAX_MODEL_BYTES,
+        incoming: IncomingModels,
         round_log: RoundLog | None = None,
     ) -> None:
         self._member = member
@@ -56,7 +55,7 @@ class ControlService:
         self._enrolment = enrolment
         self._receipts = receipts
         self._accept = intake.accept
-        self._max_model_bytes = max_model_bytes
+        self._incoming = incoming
         self._round_log = round_log
         self._provers = threading.BoundedSemaphore(MAX_PROVERS)
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
@@ -157,10 +156,11 @@ class ControlService:
         )
         verify_submission(self._roster.current, signed, complete=False)
         self._run_service.check_new(signed)
-        model = self._read_model(header.initial_model_bytes, parts)
-        if model_digest(model) != header.initial_model_sha256:
+        model = self._incoming.receive(header.initial_model_bytes, _chunks(parts))
+        found = model_digest(model)
+        if found != header.initial_model_sha256:
             raise SpecificationError(
-                f"the first model that came has the digest {model_digest(model).hex()[:16]}, and "
+                f"the first model that came has the digest {found.hex()[:16]}, and "
                 f"{header.initial_model_sha256.hex()[:16]} was signed; submit again"
             )
         submission = Submission(signed=signed, initial_model=model, schema=header.schema)
@@ -205,31 +205,19 @@ class ControlService:
         self, caller: Caller, request: pb.ExportRunRequest, active: Callable[[], bool]
     ) -> Iterator[pb.ExportRunReply]:
         """A committed round's manifest and tensors."""
-        manifest, model = self._run_service.checkpoint(checked_run_id(request.run_id), request.round or None)
-        document = canonical.encode(sign_manifest(manifest, self._member.name, self._member.identity))
-        yield pb.ExportRunReply(header=pb.ExportRunHeader(manifest_bytes=len(document), model_bytes=len(model)))
-        for view in (memoryview(document), memoryview(model)):
-            for start in range(0, len(view), CHUNK_BYTES):
-                if not active():
-                    return
-                yield pb.ExportRunReply(chunk=bytes(view[start : start + CHUNK_BYTES]))
+        model = self._run_service.stored_model(checked_run_id(request.run_id), request.round or None)
+        document = canonical.encode(sign_manifest(model.manifest, self._member.name, self._member.identity))
+        yield pb.ExportRunReply(header=pb.ExportRunHeader(manifest_bytes=len(document), model_bytes=model.bytes))
+        starts = range(0, len(document), CHUNK_BYTES)
+        for chunk in itertools.chain((document[at : at + CHUNK_BYTES] for at in starts), model.chunks(CHUNK_BYTES)):
+            if not active():
+                return
+            yield pb.ExportRunReply(chunk=chunk)
 
-    def _read_model(self, declared: int, parts: Iterator[pb.SubmitRunRequest]) -> bytes:
-        if declared > self._max_model_bytes:
-            raise TransportError(f"a first model of {declared} bytes is announced; at most {self._max_model_bytes} fit")
-        with tempfile.SpooledTemporaryFile(max_size=64 * CHUNK_BYTES) as spool:
-            size = 0
-            for part in parts:
-                size += len(part.chunk)
-                if part.WhichOneof("part") != "chunk" or not 0 < len(part.chunk) <= CHUNK_BYTES or size > declared:
-                    raise TransportError(
-                        f"the first model does not come in chunks of 1..{CHUNK_BYTES} bytes as announced"
-                    )
-                spool.write(part.chunk)
-            if size != declared:
-                raise TransportError(f"{size} of {declared} announced bytes of the first model came; submit again")
-            spool.seek(0)
-            return spool.read()
+
+def _chunks(parts: Iterator[pb.SubmitRunRequest]) -> Iterator[bytes]:
+    for part in parts:
+        yield part.chunk  # of anything else it is empty, which is refused
 
 
 def _summary(run: RunSummary) -> pb.RunSummary:

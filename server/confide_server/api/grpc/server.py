@@ -18,8 +18,9 @@ from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Roster
 from confide.proto import admin_pb2, control_pb2
 
-from confide_server.api.grpc.control import CHUNK_BYTES, MAX_MODEL_BYTES, ControlService
+from confide_server.api.grpc.control import ControlService
 from confide_server.api.grpc.endpoint import Function, Surroundings, handlers, snake
+from confide_server.api.grpc.incoming_model import CHUNK_BYTES, MAX_MODEL_BYTES, IncomingModels
 from confide_server.api.grpc.inquiries import InquiryService
 from confide_server.api.grpc.passage import Passage
 from confide_server.inquiries.relay import InquiryRelay
@@ -70,7 +71,7 @@ class ControlServer:
             enrolment=enrolment or EnrolmentQueue(folder / "enrolment"),
             receipts=self.receipts,
             intake=intake or RosterIntake(member.roster, on_roster),
-            max_model_bytes=max_model_bytes,
+            incoming=IncomingModels(folder / "incoming", max_bytes=max_model_bytes),
             round_log=round_log,
         )
         self._pool = ThreadPoolExecutor(max_workers=MAX_CALLS, thread_name_prefix="control")
