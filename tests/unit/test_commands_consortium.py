@@ -150,7 +150,6 @@ def test_an_odd_request_file_is_an_error_that_names_it(root, tmp_path, content):
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 

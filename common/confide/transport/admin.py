@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import IdentityError, TransportError
 from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Role, Roster
@@ -30,14 +31,17 @@ from confide.identity.submission import (
     sign_submission,
     verify_submission,
 )
+from confide.models.sent_coordinates import needs_names
 from confide.proto import admin_pb2 as pb
 from confide.proto.admin_pb2_grpc import AdminStub
 from confide.runs.specification import Specification
 from confide.text import cleaned_message
-from confide.transport.control import CALL_TIMEOUT_S, ControlClient
+from confide.transport.control import BULK_TIMEOUT_S, CALL_TIMEOUT_S, CHUNK_BYTES, ControlClient
 from confide.transport.failures import ACTING_ORGANIZATION_KEY, ACTING_ROLE_KEY, ACTING_USER_KEY, own_metadata
 
 M = TypeVar("M", bound=Message)
+ENDS = frozenset({"run_finished", "run_failed", "run_stopped", "run_deleted"})
+"""Kinds of the events after which nothing more happens in a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class ActingUser:
 
 
 class AdminClient(ControlClient):
-    """A connection to a coordinator, with the control service's methods and these."""
+    """A connection to a coordinator, with what every member's machine does (ControlClient) and what people ask."""
 
     acting: ActingUser | None = None
     """Set by a console, for each person anew (`acting_for`)."""
@@ -67,6 +71,62 @@ class AdminClient(ControlClient):
     def ask(self, method: str, request: Message) -> Message:
         """Any one of the service's unary methods by its name, for a caller that treats answers alike."""
         return self._ask(getattr(self._admin, method), request, Message)
+
+    # --- runs come in, models go out
+
+    def submit_run(
+        self,
+        specification: Specification,
+        initial_model: bytes,
+        identity: SigningKey,
+        schema: TensorSchema | None = None,
+        *,
+        valid_s: int = VALID_S,
+        key: str = "",
+    ) -> str:
+        """Sign and submit a run with its first model (raw trainable tensors); returns the run id, drawn here.
+
+        schema: the first model's; needed where what travels depends on the tensors' names.
+        valid_s: nodes accept the run for so long.
+        """
+        document, digest = specification.canonical_bytes(), model_digest(initial_model)
+        signed = sign_submission(identity, self._claim.name, document, digest, valid_s=valid_s)
+        header = pb.SubmitRunHeader(
+            specification=document,
+            initial_model_sha256=digest,
+            signature=signed.signature,
+            run_id=signed.run_id,
+            nonce=signed.nonce,
+            expires_at=signed.expires_at,
+            initial_model_bytes=len(initial_model),
+            schema=schema.to_bytes() if schema is not None and needs_names(specification) else b"",
+        )
+        return self.submit_signed(header, initial_model, key=key).run_id
+
+    def submit_signed(self, header: pb.SubmitRunHeader, initial_model: bytes, *, key: str = "") -> pb.RunLine:
+        """Submit what was signed already, perhaps elsewhere."""
+        parts = _parts(header, initial_model, key or _key())
+        run = self._ask(self._admin.SubmitRun, parts, pb.RunChanged, timeout_s=BULK_TIMEOUT_S).run
+        if run.run_id != header.run_id:
+            raise TransportError(f"run {header.run_id} was submitted, and the coordinator calls it {run.run_id[:40]!r}")
+        return run
+
+    def export_run(self, run_id: str, round: int | None = None) -> tuple[dict[str, Any], bytes]:
+        """(manifest, raw trainable tensors) of a committed round; None is the newest."""
+        self._greet()
+        request = pb.ExportRunRequest(run_id=run_id, round=round or 0)
+        with self._failures():
+            parts = self._admin.ExportRun(request, metadata=self._metadata(), timeout=BULK_TIMEOUT_S)
+            header = next(parts).header
+            data = b"".join(part.chunk for part in parts)
+        if len(data) != header.manifest_bytes + header.model_bytes:
+            raise TransportError(
+                f"{len(data)} bytes of run {run_id} came; {header.manifest_bytes + header.model_bytes} were announced"
+            )
+        manifest = json.loads(data[: header.manifest_bytes])
+        if not isinstance(manifest, dict):
+            raise TransportError(f"the manifest of run {run_id} is not an object")
+        return manifest, data[header.manifest_bytes :]
 
     # --- the server and its runs
 
@@ -143,6 +203,14 @@ class AdminClient(ControlClient):
                 yield from map(cleaned_message, call)
             finally:
                 call.cancel()
+
+    def watch(self, run_id: str, *, after: int = 0) -> Iterator[pb.Event]:
+        """The same of one run, until it has ended, without "alive"."""
+        for event in self.stream_events(run_id, after=after):
+            if event.kind != "alive":
+                yield event
+            if event.kind in ENDS:
+                return
 
     # --- changes of runs
 
@@ -253,15 +321,31 @@ class AdminClient(ControlClient):
             self._admin.ListRosters, pb.ListRostersRequest(limit=limit, before_version=before), pb.RosterPage
         )
 
+    def publish(self, roster: bytes, *, key: str = "") -> pb.RosterTaken:
+        """Accept a newer roster here, and hand it to the coordinator, which need not know this caller yet."""
+        accepted = self.publish_roster(roster)
+        if accepted.member(self._claim.name).revoked_at is not None:  # it is there, and this caller is out
+            return pb.RosterTaken(version=accepted.version)
+        return self.take_roster(roster, key=key)
+
     def take_roster(self, roster: bytes, *, key: str = "") -> pb.RosterTaken:
         """Hand over a newer roster that the root signed: who is revoked in it is cut off at once."""
         return self._ask(
             self._admin.TakeRoster, pb.TakeRosterRequest(roster=roster, idempotency_key=key or _key()), pb.RosterTaken
         )
 
-    def list_enrolments(self) -> pb.EnrolmentPage:
-        """Who asks to come in."""
-        return self._ask(self._admin.ListEnrolments, pb.ListEnrolmentsRequest(), pb.EnrolmentPage)
+    def list_enrolments(self, after: str = "") -> pb.EnrolmentPage:
+        """Who asks to come in, by name; `next_after` brings the next page."""
+        return self._ask(self._admin.ListEnrolments, pb.ListEnrolmentsRequest(after=after), pb.EnrolmentPage)
+
+    def all_enrolments(self) -> list[pb.EnrolmentLine]:
+        """Everybody who asks to come in, page by page."""
+        asking: list[pb.EnrolmentLine] = []
+        while True:
+            page = self.list_enrolments(asking[-1].name if asking else "")
+            asking += page.enrolments
+            if not page.next_after or not page.enrolments:
+                return asking
 
     def admit_member(self, admission: bytes, *, key: str = "") -> pb.MemberAdmitted:
         """Hand over the root's answer to a request."""
@@ -410,11 +494,41 @@ class AdminClient(ControlClient):
         )
         return (*own_metadata(), *who)
 
-    def _ask(self, method: Callable[..., Any], request: Message, kind: type[M]) -> M:
+    def _ask(
+        self,
+        method: Callable[..., Any],
+        request: Message | Iterator[Message],
+        kind: type[M],
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> M:
         self._greet()
         with self._failures():
-            reply: M = method(request, metadata=self._metadata(), timeout=CALL_TIMEOUT_S)
+            reply: M = method(request, metadata=self._metadata(), timeout=timeout_s)
         return cleaned_message(reply)
+
+
+def event_data(event: pb.Event) -> dict[str, Any]:
+    """What is in an event: every field by its name, also one that is empty or 0.
+
+    >>> event_data(pb.Event(kind="run_stopped", run_stopped=pb.RunStopped()))
+    {'round': 0}
+    """
+    which = event.WhichOneof("what")
+    return _plain(getattr(event, which)) if which else {}
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            said[field.name] = {
+                key: _plain(value[key]) if isinstance(value[key], Message) else value[key] for key in value
+            }
+        else:
+            said[field.name] = list(value) if field.is_repeated else value
+    return said
 
 
 def check_document(release: pb.Release) -> dict[str, Any]:
@@ -470,6 +584,13 @@ def check_export(lines: Iterable[bytes], public: bytes, *, after: int = 0, previ
 def role_names() -> tuple[str, ...]:
     """Roles that a person can have."""
     return tuple(role.value for role in Role if role not in (Role.COORDINATOR, Role.CONSOLE))
+
+
+def _parts(header: pb.SubmitRunHeader, model: bytes, key: str) -> Iterator[pb.SubmitRunRequest]:
+    yield pb.SubmitRunRequest(header=header, idempotency_key=key)
+    view = memoryview(model)
+    for start in range(0, len(model), CHUNK_BYTES):
+        yield pb.SubmitRunRequest(chunk=bytes(view[start : start + CHUNK_BYTES]))
 
 
 def _key() -> str:

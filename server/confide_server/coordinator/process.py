@@ -39,6 +39,7 @@ from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
 from confide_server.api.grpc.endpoint import Function, Surroundings
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
@@ -246,6 +247,7 @@ class Coordinator:
             audit=AuditLog(self.database),
             enrolment=enrolment,
             intake=intake,
+            incoming=IncomingModels(folder / "incoming"),
             sightings=sightings,
             standing=self.link.standing,
             facts=self.facts,
@@ -257,7 +259,6 @@ class Coordinator:
         self._alerts = self._alerting(answers) if self.settings.alerts is not None else None
         self._control = ControlServer(
             member=self.member,
-            run_service=self.book,
             folder=folder,
             address=f"{self.settings.bind}:{self.settings.control_port}",
             receipts=self._receipts,

@@ -1,4 +1,4 @@
-"""The run journal: what the control service asks and what the run driver records, over database and checkpoints.
+"""The run journal: what the administration service asks and what the run driver records, over database and checkpoints.
 
 Everything that it says happened is durable: a round's checkpoint is on disk before the one transaction that commits
 the round, its slot and its event.
@@ -159,7 +159,7 @@ class RunJournal:
                     return result
                 self._changed.wait(left)
 
-    # --- what the control service asks
+    # --- what the administration service asks
 
     def submit(self, submission: Submission) -> str:
         """Verify, store durably, and queue; returns the run id, which the administrator drew and signed."""
@@ -288,11 +288,6 @@ class RunJournal:
             for row in rows
         ]
 
-    def ended(self, run_id: str) -> bool:
-        """Whether nothing more will happen in this run."""
-        with self._database.reading() as session:
-            return session.scalar(select(Run.status).where(Run.run_id == run_id)) in ENDED
-
     def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
         """Events with sequence > after; waits up to timeout_s for the first one."""
         return self.wait(lambda: self._events_now(run_id, after), timeout_s)
@@ -302,10 +297,6 @@ class RunJournal:
             self._row(session, run_id)
             query = select(Event).where(Event.run_id == run_id, Event.sequence > after).order_by(Event.sequence)
             return [RunEvent(row.sequence, row.time, row.kind, row.data) for row in session.scalars(query)]
-
-    def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
-        """(newest change, what nodes said of their work after change `number`); nothing of it is kept."""
-        return self.progress.since(run_id, number)
 
     def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
         """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent. Raises IdentityError or REVOKED."""
