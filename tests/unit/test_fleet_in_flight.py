@@ -56,3 +56,20 @@ def test_parts_that_messages_share_outlive_each_of_them(tmp_path: Path) -> None:
     finally:
         sys.setswitchinterval(before)
     assert len(store) == 0
+
+
+def test_polls_are_held_longer_the_more_nodes_there_are() -> None:
+    board = InFlight()
+
+    async def idle() -> list[float]:
+        seen, polls = [board.hold_s], list[asyncio.Task[bool]]()
+        for count in (100, 400, 500, 1000):
+            polls += [asyncio.create_task(board.wait_mail(len(polls) + number)) for number in range(count)]
+            await asyncio.sleep(0)
+            seen.append(board.hold_s)
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+        return [*seen, board.hold_s]
+
+    assert asyncio.run(idle()) == [2.0, 2.0, 10.0, 20.0, 20.0, 2.0]

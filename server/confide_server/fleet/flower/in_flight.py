@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+SHORTEST_HOLD_S, LONGEST_HOLD_S = 2.0, 20.0
+"""How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little. An agent
+waits for an answer for 30 s."""
+EMPTY_POLLS_A_SECOND = 50
+"""As many as are answered with nothing, however many nodes there are: of more than a hundred each is held longer."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -52,6 +58,7 @@ class InFlight:
         self._activations: dict[int, int] = {}
         self._said_goodbye: set[int] = set()
         self._waiting: dict[int, asyncio.Event] = {}
+        self._held = 0
         self._mail: set[int] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -186,7 +193,12 @@ class InFlight:
         if event is not None:
             event.set()
 
-    async def wait_mail(self, node_id: int, hold_s: float) -> bool:
+    @property
+    def hold_s(self) -> float:
+        """How long a poll without mail is held at this moment."""
+        return min(LONGEST_HOLD_S, max(SHORTEST_HOLD_S, self._held / EMPTY_POLLS_A_SECOND))
+
+    async def wait_mail(self, node_id: int, hold_s: float | None = None) -> bool:
         """Whether something is there for the node, waiting up to `hold_s` for it. Runs on the event loop.
 
         A poll that was held for an earlier connection of the node finds nothing: what it took would be lost.
@@ -195,11 +207,14 @@ class InFlight:
         event = self._waiting.setdefault(node_id, asyncio.Event())
         event.clear()
         if node_id not in self._mail and not self._closing:
+            self._held += 1
             try:
-                async with asyncio.timeout(hold_s):
+                async with asyncio.timeout(self.hold_s if hold_s is None else hold_s):
                     await event.wait()
             except TimeoutError:
                 return False
+            finally:
+                self._held -= 1
         if self.activations(node_id) != connection:
             return False
         found = node_id in self._mail

@@ -65,8 +65,6 @@ from starlette.concurrency import run_in_threadpool
 from confide_server.fleet.flower.in_flight import InFlight
 from confide_server.fleet.flower.store import FileObjectStore
 
-POLL_HOLD_S = 2.0
-"""How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little."""
 INLINE_BYTES = 1 << 20
 """Of an instruction's objects in one answer to a poll."""
 MAX_OBJECTS = 20_000
@@ -146,7 +144,7 @@ async def pull_messages(
     request: Annotated[PullMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> PullMessagesResponse:
     """The next instruction; held open for a moment when there is none, which costs the coordinator no query."""
-    if not await board.wait_mail(request.node.node_id, POLL_HOLD_S):
+    if not await board.wait_mail(request.node.node_id):
         return PullMessagesResponse()
     return await run_in_threadpool(_pulled, request, state, board)
 
@@ -163,7 +161,7 @@ async def pull_instruction(
     request: Annotated[InstructionQuery, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> InstructionPulled:
     """The next instruction with its small objects; held open as `pull_messages` is."""
-    if not await board.wait_mail(request.node_id, POLL_HOLD_S):
+    if not await board.wait_mail(request.node_id):
         return InstructionPulled()
     return await run_in_threadpool(_pulled_with_objects, request.node_id, state, board)
 
