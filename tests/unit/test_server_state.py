@@ -287,7 +287,7 @@ def test_a_model_is_taken_kept_opened_and_handed_out_without_being_in_memory(wor
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert run is not None and (run.schema.size, handed, stored.bytes) == (count << 18, count << 20, count << 20)
+    assert run is not None and (run.schema.size, handed, stored.model_bytes) == (count << 18, count << 20, count << 20)
     assert stored.manifest["model_sha256"] == whole.hex() and not list((world.folder / "incoming").iterdir())
     assert peak < 12 << 20, f"{peak >> 20} MiB for a model of {count} MiB"
 

@@ -26,7 +26,7 @@ class StoredModel:
     """A committed round's model where it lies."""
 
     manifest: dict[str, Any]
-    bytes: int
+    model_bytes: int
     chunks: Callable[[int], Iterator[bytes]]
     """Its raw trainable tensors, at most so many bytes at a time. Raises StateError when they are damaged."""
 

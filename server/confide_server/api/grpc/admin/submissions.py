@@ -64,7 +64,7 @@ class SubmissionMethods:
         member = self._parts.member
         model = self._runs.stored_model(checked_run_id(request.run_id), request.round or None)
         document = canonical.encode(sign_manifest(model.manifest, member.name, member.identity))
-        yield pb.ExportRunReply(header=pb.ExportRunHeader(manifest_bytes=len(document), model_bytes=model.bytes))
+        yield pb.ExportRunReply(header=pb.ExportRunHeader(manifest_bytes=len(document), model_bytes=model.model_bytes))
         starts = range(0, len(document), CHUNK_BYTES)
         for chunk in itertools.chain((document[at : at + CHUNK_BYTES] for at in starts), model.chunks(CHUNK_BYTES)):
             if not active():
