@@ -295,9 +295,9 @@ def report_progress(
     request: Annotated[ProgressReport, PROTOBUF_REQUEST_DEPENDENCY], board: Board, told: Told
 ) -> ProgressTaken:
     """What a node is doing. Every report gets the same answer, also one that is dropped."""
-    for node in board.nodes():
-        if node.node_id == request.node_id:
-            told(node.name, request)
+    name = board.name_of(request.node_id)
+    if name is not None:
+        told(name, request)
     return ProgressTaken()
 
 
