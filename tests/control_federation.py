@@ -31,6 +31,11 @@ MODEL = bytes(range(256)) * 20000  # 5 chunks
 RUN_ID = "0123456789abcdef" * 2
 
 
+def stored(manifest, model):
+    """A model that a run service hands out."""
+    return StoredModel(manifest, len(model), lambda step: (model[at : at + step] for at in range(0, len(model), step)))
+
+
 @dataclass
 class MemoryRunService:
     """A run book in memory with one run, whose events a test adds."""
@@ -69,8 +74,7 @@ class MemoryRunService:
 
     def stored_model(self, run_id, round):
         self._known(run_id)
-        pieces = lambda step: (MODEL[at : at + step] for at in range(0, len(MODEL), step))  # noqa: E731 - a small thing
-        return StoredModel({"run_id": run_id, "round": round or 3}, len(MODEL), pieces)
+        return stored({"run_id": run_id, "round": round or 3}, MODEL)
 
     def _known(self, run_id):
         if run_id != RUN_ID:
