@@ -22,7 +22,7 @@ from confide.runs.specification import Specification, parse_canonical
 from confide.sealing.differences import check_named
 from confide.sealing.factory import check_promise
 from confide.sealing.roles import Opened, SlotPlan
-from sqlalchemy import Executable, Row, func, select
+from sqlalchemy import Executable, func, select
 from sqlalchemy.orm import Session
 
 from confide_server.state import run_statements
@@ -388,7 +388,7 @@ class RunJournal:
             raise StateError(_NO_RUN.format(run_id))
         return run
 
-    def _of_run(self, statement: Executable, run_id: str) -> Row[Any]:
+    def _of_run(self, statement: Executable, run_id: str) -> Sequence[Any]:
         with self._database.looking() as connection:
             found = run_statements.of_run(connection, statement, run_id)
         if found is None:
