@@ -129,7 +129,7 @@ class AdminWorld:
             metrics={Metric.TRAIN_LOSS: (3.0, 2)},
             contributors=tuple(there),
             dropped=dropped,
-            promise={"kind": "none"},
+            promise={"kind": "none", "words": "nothing is hidden"},
         )
         file = self.journal.checkpoints.put(data, "bin")
         received = dict.fromkeys(there, 10)

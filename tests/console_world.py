@@ -34,6 +34,8 @@ class MemoryCoordinator:
     happened: list[pb.Event] = field(default_factory=list)
     status: str = "running"
     slots: int = 10
+    gate: str = "not_asked"
+    receipts: list[pb.ReceiptLine] = field(default_factory=list)
 
     def ask(self, method, request, acting):
         if self.silent:
@@ -105,7 +107,7 @@ class MemoryCoordinator:
                 update_norm=1.0 / number,
                 metrics={"train_loss": pb.Metric(mean=4.0 - number / 2, count=3)}, model_sha256="ef" * 32,
                 participation=[part(node, number) for node in self.nodes], contributors=3, received_bytes=3000,
-                phases={"train": 10.0, "reveal": 1.0},
+                phases={"train": 10.0, "reveal": 1.0}, promise=f"with 3 organizations: {self.reason}",
             )
             for number in (1, 2)
         ]  # fmt: skip
@@ -130,6 +132,9 @@ class MemoryCoordinator:
                              admitted=self.nodes)  # fmt: skip
         return pb.RosterPage(clock=time.time(), rosters=[line])
 
+    def _GetSignedRoster(self, request, acting):
+        return pb.SignedRosterReply(clock=time.time(), version=request.version, roster=b'{"version": 4}')
+
     def _GetPrivacySpent(self, request, acting):
         lines = [
             pb.PrivacyLine(organization=node, group="notes", run_id=RUN_ID, run_name=self.name, unit="record", runs=1,
@@ -140,11 +145,12 @@ class MemoryCoordinator:
         return pb.PrivacySpent(clock=time.time(), spent=lines)
 
     def _ListReceipts(self, request, acting):
-        return pb.ReceiptPage(clock=time.time(), receipts=[])
+        found = [one for one in self.receipts if request.run_id in {"", one.run_id}]
+        return pb.ReceiptPage(clock=time.time(), receipts=found)
 
     def _ListReleases(self, request, acting):
         release = pb.Release(name="support", number=1, status="signed", run_id=RUN_ID, round=2, model_sha256="ef" * 32,
-                             notes=self.reason, signatures_needed=1)  # fmt: skip
+                             notes=self.reason, signatures_needed=1, gate=self.gate)  # fmt: skip
         return pb.ReleasePage(clock=time.time(), releases=[release])
 
     def _GetLineage(self, request, acting):

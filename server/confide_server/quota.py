@@ -13,12 +13,16 @@ False
 
 import errno
 import ipaddress
+import logging
 import resource
 import socket
 import threading
+import time
 from collections import Counter
 
 from confide.errors import StateError
+
+log = logging.getLogger(__name__)
 
 RESERVED_DESCRIPTORS = 256
 """For files, the database, checkpoints and what the process has open at its start."""
@@ -26,6 +30,8 @@ HANDSHAKE_TIMEOUT_S = 10.0
 """From the connection to the end of TLS's handshake."""
 WRITE_TIMEOUT_S = 120.0
 """How long a peer may leave what was sent to it unread: 8 MiB at 70 kB/s."""
+SAYING_EVERY_S = 60.0
+"""Refused connections are logged no more often, whoever asks however often."""
 
 
 class Quota:
@@ -36,15 +42,29 @@ class Quota:
         self.of_one_address = of_one_address
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
+        self._refused = 0
+        self._say_at = time.monotonic()
 
     def admit(self, address: str) -> "Ticket | None":
         """A ticket for one more connection from this address; None when it is one too many."""
         source = source_of(address)
         with self._lock:
             if self._open.total() >= self.most or self._open[source] >= self.of_one_address:
+                self._refuse(source)
                 return None
             self._open[source] += 1
         return Ticket(self, source)
+
+    def _refuse(self, source: str) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now < self._say_at:
+            return
+        log.warning(
+            "%d connections refused, last %s: %d of at most %d of one address are open, %d of at most %d in all",
+            *(self._refused, source, self._open[source], self.of_one_address, self._open.total(), self.most),
+        )
+        self._refused, self._say_at = 0, now + SAYING_EVERY_S
 
     def release(self, source: str) -> None:
         """One connection fewer from there."""

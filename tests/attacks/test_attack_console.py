@@ -16,7 +16,7 @@ from tests.console_world import HOST, NODES, PASSWORD, RUN_ID, MemoryCoordinator
 
 VALUES = {
     "run_id": RUN_ID, "name": "support", "number": "1", "token_id": "0" * 16, "person_id": "0" * 16,
-    "digest": "0" * 16, "key_id": "AAAA", "collection": "leaflets",
+    "digest": "0" * 16, "key_id": "AAAA", "collection": "leaflets", "version": "4",
 }  # fmt: skip
 MARKUP = (
     "<script>alert(1)</script>",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pyotp
 import pytest
 from confide_client.state import StateFolder
+from confide_server.rlhf.preferences import Candidate, append_line
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 
@@ -112,12 +113,10 @@ def test_a_run_is_followed_without_reloading(stage):
 def test_a_new_round_is_shown_soon_after_it_is_committed(stage):
     page = stage.page(f"/runs/{stage.run_id}")
     page.wait_for_selector("text=/round 3 committed/")
-    seen = {}
-    until = time.monotonic() + 20
-    while time.monotonic() < until and len(seen) < 3:
-        round_now = int(page.get_attribute("#live progress", "value"))
-        seen.setdefault(round_now, time.time())
-        time.sleep(0.05)
+    seen, rounds = {}, "Number(document.querySelector('#live progress').value)"
+    for _ in range(3):
+        page.wait_for_function(f"before => {rounds} > before", arg=max(seen, default=0))
+        seen[page.evaluate(rounds)] = time.time()
     with stage.federation.client() as client:
         committed = {}
         for event in client.watch(stage.run_id, 0):
@@ -126,7 +125,8 @@ def test_a_new_round_is_shown_soon_after_it_is_committed(stage):
             if len(committed) > max(seen):
                 break
     late = [seen[number] - committed[number] for number in list(seen)[1:]]
-    assert late and min(late) < 3.0, late  # under 1 s on an idle machine; the second between two looks is part of it
+    # Under 1 s on an idle machine. The page looks by itself every 15 s: sooner than that it was told.
+    assert late and min(late) < 10.0, late
 
 
 def test_it_is_paused_and_resumed_by_mouse_with_the_second_factor(stage):
@@ -197,6 +197,26 @@ def test_a_specification_is_checked_as_one_types(stage):
     page.wait_for_selector("text=Not valid yet")
     page.fill("#toml", page.input_value("#toml").replace("rounds = 0", "rounds = 4"))
     page.wait_for_selector("text=/4 rounds with 3 nodes/")
+    with page.expect_download() as download:
+        page.click("text=Save the TOML")
+    assert download.value.suggested_filename == "fine-tune.toml"
+    assert download.value.path().read_text() == page.input_value("#toml")
+    stage.complaints.check(page)
+
+
+def test_answers_are_compared_with_keys_alone(stage):
+    folder = stage.federation.console_folder / "feedback"
+    folder.mkdir()
+    for number in range(3):
+        given = Candidate(prompt="Why <b>is</b> it so?", text=f"<i>Because</i> {number}", model="0" * 64, seed=number)
+        append_line(folder / "candidates.jsonl", given)
+    page = stage.page("/feedback", viewport={"width": 360, "height": 740}, color_scheme="dark")
+    page.wait_for_selector(".headline:has-text('Pair 1 of 3')")
+    assert not too_wide(page) and axe_violations(page) == []
+    for key, number in (("1", 2), ("t", 3), ("u", 2), ("2", 3), ("s", None)):
+        page.keyboard.press(key)
+        words = f"Pair {number} of 3" if number else "Done: 3 pairs are judged."
+        page.wait_for_selector(f".headline:has-text('{words}')")
     stage.complaints.check(page)
 
 
@@ -238,7 +258,7 @@ def test_organizations_are_seen_at_a_glance(stage):
 def test_the_audit_chain_is_verified(stage):
     page = stage.page("/audit")
     page.wait_for_selector("#verdict:has-text('The chain holds')")
-    assert re.match(r"The chain holds: [\d,]+ entries, verified", headline(page).strip())
+    assert re.match(r"The chain holds: verified to entry [\d,]+ at ", headline(page).strip())
 
 
 def test_a_first_visit_is_small(stage):
@@ -284,8 +304,8 @@ def test_a_silent_coordinator_is_said_and_never_shown_as_well(stage):
     stage.complaints.check(page)
     stage.processes.stop("coordinator")
     page.wait_for_selector("text=/has not answered for \\d+/")
-    ages = {page.text_content(".fresh.silent .age") for _ in range(4) if not time.sleep(0.7)}
-    assert len(ages) > 1, "the age ticks"
+    age = "document.querySelector('.fresh.silent .age').textContent"
+    page.wait_for_function(f"before => {age} !== before", arg=page.evaluate(age))  # it ticks
     page.goto(stage.address + "/audit?event=nothing")
     assert "The coordinator does not answer" in headline(page)
     stage.federation.start_server(stage.processes)

@@ -42,6 +42,14 @@ def test_a_run_is_read_and_refused(served, scheme):
         assert "waits for your answer" in page.text_content(".headline")
         page.wait_for_selector("h3:has-text('What it would do here') + pre")  # made by a process of its own
         assert "run " in page.text_content("h3:has-text('What it would do here') + pre")
+        page.wait_for_selector(".chart canvas", state="attached")
+        page.evaluate("window.drawn = document.querySelector('.chart canvas')")
+        page.click("summary:has-text('The ledger')")
+        page.wait_for_selector("td:has-text('a slot spent')")
+        with page.expect_response(lambda answer: answer.url.endswith("/")):
+            pass  # it looks again by itself
+        page.wait_for_selector("details[open] td:has-text('a slot spent')")
+        assert page.evaluate("window.drawn === document.querySelector('.chart canvas')"), "the drawing stays"
         assert not too_wide(page) and axe_violations(page) == []
         page.fill("input[name=reason] >> nth=0", "not our field")
         page.keyboard.press("Enter")

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from fastapi.routing import APIRoute
 
 from tests.admin_world import running_world
 from tests.console_world import PASSWORD, person
@@ -28,7 +29,8 @@ def world(tmp_path_factory):
     with running_world(tmp_path_factory.mktemp("world")) as made:
         made.run_id = made.finished("finished")
         made.waiting = made.submit("waits")
-        made.receipt(made.run_id, "hospital-a", slot=1, spent=1)
+        for node in ("hospital-a", "hospital-b"):
+            made.receipt(made.run_id, node, slot=1, spent=1)
         yield made
 
 
@@ -52,7 +54,12 @@ PAGES = {
     "privacy": "/privacy", "models": "/models", "audit": "/audit", "audit_export": "/audit/export",
     "api_runs": "/api/v1/runs", "api_run": "/api/v1/runs/{}", "api_members": "/api/v1/members",
     "api_privacy": "/api/v1/privacy", "api_models": "/api/v1/models", "specification": "/specification",
+    "roster_file": "/members/rosters/0.json", "privacy_series": "/privacy/series?organization=hospital-b",
 }  # fmt: skip
+LIES = ("/privacy?organization=hospital-b&run={}", "/runs?organization=hospital-b", "/runs?q=", "/runs/{}?plan=1",
+        "/compare?run={}&run={}")  # fmt: skip
+ELSEWHERE = frozenset({"live", "account", "knowledge", "knowledge_collection"})
+"""Pages of an organization whose guard is tried in tests of their own; `account` asks nobody."""
 
 
 @pytest.mark.parametrize("role", Role)
@@ -67,12 +74,25 @@ def test_a_run_is_shown_with_who_dropped_and_why(world, people):
     assert "Finished 2 rounds; 1 of them lack an organization." in text
     assert "TransportError: no answer" in text and "hospital-b" in text
     assert "round 2 committed, 1 contributed" in text
+    assert "In round 2 it held" in text and "nothing is hidden" in text
+
+
+def test_every_page_that_an_organization_may_open_is_tried_here(console):
+    found, look = {}, [console.inner_app()]
+    while look:
+        one = look.pop()
+        look += getattr(one, "routes", None) or getattr(getattr(one, "original_router", None), "routes", [])
+        if isinstance(one, APIRoute) and "GET" in one.methods:
+            found[one.name] = one.path
+    theirs = {name for name in found if RULES[name].allows(Role.ORGANIZATION) and not RULES[name].public}
+    assert theirs <= set(PAGES) | ELSEWHERE
 
 
 def test_an_organization_sees_no_other_one(world, people):
-    for address in PAGES.values():
-        answer = people[Role.ORGANIZATION].get(address.format(world.run_id))
-        assert answer.status_code == 403 or not re.search("hospital-[bc]", answer.text), address
+    assert "hospital-b" in people[Role.AUDITOR].get(f"/privacy?run={world.run_id}").text, "there is something to see"
+    for address in (*PAGES.values(), *LIES):
+        answer = people[Role.ORGANIZATION].get(address.format(world.run_id, world.waiting))
+        assert answer.status_code in {403, 404} or not re.search("hospital-[bc]", answer.text), address
     stranger = people[Role.ORGANIZATION].get(f"/runs/{world.waiting}")
     assert stranger.status_code in {403, 404}, "a run of others"
 

@@ -2,12 +2,18 @@
 
 import json
 
+from confide_simulations.benchmarks import console as bench
 from confide_simulations.benchmarks.console import PAGES, console
 
 
-def test_every_page_is_measured(tmp_path):
-    console(nodes=20, runs=10, events=1000, receipts=200, audit=20, repeats=3, json_path=tmp_path / "figures.json")
+def test_every_page_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "IDLE_S", 0.2)
+    monkeypatch.setattr(bench, "ROUNDS_SHOWN", 1)
+    console(nodes=20, runs=10, events=1000, receipts=200, audit=20, repeats=3, watchers=2,
+            json_path=tmp_path / "figures.json")  # fmt: skip
     found = json.loads((tmp_path / "figures.json").read_text())
     assert set(found["results"]) == set(PAGES) and found["config"]["events"] == 1000
     for page in found["results"].values():
         assert 0 < page["cold_cpu_p50_ms"] <= page["cold_cpu_p95_ms"] and page["kib"] > 0
+    assert found["watchers"]["watchers"] == 2
+    assert 0 < found["watchers"]["round_p50_ms"] <= found["watchers"]["round_last_ms"]

@@ -33,8 +33,9 @@ def shared() -> Iterator[Ground]:
 @pytest.fixture(scope="module")
 def report() -> campaign.Report:
     made = campaign.Report()
-    for line in campaign.results(0, SEEDS, 1, ""):
-        made.take(line)
+    with campaign.Worker(0, SEEDS, 1) as worker:
+        for line in worker.results():
+            made.take(line)
     return made
 
 

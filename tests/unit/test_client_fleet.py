@@ -12,6 +12,7 @@ import pytest
 from confide.errors import ConfideError, IdentityError, TransportError
 from confide.identity.keys import generate_p256
 from confide_client.agent.fleet import FleetLink, FleetSettings, _client
+from confide_server.fleet.flower import routes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from tests.node_worlds import World, free_port
@@ -45,6 +46,22 @@ def test_flower_is_the_minor_version_that_this_adapter_was_written_for() -> None
 def test_a_node_takes_its_place_again_at_once_after_a_crash(settings: FleetSettings) -> None:
     crashed = FleetLink(settings)
     crashed._stop.set()  # no heartbeat and no farewell, as after SIGKILL
+    with FleetLink(settings) as link:
+        assert link.node_id == crashed.node_id
+        assert link.receive() is None
+    crashed._client.close()
+
+
+def test_a_node_killed_before_it_noted_its_number_takes_its_place_once_it_is_silent(
+    settings: FleetSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed = FleetLink(settings)
+    crashed._stop.set()
+    settings.node_id_path.unlink()
+    monkeypatch.setattr(routes, "SILENT_S", 1e9)
+    with pytest.raises(IdentityError, match="active from elsewhere"):
+        FleetLink(settings)
+    monkeypatch.setattr(routes, "SILENT_S", -1e9)
     with FleetLink(settings) as link:
         assert link.node_id == crashed.node_id
         assert link.receive() is None

@@ -222,8 +222,8 @@ def test_pages_say_in_their_first_line_what_is_asked_of_them(tmp_path):
     client = person(console, Role.ADMINISTRATOR)
 
     def headline(address):
-        found = re.search(r'class="headline[^>]*>(?:<span[^>]*></span>)?([^<]+)', client.get(address).text)
-        return found.group(1).strip()
+        found = re.search(r'class="headline[^>]*>(.*?)</p>', client.get(address).text, re.S)
+        return " ".join(re.sub("<[^>]+>", "", found.group(1)).split())
 
     assert headline("/") == "1 thing needs you."
     assert headline(f"/runs/{RUN_ID}") == "Round 2 of 5 is committed; the run goes on."
@@ -236,7 +236,7 @@ def test_pages_say_in_their_first_line_what_is_asked_of_them(tmp_path):
     assert headline("/") == "4 things need you."
     console.reader._coordinator.slots = 10
     console.reader.forget()
-    assert headline("/audit").startswith("The chain holds: 7 entries, verified")
+    assert headline("/audit").startswith("The chain holds: verified to entry 7 at 20")
     console.reader._coordinator.silent = True
     console.reader._answers.clear()
     answer = client.get("/")
@@ -268,6 +268,73 @@ def test_a_specification_is_checked_and_signed_elsewhere(tmp_path):
     wrong = client.submit("/specification/check", page="/specification", toml=toml + "\n[nonsense]\nx = 1\n").text
     assert "Not valid yet" in wrong and "nonsense" in wrong
     console.close()
+
+
+def test_a_release_without_its_evaluation_is_not_releasable(tmp_path):
+    console = make_console(tmp_path, MemoryCoordinator(gate="missing"))
+    client = person(console, Role.ADMINISTRATOR)
+    text = client.get("/models").text
+    assert "support 1 is not releasable: its evaluation is missing." in text
+    assert "confide release attach support 1" in text and "/models/releases/support/1/publish" not in text
+    console.reader._coordinator.gate = "passed"
+    console.reader.forget()
+    assert "/models/releases/support/1/publish" in client.get("/models").text
+    console.close()
+
+
+def test_a_runs_order_epoch_and_slot_are_shown_and_set(tmp_path):
+    happened = [
+        pb.Event(number=1, kind="epoch_started", epoch_started=pb.EpochStarted(members=NODES, slots=8)),
+        pb.Event(number=2, kind="round_started", round_started=pb.RoundStarted(round=3, attempt=1, slot=5)),
+    ]
+    console = make_console(tmp_path, MemoryCoordinator(happened=happened))
+    client = person(console, Role.ADMINISTRATOR)
+    text = client.get(f"/runs/{RUN_ID}").text
+    assert "epoch of 3 for 8 slots" in text and "slot 5 is open" in text and "with 3 organizations" in text
+    client.submit(f"/runs/{RUN_ID}/priority", page=f"/runs/{RUN_ID}", priority="7")
+    ((method, request, _),) = console.reader._coordinator.changed
+    assert method == "SetPriority" and request.priority == 7
+    console.close()
+
+
+def test_receipts_are_shown_as_they_were_signed(tmp_path):
+    other = "f" * 32
+    receipts = [
+        pb.ReceiptLine(number=1, run_id=RUN_ID, organization="bank-b", receipt=b'{"group":"<b>"}', signature=b"\x17"),
+        pb.ReceiptLine(number=2, run_id=other, organization="bank-b", receipt=b'{"group":"other"}'),
+    ]
+    console = make_console(tmp_path, MemoryCoordinator(receipts=receipts))
+    client = person(console, Role.AUDITOR)
+    text = client.get("/privacy").text
+    assert f"run={RUN_ID}#receipts" in text and "&#34;group&#34;" not in text, "asked for one run at a time"
+    text = client.get(f"/privacy?run={RUN_ID}").text
+    assert "{&#34;group&#34;:&#34;&lt;b&gt;&#34;}" in text and "17</pre>" in text and other[:8] not in text
+    assert other[:8] in client.get("/privacy?run=nonsense").text
+    console.close()
+
+
+def test_members_are_older_by_number_and_everything_amiss_is_in_the_first_line(tmp_path):
+    class Aged(MemoryCoordinator):
+        def _ListMembers(self, request, acting):
+            page = super()._ListMembers(request, acting)
+            page.members[0].release, page.members[1].release, page.members[2].state = "0.10.0", "0.9.1", "offline"
+            page.members[2].release = "0.10.0"
+            return page
+
+    console = make_console(tmp_path, Aged())
+    text = person(console, Role.AUDITOR).get("/members").text
+    first = re.sub("<[^>]+>", " ", re.search(r'class="headline.*?</p>', text, re.S).group())
+    assert "1 of 3 nodes is away." in first and "1 node is older than 0.10.0." in first
+    console.close()
+
+
+def test_lineage_keeps_what_comes_from_one_model_together():
+    names = [f"run:{letter}" for letter in "abcdef"]
+    nodes = [pb.LineageNode(id=one, kind="run", label=one) for one in names]
+    pairs = [("a", "f"), ("b", "e"), ("c", "d")]
+    edges = [pb.LineageEdge(**{"from": f"run:{begin}"}, to=f"run:{end}") for begin, end in pairs]
+    boxes = {box.id: box for box in drawn(pb.Lineage(nodes=nodes, edges=edges)).boxes}
+    assert all(boxes[f"run:{begin}"].y == boxes[f"run:{end}"].y for begin, end in pairs), "no line crosses another"
 
 
 def test_every_command_that_a_page_shows_is_one():

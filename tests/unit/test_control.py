@@ -25,6 +25,7 @@ from confide.runs.specification import EXAMPLE, parse_toml
 from confide.transport import failures
 from confide.transport.control import ControlClient
 from confide_server.api.grpc.server import ControlServer
+from confide_server.quota import Quota
 
 from tests.control_federation import MODEL, RUN_ID, running_federation
 
@@ -233,6 +234,21 @@ def test_an_address_without_coordinator_is_an_error_with_a_remedy(federation, no
     for odd in ("", "host", "host:", "host:x"):
         with pytest.raises(TransportError, match="not host:port"):
             federation.raw(node, address=odd)
+
+
+def test_a_connection_that_breaks_while_it_is_set_up_is_set_up_again(federation, node, monkeypatch):
+    admit, broken = Quota.admit, []
+
+    def admit_the_third(quota, address):
+        if len(broken) == 2:
+            return admit(quota, address)
+        broken.append(address)
+        return None
+
+    monkeypatch.setattr(Quota, "admit", admit_the_third)
+    with federation.client(node) as client:
+        assert client.hello().version == node.roster.current.version
+    assert len(broken) == 2
 
 
 def test_a_port_in_use_is_an_error_with_a_remedy(federation, tmp_path):

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from confide.web.pages import SHARED
 from confide_client.agent import agent as agent_module
 from confide_client.page import findings, words
-from confide_client.page.app import PUBLIC, NodePage
+from confide_client.page.app import FOLDER, PUBLIC, NodePage
 from confide_client.policy.policy import parse_policy
 from confide_client.runs import approvals
 from confide_client.state import StateFolder
@@ -134,3 +135,16 @@ def test_the_policys_words_begin_with_what_is_dangerous():
 @given(st.dictionaries(st.text(max_size=8), st.one_of(st.text(max_size=40), st.integers(), st.floats(), st.none())))
 def test_every_audit_entry_has_words(entry):
     assert isinstance(words.audit_words(entry), str)
+
+
+def test_the_catalogue_has_every_text_that_is_used_and_no_other(page):
+    folder, keys, used = FOLDER, page.texts.keys, set()
+    for path in [*folder.rglob("*.html"), *folder.glob("*.py"), *SHARED.rglob("*.html")]:
+        text = path.read_text()
+        used |= set(re.findall(r"""["']([a-z_]+\.[a-z_]+)["']""", text))
+        for prefix in re.findall(r"""["']([a-z_]+\.)["'] ~|f"([a-z_]+\.){""", text):
+            used |= {key for key in keys if key.startswith("".join(prefix))}
+    sections = {key.split(".")[0] for key in keys}
+    files = (".html", ".js", ".css", ".toml", ".json", ".bin", ".log")
+    missing = {key for key in used - keys if key.split(".")[0] in sections and not key.endswith(files)}
+    assert not missing and not keys - used

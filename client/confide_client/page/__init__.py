@@ -5,5 +5,6 @@ folder's files, as `confide node status` does, and works whether the agent runs 
 
     app       the routes, and who may open them
     findings  what is on disk, gathered for the page
+    spending  epsilon against limits over time, from the node's own ledger
     words     headline, policy and audit entries as sentences
 """

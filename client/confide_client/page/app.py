@@ -19,10 +19,11 @@ from confide.web.serving import listening, server
 from confide.web.texts import Texts
 from fastapi import Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from confide_client.page import findings, words
+from confide_client.page.spending import Spending
 from confide_client.policy.policy import load_policy
 from confide_client.state import StateFolder
 
@@ -43,6 +44,7 @@ class NodePage:
         self.texts = Texts.read(FOLDER / "texts.en.toml")
         self._pages = Pages([FOLDER / "templates"], self.texts, asset=self.assets.address, now=time.time)
         self._plans = findings.Plans(state)
+        self._spending = Spending(state)
         self._session: bytes | None = None
         self._seen = 0.0
         self.csrf = ""
@@ -62,6 +64,7 @@ class NodePage:
         app.get("/static/{digest}/{name}", name="asset")(self.assets.serve)
         app.get("/open", name="open")(self.open)
         app.get("/", name="node")(self.node)
+        app.get("/spent/series", name="spent_series")(self.spent_series)
         app.post("/runs/{run_id}/approve", name="approve")(self.approve)
         app.post("/runs/{run_id}/refuse", name="refuse")(self.refuse)
         app.post("/pause", name="pause")(self.pause)
@@ -108,7 +111,7 @@ class NodePage:
         waiting = [run for run in status["runs"] if run.get("status") == "waiting"]
         policy = None if "error" in status["policy"] else load_policy(self.state.policy)
         try:
-            spent, ledger_trouble = findings.spent_of(self.state), ""
+            spent, ledger_trouble = self._spending.groups(), ""
         except ConfideError as error:
             spent, ledger_trouble = [], str(error)
         newest = status["audit"]["newest"]
@@ -126,12 +129,22 @@ class NodePage:
             verdicts=verdicts,
             spent=spent,
             ledger_trouble=ledger_trouble,
+            ledger_stamp=self._spending.stamp,
+            run_names={run["run"]: run.get("name", "") for run in status["runs"]},
             pause=pause,
             csrf=self.csrf,
             wrong=wrong,
             done=done,
         )
         return HTMLResponse(body, 403 if wrong else 200)
+
+    def spent_series(self, request: Request, group: str = "") -> Response:
+        """One group's epsilon over time, for drawing."""
+        found = next((one for one in self._spending.groups() or () if one.group == group), None)
+        if found is None:
+            return JSONResponse({"time": []})
+        names = self.texts("spent.spent"), self.texts("spent.held"), self.texts("spent.budget")
+        return JSONResponse(found.columns(names, time.time()))
 
     def _policy_text(self) -> str:
         path = self.state.policy

@@ -10,10 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from confide import journal
 from confide.errors import ConfideError, StateError
-from confide.privacy.filter import Budget
-from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.runs.specification import Specification, parse_canonical
 from confide.text import paragraph
 
@@ -25,18 +22,6 @@ from confide_client.state import StateFolder
 PLAN_TIMEOUT_S = 600.0
 COMMAND_TIMEOUT_S = 120.0
 SENT_SHOWN = 50
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Of one group of data sets."""
-
-    group: str
-    protects: str
-    spent: float
-    held: float
-    delta: float
-    budget: float | None
 
 
 @dataclass(frozen=True)
@@ -53,25 +38,6 @@ class Verdict:
 def status_of(state: StateFolder) -> dict[str, Any]:
     """As `confide node status` has it. Raises StateError."""
     return gather(state, entries=200)
-
-
-def spent_of(state: StateFolder) -> list[Spent]:
-    """Every group's balance against the policy's budget. Raises StateError or LedgerError."""
-    path = state.root / LEDGER_NAME
-    if not path.exists():
-        return []
-    bodies, _ = journal.read(path)
-    try:
-        budgets = {name: Budget(epsilon=one.epsilon, delta=one.delta) for name, one in _policy(state).budgets.items()}
-    except ConfideError:
-        budgets = {}
-    return [
-        Spent(
-            one.group, one.protects, one.spent_epsilon, one.held_epsilon, one.delta,
-            budgets[one.group].epsilon if one.group in budgets else None,
-        )
-        for one in balances(replay(bodies))
-    ]  # fmt: skip
 
 
 def _policy(state: StateFolder) -> Policy:

@@ -432,7 +432,9 @@ class Run:
         """Count what left."""
         record = Record.load(self.folder)
         if record is not None:
-            self._note(uploads=record.uploads + uploaded, bytes_sent=record.bytes_sent + size)
+            record.uploads += uploaded
+            record.bytes_sent += size
+            record.save(self.folder)
 
     def _note(self, **changes: Any) -> None:
         record = Record.load(self.folder)

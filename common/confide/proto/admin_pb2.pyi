@@ -316,7 +316,7 @@ class RoundPage(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., rounds: _Optional[_Iterable[_Union[RoundLine, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class RoundLine(_message.Message):
-    __slots__ = ("round", "attempts", "committed_at", "seconds", "phases", "update_norm", "metrics", "model_sha256", "participation", "contributors", "received_bytes")
+    __slots__ = ("round", "attempts", "committed_at", "seconds", "phases", "update_norm", "metrics", "model_sha256", "participation", "contributors", "received_bytes", "promise")
     class PhasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -342,6 +342,7 @@ class RoundLine(_message.Message):
     PARTICIPATION_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROMISE_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempts: int
     committed_at: float
@@ -353,7 +354,8 @@ class RoundLine(_message.Message):
     participation: _containers.RepeatedCompositeFieldContainer[Participation]
     contributors: int
     received_bytes: int
-    def __init__(self, round: _Optional[int] = ..., attempts: _Optional[int] = ..., committed_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phases: _Optional[_Mapping[str, float]] = ..., update_norm: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Metric]] = ..., model_sha256: _Optional[str] = ..., participation: _Optional[_Iterable[_Union[Participation, _Mapping]]] = ..., contributors: _Optional[int] = ..., received_bytes: _Optional[int] = ...) -> None: ...
+    promise: str
+    def __init__(self, round: _Optional[int] = ..., attempts: _Optional[int] = ..., committed_at: _Optional[float] = ..., seconds: _Optional[float] = ..., phases: _Optional[_Mapping[str, float]] = ..., update_norm: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Metric]] = ..., model_sha256: _Optional[str] = ..., participation: _Optional[_Iterable[_Union[Participation, _Mapping]]] = ..., contributors: _Optional[int] = ..., received_bytes: _Optional[int] = ..., promise: _Optional[str] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("mean", "count")

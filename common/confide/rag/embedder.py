@@ -8,8 +8,11 @@ exported. An index says which embedder made it; another one is refused by name, 
 """
 
 import functools
+import math
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,12 @@ from confide.models.weights import check_whole
 
 _TOKENS_AT_ONCE = 1024
 """More is slower: what a layer makes of it falls out of the cache."""
+_LONG = 128
+"""Tokens above which only texts of equal length go together: nothing is padded, and attention needs no mask."""
+_STEP = 16
+"""Shorter texts are padded to a multiple of it: a product whose shape is new costs some milliseconds to prepare."""
+_FEWEST_AT_ONCE = 256
+"""Tokens that a core gets at least, where there are several."""
 
 
 class Embedder:
@@ -32,7 +41,6 @@ class Embedder:
         self.folder = folder
         self.sha256 = folder_digest(folder)
         self.name = folder.name
-        self._narrow = False
 
     @functools.cached_property
     def dimension(self) -> int:
@@ -61,14 +69,15 @@ class Embedder:
         import transformers
 
         from confide.models import precision
+        from confide.rag import plain_attention
 
         check_whole(model_files(self.folder))
-        self._narrow = precision.choice("cpu").arithmetic == "bfloat16"
+        narrow = precision.choice("cpu").arithmetic == "bfloat16"
         try:
             with only_hashed(self.folder) as folder:
                 model = transformers.AutoModel.from_pretrained(
                     folder,
-                    dtype=torch.float32,
+                    dtype=torch.bfloat16 if narrow else torch.float32,
                     local_files_only=True,
                     use_safetensors=True,
                     trust_remote_code=False,
@@ -77,6 +86,9 @@ class Embedder:
             raise ModelError(f"cannot load the embedder in {self.folder}: {str(error).splitlines()[0]}") from error
         if not hasattr(model.config, "max_position_embeddings"):
             raise ModelError(f"the model in {self.folder} does not say how many tokens it reads; it is no embedder")
+        if narrow and model.config._attn_implementation == "sdpa":
+            plain_attention.register()
+            model.set_attn_implementation(plain_attention.NAME)
         return model.eval()
 
     @functools.cached_property
@@ -98,35 +110,65 @@ class Embedder:
         model = self._model
         rows = [one.ids[: self.most_tokens] for one in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._narrow):
-            for batch in _batches(rows):
-                vectors[batch] = self._embedded(model, [rows[place] for place in batch])
+
+        def fill(batch: list[int]) -> None:
+            vectors[batch] = _embedded(model, [rows[place] for place in batch])
+
+        cores = torch.get_num_threads()
+        share = math.ceil(sum(map(len, rows)) / cores)
+        batches = _batches(rows, max(_FEWEST_AT_ONCE, min(_TOKENS_AT_ONCE, share)))
+        # The long ones first, so that no core is left with one at the end.
+        list((_pool(cores).map if cores > 1 else map)(fill, reversed(batches)))
         return vectors
 
-    def _embedded(self, model: Any, rows: list[list[int]]) -> NDArray[np.float32]:
-        import torch
 
-        width = max(map(len, rows))
-        ids = torch.zeros((len(rows), width), dtype=torch.int64)
-        mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
+@functools.cache
+def _pool(cores: int) -> ThreadPoolExecutor:
+    """A thread for each core, which computes by itself: cores that share a batch wait for each other at every layer."""
+    import torch
+
+    def by_itself() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # A thread's first question takes the process' number, which soon is another one.
+
+    pool = ThreadPoolExecutor(cores, "embedder", initializer=by_itself)
+    started = threading.Barrier(cores)
+    list(pool.map(lambda _: started.wait(), range(cores)))
+    torch.set_num_threads(cores)  # What later threads begin with; those of the pool keep theirs.
+    return pool
+
+
+# A fork takes no threads along.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _embedded(model: Any, rows: list[list[int]]) -> NDArray[np.float32]:
+    import torch
+
+    width = max(map(len, rows))
+    if width <= _LONG:
+        width = _STEP * math.ceil(width / _STEP)
+    ids = torch.zeros((len(rows), width), dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+    with torch.inference_mode():
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         weights = mask[:, :, None].float()
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
         found: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).numpy()
-        return found
+    return found
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Places of texts of like length, so that little of a batch is padding."""
+def _batches(rows: Sequence[Sequence[int]], tokens: int = _TOKENS_AT_ONCE) -> list[list[int]]:
+    """Places of texts of like length, the short ones first, so that little of a batch is padding."""
     batches: list[list[int]] = []
-    width = 0
+    before = 0
     for place in sorted(range(len(rows)), key=lambda place: len(rows[place])):
-        width = max(width, len(rows[place]))
-        if not batches or (len(batches[-1]) + 1) * width > _TOKENS_AT_ONCE:
+        length = len(rows[place])
+        if not batches or length > max(_LONG, before) or (len(batches[-1]) + 1) * length > tokens:
             batches.append([])
-            width = len(rows[place])
+        before = length
         batches[-1].append(place)
     return batches

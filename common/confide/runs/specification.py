@@ -10,6 +10,7 @@ their canonical bytes. Unknown fields, versions and names are refused, never gue
 True
 """
 
+import functools
 import hashlib
 import re
 import tomllib
@@ -621,6 +622,7 @@ def parse_toml(text: str, source: str = "the specification") -> Specification:
     return _build(document, source)
 
 
+@functools.lru_cache(maxsize=32)
 def parse_canonical(data: bytes, source: str = "the received specification") -> Specification:
     """Parse canonical bytes from the other side; anything but the canonical form is refused."""
     import json

@@ -33,6 +33,9 @@ from confide.transport.failures import CODE_KEY, own_metadata, revive
 
 CHUNK_BYTES = 1 << 20
 CALL_TIMEOUT_S = 30.0
+GREETINGS = 3
+"""How often a connection is set up before it is given up."""
+BETWEEN_GREETINGS_S = 0.5
 BULK_TIMEOUT_S = 3600.0
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
@@ -64,6 +67,7 @@ class ControlClient:
         options: list[tuple[str, str | int]] = [
             ("grpc.max_receive_message_length", 4 * CHUNK_BYTES),
             ("grpc.keepalive_time_ms", 60000),
+            ("grpc.initial_reconnect_backoff_ms", 200),  # less than between two greetings
             ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small answer cannot become a big one
         ]
         if proxy:
@@ -122,7 +126,7 @@ class ControlClient:
         """
         nonce, own = secrets.token_bytes(32), self._roster.current if self._roster is not None else None
         request = pb.HelloRequest(nonce=nonce, roster_version=own.version if own is not None else 0)
-        reply = self._call(self._stub.Hello, request)
+        reply = self._first_answer(request)
         roster = self._newest(reply)
         roster.check_fresh(time.time())
         coordinator = roster.member(reply.coordinator)
@@ -187,6 +191,16 @@ class ControlClient:
         if self._greeted is None:
             self.hello()
 
+    def _first_answer(self, request: pb.HelloRequest) -> pb.HelloReply:
+        """A connection that breaks while it is being set up is set up again: what is just starting, or was held up for
+        longer than a handshake may take, looks at first like who does not accept our certificate."""
+        for _ in range(GREETINGS - 1):
+            try:
+                return self._call(self._stub.Hello, request)
+            except ConnectionBroken:
+                time.sleep(BETWEEN_GREETINGS_S)
+        return self._call(self._stub.Hello, request)
+
     def _newest(self, reply: pb.HelloReply) -> Roster:
         if self._roster is None:
             return verify_roster(reply.roster, self._root_public, time.time())
@@ -219,6 +233,10 @@ class ConnectionLost(TransportError):
         return TransportError.__name__
 
 
+class ConnectionBroken(ConnectionLost):
+    """Somebody listens, and broke the connection off before it stood."""
+
+
 def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> ConfideError:
     """Put gRPC's own failures into words: who refused what, and what to do."""
     if "CERTIFICATE_VERIFY_FAILED" in details:
@@ -232,7 +250,7 @@ def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> 
             "given to `confide server init`, or renew the coordinator's certificate with this one"
         )
     if code is grpc.StatusCode.UNAVAILABLE and ("Socket closed" in details or "reset by peer" in details):
-        return ConnectionLost(
+        return ConnectionBroken(
             f"{address} closed the connection while it was being set up: it does not accept the certificate of {name} "
             "(of another consortium, or expired), or it is just stopping. Check the folder and the address."
         )

@@ -11,6 +11,6 @@
     mail       one mail
     service    the thread that looks, sends, and comes again where a channel failed
 
-Nothing here knows a database or a connection: the coordinator hands in how to ask and how to note. The console imports
-`needs` alone.
+Nothing here knows a database or a connection: whoever tells hands in how to ask and how to note. The coordinator tells
+everything but its own silence, which a console tells (console.federation.silence).
 """

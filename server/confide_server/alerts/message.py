@@ -34,6 +34,8 @@ class Message:
 
     consortium: str
     coordinator: str
+    by: str = ""
+    """The member that tells, where it is not the coordinator: a console."""
     sent_at: float
     needs: Sequence[Line] = ()
     solved: Sequence[Line] = ()
@@ -43,9 +45,14 @@ class Message:
         """For the webhook."""
         return {
             "format": 1, "consortium": line(self.consortium, NAME_CHARS), "sent_at": int(self.sent_at),
-            "coordinator": line(self.coordinator, NAME_CHARS), "trial": self.trial,
-            "needs": [_entry(one) for one in self.needs], "solved": [_entry(one) for one in self.solved],
+            "coordinator": line(self.coordinator, NAME_CHARS), "by": self._by, "trial": self.trial,
+            "needs": [_entry(one, one.words) for one in self.needs],
+            "solved": [_entry(one, _over(one)) for one in self.solved],
         }  # fmt: skip
+
+    @property
+    def _by(self) -> str:
+        return line(self.by or self.coordinator, NAME_CHARS)
 
     def subject(self) -> str:
         """Of the mail, without line breaks."""
@@ -61,9 +68,8 @@ class Message:
         return "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:
-        names = {"consortium": line(self.consortium, NAME_CHARS), "coordinator": line(self.coordinator, NAME_CHARS)}
         at = datetime.fromtimestamp(self.sent_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        yield TEXTS("alert.head", at=at, **names)
+        yield TEXTS("alert.head", at=at, consortium=line(self.consortium, NAME_CHARS), by=self._by)
         if self.trial:
             yield from ("", TEXTS("alert.trial"))
         urgent = [one for one in self.needs if one.level == "bad"]
@@ -72,7 +78,8 @@ class Message:
             if listed:
                 yield from ("", TEXTS(head))
                 for one in listed:
-                    yield f"- {one.words}" + (f" {one.address}" if one.address else "")
+                    words = _over(one) if head == "alert.solved" else one.words
+                    yield f"- {words}" + (f" {one.address}" if one.address else "")
         yield from ("", TEXTS("alert.foot"))
 
 
@@ -84,5 +91,10 @@ def line_of(need: Need, console: str) -> Line:
     return Line(need.same, need.kind, need.level, words, console.rstrip("/") + need.address if console else "")
 
 
-def _entry(one: Line) -> dict[str, str]:
-    return {"kind": one.kind, "level": one.level, "words": one.words, "address": one.address}
+def _over(one: Line) -> str:
+    key = f"back.{one.kind}"
+    return TEXTS(key, words=one.words) if key in TEXTS.keys else one.words
+
+
+def _entry(one: Line, words: str) -> dict[str, str]:
+    return {"kind": one.kind, "level": one.level, "words": words, "address": one.address}

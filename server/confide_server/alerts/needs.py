@@ -9,6 +9,7 @@ Pure: from the admin API's messages, as the coordinator's alerts and the console
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from confide.proto import admin_pb2 as pb
 
@@ -55,13 +56,21 @@ class Seen:
     enrolments: Sequence[pb.EnrolmentLine] = ()
     releases: Sequence[pb.Release] = ()
     spent: Sequence[pb.PrivacyLine] = ()
+    silent_since: float = 0.0
+    """Unix seconds since when the coordinator has not answered, as a console noticed; 0: it answers."""
 
 
 def needs(seen: Seen, *, now: float) -> list[Need]:
     """now: the coordinator's clock."""
-    found = [*_of_server(seen, now), *_of_runs(seen, now), *_of_budgets(seen), *_of_members(seen, now),
-             *_of_releases(seen.releases)]  # fmt: skip
+    found = [*_of_silence(seen.silent_since), *_of_server(seen, now), *_of_runs(seen, now), *_of_budgets(seen),
+             *_of_members(seen, now), *_of_releases(seen.releases)]  # fmt: skip
     return sorted(found, key=lambda need: need.level != "bad")
+
+
+def _of_silence(since: float) -> Iterator[Need]:
+    if since:
+        at = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        yield Need("bad", "needs.silent", "button.overview", "/", {"since": at})
 
 
 def _of_server(seen: Seen, now: float) -> Iterator[Need]:

@@ -82,7 +82,7 @@ def channels(settings: Alerts) -> list[Channel]:
 
 
 class AlertService:
-    """Everything of alerts in one coordinator."""
+    """Everything of alerts in one coordinator, or in one console."""
 
     def __init__(
         self,
@@ -92,15 +92,19 @@ class AlertService:
         look: Callable[[], Seen],
         note: Note,
         names: tuple[str, str],
+        by: str = "",
+        every_s: float = LOOK_S,
         ways: Sequence[Channel] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """path: where what was told is kept. note: writes to the audit log. names: of consortium and coordinator.
+        by: as Message has it. every_s: between two looks, where nothing happens.
 
         ways: in place of the settings' channels, for tests.
         """
         self._settings, self._path, self._look, self._note, self._clock = settings, path, look, note, clock
         self._consortium, self._coordinator = names
+        self._by, self._every_s = by, every_s
         kept = _read(path)
         every = channels(settings) if ways is None else ways
         self._posts = [_Post(way, kept.get(way.name, {})) for way in every]
@@ -136,7 +140,7 @@ class AlertService:
                 log.warning("what needs somebody cannot be looked at: %s", error)
             except Exception:  # the thread is the only one that would tell; it must not end by one odd message
                 log.exception("alerts")
-            self._happened.wait(LOOK_S)
+            self._happened.wait(self._every_s)
             self._happened.clear()
             self._stop.wait(SOONEST_S)
 
@@ -153,8 +157,9 @@ class AlertService:
 
     def _send(self, post: _Post, new: Sequence[Line], solved: Sequence[Line], now: float) -> None:
         message = Message(
-            consortium=self._consortium, coordinator=self._coordinator, sent_at=now, needs=new, solved=solved
-        )
+            consortium=self._consortium, coordinator=self._coordinator, by=self._by, sent_at=now, needs=new,
+            solved=solved,
+        )  # fmt: skip
         try:
             post.channel.send(message)
         except ConfideError as error:
@@ -198,14 +203,14 @@ def _read(path: Path) -> dict[str, dict[str, Once]]:
     }
 
 
-def try_channels(settings: Alerts, names: tuple[str, str]) -> dict[str, str]:
+def try_channels(settings: Alerts, names: tuple[str, str], by: str = "") -> dict[str, str]:
     """Send a trial over every channel: {channel: what went wrong, empty where nothing did}. Raises StateError: none."""
     found, results = channels(settings), {}
     if not found:
-        raise StateError("server.json has no channel for alerts; docs/alerts.md says how to add one")
+        raise StateError("no channel for alerts is set; docs/alerts.md says how to add one")
     for channel in found:
         try:
-            channel.send(Message(consortium=names[0], coordinator=names[1], sent_at=time.time(), trial=True))
+            channel.send(Message(consortium=names[0], coordinator=names[1], by=by, sent_at=time.time(), trial=True))
             results[channel.name] = ""
         except ConfideError as error:
             results[channel.name] = str(error)

@@ -17,6 +17,7 @@ Text = Annotated[str, Field(max_length=500)]
 Kind = Literal[
     "trouble", "thread", "disk", "roster", "own_certificate", "waits", "paused", "draft", "failed", "budget", "away",
     "certificates", "enrolments", "release_unsigned", "release_unpublished",
+    "silent",
 ]  # fmt: skip
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _MAILBOX = re.compile(r"[^\s@<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9.-]{1,253}", re.ASCII)

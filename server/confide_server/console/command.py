@@ -20,7 +20,7 @@ from confide.identity.member import load_member
 from confide.identity.roster import Role
 from confide.secrecy import private_files, private_process
 from confide.state_option import StateFirst
-from confide.text import log_to_stderr
+from confide.text import log_to_stderr, paragraph
 
 if TYPE_CHECKING:
     from confide_server.console.settings import Settings
@@ -102,12 +102,29 @@ def link(folder: Folder) -> None:
     typer.echo(f"{address}/welcome?link={handed}")
 
 
+@app.command("try-alerts", cls=StateFirst)
+def try_alerts(folder: Folder) -> None:
+    """Send a trial over each channel of `alerts` in console.json. Exit status 1 when one failed."""
+    from confide_server.alerts.service import try_channels
+    from confide_server.alerts.settings import Alerts
+    from confide_server.console.federation.silence import names
+    from confide_server.console.settings import read_settings
+
+    settings, member = read_settings(folder), load_member(folder)
+    results = try_channels(settings.alerts or Alerts(), names(member), member.name)
+    for channel, why in results.items():
+        typer.echo(f"{channel}: {paragraph(why) if why else 'sent'}")
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
 def serve(folder: Path, settings: "Settings") -> None:
     """Until a signal comes."""
     from confide.web.serving import configured, is_loopback, listening, tls_context
 
     from confide_server.bounded_http import BoundedServer
     from confide_server.console.federation.connection import Connection
+    from confide_server.console.federation.silence import alerting
     from confide_server.console.web.app import Console
     from confide_server.quota import Quota, room_for
 
@@ -121,6 +138,10 @@ def serve(folder: Path, settings: "Settings") -> None:
             port=listener.getsockname()[1],
         )  # fmt: skip
         opened.callback(console.close)
+        if settings.alerts is not None:
+            alerts = alerting(folder, settings.alerts, connection, member)
+            alerts.start()
+            opened.callback(alerts.stop)
         typer.echo(f"ready: {console.address}")
         first = console.first_link()
         if first:

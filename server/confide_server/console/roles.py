@@ -97,6 +97,7 @@ RULES: Mapping[str, Rule] = {
     "specification_check": Rule(_DRIVERS),
     "members": Rule(_READERS),
     "enrolment_file": Rule(_DRIVERS),
+    "roster_file": Rule(_CONSORTIUM),
     "privacy": Rule(_READERS),
     "privacy_series": Rule(_READERS),
     "models": Rule(_READERS),

@@ -10,6 +10,8 @@ from confide.files import write_atomic
 from confide.identity.signed import Document, validated
 from pydantic import Field
 
+from confide_server.alerts.settings import Alerts
+
 Text = Annotated[str, Field(max_length=500)]
 
 
@@ -51,6 +53,8 @@ class Settings(Document):
     """host:port of the control service; the admission's where it is empty."""
     provider: Provider | None = None
     knowledge: KnowledgeSettings | None = None
+    alerts: Alerts | None = None
+    """Who is told when the coordinator does not answer (docs/alerts.md); None: nobody."""
 
 
 def read_settings(folder: Path) -> Settings:

@@ -13,6 +13,7 @@ from confide.runs.specification import Specification, parse_canonical
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from confide_server.state import run_statements
 from confide_server.state.database import Answer, Run
 from confide_server.state.events import OfferAnswered, RunFailed, RunFinished, RunStopped, RunWaits
 from confide_server.state.round_journal import RoundJournal
@@ -107,24 +108,22 @@ class DrivingJournal(RoundJournal):
 
     def stop_order(self, run_id: str) -> tuple[str, bytes]:
         """(administrator, signature) of the order to stop; ("", b"") when there is none."""
-        with self._database.reading() as session:
-            run = self._row(session, run_id)
-            return run.stop_requested_by or "", run.stop_signature
+        found = self._of_run(run_statements.STOP_ORDER, run_id)
+        return found[0] or "", found[1]
 
     def paused(self, run_id: str) -> bool:
         """Whether the run is to rest."""
         with self._database.reading() as session:
-            return session.scalar(select(Run.paused_at).where(Run.run_id == run_id)) is not None
+            found = run_statements.of_run(session, run_statements.PAUSED_AT, run_id)
+        return found is not None and found[0] is not None
 
     def priority(self, run_id: str) -> int:
         """Higher goes first."""
-        with self._database.reading() as session:
-            return self._row(session, run_id).priority
+        return int(self._of_run(run_statements.PRIORITY, run_id)[0])
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
-        with self._database.reading() as session:
-            return self._row(session, run_id).round
+        return int(self._of_run(run_statements.COMMITTED, run_id)[0])
 
     def waits(self, run_id: str, names: Sequence[str], reason: str) -> None:
         """Note for whom and for what the run waits from now on; an empty reason: it does not any more."""

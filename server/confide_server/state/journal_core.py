@@ -12,18 +12,17 @@ from typing import Any, TypeVar
 from confide import canonical
 from confide.errors import StateError
 from confide.identity.roster import RosterStore
-from sqlalchemy import func, select
+from sqlalchemy import Executable, Row
 from sqlalchemy.orm import Session
 
+from confide_server.state import run_statements
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import (
     AFTER_COMMIT,
     Database,
-    Event,
     Run,
     SignedRoster,
     append_audit,
-    locked_head,
 )
 from confide_server.state.event_lines import log_event
 from confide_server.state.events import Contributed, Dropped, Happening, data_of
@@ -31,6 +30,9 @@ from confide_server.state.progress import ProgressBoard
 from confide_server.state.run_status import RunStatus
 
 T = TypeVar("T")
+_HELD = "held_runs"
+"""In a session's notes: the runs that its transaction holds."""
+_NO_RUN = "there is no run {}; `confide run list` shows which there are"
 ReceiptsOfRun = Callable[[str], Sequence[Mapping[str, Any]]]
 
 
@@ -76,19 +78,30 @@ class JournalCore:
                     return result
                 self._changed.wait(left)
 
-    def _row(self, session: Session, run_id: str) -> Run:
-        run = session.get(Run, run_id)
+    def _row(self, session: Session, run_id: str, **how: Any) -> Run:
+        run = session.get(Run, run_id, **how)
         if run is None or run.deleted_at is not None:
-            raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
+            raise StateError(_NO_RUN.format(run_id))
         return run
+
+    def _of_run(self, statement: Executable, run_id: str) -> Row[Any]:
+        with self._database.reading() as session:
+            found = run_statements.of_run(session, statement, run_id)
+        if found is None:
+            raise StateError(_NO_RUN.format(run_id))
+        return found
+
+    def _hold(self, session: Session, run_id: str) -> None:
+        """As `locked`, where nothing of the run is asked."""
+        if run_id not in session.info.setdefault(_HELD, {}) and not run_statements.hold(session, run_id):
+            raise StateError(_NO_RUN.format(run_id))
 
     def locked(self, session: Session, run_id: str) -> Run:
         """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
-        held: set[str] = session.info.setdefault("locked_runs", set())
+        held: dict[str, Run] = session.info.setdefault(_HELD, {})
         if run_id not in held:
-            session.get(Run, run_id, with_for_update=True, populate_existing=True)
-            held.add(run_id)
-        return self._row(session, run_id)
+            held[run_id] = self._row(session, run_id, with_for_update=True, populate_existing=True)
+        return held[run_id]
 
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
@@ -107,15 +120,8 @@ class JournalCore:
 
     def add_event(self, session: Session, run_id: str, event: Happening) -> None:
         """Append an event in the caller's transaction, which holds the run and the events' head until it ends."""
-        run = self.locked(session, run_id)
-        head, now = locked_head(session, "events"), self.clock()
-        last = session.scalar(select(func.max(Event.sequence)).where(Event.run_id == run_id)) or 0
-        head.number += 1
-        run.last_event = head.number
-        row = Event(run_id=run_id, sequence=last + 1, time=now, kind=event.kind, data=data_of(event))
-        row.number = head.number
-        session.add(row)
-        session.flush()
+        self._hold(session, run_id)
+        run_statements.append_event(session, run_id, self.clock(), event.kind, data_of(event))
         session.info.setdefault(AFTER_COMMIT, []).append(lambda: self._tell(run_id, event))
 
     def _tell(self, run_id: str, event: Happening) -> None:

@@ -12,7 +12,8 @@ from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from confide_server.state.database import Answer, Checkpoint, Instruction, Round, Slot, append_audit
+from confide_server.state import run_statements
+from confide_server.state.database import Answer, Checkpoint, Round, Slot, append_audit
 from confide_server.state.events import RoundCommitted, SlotAbandoned, data_of
 from confide_server.state.journal_core import JournalCore
 
@@ -57,16 +58,8 @@ class RoundJournal(JournalCore):
     def sequences(self, run_id: str, digests: Sequence[bytes]) -> list[int]:
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
         with self._database.transaction() as session:
-            self.locked(session, run_id)
-            newest = session.scalar(select(func.max(Instruction.sequence)).where(Instruction.run_id == run_id)) or 0
-            numbers: dict[bytes, int] = {}
-            for digest in dict.fromkeys(digests):
-                known = session.get(Instruction, (run_id, digest))
-                if known is None:
-                    newest += 1
-                    known = Instruction(run_id=run_id, digest=digest, sequence=newest)
-                    session.add(known)
-                numbers[digest] = known.sequence
+            self._hold(session, run_id)
+            numbers = run_statements.numbers_of(session, run_id, digests)
         return [numbers[digest] for digest in digests]
 
     def model(self, run_id: str, number: int) -> Model:

@@ -221,6 +221,7 @@ class Views:
             Round.metrics,
             Round.contributors,
             Round.dropped,
+            Round.promise,
             Checkpoint.model_sha256,
         )
         same = (Checkpoint.run_id == Round.run_id) & (Checkpoint.round == Round.round)

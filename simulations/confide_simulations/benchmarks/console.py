@@ -22,6 +22,7 @@ from confide_server.console.web.app import Console
 from rich.console import Console as Terminal
 from rich.table import Table
 
+from confide_simulations.benchmarks import console_watchers
 from confide_simulations.benchmarks.console_world import History, console_over
 from confide_simulations.benchmarks.meta import meta, write_result
 
@@ -30,6 +31,7 @@ PAGES = {
     "compare six": "/compare?{six}", "members": "/members", "privacy": "/privacy", "models": "/models",
     "audit": "/audit", "specification": "/specification", "people": "/people", "account": "/account",
 }  # fmt: skip
+ROUNDS_SHOWN, IDLE_S = 5, 20.0
 _ADDRESS = "http://127.0.0.1:9444"
 
 
@@ -40,24 +42,38 @@ def console(
     receipts: Annotated[int, typer.Option(min=0, help="Ledger receipts.")] = 60_000,
     audit: Annotated[int, typer.Option(min=1, help="Entries of the audit log.")] = 20_000,
     repeats: Annotated[int, typer.Option(min=3, help="Requests for each page, cold and warm.")] = 40,
+    watchers: Annotated[int, typer.Option(min=0, help="Pages of a live run that are open at once.")] = 100,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Time every page with 200 nodes, 1,000 runs and 1,000,000 events; reach: 100 ms at the 95th percentile."""
     history = History(nodes=nodes, runs=runs, events=events, receipts=receipts, audit=audit)
-    with tempfile.TemporaryDirectory() as folder, console_over(Path(folder), history) as (made, run_id):
-        figures = asyncio.run(_measured(made, run_id, runs, repeats))
+    watched: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, console_over(Path(folder), history) as stage:
+        figures, cookie = asyncio.run(_measured(stage.console, stage.run_id, runs, repeats))
+        if watchers:
+            watched = console_watchers.measured(
+                stage.console, cookie, stage.run_id, stage.commit, count=watchers, rounds=ROUNDS_SHOWN, idle_s=IDLE_S
+            )
     said = f"ms: {nodes} nodes, {runs:,} runs, {events:,} events; load {os.getloadavg()[0]:.1f}"
     table = Table("page", "cold p50", "cold p95", "CPU p50", "CPU p95", "warm p95", "KiB", title=said)
     keys = ("cold_p50_ms", "cold_p95_ms", "cold_cpu_p50_ms", "cold_cpu_p95_ms", "warm_p95_ms", "kib")
     for name, one in figures.items():
         table.add_row(name, *(f"{one[key]:.1f}" for key in keys))
     Terminal().print(table)
+    if watched:
+        Terminal().print(
+            f"{watchers} open pages: {watched['idle_core_percent']:.1f} % of a core while nothing happens; a new round "
+            f"is shown after {watched['round_p50_ms']:.0f} ms (half of them), {watched['round_last_ms']:.0f} ms (all)"
+        )
     if json_path is not None:
         config = {**vars(history), "repeats": repeats}
-        write_result(json_path, {"benchmark": "console", **meta(seed=0, config=config), "results": figures})
+        write_result(
+            json_path, {"benchmark": "console", **meta(seed=0, config=config), "results": figures, "watchers": watched}
+        )
 
 
-async def _measured(made: Console, run_id: str, runs: int, repeats: int) -> dict[str, dict[str, float]]:
+async def _measured(made: Console, run_id: str, runs: int, repeats: int) -> tuple[dict[str, dict[str, float]], str]:
+    """(figures of each page, the cookie of who was signed in)."""
     transport = httpx.ASGITransport(made.app())
     async with httpx.AsyncClient(transport=transport, base_url=_ADDRESS, follow_redirects=True) as client:
         await _sign_in(client, made)
@@ -73,7 +89,7 @@ async def _measured(made: Console, run_id: str, runs: int, repeats: int) -> dict
                 "cold_cpu_p50_ms": _percentile(cold, 1, 50), "cold_cpu_p95_ms": _percentile(cold, 1, 95),
                 "warm_p95_ms": _percentile(warm, 0, 95), "kib": round(cold[0][2] / 1024, 1),
             }  # fmt: skip
-        return figures
+        return figures, "; ".join(f"{name}={value}" for name, value in client.cookies.items())
 
 
 async def _sign_in(client: httpx.AsyncClient, made: Console) -> None:

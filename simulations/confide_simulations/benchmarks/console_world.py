@@ -35,6 +35,7 @@ from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Checkpoint, Database, Event, Head, Round, Run, append_audit
 from confide_server.state.event_tail import EventTail
+from confide_server.state.events import RoundCommitted
 from confide_server.state.idempotency import Idempotency
 from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
@@ -63,9 +64,35 @@ class History:
     audit: int
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A console, and the live run whose events are the newest."""
+
+    console: Console
+    run_id: str
+    database: Database
+    journal: RunJournal
+
+    def commit(self) -> int:
+        """Its next round, as a coordinator's driver would commit it; the round's number."""
+        with self.database.transaction() as session:
+            run = session.get_one(Run, self.run_id)
+            run.round += 1
+            number = run.round
+            session.execute(insert(Checkpoint), [_checkpoint(self.run_id, number)])
+            session.execute(insert(Round), [_round(self.run_id, number, run.cohort, time.time())])
+            told = RoundCommitted(
+                round=number, metrics={}, contributors=run.cohort[1:], dropped={}, seconds=60.0, update_norm=1.0,
+                model_sha256="ab" * 32,
+            )  # fmt: skip
+            self.journal.add_event(session, self.run_id, told)
+        self.journal.notify()
+        return number
+
+
 @contextlib.contextmanager
-def console_over(folder: Path, history: History) -> Iterator[tuple[Console, str]]:
-    """(a console that asks a coordinator with this history, the id of a live run)."""
+def console_over(folder: Path, history: History) -> Iterator["Stage"]:
+    """A console that asks a coordinator with this history."""
     consortium = Consortium.create(folder / "root", "example", demo=True)
     coordinator = _member(consortium, folder, "coordinator", Role.COORDINATOR)
     console = _member(consortium, folder, "console", Role.CONSOLE)
@@ -80,13 +107,15 @@ def console_over(folder: Path, history: History) -> Iterator[tuple[Console, str]
         _write_receipts(folder / "receipts.log", history, names)
         receipts = ReceiptStore(folder / "receipts.log")
         opened.callback(receipts.close)
-        server = _port(folder, coordinator, database, receipts, names)
+        checkpoints = CheckpointStore(str(private_folder(folder / "checkpoints")))
+        journal = RunJournal(database, checkpoints, coordinator.roster, receipts.of_run)
+        server = _port(folder, coordinator, database, journal, receipts, names)
         opened.callback(server.stop)
         connection = Connection(console, f"127.0.0.1:{server.start()}")
         opened.callback(connection.close)
         made = Console(private_folder(folder / "console"), Settings(), connection, issuer="bench", port=9444)
         opened.callback(made.close)
-        yield made, newest
+        yield Stage(made, newest, database, journal)
 
 
 def _member(consortium: Consortium, folder: Path, name: str, role: Role) -> LocalMember:
@@ -131,9 +160,11 @@ def _run(number: int, live: bool, cohort: list[str], body: bytes, now: float, la
         "status": "running" if live else "failed" if number % 50 == 0 else "finished", "detail": "",
         "initial_model_sha256": bytes(32), "signature": bytes(64), "administrator": "administrator",
         "schema": bytes(20_000), "submitted_at": now - 3600.0, "started_at": now - 3000.0,
-        "ended_at": None if live else now - 100_000.0, "round": ROUNDS - 1, "rounds": ROUNDS, "sealing": "sealed",
+        "ended_at": None if live else now - 100_000.0, "round": ROUNDS - 1,
+        "rounds": 2 * ROUNDS if live else ROUNDS, "sealing": "sealed",
         "cohort": cohort, "method": "sft", "data": "notes", "privacy_unit": "record", "last_event": last,
         "parent_run_id": f"{number - 1:032x}" if number % 3 else "", "parent_round": ROUNDS - 1 if number % 3 else 0,
+        "privacy_epsilon": 8.0, "privacy_delta": 1e-5, "base_sha256": "ab" * 32, "base_name": "base",
     }  # fmt: skip
 
 
@@ -145,7 +176,8 @@ def _checkpoint(run_id: str, round: int) -> dict[str, Any]:
 def _round(run_id: str, round: int, cohort: list[str], now: float) -> dict[str, Any]:
     return {
         "run_id": run_id, "round": round, "slot": round, "attempts": 1, "contributors": cohort[1:],
-        "dropped": {cohort[0]: "LATE_UPLOAD: it came after the list was fixed"}, "promise": {"kind": "none"},
+        "dropped": {cohort[0]: "LATE_UPLOAD: it came after the list was fixed"},
+        "promise": {"kind": "sealed", "words": "with 20 organizations, the coordinator and any 6 learn the sum only"},
         "metrics": {"train_loss": {"mean": 3.0 / round, "count": 20.0}}, "evidence": [], "update_norm": 1.0 / round,
         "seconds": 60.0, "committed_at": now - 3000.0 + 60.0 * round, "phases": {"train": 50.0, "reveal": 2.0},
         "received": dict.fromkeys(cohort, 1_000_000),
@@ -176,10 +208,9 @@ def _write_receipts(path: Path, history: History, names: list[str]) -> None:
 
 
 def _port(
-    folder: Path, coordinator: LocalMember, database: Database, receipts: ReceiptStore, names: list[str]
-) -> ControlServer:
-    checkpoints = CheckpointStore(str(private_folder(folder / "checkpoints")))
-    journal = RunJournal(database, checkpoints, coordinator.roster, receipts.of_run)
+    folder: Path, coordinator: LocalMember, database: Database, journal: RunJournal, receipts: ReceiptStore,
+    names: list[str],
+) -> ControlServer:  # fmt: skip
     views, sightings = Views(database), Sightings(database)
     enrolment = EnrolmentQueue(private_folder(folder / "enrolment"))
     intake = RosterIntake(coordinator.roster, lambda roster: None)

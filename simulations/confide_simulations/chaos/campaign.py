@@ -1,20 +1,18 @@
 """Many seeds over several processes. What they find does not depend on how many processes there are."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from confide_simulations.chaos.planted import BUGS
-
-PLANTED_SEEDS = 1500
-"""A planted bug has to be found within so many seeds."""
 
 
 @dataclass
@@ -61,16 +59,42 @@ class Report:
         }
 
 
-def results(first: int, stop: int, step: int, bug: str) -> Iterator[dict[str, Any]]:
-    """Results of a worker process as they come. Raises CalledProcessError when it fails."""
-    command = [sys.executable, "-m", "confide_simulations.chaos.worker", str(first), str(stop), str(step), bug]
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
-        for line in process.stdout:
+class Worker:
+    """A process that runs seeds FIRST, FIRST + STEP, ... below STOP, and then looks for planted bugs."""
+
+    def __init__(self, first: int, stop: int, step: int) -> None:
+        numbers = (str(first), str(stop), str(step))
+        self._command = [sys.executable, "-m", "confide_simulations.chaos.worker", *numbers]
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate()
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """One a seed, as they come. Raises CalledProcessError when the process fails."""
+        while line := self._line().strip():
             yield json.loads(line)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+
+    def search(self, bug: str) -> tuple[bool, int]:
+        """Whether the bug was found, and in how many seeds; asked once `results` has ended. Raises as it does."""
+        assert self._process.stdin is not None  # noqa: S101 - it was asked for
+        print(bug, file=self._process.stdin, flush=True)
+        found = json.loads(self._line())
+        return found["found"], found["after"]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        line = self._process.stdout.readline()
+        if not line:
+            raise subprocess.CalledProcessError(self._process.wait(), self._command)
+        return line
 
 
 def run(
@@ -81,22 +105,20 @@ def run(
     first: int = 0,
 ) -> Report:
     """The seeds from `first` on, then each planted bug until it is found. tell: called now and then."""
-    report, began = Report(), time.perf_counter()
+    report, began, left = Report(), time.perf_counter(), deque(bugs)
 
     def work(number: int) -> None:
-        for line in results(first + number, first + seeds, processes, ""):
-            report.take(line)
-            tell(report)
-
-    def search(bug: str) -> None:
-        report.planted[bug] = False
-        for count, line in enumerate(results(0, PLANTED_SEEDS, 1, bug), start=1):
-            report.planted_after[bug], report.planted[bug] = count, bool(line["violations"])
-        tell(report)
+        with Worker(first + number, first + seeds, processes) as worker:
+            for line in worker.results():
+                report.take(line)
+                tell(report)
+            with contextlib.suppress(IndexError):  # until none is left
+                while bug := left.popleft():
+                    report.planted[bug], report.planted_after[bug] = worker.search(bug)
+                    tell(report)
 
     with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(work, range(min(processes, seeds))))
-        list(pool.map(search, bugs))
+        list(pool.map(work, range(min(processes, max(seeds, len(bugs))))))
     report.planted = {bug: report.planted[bug] for bug in bugs}
     report.seconds = time.perf_counter() - began
     return report

@@ -169,8 +169,9 @@ def _silent_failures(replace: Replace) -> None:
 
 BUGS: dict[str, Bug] = {
     "uploads-not-synced": Bug("the list is made before its uploads are durable", _uploads_not_synced),
-    "replies-forgotten": Bug("a node's answers are forgotten when it restarts", _replies_forgotten),
+    "erased-with-the-decision": Bug("uploads are erased before the round is committed", _erased_with_the_decision),
     "two-lists": Bug("a second list is made in a slot, and nodes sign it", _two_lists),
+    "replies-forgotten": Bug("a node's answers are forgotten when it restarts", _replies_forgotten),
     "old-uploads-counted": Bug("uploads of an abandoned slot are counted in the next", _old_uploads_counted),
     "masks-repeated": Bug("an epoch's secrets and masks serve again", _masks_repeated),
     "checkpoint-not-synced": Bug("a round is committed before its checkpoint is durable", _checkpoint_not_synced),
@@ -178,11 +179,11 @@ BUGS: dict[str, Bug] = {
     "weights-twice": Bug("weights are counted twice", _weights_twice),
     "rollback-ignored": Bug("a node with an older disk goes on", _rollback_ignored),
     "journals-not-synced": Bug("journals are not synced", _journals_not_synced),
-    "erased-with-the-decision": Bug("uploads are erased before the round is committed", _erased_with_the_decision),
     "full-disk-ignored": Bug("what a full disk did not take counts as written", _full_disk_ignored),
     "endless-patience": Bug("a silent node is waited for without end", _endless_patience),
     "silent-failures": Bug("a run that fails does not say why", _silent_failures),
 }
+"""The rarest first: whoever looks for them by turns is then not left with one at the end."""
 
 
 @contextlib.contextmanager

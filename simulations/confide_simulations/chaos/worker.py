@@ -1,12 +1,15 @@
-"""Seeds one after the other in a process of its own: python -m confide_simulations.chaos.worker FIRST STOP STEP BUG
+"""Seeds one after the other in a process of its own: python -m confide_simulations.chaos.worker FIRST STOP STEP
 
-Prints one JSON line a seed. It runs with PYTHONHASHSEED=0, so that a seed is the same in every process.
+Prints one JSON line a seed, then an empty one. From then on it looks for each planted bug whose name comes by standard
+input, and prints one JSON line for each. It runs with PYTHONHASHSEED=0, so that a seed is the same in every process.
 """
 
 import gc
 import json
+import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,8 @@ from confide_simulations.chaos.planted import planted
 from confide_simulations.chaos.world import Outcome, World
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory; folders in it are private
+PLANTED_SEEDS = 1500
+"""A planted bug has to be found within so many seeds."""
 _COLLECT_EVERY = 20
 _WARM_UP = 0
 """A seed that every process runs first: what is imported and compiled once draws from the same randomness."""
@@ -59,17 +64,49 @@ def to_line(outcome: Outcome) -> str:
 
 
 def main() -> None:
-    """Seeds FIRST, FIRST + STEP, ... below STOP; with a BUG it ends at the first seed that finds it."""
-    first, stop, step, bug = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    """Seeds FIRST, FIRST + STEP, ... below STOP, then bugs."""
+    first, stop, step = (int(one) for one in sys.argv[1:4])
     gc.disable()
     with ground() as shared:
-        for number, seed in enumerate(range(first, stop, step)):
-            outcome = run_seed(seed, shared, bug)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays, and need not be looked through
+        for outcome in _outcomes(range(first, stop, step), shared):
             print(to_line(outcome), flush=True)
-            if bug and outcome.violations:
-                return
-            if number % _COLLECT_EVERY == 0:
-                gc.collect()
+        print(flush=True)
+        for line in sys.stdin:
+            _search_apart(line.strip(), shared)
+
+
+def _outcomes(seeds: range, shared: Ground, bug: str = "") -> Iterator[Outcome]:
+    for number, seed in enumerate(seeds):
+        yield run_seed(seed, shared, bug)
+        if number % _COLLECT_EVERY == 0:
+            gc.collect()
+
+
+def _search_apart(bug: str, shared: Ground) -> None:
+    """In a copy of this process, which ends with the bug."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            print(json.dumps(_search(bug, shared)), flush=True)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # what is this process's own to tidy up is left to it
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"the search for the planted bug {bug} failed")
+
+
+def _search(bug: str, shared: Ground) -> dict[str, int | bool]:
+    count, found = 0, False
+    for outcome in _outcomes(range(PLANTED_SEEDS), shared, bug):
+        count, found = count + 1, bool(outcome.violations)
+        if found:
+            break
+    return {"found": found, "after": count}
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ class World:
         return BEGAN + 60.0 + self.timeline.now + self.clocks.get(self._running, 0.0)
 
     def say(self, what: str) -> None:
-        """A line of the trace."""
-        self.lines.append(f"{self.timeline.now:10.3f}  {what}")
+        """A line of the trace. Where the seed's folder lies is nothing of the seed's."""
+        self.lines.append(f"{self.timeline.now:10.3f}  {what.replace(str(self.folder), '.')}")
 
     def count(self, fault: Fault) -> None:
         """It happened."""

@@ -73,6 +73,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.retrieval:retrieval",
         "Recall kept, and inquiries and bytes saved, by routing to 4 to 20 organizations; about 2 CPU-minutes.",
     ),
+    "retriever": (
+        "confide_simulations.benchmarks.retriever:retriever",
+        "The recipe's federally trained retriever beside MiniLM, on questions that no node had.",
+    ),
     "tokenizer": (
         "confide_simulations.benchmarks.tokenizer:tokenizer",
         "Compare federated, private, pooled and single-node tokenizers by bytes per token.",

@@ -12,13 +12,13 @@
     const colors = dark.matches ? DARK : LIGHT;
     const steps = overTime ? {paths: window.uPlot.paths.stepped({align: 1})} : {};
     const series = lines.map(([name], number) => ({
-      label: name, width: 2, spanGaps: true, points: {show: rounds.length < 60}, ...steps,
+      label: name, width: 2, spanGaps: true, points: {show: !overTime && rounds.length < 60}, ...steps,
       stroke: colors[(overTime ? number >> 1 : number) % 6], dash: overTime && number % 2 ? [6, 4] : [],
     }));
     const below = overTime ? axis : {...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]};
     const options = {
       title: box.dataset.title, width: Math.max(240, box.clientWidth - 16), height: 230, scales: {x: {time: overTime}},
-      axes: [below, {...axis, size: 60}], series: [overTime ? {} : {label: "round"}, ...series],
+      axes: [below, {...axis, size: 60}], series: [{label: box.dataset.x}, ...series],
     };
     box.replaceChildren();
     const plot = new window.uPlot(options, [rounds, ...lines.map(([, values]) => values)], box);
@@ -111,8 +111,14 @@
       known = now;
       await one(root).catch(() => {});
     }
+    // Lines over time stay where a fragment around them is replaced; they are drawn again when its mark is another one.
+    for (const root of document.querySelectorAll("[data-lines]")) {
+      const mark = root.closest("[data-mark]")?.dataset.mark || "";
+      if (again && root.drawn === mark) continue;
+      root.drawn = mark;
+      await steps(root).catch(() => {});
+    }
     if (again) return;
-    for (const root of document.querySelectorAll("[data-lines]")) await steps(root).catch(() => {});
     for (const root of document.querySelectorAll("[data-compare]")) await several(root).catch(() => {});
   }
 

@@ -109,6 +109,15 @@
     const copy = event.target.closest("[data-copy]");
     if (copy) navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent).then(() => { copy.textContent = copy.dataset.copied; });
   });
+  document.addEventListener("click", event => {
+    const save = event.target.closest("[data-save]");
+    if (!save) return;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([document.getElementById(save.dataset.save).value], {type: "application/toml"}));
+    link.download = save.dataset.name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
   // One key presses the button that names it, where nobody is writing.
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;

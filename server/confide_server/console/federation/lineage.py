@@ -62,12 +62,12 @@ def drawn(lineage: pb.Lineage) -> Drawing:
     edges = [(getattr(edge, "from"), edge.to, edge.round) for edge in lineage.edges]
     edges = [edge for edge in edges if edge[0] in nodes and edge[1] in nodes and edge[0] != edge[1]]
     columns = _columns(nodes, [(begin, end) for begin, end, _ in edges])
+    rows = _rows(columns, [(begin, end) for begin, end, _ in edges])
     filled: dict[int, int] = {}
     boxes: dict[str, Box] = {}
     for name, node in nodes.items():
-        column = columns[name]
-        row = filled.get(column, 0)
-        filled[column] = row + 1
+        column, row = columns[name], rows[name]
+        filled[column] = max(filled.get(column, 0), row + 1)
         x, y = 4 + column * (WIDTH + ACROSS), 4 + row * (HEIGHT + DOWN)
         boxes[name] = Box(name, node.kind, node.label, node.status, x, y, _address(node))
     lines = tuple(
@@ -89,6 +89,21 @@ def _columns(nodes: Mapping[str, pb.LineageNode], edges: Iterable[tuple[str, str
         if not moved:
             break
     return columns
+
+
+def _rows(columns: Mapping[str, int], edges: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Within each column in the order of what they come from, so that lines cross as seldom as may be."""
+    origins: dict[str, list[str]] = {}
+    for begin, end in edges:
+        if columns[begin] < columns[end]:
+            origins.setdefault(end, []).append(begin)
+    rows: dict[str, int] = {}
+    for column in sorted(set(columns.values())):
+        names = [name for name in columns if columns[name] == column]
+        heights = {name: [rows[one] for one in origins.get(name, [])] for name in names}
+        names.sort(key=lambda name: sum(heights[name]) / len(heights[name]) if heights[name] else float(len(rows)))
+        rows |= {name: row for row, name in enumerate(names)}
+    return rows
 
 
 def _path(begin: Box, end: Box) -> str:

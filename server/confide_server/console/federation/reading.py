@@ -261,6 +261,11 @@ class Look:
     def rosters(self) -> pb.RosterPage:
         return self._ask("ListRosters", pb.ListRostersRequest(limit=20), pb.RosterPage)
 
+    def signed_roster(self, version: int) -> bytes:
+        """A roster as the root signed it."""
+        asked = pb.GetSignedRosterRequest(version=max(0, min(version, 1 << 62)))
+        return self._ask("GetSignedRoster", asked, pb.SignedRosterReply).roster
+
     def enrolments(self) -> pb.EnrolmentPage:
         return self._ask("ListEnrolments", pb.ListEnrolmentsRequest(), pb.EnrolmentPage)
 
@@ -293,6 +298,12 @@ class Look:
 
     def lineage(self, run_id: str = "") -> pb.Lineage:
         return self._ask("GetLineage", pb.GetLineageRequest(run_id=run_id), pb.Lineage, fresh_s=10.0)
+
+    def base_models(self) -> list[tuple[str, str]]:
+        """(SHA-256, name) of those that runs began with; none while the coordinator works it out, or is silent."""
+        known = self._reader.known("GetLineage", pb.GetLineageRequest(), self.acting, fresh_s=60.0)
+        nodes = known.nodes if isinstance(known, pb.Lineage) else ()
+        return [(one.id.removeprefix("base:"), one.label) for one in nodes if one.kind == "base"]
 
     def audit(self, query: pb.ListAuditRequest) -> pb.AuditPage:
         return self._ask("ListAudit", query, pb.AuditPage)

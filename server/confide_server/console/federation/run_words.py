@@ -28,6 +28,7 @@ class OpenRound:
     attempt: int = 0
     began: float = 0.0
     deadline_s: float = 0.0
+    slot: int = 0
     here: set[str] = field(default_factory=set)
     dropped: dict[str, str] = field(default_factory=dict)
 
@@ -55,7 +56,7 @@ def open_round(events: Sequence[pb.Event]) -> OpenRound | None:
         kind = event.WhichOneof("what")
         if kind == "round_started":
             one = event.round_started
-            found = OpenRound(one.round, one.attempt, event.time, one.deadline_s)
+            found = OpenRound(one.round, one.attempt, event.time, one.deadline_s, one.slot)
         elif kind == "contributed" and found is not None and event.contributed.round == found.number:
             found.here.add(event.contributed.node)
         elif kind == "dropped" and found is not None and event.dropped.round == found.number:
@@ -63,6 +64,12 @@ def open_round(events: Sequence[pb.Event]) -> OpenRound | None:
         elif kind in {"round_committed", "slot_abandoned", "run_finished", "run_failed", "run_stopped"}:
             found = None
     return found
+
+
+def epoch(events: Sequence[pb.Event]) -> pb.EpochStarted | None:
+    """The newest sealing epoch that these events, oldest first, tell of."""
+    found = [event.epoch_started for event in events if event.WhichOneof("what") == "epoch_started"]
+    return found[-1] if found else None
 
 
 def headline(

@@ -59,6 +59,7 @@ class Frame:
             may=lambda route: visitor is not None and RULES[route].allows(visitor.role),
             csrf=session.csrf if session is not None else "",
             confirmed=session.confirmed if session is not None else False,
+            issuer=request.app.state.console.issuer,
             provider=request.app.state.console.provider,
             navigation=navigation(visitor.role) if visitor is not None else (),
             path=request.url.path,

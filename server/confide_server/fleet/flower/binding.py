@@ -41,6 +41,8 @@ class Binding:
         asked = getattr(Request(scope).state, "protobuf_request", None)
         if node is None or not isinstance(asked, Message) or not _speaks_of(asked, node.node_id, public_key):
             raise Refused(401, "the request does not speak of the node whose fleet key signed it")
+        if not isinstance(asked, ActivateNodeRequest):
+            self._board.heard(node.node_id)
 
 
 def _speaks_of(asked: Message, node_id: int, public_key: bytes) -> bool:

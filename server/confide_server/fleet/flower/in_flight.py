@@ -5,6 +5,7 @@ delete another's messages. The routes ask here first. Everything is in memory: a
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Collection, Iterable
@@ -59,6 +60,7 @@ class InFlight:
         self._sessions: dict[str, str] = {}
         self._activations: dict[int, int] = {}
         self._said_goodbye: set[int] = set()
+        self._heard: dict[int, float] = {}
         self._waiting: dict[int, asyncio.Event] = {}
         self._held = 0
         self._mail: set[int] = set()
@@ -98,7 +100,16 @@ class InFlight:
         with self._changed:
             self._activations[node_id] = self._activations.get(node_id, 0) + 1
             self._said_goodbye.discard(node_id)
+            self.heard(node_id)
             self._changed.notify_all()
+
+    def heard(self, node_id: int) -> None:
+        """The node asked for something on its connection."""
+        self._heard[node_id] = time.monotonic()
+
+    def silent_s(self, node_id: int) -> float:
+        """For how long it has not; infinite for one that this process never heard."""
+        return time.monotonic() - self._heard.get(node_id, -math.inf)
 
     def said_goodbye(self, node_id: int) -> None:
         """A node left by itself: its operator stopped it."""

@@ -65,6 +65,9 @@ from starlette.concurrency import run_in_threadpool
 from confide_server.fleet.flower.in_flight import InFlight
 from confide_server.fleet.flower.store import FileObjectStore
 
+SILENT_S = 3.0
+"""A node that is there asks for something that soon after a poll of its was held: whoever comes with its key after a
+longer silence is the same one, started again."""
 INLINE_BYTES = 1 << 20
 """Of an instruction's objects in one answer to a poll."""
 MAX_OBJECTS = 20_000
@@ -114,7 +117,14 @@ def _refuse(what: str) -> NoReturn:
 def activate_node(
     request: Annotated[ActivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> ActivateNodeResponse:
-    """A node connects; what it had pulled on an earlier connection is lost."""
+    """A node connects; what it had pulled on an earlier connection is lost.
+
+    One that was killed before it had noted its number cannot give its place back: it is taken from it, which Flower
+    does only when its heartbeats have stayed away for a minute. Beside an agent that polls, a second one is refused.
+    """
+    node = board.node_of_key(request.public_key)
+    if node is not None and board.silent_s(node.node_id) >= board.hold_s + SILENT_S:
+        state.deactivate_node(node.node_id)  # changes nothing where it was not active
     response = fleet_handlers.activate_node(request=request, state=state)
     board.activated(response.node_id)
     board.mail(response.node_id)

@@ -278,6 +278,7 @@ def _round_line(row: RunRow, cohort: list[str], scope: str, bare: bool) -> pb.Ro
         participation=[_part(name, row) for name in there if scope in ("", name)],
         contributors=len(row.contributors),
         received_bytes=sum(row.received.values()) if not scope else row.received.get(scope, 0),
+        promise="" if bare else str(row.promise.get("words", "")),
     )
 
 

@@ -22,6 +22,7 @@ def audit(request: Request, event: str = "", run: str = "", before: int = 0) -> 
         fresh=look.freshness,
         verdict=look.verdict(),
         entries=[(line, _facts(line)) for line in page.entries],
+        kinds=sorted({line.event for line in page.entries}),
         more=page.more,
         event=event,
         run=run,
@@ -36,7 +37,7 @@ def _facts(line: pb.AuditLine) -> str:
         return "not JSON"
     if not isinstance(body, dict):
         return "not a JSON object"
-    kept = {key: value for key, value in body.items() if key not in {"event", "run_id"}}
+    kept = {key: value for key, value in body.items() if key not in {"event", "run_id"} and value != line.who}
     return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in kept.items())
 
 

@@ -18,6 +18,7 @@ from confide_server.console.web.forms import form_of, visitor_of
 from confide_server.console.web.looking import console_of
 from confide_server.rlhf.annotating import KEYS, Session, Task
 from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, read_lines, standing
+from confide_server.rlhf.snapshots import decide
 
 router = APIRouter()
 FILE = "candidates.jsonl"
@@ -102,6 +103,7 @@ def _page(request: Request, wrong: str = "") -> Response:
         keys=KEYS,
         annotators=agreement(made, total=session.total) if session is not None else [],
         alpha=alpha(made) if made else None,
+        left_open=len(decide(made, "majority")[1]),
         wrong=wrong,
     )
 

@@ -1,5 +1,6 @@
 """Who is in the consortium, how each node is, who asks to join, and the rosters so far."""
 
+import re
 from collections.abc import Sequence
 
 from confide.errors import StateError
@@ -33,13 +34,18 @@ def places(nodes: Sequence[pb.MemberLine]) -> list[tuple[str, list[pb.MemberLine
     return sorted(found.items())
 
 
+def _by_number(release: str) -> list[int]:
+    """So that 0.10 comes after 0.9."""
+    return [int(part) for part in re.findall(r"[0-9]{1,9}", release)]
+
+
 @router.get("/members", name="members")
 def members(request: Request) -> Response:
     look = look_of(request)
     page = look.members()
     drives, whole = look.acting.role in _DRIVERS, look.acting.role is not Role.ORGANIZATION
     nodes = [one for one in page.members if one.role == "node"]
-    releases = sorted({one.release for one in nodes if one.release})
+    newest = max((one.release for one in nodes), key=_by_number, default="")
     return console_of(request).frame.page(
         request,
         "members.html",
@@ -50,7 +56,8 @@ def members(request: Request) -> Response:
         roster_version=page.roster_version,
         ending=[one for one in page.members if 0 < one.certificate_expires_at < page.clock + CERTIFICATE_S
                 and not one.revoked_at],
-        older=[one for one in nodes if one.release and one.release != releases[-1]],
+        older=[one for one in nodes if one.release and _by_number(one.release) < _by_number(newest)],
+        newest=newest,
         away=[one for one in nodes if one.state == "offline"],
         enrolments=look.enrolments().enrolments if drives else [],
         rosters=look.rosters().rosters if whole else [],
@@ -67,3 +74,10 @@ def enrolment_file(request: Request, name: str) -> Response:
             headers = {"content-disposition": 'attachment; filename="request.json"'}
             return Response(one.request, media_type="application/json", headers=headers)
     raise StateError(f"nobody named {name[:64]!r} asks to join; the request may have been answered")
+
+
+@router.get("/members/rosters/{version}.json", name="roster_file")
+def roster_file(request: Request, version: int) -> Response:
+    """As the root signed it."""
+    headers = {"content-disposition": f'attachment; filename="roster-{version}.json"'}
+    return Response(look_of(request).signed_roster(version), media_type="application/json", headers=headers)

@@ -4,6 +4,7 @@ from confide.proto import admin_pb2 as pb
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
+from confide_server.alerts import needs
 from confide_server.console.federation.lineage import drawn
 from confide_server.console.roles import Role
 from confide_server.console.web.forms import form_of
@@ -12,6 +13,7 @@ from confide_server.console.web.pages.runs import act, new_key
 
 router = APIRouter()
 MOODS = {"created": "warn", "signed": "warn", "published": "good", "superseded": "calm", "withdrawn": "bad"}
+GATES = {"not_asked": "calm", "missing": "warn", "passed": "good", "overridden": "warn"}
 
 
 @router.get("/models", name="models")
@@ -32,10 +34,13 @@ def _page(request: Request, wrong: str = "") -> Response:
         releases=releases,
         current=[one for one in releases if one.current],
         open=[one for one in releases if one.status in {"created", "signed"}],
+        missing=[one for one in releases if one.status in {"created", "signed"} and one.gate == "missing"],
+        gates=GATES,
         finished=finished,
         unreleased=[run for run in finished if run.run_id not in released],
         drawing=drawn(look.lineage() if look.acting.role is not Role.ORGANIZATION else pb.Lineage()),
         moods=MOODS,
+        known={*needs.LIVE, *needs.ENDED, *MOODS},
         wrong=wrong,
     )
 

@@ -43,6 +43,6 @@ def overview(request: Request) -> Response:
         live=live,
         heads=heads,
         status=seen.status,
-        nodes=[one for one in members.members if one.role == "node"],
+        nodes=sorted((one for one in members.members if one.role == "node"), key=lambda one: one.state != "offline"),
         doing=run_words.doing,
     )

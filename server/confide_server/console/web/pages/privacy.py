@@ -1,5 +1,6 @@
 """What was spent: by organization and group of data sets, as signed receipts tell; and what cannot be known here."""
 
+import re
 import time
 
 from confide.proto import admin_pb2 as pb
@@ -13,13 +14,15 @@ from confide_server.console.web.looking import console_of, look_of
 
 router = APIRouter()
 MOST_RUNS = 200
+_RUN = re.compile(r"[0-9a-f]{32}")
 
 
 @router.get("/privacy", name="privacy")
-def privacy(request: Request, organization: str = "", after: int = 0) -> Response:
+def privacy(request: Request, organization: str = "", run: str = "", after: int = 0) -> Response:
     look = look_of(request)
     asked = pb.ListRunsQuery(limit=50)
-    look.ahead(ListRuns=asked, ListReceipts=pb.ListReceiptsRequest(after=max(0, after), limit=100))
+    of_run = run if _RUN.fullmatch(run) else ""
+    look.ahead(ListRuns=asked, ListReceipts=pb.ListReceiptsRequest(run_id=of_run, after=max(0, after), limit=100))
     own = look.acting.organization
     sums = sorted(look.spent_in_all(own).spent, key=lambda line: -line.epsilon_spent_at_most)
     chosen = _chosen(look, organization, sums)
@@ -35,7 +38,8 @@ def privacy(request: Request, organization: str = "", after: int = 0) -> Respons
         lines=lines[:MOST_RUNS],
         left_out=max(0, len(lines) - MOST_RUNS),
         unprotected=[run for run in look.runs(asked).runs if run.privacy_unit == "none"],
-        receipts=look.receipts(after=max(0, after)),
+        of_run=of_run,
+        receipts=look.receipts(of_run, max(0, after)),
     )
 
 

@@ -75,6 +75,7 @@ def _run_page(request: Request, run_id: str, wrong: str = "", *, plan: bool = Fa
         head=run_words.headline(detail.run, opened, working),
         grid=run_words.grid(detail.run, rounds, opened),
         opened=opened,
+        epoch=run_words.epoch(events),
         dropped=run_words.dropped(rounds),
         series=run_words.series(rounds),
         events=[(event.time, *run_words.event_words(event)) for event in list(reversed(events))[:MOST_EVENTS]],
@@ -165,5 +166,6 @@ def compare(request: Request, run: list[str] = Query(default=[])) -> Response:
     compared = [(line, run_words.series(look.rounds(line.run_id, bare=True))) for line in listed]
     metrics = sorted({name for _, columns in compared for name in columns if name != "round"})
     return console_of(request).frame.page(
-        request, "compare.html", fresh=look.freshness, compared=compared, metrics=metrics, most=MOST_COMPARED
-    )
+        request, "compare.html", fresh=look.freshness, compared=compared, metrics=metrics, most=MOST_COMPARED,
+        moods=run_words.MOODS,
+    )  # fmt: skip

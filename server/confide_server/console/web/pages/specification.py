@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from confide_server.console.web.forms import form_of
-from confide_server.console.web.looking import console_of
+from confide_server.console.web.looking import console_of, look_of
 
 router = APIRouter()
 MOST_CHARS = 100_000
@@ -62,6 +62,7 @@ def specification(request: Request, recipe: str = "fine-tune", data: str = "note
         recipe=recipe,
         data=data,
         model=model,
+        models=look_of(request).base_models(),
         checked=_checked(toml, "3"),
     )
 

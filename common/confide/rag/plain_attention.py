@@ -1,0 +1,79 @@
+"""Attention as two products with a softmax between them, for encoders in bfloat16 on a CPU.
+
+torch's fused kernel keeps the scores out of memory, which is what long texts need. On a CPU without a matrix unit it
+does not reach the speed of the plain products, which bfloat16's own instructions carry: passages of 400 tokens are
+read faster this way. Used only where nothing is hidden from anything: no mask, no order, no bias; else the fused
+kernel computes.
+
+    model.set_attn_implementation(plain_attention.NAME)
+"""
+
+import threading
+from typing import Any
+
+import torch
+
+NAME = "confide_plain"
+_MOST_SCORES = 16 * 2**20
+"""Of one call, two bytes each. More is left to the kernel that does not write them down."""
+
+
+def register() -> None:
+    """Make the name known to transformers; a second time changes nothing."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    # A mask that hides nothing comes as None, as for the fused kernel.
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """query, key, value: (B, heads, T, D). Returns (B, T, heads, D)."""
+    ordered = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    plain = (
+        attention_mask is None
+        and not ordered
+        and not dropout
+        and key.shape == query.shape
+        and query.shape[:3].numel() * key.shape[2] <= _MOST_SCORES
+        and all(others.get(name) is None for name in ("position_bias", "softcap", "s_aux", "cache"))
+    )
+    if not plain:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
+        )
+        return found
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rows, heads, length, _ = query.shape
+    query, key, value = (each.reshape(rows * heads, length, -1) for each in (query * scale, key, value))
+    scores = _scratch(rows * heads, length, query.dtype)
+    torch.bmm(query, key.transpose(1, 2), out=scores)
+    torch.softmax(scores, dim=-1, out=scores)
+    mixed = torch.bmm(scores, value).view(rows, heads, length, -1)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+_kept = threading.local()
+
+
+def _scratch(heads: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """(heads, T, T) of this thread, with anything in it: memory that is new each time costs more than the products."""
+    needed = heads * length * length
+    held: torch.Tensor | None = getattr(_kept, "scores", None)
+    if held is None or held.numel() < needed or held.dtype != dtype:
+        with torch.inference_mode(False):  # else it could be written to in inference mode alone
+            held = _kept.scores = torch.empty(needed, dtype=dtype)
+    return held[:needed].view(heads, length, length)
