@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from confide import canonical
 from confide.errors import StateError
 from confide.identity.roster import RosterStore
-from sqlalchemy import Executable, Row
+from sqlalchemy import Executable
 from sqlalchemy.orm import Session
 
 from confide_server.state import run_statements
@@ -84,7 +84,7 @@ class JournalCore:
             raise StateError(_NO_RUN.format(run_id))
         return run
 
-    def _of_run(self, statement: Executable, run_id: str) -> Row[Any]:
+    def _of_run(self, statement: Executable, run_id: str) -> Sequence[Any]:
         with self._database.reading() as session:
             found = run_statements.of_run(session, statement, run_id)
         if found is None:
