@@ -113,8 +113,8 @@ class DrivingJournal(RoundJournal):
 
     def paused(self, run_id: str) -> bool:
         """Whether the run is to rest."""
-        with self._database.reading() as session:
-            found = run_statements.of_run(session, run_statements.PAUSED_AT, run_id)
+        with self._database.looking() as connection:
+            found = run_statements.of_run(connection, run_statements.PAUSED_AT, run_id)
         return found is not None and found[0] is not None
 
     def priority(self, run_id: str) -> int:

@@ -85,8 +85,8 @@ class JournalCore:
         return run
 
     def _of_run(self, statement: Executable, run_id: str) -> Sequence[Any]:
-        with self._database.reading() as session:
-            found = run_statements.of_run(session, statement, run_id)
+        with self._database.looking() as connection:
+            found = run_statements.of_run(connection, statement, run_id)
         if found is None:
             raise StateError(_NO_RUN.format(run_id))
         return found
