@@ -104,9 +104,15 @@ class LightNode:
         query = fleet_pb2.InstructionQuery(node_id=self.node_id)
         while True:
             pulled = await self._call(PULL_PATH, query, fleet_pb2.InstructionPulled)
-            if pulled.message:
+            if not pulled.message:
+                continue
+            try:
                 message = await self._complete(pulled)
                 await self._push(Message(pack(*self._answer(*unpack(message.content))), reply_to=message))
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.FORBIDDEN:
+                    raise
+                # As for an agent: nobody waits for this answer any more.
 
     async def _complete(self, pulled: fleet_pb2.InstructionPulled) -> Message:
         tree, node = ObjectTree.FromString(pulled.tree), Node(node_id=self.node_id)
