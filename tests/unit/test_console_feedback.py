@@ -3,7 +3,10 @@
 import re
 
 from confide_server.console.roles import Role
+from confide_server.console.web.pages.feedback import annotator
+from confide_server.rlhf.adjudication import settle
 from confide_server.rlhf.preferences import Candidate, Comparison, append_line, read_lines, standing
+from confide_server.rlhf.snapshots import decide
 
 from tests.console_world import make_console, person
 
@@ -58,4 +61,51 @@ def test_administrators_see_how_far_annotators_agree_and_annotators_do_not(tmp_p
     assert "4 pairs have no majority." in page and "confide rlhf adjudicate" in page
     assert "annotator-2" not in people[0].get("/feedback").text.split("<main")[1]
     assert "alpha" not in people[0].get("/feedback").text
+    console.close()
+
+
+def disagreement(folder, *names):
+    """Three pairs, on one of which two annotators do not agree."""
+    (folder / "feedback").mkdir()
+    made = [Candidate(prompt="Why <b>?", text=f"Because {n}", model="0" * 64, seed=n) for n in range(3)]
+    for one in made:
+        append_line(folder / "feedback" / "candidates.jsonl", one)
+    pairs = [sorted((made[a].id, made[b].id)) for a, b in ((0, 1), (0, 2), (1, 2))]
+    for name, last in zip(names, ("first", "second"), strict=True):
+        for pair, choice in zip(pairs, ("first", "first", last), strict=True):
+            judged = Comparison(first=pair[0], second=pair[1], choice=choice, annotator=name)
+            append_line(folder / "feedback" / f"ratings-{name}.jsonl", judged)
+    return set(pairs[2])
+
+
+def test_somebody_who_judged_none_decides_what_annotators_left_open_and_it_is_kept_who(tmp_path):
+    console = make_console(tmp_path)
+    root, anna = person(console, Role.ADMINISTRATOR, name="root-admin"), person(console, Role.ANNOTATOR, name="anna")
+    assert "No pair waits for a decision" in root.get("/adjudication").text
+    judge = annotator(next(one for one in console.people.all() if one.name == "anna"))
+    left = disagreement(tmp_path, judge, "other")
+    page = root.get("/adjudication").text
+    assert (
+        "Decision 1 of 1" in page and "<b>?" not in page and judge not in page and "other" not in page.split("<main")[1]
+    )
+    assert set(shown(page).values()) == left
+    refused = anna.get("/adjudication")
+    assert refused.status_code == 403 and "ADJUDICATOR_JUDGED" in refused.text
+    assert anna.submit("/adjudication", page="/feedback", choice="1", **shown(page)).status_code == 403
+    assert person(console, Role.AUDITOR, name="auditor").get("/adjudication").status_code in (403, 404)
+    pair = shown(page)
+    wrong = {"first": pair["second"], "second": pair["first"]}
+    assert root.submit("/adjudication", page="/adjudication", choice="1", **wrong).status_code == 403
+    root.submit("/adjudication", page="/adjudication", choice="2", **pair)
+    assert "Done: 1 pair is decided." in root.get("/adjudication").text
+    root.submit("/adjudication/undo", page="/adjudication")
+    root.submit("/adjudication", page="/adjudication", choice="1", **shown(root.get("/adjudication").text))
+    (file,) = (tmp_path / "feedback").glob("adjudicated-*.jsonl")
+    ratings = [one for path in (tmp_path / "feedback").glob("ratings-*") for one in read_lines(path, Comparison)]
+    settled = settle(ratings, decide(ratings, "majority")[1], read_lines(file, Comparison))
+    assert settled == [(pair["first"], pair["second"])]
+    acts = [(row["person"], row["act"]) for row in console.people.acts()]
+    assert acts.count(("root-admin", "adjudicated")) == 2 and ("root-admin", "adjudication_undone") in acts
+    second = person(console, Role.ADMINISTRATOR, name="second-admin")
+    assert "No pair waits" in second.get("/adjudication").text, "a pair has one decision"
     console.close()

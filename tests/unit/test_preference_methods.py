@@ -139,6 +139,21 @@ def test_a_frozen_feature_is_the_models_own_wherever_padding_ends(
     assert all(np.linalg.norm(vector) == pytest.approx(1.0, rel=1e-5) for vector in vectors)
 
 
+def test_features_are_kept_for_the_next_run_of_the_same_base_and_for_no_other(folders: dict[str, Path]) -> None:
+    run = spec("bert", "reward", "none")
+    _, method, examples = task(folders["bert"], run, attached=True)
+    first = method._frozen.difference(examples[0])
+    again, other, _ = task(folders["bert"], run, attached=True)
+    assert other._frozen._known and np.array_equal(other._frozen.difference(examples[0]), first)
+    with torch.no_grad():
+        next(again.parameters()).mul_(2)  # as drawn from another seed
+    changed: Any = create(run, load_tokenizer(folders["bert"]))
+    changed.attach(again)
+    assert not changed._frozen._known and not np.array_equal(changed._frozen.difference(examples[0]), first)
+    _, pooled, _ = task(folders["bert"], spec("bert", "reward", "none", method={"pooling": "last"}), attached=True)
+    assert not pooled._frozen._known
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 def test_dpo_is_its_closed_form(folders: dict[str, Path], loss: str) -> None:
     run = spec("llama", "dpo", "lora", method={"preference_loss": loss, "beta": 0.3})

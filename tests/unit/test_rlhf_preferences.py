@@ -168,6 +168,13 @@ def test_private_prompts_are_refused_for_what_is_called_post_processing() -> Non
         best_of_n.check_public("private")
 
 
+def test_pairs_go_from_the_outside_of_a_ranking_to_its_middle() -> None:
+    group = [(float(5 - n), Completion("p", f"answer {n}", False)) for n in range(5)]
+    found = [(one.chosen[-1], one.rejected[-1], one.margin) for one in best_of_n.pairs([group], each=3)]
+    assert found == [("0", "4", 4.0), ("1", "3", 2.0)], "the middle one is no pair by itself"
+    assert [one.margin for one in best_of_n.pairs([group, group], each=2)] == [4.0, 4.0, 2.0, 2.0]
+
+
 def test_rules_are_names_with_arguments() -> None:
     rules = (Rule(name="regular_expression", argument="[0-9]+"), Rule(name="length", argument="4", weight=0.5))
     assert rules_reward(rules)(["", ""], ["1234", "ab"]) == [1.0, -0.25]

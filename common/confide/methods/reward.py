@@ -11,16 +11,18 @@ that it is a function of its own text to the last bit.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from confide import canonical
 from confide.errors import DataError
 from confide.methods.base import Batch, fitting, micro_batches
 from confide.methods.preference import Answer, Pair, PairEncoder, answer_rows, rows
+from confide.models.architecture import REWARD_HEAD
 from confide.runs.fields import Record
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
@@ -45,12 +47,32 @@ class Features:
         return F.normalize(pooled, dim=-1)
 
 
-class FrozenFeatures:
-    """Features of a base that does not change, each computed once. In memory only, for as long as the run is loaded."""
+def _sums(model: Any) -> list[list[str]]:
+    """What of a loaded model its hash does not say: numbers drawn, how they are rounded, and where they are."""
+    return [
+        [name, str(one.dtype), one.device.type, repr(float(one.detach().sum(dtype=torch.float64)))]
+        for name, one in [*model.named_parameters(), *model.named_buffers()]
+        if not name.startswith(REWARD_HEAD)
+    ]
 
-    def __init__(self, model: Any, pooling: str, pad: int) -> None:
+
+class FrozenFeatures:
+    """Features of a base that does not change, each computed once: in memory only.
+
+    A process keeps those of the base that it loaded last, so that a run after a run, at another epsilon for example,
+    reads no text again.
+    """
+
+    _kept: ClassVar[tuple[str, dict[bytes, NDArray[np.float32]]]] = ("", {})
+
+    def __init__(self, model: Any, pooling: str, pad: int, reads_as: str = "") -> None:
+        """reads_as: equal for models that make the same of a text; empty: for this one alone."""
         self._model, self._features, self._pad = model, Features(pooling), pad
         self._known: dict[bytes, NDArray[np.float32]] = {}
+        if reads_as and FrozenFeatures._kept[0] == reads_as:
+            self._known = FrozenFeatures._kept[1]
+        elif reads_as:
+            FrozenFeatures._kept = (reads_as, self._known)
 
     def of(self, answer: Answer) -> NDArray[np.float32]:
         """(D,) of length 1."""
@@ -83,11 +105,13 @@ class Reward:
         self._pooling = specification.method.pooling
         self._frozen_base = specification.adapter.kind == "none"
         self._frozen: FrozenFeatures | None = None
+        self._base = specification.model.sha256
 
     def attach(self, model: Any, folder: Path | None = None) -> None:
         """Keep in memory what a frozen base makes of each answer from now on; nothing where the base is trained."""
         if self._frozen_base:
-            self._frozen = FrozenFeatures(model, self._pooling, self._pad)
+            reads_as = canonical.digest([self._base, self._pooling, _sums(model)])
+            self._frozen = FrozenFeatures(model, self._pooling, self._pad, reads_as)
 
     def check_first(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """It may start anywhere."""

@@ -7,6 +7,6 @@
 - `chat_template`, `rendering`, `answering`, `pieces`, `seeds`: text in and out, and randomness from names
 - `precision`, `linear`, `attention`, `unpadded`, `frozen_prefix`, `widened`: the arithmetic of this machine; their
   kernels are `linear_kernels`, `attention_kernels` and `matrix_unit`
-- `export`, `gguf_export`, `reward_folder`, `opinions`, `model_card`, `bound`: the result as files, and whether an
-  exported file is the signed model
+- `export`, `gguf_export`, `reward_folder`, `opinions`, `model_card`, `bound`, `adapter_hash`: the result as files,
+  whether an exported file is the signed model, and the hash by which an adapter is known
 """

@@ -6,7 +6,8 @@ here, hashed as the coordinator hashed them, and everything else in the adapter 
 
     check_bound(folder, manifest, base_folder)  # after confide.sealing.manifest.verify_manifest(manifest, root, folder)
 
-Guarantee: an adapter that passes computes what the run trained, if the manifest's signatures hold.
+Guarantee: an adapter, or a whole model in float32, that passes computes what the run trained, if the manifest's
+signatures hold.
 """
 
 import json
@@ -21,9 +22,11 @@ from safetensors.torch import load_file
 from confide import canonical
 from confide.codec.tensors import model_digest
 from confide.errors import ModelError, UpdateError
+from confide.files import sha256_file
+from confide.models.architecture import load_base
 from confide.models.export import TRAINED, write_adapter
 from confide.models.store import folder_digest
-from confide.models.trainable import schema_of
+from confide.models.trainable import schema_of, trains_all
 from confide.runs.specification import Specification, parse_canonical
 
 _PREFIX = "base_model.model."
@@ -49,6 +52,39 @@ def check_bound(folder: Path, manifest: Mapping[str, Any], base_folder: Path) ->
             f"the tensors in {folder} are not the model {signed[:12]} that was signed; export the run again"
         )
     _check_rest(folder, tensors, config, trained, specification, base_folder)
+
+
+def check_whole_bound(folder: Path, manifest: Mapping[str, Any], base_folder: Path) -> None:
+    """The same of a whole model, where every parameter was trained. Raises ModelError naming what is not as it was.
+
+    Its files are those that the manifest lists. Stored in float32 its tensors are also hashed as they were signed;
+    fewer bits do not hold the trained numbers, and there the list is all that can be checked.
+    """
+    specification = parse_canonical(canonical.encode(manifest.get("specification")), "the manifest's specification")
+    found = folder_digest(base_folder)
+    if specification.model.sha256 != found:
+        raise ModelError(f"the run's base model is {specification.model.sha256[:12]}; {base_folder} holds {found[:12]}")
+    if not trains_all(specification):
+        raise ModelError(f"{folder} is a merged model; name the adapter of the same run, whose tensors were signed")
+    listed = manifest.get("files")
+    listed = listed if isinstance(listed, dict) else {}
+    files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json"}
+    odd = sorted(set(listed) ^ set(files)) or [name for name in files if sha256_file(files[name]) != listed[name]]
+    if odd:
+        raise ModelError(f"the file {odd[0]!r} in {folder} is not the one that was exported; export the run again")
+    if specification.model.dtype != "float32":
+        return
+    parameters = dict(load_base(specification, folder, torch.float32).named_parameters())
+    names = schema_of(specification, base_folder).names
+    missing = [name for name in names if name not in parameters]
+    if missing:
+        raise ModelError(f"the model in {folder} lacks {missing[0]!r}, which the run trained; export the run again")
+    trained = {name: parameters[name].detach() for name in names}
+    signed = str(manifest.get("model_sha256"))
+    if model_digest(_encoded(trained, specification, base_folder)).hex() != signed:
+        raise ModelError(
+            f"the tensors in {folder} are not the model {signed[:12]} that was signed; export the run again"
+        )
 
 
 def _trained(

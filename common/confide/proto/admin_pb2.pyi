@@ -1148,18 +1148,20 @@ class ReleaseSignature(_message.Message):
     def __init__(self, administrator: _Optional[str] = ..., signature: _Optional[bytes] = ..., at: _Optional[float] = ...) -> None: ...
 
 class CreateReleaseRequest(_message.Message):
-    __slots__ = ("idempotency_key", "name", "run_id", "round", "notes")
+    __slots__ = ("idempotency_key", "name", "run_id", "round", "notes", "aligned")
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    ALIGNED_FIELD_NUMBER: _ClassVar[int]
     idempotency_key: str
     name: str
     run_id: str
     round: int
     notes: str
-    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., notes: _Optional[str] = ...) -> None: ...
+    aligned: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., name: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., notes: _Optional[str] = ..., aligned: _Optional[bytes] = ...) -> None: ...
 
 class SignReleaseRequest(_message.Message):
     __slots__ = ("idempotency_key", "name", "number", "administrator", "signature")

@@ -29,6 +29,11 @@ class ModelCalls(AdminCalls):
         )
         return self._ask(self._admin.CreateRelease, request, pb.Release)
 
+    def create_aligned_release(self, name: str, aligned: bytes, notes: str = "", *, key: str = "") -> pb.Release:
+        """The same of an adapter that was optimised centrally. aligned: its document, as `rlhf train` wrote it."""
+        request = pb.CreateReleaseRequest(name=name, aligned=aligned, notes=notes, idempotency_key=key or new_key())
+        return self._ask(self._admin.CreateRelease, request, pb.Release)
+
     def sign_release(self, release: pb.Release, identity: SigningKey, *, key: str = "") -> pb.Release:
         """Sign a release's document as this administrator. Raises IdentityError when it says something else.
 

@@ -194,13 +194,16 @@ class ControlClient:
     def _first_answer(self, request: pb.HelloRequest) -> pb.HelloReply:
         """A connection that breaks while it is being set up is set up again: what is just starting, or was held up for
         longer than a handshake may take, looks at first like who does not accept our certificate."""
-        hello: Callable[[pb.HelloRequest], pb.HelloReply] = lambda asked: self._call(self._stub.Hello, asked)  # noqa: E731
         for _ in range(GREETINGS - 1):
             try:
-                return hello(request)
+                return self._hello(request)
             except ConnectionBroken:
                 time.sleep(BETWEEN_GREETINGS_S)
-        return hello(request)
+        return self._hello(request)
+
+    def _hello(self, request: pb.HelloRequest) -> pb.HelloReply:
+        reply: pb.HelloReply = self._call(self._stub.Hello, request)
+        return reply
 
     def _newest(self, reply: pb.HelloReply) -> Roster:
         if self._roster is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from confide.errors import StateError
+from confide.errors import ModelError, StateError
 from confide.proto import admin_pb2 as pb
 from confide.text import paragraph
 from confide.transport.admin import AdminClient, check_document
@@ -20,6 +20,7 @@ from rich.table import Table
 from confide_server.admin_cli.papers import load_member
 from confide_server.admin_cli.run_options import Admin, AsJson, Coordinator, console, resolve
 from confide_server.admin_cli.run_view import plain
+from confide_server.state.release_subject import FILE_NAME, read_aligned
 
 app = typer.Typer(no_args_is_help=True, help="Releases: name a run's model, sign, publish, roll back.")
 Name = Annotated[str, typer.Argument(help="The release's name, for example support.")]
@@ -45,7 +46,7 @@ def list_releases(
         signed = ", ".join(signature.administrator for signature in one.signatures)
         model = one.model_sha256[:16]
         cells = (
-            f"{one.name}/{one.number}", one.status, one.run_id[:8], str(one.round), model, signed,
+            f"{one.name}/{one.number}", one.status, one.run_id[:8] or "aligned", str(one.round or ""), model, signed,
             one.gate.replace("_", " "),
         )  # fmt: skip
         table.add_row(*map(plain, cells))
@@ -58,13 +59,23 @@ def create(
     admin: Admin,
     run: Annotated[str, typer.Option("--run", help="Run id or its beginning; default: the newest run.")] = "",
     round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
+    aligned: Annotated[
+        Path | None, typer.Option(help="In place of a run: the folder of `confide rlhf train`.", file_okay=False)
+    ] = None,
     notes: Annotated[str, typer.Option(help="What people should know of it; signed with it.")] = "",
     coordinator: Coordinator = "",
 ) -> None:
-    """Name the model of a run's round. It counts once administrators have signed it."""
+    """Name the model of a run's round, or an adapter of `confide rlhf train`. It counts once administrators signed."""
+    if aligned is not None and (run or round):
+        raise typer.BadParameter("a release is of a run's round or of an aligned adapter; name one of the two")
+    document = None if aligned is None else _aligned(aligned)
     with AdminClient.of_member(load_member(admin), coordinator) as client:
-        made = client.create_release(name, resolve(client, run), round, notes)
-    console.print(plain(f"release {made.name}/{made.number}: round {made.round} of run {made.run_id}"), soft_wrap=True)
+        if document is None:
+            made = client.create_release(name, resolve(client, run), round, notes)
+        else:
+            made = client.create_aligned_release(name, document, notes)
+    what = f"round {made.round} of run {made.run_id}" if made.run_id else f"the adapter {made.model_sha256}"
+    console.print(plain(f"release {made.name}/{made.number}: {what}"), soft_wrap=True)
     console.print(plain(f"next: confide release sign {made.name} {made.number}"))
 
 
@@ -148,6 +159,20 @@ def roll_back(
     with AdminClient.of_member(load_member(admin), coordinator) as client:
         client.roll_back_release(name, number, reason)
     console.print(plain(f"{name} stands for release {number} again"))
+
+
+def _aligned(folder: Path) -> bytes:
+    """The document of the folder's adapter. Raises ModelError when the adapter is another than it names."""
+    from confide.models.adapter_hash import content_hash
+
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no {FILE_NAME}; name the folder that `confide rlhf train --out` wrote")
+    data = path.read_bytes()
+    named, found = read_aligned(data).adapter_sha256, content_hash(folder / "adapter")
+    if named != found:
+        raise ModelError(f"{path} is of the adapter {named[:16]}, and {found[:16]} is there; train again")
+    return data
 
 
 def _found(client: AdminClient, name: str, number: int) -> pb.Release:

@@ -77,6 +77,10 @@ RULES: Mapping[str, Rule] = {
     "feedback": Rule(_ANNOTATORS),
     "feedback_judge": Rule(_ANNOTATORS),
     "feedback_undo": Rule(_ANNOTATORS),
+    # their disagreements: who judged one of these answers is refused by the page
+    "adjudication": Rule(_ANNOTATORS),
+    "adjudication_decide": Rule(_ANNOTATORS),
+    "adjudication_undo": Rule(_ANNOTATORS),
     # documents: the library decides again, by the organization of the account
     "knowledge": Rule(_READERS),
     "knowledge_collection": Rule(_READERS),

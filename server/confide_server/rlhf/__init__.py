@@ -4,8 +4,9 @@ release. Preferences themselves may stay at the nodes: methods "reward" and "dpo
     candidates -> annotating -> preferences -> snapshots -> central_reward -> reward_model
     adjudication (pairs that annotators left open) -> snapshots
     documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
+    prompted (prompts that are read once for many answers) -> policy
     opinions_of_nodes (what nodes are asked of public answers, and said): to preferences, and to the gate
-    gate_subject (which run's model a folder holds) -> evidence -> release_evidence (whether it lets a release pass)
+    gate_subject (which model a folder holds) -> evidence -> release_evidence (whether it lets a release pass)
 """
 
 # What `confide --help` says of each without importing it: the first paragraph of its own help.

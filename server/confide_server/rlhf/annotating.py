@@ -69,6 +69,7 @@ class Session:
         self._clock = clock
         self._made = standing(read_lines(file, Comparison)) if file.exists() else []
         self._shown_at = clock()
+        self._shown: Task | None = None
 
     @property
     def done(self) -> int:
@@ -83,11 +84,10 @@ class Session:
     def next(self) -> Task | None:
         """The first pair that is not judged; None when all are."""
         judged = {one.pair for one in self._made}
-        self._shown_at = self._clock()
-        for task in self._tasks:
-            if pair_of(task) not in judged:
-                return task
-        return None
+        task = next((task for task in self._tasks if pair_of(task) not in judged), None)
+        if task is not self._shown:  # asked again, the same pair has been before its reader all the while
+            self._shown, self._shown_at = task, self._clock()
+        return task
 
     def judge(self, task: Task, choice: Choice, reason: str = "") -> None:
         """Durable when it returns."""

@@ -52,14 +52,18 @@ def ranked(groups: Sequence[Sequence[Completion]], reward: Scorer) -> list[list[
     return [sorted(group, key=lambda one: (bool(one[1].text), one[0]), reverse=True) for group in made]
 
 
-def pairs(ranking: Sequence[Sequence[tuple[float, Completion]]], *, least_margin: float = 0.0) -> list[SyntheticPair]:
-    """One pair a prompt: best against worst. Equal answers and margins of `least_margin` or less make none.
+def pairs(
+    ranking: Sequence[Sequence[tuple[float, Completion]]], *, each: int = 1, least_margin: float = 0.0
+) -> list[SyntheticPair]:
+    """`each` pairs a prompt: best against worst, second best against second worst, and so on to the middle.
 
-    Raises DataError REWARDS_EQUAL when no prompt gives a pair: there is nothing to learn from.
+    Equal answers and margins of `least_margin` or less make none. Raises DataError REWARDS_EQUAL when no prompt gives a
+    pair: there is nothing to learn from.
     """
     made = []
-    for group in ranking:
-        (high, best), (low, worst) = group[0], group[-1]
+    places = [(group, place) for place in range(each) for group in ranking if 2 * place + 1 < len(group)]
+    for group, place in places:
+        (high, best), (low, worst) = group[place], group[-1 - place]
         if best.text and best.text != worst.text and high - low > least_margin:
             made.append(SyntheticPair(best.prompt, best.text, worst.text, high - low))
     if not made:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from confide.errors import DataError, StateError
@@ -13,6 +13,11 @@ from confide.files import private_folder, sha256_file, write_atomic
 from confide.text import line
 
 from confide_server.rlhf import annotation_commands, feedback_commands, upload_commands
+from confide_server.state.release_subject import FILE_NAME, AlignedModel
+
+if TYPE_CHECKING:
+    from confide_server.rlhf.documents import RlhfSpecification
+    from confide_server.rlhf.trl_adapter import Trained
 
 app = typer.Typer(no_args_is_help=True, help="Preferences, reward models, and policies that are optimised for them.")
 
@@ -187,10 +192,22 @@ def train(
     }  # fmt: skip
     write_atomic(out / "lineage.json", json.dumps(lineage, indent=1).encode())
     write_atomic(out / "metrics.json", json.dumps(trained.history, indent=1).encode())
+    write_atomic(out / FILE_NAME, _aligned_model(specification, trained).to_bytes())
     typer.echo(f"{trained.steps} steps; adapter in {trained.adapter}")
     if trained.stopped is not None:
         typer.echo(line(trained.detail), err=True)
         raise typer.Exit(4)
+
+
+def _aligned_model(specification: "RlhfSpecification", trained: "Trained") -> AlignedModel:
+    """What a release of the adapter names."""
+    from confide.models.adapter_hash import content_hash
+
+    return AlignedModel(
+        version=1, adapter_sha256=content_hash(trained.adapter), base_sha256=specification.base.sha256,
+        specification=specification.model_dump(mode="json"), specification_sha256=specification.digest,
+        steps=trained.steps, stopped=trained.stopped.value if trained.stopped else "",
+    )  # fmt: skip
 
 
 def _same_run(out: Path, digest: str) -> None:
@@ -203,14 +220,16 @@ def _same_run(out: Path, digest: str) -> None:
 
 @app.command()
 def evaluate(
-    candidate: Annotated[Path, typer.Argument(help="The candidate's adapter.", exists=True, file_okay=False)],
+    candidate: Annotated[
+        Path, typer.Argument(help="The candidate: an adapter, or a whole model.", exists=True, file_okay=False)
+    ],
     base: Base,
     prompts: Annotated[Path, typer.Option(help="Gate prompts, one a line.", exists=True, dir_okay=False)],
     reward_model: Annotated[
         Path, typer.Option(help="The judge: a reward model's folder.", exists=True, file_okay=False)
     ],
     reward_base: Annotated[Path | None, typer.Option(help="The judge's base, if it is another.")] = None,
-    against: Annotated[Path | None, typer.Option(help="The baseline's adapter; default: the base alone.")] = None,
+    against: Annotated[Path | None, typer.Option(help="The baseline, likewise; default: the base alone.")] = None,
     trained_on: Annotated[
         Path | None, typer.Option(help="Training prompts, which must be others.", exists=True)
     ] = None,
@@ -234,7 +253,7 @@ def evaluate(
     from confide.models.store import folder_digest
 
     from confide_server.rlhf import gate, gate_subject, page
-    from confide_server.rlhf.candidates import adapter_digest, prompt_set
+    from confide_server.rlhf.candidates import prompt_set
     from confide_server.rlhf.opinions_of_nodes import check_subject, read_opinions
     from confide_server.rlhf.policy import Policy, Sampling
     from confide_server.rlhf.reward_model import RewardModel
@@ -245,7 +264,11 @@ def evaluate(
     judged_on = reward_base or base
     judge = gate.RewardJudge(RewardModel(reward_model, judged_on, folder_digest(judged_on)))
     sampling = Sampling(max_new_tokens=max_new_tokens, seed=seed)
-    models = [Policy(base, adapter=candidate), Policy(base, adapter=against)]
+    models = [
+        Policy(folder) if folder is not None and gate_subject.is_whole(folder) else Policy(base, adapter=folder)
+        for folder in (candidate, against)
+    ]
+    gate.check_same_tokens(models[0].tokenizer, models[1].tokenizer)
     sides = [
         [[one.text for one in group] for group in model.sample(asked, count=count, sampling=sampling)]
         for model in models
@@ -261,7 +284,8 @@ def evaluate(
     said_by_nodes = read_opinions(opinions) if opinions is not None else None
     verdict = gate.decide(figures, thresholds, said_by_nodes=said_by_nodes)
     lineage: dict[str, Any] = {
-        "base": folder_digest(base), "candidate": adapter_digest(candidate), "baseline": adapter_digest(against),
+        "base": folder_digest(base), "candidate": gate_subject.digest_of(candidate),
+        "baseline": gate_subject.digest_of(against),
         "judge": sha256_file(reward_model / "reward_head.safetensors"), "prompts": digest,
     }  # fmt: skip
     released = gate_subject.released(candidate, against, base)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.identity.keys import SigningKey
 from confide.identity.signed import open_document, sign_document
 from numpy.typing import NDArray
@@ -94,6 +94,15 @@ def check_no_leak(training: Sequence[str], gate: Sequence[str]) -> None:
         raise DataError(
             f"PROMPTS_LEAK: {len(shared)} of {len(set(map(_plain, gate)))} gate prompts are in the training set too; "
             "take them out of one of the two"
+        )
+
+
+def check_same_tokens(one: Any, other: Any) -> None:
+    """Raise ModelError for two tokenizers: how likely an answer is would be counted over different tokens."""
+    if one.get_vocab() != other.get_vocab() or one.chat_template != other.chat_template:
+        raise ModelError(
+            "candidate and baseline have different tokenizers, so that neither their distance nor their perplexity can "
+            "be compared; evaluate models of one base"
         )
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from confide.errors import DataError
-from confide.methods.preference import PairEncoder, answer_rows
+from confide.methods.preference import Answer, PairEncoder, answer_rows
 from confide.models.architecture import load_tokenizer
 
-_ROWS_AT_ONCE = 16
+from confide_server.rlhf.prompted import read_prompts, write
+
+_ROWS_AT_ONCE = 32
 """Of log-probabilities, whose logits of every token are in memory at once."""
 _ANSWERS_AT_ONCE = 64
 """Of generation, where each step reads all weights once, whatever the number of rows."""
@@ -71,34 +73,26 @@ class Policy:
         if not prompts or any(not prompt.strip() for prompt in prompts):
             raise DataError("there is no prompt, or an empty one; give each some text")
         torch.manual_seed(sampling.seed)
-        rows = [(number, self._prompt(prompt)) for number, prompt in enumerate(prompts) for _ in range(count)]
-        found: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(rows), _ANSWERS_AT_ONCE):
-            part = rows[start : start + _ANSWERS_AT_ONCE]
-            for (number, _), completion in zip(part, self._generate([ids for _, ids in part], sampling), strict=True):
-                found[number].append(Completion(prompts[number], *completion))
+        found: list[list[Completion]] = []
+        at_once = max(1, _ANSWERS_AT_ONCE // count)
+        for start in range(0, len(prompts), at_once):
+            part = prompts[start : start + at_once]
+            texts = iter(self._generate([self._prompt(prompt) for prompt in part], count, sampling))
+            found += [[Completion(prompt, *next(texts)) for _ in range(count)] for prompt in part]
         return found
 
-    def _generate(self, rows: list[list[int]], sampling: Sampling) -> list[tuple[str, bool]]:
+    def _generate(self, prompts: list[list[int]], count: int, sampling: Sampling) -> list[tuple[str, bool]]:
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        width = max(map(len, rows))
-        # On the left, so that all go on from the last column.
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        drawn: dict[str, float | bool] = {"do_sample": sampling.temperature > 0}
-        if sampling.temperature > 0:
-            drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         with torch.no_grad():
-            out = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens, pad_token_id=pad,
-                eos_token_id=end, use_cache=True, **drawn,
+            rows = read_prompts(self.model, prompts, pad)
+            rows.spread([number for number in range(len(prompts)) for _ in range(count)])
+            written = write(
+                self.model, rows, most=sampling.max_new_tokens, end=end, temperature=sampling.temperature,
+                top_p=sampling.top_p,
             )  # fmt: skip
-        made = []
-        for row in out[:, width:].tolist():
-            ended = end in row
-            kept = row[: row.index(end)] if ended else row
-            made.append((self.tokenizer.decode(kept, skip_special_tokens=True).strip(), not ended))
-        return made
+        return [
+            (self.tokenizer.decode(row, skip_special_tokens=True).strip(), not row or row[-1] != end) for row in written
+        ]
 
     def log_probabilities(self, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
         """float64 (N,): summed over each answer's tokens, the end token among them."""
@@ -106,17 +100,24 @@ class Policy:
             self._encoder.answer([{"role": "user", "content": prompt}], answer)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        parts = []
+        parts = [torch.zeros(0, dtype=torch.float64)]
         with torch.no_grad():
             for start in range(0, len(encoded), _ROWS_AT_ONCE):
-                inputs = answer_rows(encoded[start : start + _ROWS_AT_ONCE], self.tokenizer.pad_token_id)
-                mask = inputs["answer_mask"]
-                # Of the vocabulary's scores only those before answer tokens: they are most of the work and the memory.
-                kept = min(mask.shape[1], mask.shape[1] - int(mask.int().argmax(dim=1).min()) + 1)
-                logits = self.model(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=kept
-                ).logits[:, :-1]
-                chosen = logits.gather(2, inputs["input_ids"][:, 1 - kept :, None])[:, :, 0]
-                log_p = (chosen - torch.logsumexp(logits, dim=-1)).double()
-                parts.append((log_p * mask[:, 1 - kept :]).sum(dim=1))
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+                parts.append(self._likely(encoded[start : start + _ROWS_AT_ONCE]))
+        return torch.cat(parts)
+
+    def _likely(self, answers: Sequence[Answer]) -> torch.Tensor:
+        """float64 (N,). Without a prompt the first token has nothing to follow from, and does not count."""
+        starts = [max(1, one.start) for one in answers]
+        prompts = [tuple(one.ids[:start].tolist()) for one, start in zip(answers, starts, strict=True)]
+        places = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        pad = self.tokenizer.pad_token_id
+        rows = read_prompts(self.model, list(places), pad)
+        rows.spread([places[prompt] for prompt in prompts])
+        after = answer_rows([Answer(one.ids[start:], 0) for one, start in zip(answers, starts, strict=True)], pad)
+        ids, mask, first = after["input_ids"], after["answer_mask"], rows.last[:, None]
+        # What is padding comes after everything that counts, so nothing that counts sees it.
+        rest = rows.forward(self.model, ids[:, :-1]) if ids.shape[1] > 1 else first[:, :0]
+        logits = torch.cat([first, rest], dim=1)[:, : ids.shape[1]]
+        log_p = logits.gather(2, ids[:, :, None])[:, :, 0] - torch.logsumexp(logits, dim=-1)
+        return (log_p.double() * mask).sum(dim=1)

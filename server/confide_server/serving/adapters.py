@@ -10,13 +10,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide import canonical
 from confide.errors import ModelError
-from confide.files import private_folder, sha256_file
+from confide.files import private_folder
+from confide.models.adapter_hash import content_hash
 from confide.models.store import folder_digest
-
-_DECIDING = ("adapter_config.json", "adapter_model.safetensors")
-_MOST_BYTES = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -108,18 +105,6 @@ class AdapterStore:
         run_id = verify_manifest(manifest, root, folder).run_id
         check_bound(folder, manifest, self._base_folder)
         return run_id
-
-
-def content_hash(folder: Path) -> str:
-    """SHA-256 over what decides an adapter's answers: its configuration and its tensors."""
-    missing = [name for name in _DECIDING if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(f"{folder} holds no {missing[0]}; name a folder that `confide run export` wrote")
-    size = sum((folder / name).stat().st_size for name in _DECIDING)
-    if size > _MOST_BYTES:
-        raise ModelError(f"the adapter in {folder} has {size} bytes; at most {_MOST_BYTES} are served")
-    hashes = [[name, sha256_file(folder / name)] for name in _DECIDING]
-    return canonical.digest(["confide/v1/adapter", hashes])
 
 
 def _manifest(folder: Path) -> dict[str, object]:

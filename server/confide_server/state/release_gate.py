@@ -177,8 +177,10 @@ class ReleaseGate:
         return [one.administrator for one in rows if one.administrator in active]
 
 
-def gate_asked(session: Session, rule: GateRule, run_id: str) -> bool:
-    """Whether this rule asks for evidence of this run's models."""
+def gate_asked(session: Session, rule: GateRule, run_id: str | None) -> bool:
+    """Whether this rule asks for evidence of this run's models. None: of an adapter that was optimised centrally."""
+    if run_id is None:
+        return rule is not GateRule.OFF
     run = session.get(Run, run_id)
     if rule is GateRule.OFF or run is None or _method(run) not in ANSWERING:
         return False
@@ -224,5 +226,6 @@ def _bound(session: Session, row: ReleaseRow) -> Bound:
 
 
 def _audit(session: Session, event: str, row: ReleaseRow, by: str, **more: str) -> None:
-    said = {"event": event, "release": f"{row.name}/{row.number}", "sha256": row.sha256, "run_id": row.run_id, "by": by}
+    said = {"event": event, "release": f"{row.name}/{row.number}", "sha256": row.sha256, "by": by}
+    said["run_id"] = row.run_id or ""
     append_audit(session, said | more)

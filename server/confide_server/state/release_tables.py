@@ -19,7 +19,8 @@ class ReleaseRow(Base):
     """created | signed | published | superseded | withdrawn"""
     document: Mapped[bytes] = mapped_column(LargeBinary)
     sha256: Mapped[str] = mapped_column(String(64))
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    """None: of a model that no run made (release_subject)."""
     round: Mapped[int] = mapped_column(Integer)
     created_by: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float)

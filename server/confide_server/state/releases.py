@@ -11,7 +11,7 @@ Where the roster's rules ask for it, only past the gate (confide_server.state.re
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from confide_server.state.database import Checkpoint, Database, Run, append_audit
 from confide_server.state.release_gate import GateStand, ReleaseGate
+from confide_server.state.release_subject import AlignedModel, read_aligned
 from confide_server.state.release_tables import ReleaseRow, ReleaseSignatureRow
 
 VERSION = 1
@@ -42,6 +43,7 @@ class Release:
     document: bytes
     sha256: str
     run_id: str
+    """"": of a model that no run made."""
     round: int
     created_by: str
     created_at: float
@@ -76,6 +78,17 @@ class Releases:
 
         Raises SpecificationError for a name or notes that cannot be, StateError for a run without that round.
         """
+        return self._create(name, notes, by, lambda session: _of_run(session, run_id, round))
+
+    def create_aligned(self, name: str, aligned: bytes, notes: str, by: str) -> Release:
+        """A new release of an adapter that was optimised centrally; its document names how. Else as `create`.
+
+        Raises IdentityError or SpecificationError as release_subject.read_aligned.
+        """
+        model = read_aligned(aligned)
+        return self._create(name, notes, by, lambda session: _of_aligned(model))
+
+    def _create(self, name: str, notes: str, by: str, subject_of: Callable[[Session], Mapping[str, Any]]) -> Release:
         if not _NAME.fullmatch(name):
             raise SpecificationError(
                 f"{name[:70]!r} is no release's name: lower-case letters, digits, dot, dash and underscore, at most 64"
@@ -85,7 +98,7 @@ class Releases:
         with self._database.transaction() as session:
             newest = session.scalar(select(func.max(ReleaseRow.number)).where(ReleaseRow.name == name)) or 0
             before = session.get(ReleaseRow, (name, newest)) if newest else None
-            document = _document(session, name, newest + 1, run_id, round, notes, before)
+            document = _document(name, newest + 1, subject_of(session), notes, before)
             if before is not None and _same(json.loads(before.document), document):
                 return self._told(session, before)
             row = ReleaseRow(
@@ -94,7 +107,7 @@ class Releases:
                 status="created",
                 document=canonical.encode(document),
                 sha256=canonical.digest(document),
-                run_id=run_id,
+                run_id=document["run_id"] or None,
                 round=document["round"],
                 created_by=by,
                 created_at=time.time(),
@@ -215,7 +228,7 @@ class Releases:
             status=row.status,
             document=row.document,
             sha256=row.sha256,
-            run_id=row.run_id,
+            run_id=row.run_id or "",
             round=row.round,
             created_by=row.created_by,
             created_at=row.created_at,
@@ -232,8 +245,30 @@ def _same(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _document(
-    session: Session, name: str, number: int, run_id: str, round: int, notes: str, before: ReleaseRow | None
+    name: str, number: int, subject: Mapping[str, Any], notes: str, before: ReleaseRow | None
 ) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "name": name,
+        "number": number,
+        **subject,
+        "previous": before.sha256 if before is not None else "",
+        "notes": notes,
+    }
+
+
+def _of_aligned(model: AlignedModel) -> dict[str, Any]:
+    return {
+        "run_id": "",
+        "round": 0,
+        "model_sha256": model.adapter_sha256,
+        "specification_sha256": model.specification_sha256,
+        "base_model_sha256": model.base_sha256,
+        "aligned": model.model_dump(mode="json"),
+    }
+
+
+def _of_run(session: Session, run_id: str, round: int) -> dict[str, Any]:
     run = session.get(Run, run_id)
     if run is None or run.deleted_at is not None:
         raise StateError(f"there is no run {run_id}; `confide run list` shows which there are")
@@ -242,16 +277,11 @@ def _document(
         raise StateError(f"run {run_id} has committed {run.round} rounds; there is no round {round or 1} to release")
     specification = parse_canonical(run.specification)
     return {
-        "version": VERSION,
-        "name": name,
-        "number": number,
         "run_id": run_id,
         "round": checkpoint.round,
         "model_sha256": checkpoint.model_sha256.hex(),
         "specification_sha256": specification.digest,
         "base_model_sha256": specification.model.sha256,
-        "previous": before.sha256 if before is not None else "",
-        "notes": notes,
     }
 
 
@@ -263,5 +293,6 @@ def _row(session: Session, name: str, number: int) -> ReleaseRow:
 
 
 def _audit(session: Session, event: str, row: ReleaseRow, by: str, **more: Any) -> None:
-    said = {"event": event, "release": f"{row.name}/{row.number}", "sha256": row.sha256, "run_id": row.run_id, "by": by}
+    said = {"event": event, "release": f"{row.name}/{row.number}", "sha256": row.sha256, "by": by}
+    said["run_id"] = row.run_id or ""
     append_audit(session, said | more)

@@ -4,6 +4,7 @@ SmolLM2-135M on llamafactory's dpo_en_demo, whose chosen answers are no longer t
 pairs and short texts, so that it fits into minutes on two cores: what is compared is the two arms, not a good model.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from confide.methods.reference import FILE_NAME
 from confide.models.store import folder_digest
 from confide.models.trainable import initial_state, load_trainable
 from confide.proto import fleet_pb2
@@ -43,9 +45,14 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
     held = [records[i] for i in order[:HELD_OUT]]
     rest = [records[i] for i in order[HELD_OUT : HELD_OUT + NODES * EACH]]
     margins = {}
-    for name, shards in (("federated", [rest[n * EACH : (n + 1) * EACH] for n in range(NODES)]), ("central", [rest])):
-        say(f"DPO, {name}: {ROUNDS} rounds")
-        margins[name] = _trained(base, shards, held, steps=STEPS * NODES // len(shards))
+    with tempfile.TemporaryDirectory() as work:
+        arms = (("federated", [rest[n * EACH : (n + 1) * EACH] for n in range(NODES)]), ("central", [rest]))
+        for name, shards in arms:
+            say(f"DPO, {name}: {ROUNDS} rounds")
+            folder = _folder(work, name)
+            margins[name] = _trained(base, shards, held, folder, steps=STEPS * NODES // len(shards))
+            # Both arms have one reference and the same pairs: what it makes of them is computed once.
+            shutil.copy(folder / "0" / FILE_NAME, work)
     difference = (margins["federated"] > 0).astype(float) - (margins["central"] > 0)
     half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
     return {
@@ -72,24 +79,26 @@ def _specification(sha256: str, steps: int) -> Specification:
     )  # fmt: skip
 
 
-def _trained(base: Path, shards: Sequence[Pairs], held: Pairs, *, steps: int) -> NDArray[np.float64]:
+def _trained(base: Path, shards: Sequence[Pairs], held: Pairs, work: Path, *, steps: int) -> NDArray[np.float64]:
     """(held-out pairs,): by how much more the chosen answer gained than the rejected one, in nats."""
     specification = _specification(folder_digest(base), steps)
-    with tempfile.TemporaryDirectory() as name:
-        first = LocalTrainer(specification, base, node="node-0", folder=_folder(name, 0))
-        trainers = [first, *(first.for_node(f"node-{n}", _folder(name, n)) for n in range(1, len(shards)))]
-        data = [Shard(shard) for shard in shards]
-        model = first.schema.flatten(initial_state(specification, base))
-        outer = OuterStep(specification.federation.outer, b"")
-        for number in range(1, ROUNDS + 1):
-            slot = fleet_pb2.SlotOpen(slot=number, round=number, attempt=1)
-            updates = [one.contribute(model, shard, slot).update for one, shard in zip(trainers, data, strict=True)]
-            model = outer.apply(model, np.sum(updates, axis=0), float(len(updates)))
-        return _margins(first, model, held)
+    folders = [_folder(work, number) for number in range(len(shards))]
+    if (known := work.parent / FILE_NAME).exists():
+        shutil.copy(known, folders[0])
+    first = LocalTrainer(specification, base, node="node-0", folder=folders[0])
+    trainers = [first, *(first.for_node(f"node-{folder.name}", folder) for folder in folders[1:])]
+    data = [Shard(shard) for shard in shards]
+    model = first.schema.flatten(initial_state(specification, base))
+    outer = OuterStep(specification.federation.outer, b"")
+    for number in range(1, ROUNDS + 1):
+        slot = fleet_pb2.SlotOpen(slot=number, round=number, attempt=1)
+        updates = [one.contribute(model, shard, slot).update for one, shard in zip(trainers, data, strict=True)]
+        model = outer.apply(model, np.sum(updates, axis=0), float(len(updates)))
+    return _margins(first, model, held)
 
 
-def _folder(parent: str, number: int) -> Path:
-    folder = Path(parent) / str(number)
+def _folder(parent: str | Path, name: str | int) -> Path:
+    folder = Path(parent) / str(name)
     folder.mkdir(mode=0o700)
     return folder
 
@@ -104,4 +113,5 @@ def _margins(trainer: LocalTrainer, model: NDArray[np.float32], held: Pairs) -> 
         for start in range(0, len(examples), BATCH):
             batch = method.collate(examples[start : start + BATCH], seed=0)
             found.append(method.margins(trainer.model, batch).double())
+    method.finish()
     return np.asarray(torch.cat(found).numpy(), dtype=np.float64)

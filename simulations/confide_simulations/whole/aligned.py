@@ -10,11 +10,11 @@ import numpy as np
 from confide import canonical
 from confide.identity.member import LocalMember
 from confide.identity.submission import sign_release, verify_release
+from confide.models.adapter_hash import content_hash
 from confide.models.export import write_adapter
 from confide.models.store import folder_digest
 from confide.models.trainable import schema_of
 from confide_server.rlhf.reward_model import FeatureReader
-from confide_server.serving.adapters import content_hash
 
 from confide_simulations.rlhf import comparisons, heads
 from confide_simulations.rlhf import job as reward_job

@@ -30,6 +30,7 @@ from confide_server.console.web.access import SignInNeeded, admitted
 from confide_server.console.web.frame import Frame
 from confide_server.console.web.pages import (
     account,
+    adjudication,
     api,
     audit,
     feedback,
@@ -65,6 +66,7 @@ PAGES = (
     models,
     audit,
     feedback,
+    adjudication,
     knowledge,
     live,
     api,
@@ -110,6 +112,7 @@ class Console:
             None if settings.provider is None else OpenId(settings.provider, self.address + provider.CALLBACK)
         )
         self.feedback = feedback.Feedback(folder / "feedback")
+        self.adjudication = adjudication.Adjudication(folder / "feedback")
         self.knowledge = _reading_room(settings.knowledge)
         self.assets = Assets()
         self.frame = Frame(self.assets.address)

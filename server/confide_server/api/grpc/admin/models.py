@@ -44,8 +44,12 @@ class ModelMethods:
 
     def create_release(self, caller: Caller, request: pb.CreateReleaseRequest) -> pb.Release:
         """A document that administrators sign."""
-        run_id = checked_run_id(request.run_id)
         notes = paragraph(request.notes)
+        if request.aligned:
+            if request.run_id or request.round:
+                raise TransportError("a release is of a run's round or of an aligned adapter; name one of the two")
+            return self._told(self._releases.create_aligned(request.name, request.aligned, notes, caller.by))
+        run_id = checked_run_id(request.run_id)
         return self._told(self._releases.create(request.name, run_id, request.round, notes, caller.by))
 
     def sign_release(self, caller: Caller, request: pb.SignReleaseRequest) -> pb.Release:
