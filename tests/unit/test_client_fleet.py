@@ -61,7 +61,7 @@ def test_a_node_killed_before_it_noted_its_number_takes_its_place_once_it_is_sil
     monkeypatch.setattr(routes, "SILENT_S", 1e9)
     with pytest.raises(IdentityError, match="active from elsewhere"):
         FleetLink(settings)
-    monkeypatch.setattr(routes, "SILENT_S", 0.0)
+    monkeypatch.setattr(routes, "SILENT_S", -1e9)
     with FleetLink(settings) as link:
         assert link.node_id == crashed.node_id
         assert link.receive() is None

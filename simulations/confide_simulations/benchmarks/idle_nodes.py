@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,7 +126,7 @@ def light_nodes(place: Place, fleet_port: int) -> Iterator[tuple[psutil.Process,
         log.close()
 
 
-def measure(nodes: int, *, window_s: float, rounds: int) -> dict[str, Any]:
+def measure(nodes: int, *, window_s: float, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """One coordinator with so many light nodes: idle for `window_s`, then a run of empty rounds."""
     with tempfile.TemporaryDirectory(prefix="confide-bench-") as name, ProcessGroup(forked=False) as processes:
         place = Place.make(Path(name), nodes)
@@ -145,6 +145,7 @@ def measure(nodes: int, *, window_s: float, rounds: int) -> dict[str, Any]:
                 **_idle(coordinator, light, window_s),
             }
             row["memory_mib_per_node"] = round((row["memory_mib"] - alone_mib) / max(connected, 1), 3)
+            say(json_module.dumps(row))
             return row | _rounds(place, addresses["control_port"], coordinator, light, connected, rounds)
 
 
@@ -221,11 +222,15 @@ def idle_nodes(
 ) -> None:
     """What connected nodes cost a coordinator that has nothing to do, and an empty round of all of them."""
     console, rows = Console(), list[dict[str, Any]]()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     for count in (int(text) for text in nodes.split(",")):
-        console.print(f"measuring {count} nodes", highlight=False)
-        rows.append(measure(count, window_s=window_s, rounds=rounds))
+        say(f"measuring {count} nodes")
+        rows.append(measure(count, window_s=window_s, rounds=rounds, say=say))
     console.print(_table(rows))
     config = {"nodes": nodes, "window_s": window_s, "rounds": rounds, "open_files": limit}
     if json is not None:

@@ -104,9 +104,15 @@ class LightNode:
         query = fleet_pb2.InstructionQuery(node_id=self.node_id)
         while True:
             pulled = await self._call(PULL_PATH, query, fleet_pb2.InstructionPulled)
-            if pulled.message:
+            if not pulled.message:
+                continue
+            try:
                 message = await self._complete(pulled)
                 await self._push(Message(pack(*self._answer(*unpack(message.content))), reply_to=message))
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.FORBIDDEN:
+                    raise
+                # As for an agent: nobody waits for this answer any more.
 
     async def _complete(self, pulled: fleet_pb2.InstructionPulled) -> Message:
         tree, node = ObjectTree.FromString(pulled.tree), Node(node_id=self.node_id)
@@ -167,6 +173,14 @@ class LightNode:
         return answer.body, {"upload": answer.payload.read_bytes()} if answer.payload else {}
 
     async def _call(self, path: str, request: Protobuf, kind: type[R]) -> R:
+        """As an agent's: what cannot be reached is tried again a little later."""
+        while True:
+            try:
+                return await self._once(path, request, kind)
+            except httpx.TransportError:
+                await asyncio.sleep(random.uniform(0.2, 5.0))
+
+    async def _once(self, path: str, request: Protobuf, kind: type[R]) -> R:
         content = request.SerializeToString(deterministic=True)
         built = self._client.build_request("POST", f"https://{self.address}{path}", content=content, headers=_MEDIA)
         built.headers.update(self._version)
@@ -185,16 +199,17 @@ async def serve(folder: Path, address: str, authority: str, names: list[str]) ->
     nodes = [LightNode(folder / name, name, address, context) for name in names]
     gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
 
-    async def connect(node: LightNode) -> None:
+    async def connect(node: LightNode) -> "asyncio.Task[None]":
         async with gate:
             await node.connect()
+        return asyncio.create_task(node.run())
 
     outcomes = await asyncio.gather(*(connect(node) for node in nodes), return_exceptions=True)
-    for error in {repr(one) for one in outcomes if one is not None}:
+    for error in {repr(one) for one in outcomes if isinstance(one, BaseException)}:
         print(error, file=sys.stderr)
-    there = [node for node in nodes if node.node_id]
-    print(json.dumps({"connected": len(there)}), flush=True)
-    await asyncio.gather(*(node.run() for node in there))
+    running = [one for one in outcomes if not isinstance(one, BaseException)]
+    print(json.dumps({"connected": len(running)}), flush=True)
+    await asyncio.gather(*running)
 
 
 def main() -> None:

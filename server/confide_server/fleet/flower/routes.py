@@ -65,8 +65,9 @@ from starlette.concurrency import run_in_threadpool
 from confide_server.fleet.flower.in_flight import InFlight
 from confide_server.fleet.flower.store import FileObjectStore
 
-SILENT_S = 5.0
-"""A node polls more often than that: whoever comes with its key after such a silence is the same one, started again."""
+SILENT_S = 3.0
+"""A node that is there asks for something that soon after a poll of its was held: whoever comes with its key after a
+longer silence is the same one, started again."""
 INLINE_BYTES = 1 << 20
 """Of an instruction's objects in one answer to a poll."""
 MAX_OBJECTS = 20_000
@@ -122,7 +123,7 @@ def activate_node(
     does only when its heartbeats have stayed away for a minute. Beside an agent that polls, a second one is refused.
     """
     node = board.node_of_key(request.public_key)
-    if node is not None and board.silent_s(node.node_id) >= SILENT_S:
+    if node is not None and board.silent_s(node.node_id) >= board.hold_s + SILENT_S:
         state.deactivate_node(node.node_id)  # changes nothing where it was not active
     response = fleet_handlers.activate_node(request=request, state=state)
     board.activated(response.node_id)
