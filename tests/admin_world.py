@@ -23,6 +23,7 @@ from confide.transport.admin import ActingUser, AdminClient
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
 from confide_server.api.grpc.endpoint import Surroundings
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.api.grpc.server import ControlServer
 from confide_server.fleet.port import Standing
 from confide_server.membership.enrolment import EnrolmentQueue
@@ -196,13 +197,13 @@ def running_world(folder: Path):
         audit=AuditLog(database),
         enrolment=EnrolmentQueue(folder / "enrolment"),
         intake=intake,
+        incoming=IncomingModels(folder / "incoming"),
         sightings=sightings,
         standing=standing,
         facts=lambda: facts,
     )
     server = ControlServer(
         member=coordinator,
-        run_service=journal,
         folder=folder,
         address="127.0.0.1:0",
         receipts=receipts,

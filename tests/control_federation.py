@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from confide.errors import StateError
 from confide.identity.certificates import issue_certificate
@@ -13,9 +14,14 @@ from confide.identity.enrolment import accept_admission, make_request
 from confide.identity.keys import load_p256
 from confide.identity.member import LocalMember
 from confide.proto import admin_pb2 as pb
-from confide.transport.control import ControlClient
+from confide.transport.admin import AdminClient
+from confide_server.api.grpc.admin.members import MemberMethods
+from confide_server.api.grpc.admin.submissions import SubmissionMethods
 from confide_server.api.grpc.endpoint import Surroundings, snake
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.api.grpc.server import ControlServer
+from confide_server.membership.enrolment import EnrolmentQueue
+from confide_server.membership.intake import RosterIntake
 from confide_server.state.database import Database
 from confide_server.state.idempotency import Idempotency
 from confide_server.state.run_service import RunEvent, RunSummary, StoredModel, Submission
@@ -23,6 +29,11 @@ from google.protobuf.json_format import ParseDict
 
 MODEL = bytes(range(256)) * 20000  # 5 chunks
 RUN_ID = "0123456789abcdef" * 2
+
+
+def stored(manifest, model):
+    """A model that a run service hands out."""
+    return StoredModel(manifest, len(model), lambda step: (model[at : at + step] for at in range(0, len(model), step)))
 
 
 @dataclass
@@ -46,9 +57,6 @@ class MemoryRunService:
     def runs(self):
         return [RunSummary(RUN_ID, "example", self.status, 1, 3, "none", "über alles", 12.5)]
 
-    def ended(self, run_id):
-        return self.status in ("finished", "failed", "stopped")
-
     def add(self, kind, data):
         with self.changed:
             self.happened.append(RunEvent(len(self.happened) + 1, 1.5, kind, data))
@@ -60,24 +68,20 @@ class MemoryRunService:
             self.changed.wait_for(lambda: len(self.happened) > after, timeout_s)
             return self.happened[after:]
 
-    def progress_since(self, run_id, number):
-        return len(self.said), self.said[number:]
-
     def stop(self, run_id, administrator, signature):
         self._known(run_id)
         self.stopped.append((run_id, administrator, signature))
 
     def stored_model(self, run_id, round):
         self._known(run_id)
-        pieces = lambda step: (MODEL[at : at + step] for at in range(0, len(MODEL), step))  # noqa: E731 - a small thing
-        return StoredModel({"run_id": run_id, "round": round or 3}, len(MODEL), pieces)
+        return stored({"run_id": run_id, "round": round or 3}, MODEL)
 
     def _known(self, run_id):
         if run_id != RUN_ID:
             raise StateError(f"there is no run {run_id}; `confide run list` shows those there are")
 
 
-def admin_of(book):
+def admin_of(book, member, folder):
     """The functions of the administration service that `confide run` asks, over the run book in memory."""
 
     def line(run):
@@ -103,7 +107,20 @@ def admin_of(book):
         raise StateError("this coordinator has a run book in memory alone; ask a whole one")
 
     every = {snake(method.name): not_here for method in pb.DESCRIPTOR.services_by_name["Admin"].methods}
-    return every | {"list_runs": list_runs, "stream_events": stream_events, "order_stop": order_stop}
+    parts = SimpleNamespace(
+        journal=book,
+        member=member,
+        incoming=IncomingModels(folder / "incoming", max_bytes=len(MODEL)),
+        views=SimpleNamespace(line=lambda run_id: SimpleNamespace(_mapping={"run_id": run_id, "status": "submitted"})),
+        enrolment=EnrolmentQueue(folder / "state" / "enrolment"),
+        intake=RosterIntake(member.roster),
+        audit=SimpleNamespace(note=lambda entry: None),
+    )
+    submissions, members = SubmissionMethods(parts), MemberMethods(parts)
+    ours = {"list_runs": list_runs, "stream_events": stream_events, "order_stop": order_stop}
+    theirs = (submissions.submit_run, submissions.export_run, members.list_enrolments, members.take_roster,
+              members.admit_member)  # fmt: skip
+    return every | ours | {method.__name__: method for method in theirs}
 
 
 @dataclass
@@ -127,7 +144,7 @@ class Federation:
         return member
 
     def client(self, member):
-        return ControlClient.of_member(member, self.address)
+        return AdminClient.of_member(member, self.address)
 
     def raw(self, member, **changes):
         """A client without the checks that `of_member` makes on its own side."""
@@ -139,7 +156,7 @@ class Federation:
             "root_public": member.root_public,
             "roster": member.roster,
         }
-        return ControlClient(**(given | changes))
+        return AdminClient(**(given | changes))
 
     def certify(self, member, **options):
         """A certificate over the member's own TLS key that says something else."""
@@ -158,12 +175,10 @@ def running_federation(tmp_path):
     changes = Database(f"sqlite:///{tmp_path / 'changes.db'}")
     server = ControlServer(
         member=coordinator,
-        run_service=book,
         folder=tmp_path / "state",
         address="127.0.0.1:0",
         on_roster=lambda roster: accepted.append(roster.version),
-        max_model_bytes=len(MODEL),
-        admin=admin_of(book),
+        admin=admin_of(book, coordinator, tmp_path),
         surroundings=Surroundings(coordinator, Idempotency(changes), lambda *_: None),
     )
     address = f"127.0.0.1:{server.start()}"

@@ -30,5 +30,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "GRPC_VERBOSITY": "NONE",  # what fails is raised, by name
+    # Threads that wait for each other give way soon. Spinning, beside other work, takes most of the time of all.
+    "GOMP_SPINCOUNT": "3000",
 }.items():
     os.environ.setdefault(_name, _value)

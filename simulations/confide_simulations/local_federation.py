@@ -31,9 +31,8 @@ from confide.files import private_folder, write_atomic
 from confide.identity.member import load_member
 from confide.models.sent_coordinates import needs_names
 from confide.models.store import ModelStore
-from confide.proto import control_pb2
 from confide.runs.specification import Specification
-from confide.transport.control import ControlClient
+from confide.transport.admin import AdminClient, event_data
 from typer.main import get_command
 
 from confide_simulations.forks import ONE_THREAD
@@ -269,9 +268,9 @@ class LocalFederation:
                     raise
                 time.sleep(0.1)
 
-    def client(self) -> ControlClient:
-        """The control service as the administrator."""
-        return ControlClient.of_member(load_member(self.admin_folder), f"127.0.0.1:{self.control_port}")
+    def client(self) -> AdminClient:
+        """The coordinator's services as the administrator."""
+        return AdminClient.of_member(load_member(self.admin_folder), f"127.0.0.1:{self.control_port}")
 
     def submit(self, specification: Specification, initial_model: bytes | None = None) -> str:
         """Sign and submit; returns the run id. initial_model: raw tensors, when not the base model's own."""
@@ -283,16 +282,16 @@ class LocalFederation:
             initial_model = initial_model or first
         member = load_member(self.admin_folder)
         with self.client() as client:
-            return client.submit(specification, initial_model, member.identity, schema)
+            return client.submit_run(specification, initial_model, member.identity, schema)
 
     def watch(self, run_id: str, after: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, data) of each event until the run has ended; comes back by itself when the coordinator restarts."""
         while True:
             try:
                 with self.client() as client:
-                    for event in client.watch(run_id, after):
-                        after = event.sequence
-                        yield event.kind, _data(event)
+                    for event in client.watch(run_id, after=after):
+                        after = event.number
+                        yield event.kind, event_data(event)
                 return
             except TransportError:
                 time.sleep(0.2)
@@ -300,9 +299,4 @@ class LocalFederation:
     def checkpoint(self, run_id: str, round_number: int | None = None) -> tuple[dict[str, Any], bytes]:
         """(manifest, raw trainable tensors) of a committed round."""
         with self.client() as client:
-            return client.export(run_id, round_number)
-
-
-def _data(event: control_pb2.RunEvent) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(event.data)
-    return data
+            return client.export_run(run_id, round_number)

@@ -126,6 +126,21 @@ def test_no_change_without_the_token_of_the_very_session(console, people):
     assert console.reader._coordinator.changed == []
 
 
+def test_a_packed_pages_length_tells_nothing_of_the_token_and_no_secret_is_packed(console, people):
+    client = people[Role.ADMINISTRATOR]
+    first, second = client.form("/members")["csrf"], client.form("/members")["csrf"]
+    assert not set(re.findall("[0-9a-f]{16}", first)) & set(re.findall("[0-9a-f]{16}", second))
+    for token in (first, second):
+        said = client.post("/people/none/close", data={"csrf": token}).text
+        assert "not of your present session" not in said
+    packed = client.get(f"/runs/{RUN_ID}")
+    assert packed.headers["content-encoding"] == "gzip" and packed.headers["vary"] == "accept-encoding"
+    assert "content-encoding" not in client.get(f"/runs/{RUN_ID}", headers={"accept-encoding": "identity"}).headers
+    link = console.people.invite(Role.AUDITOR)
+    assert "content-encoding" not in browser(console).get("/welcome", params={"link": link}).headers, "a seed is on it"
+    assert "content-encoding" not in client.submit("/people/invite", page="/people", role="auditor").headers
+
+
 @pytest.mark.parametrize(
     "headers",
     [

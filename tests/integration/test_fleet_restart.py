@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from confide.errors import IdentityError, StateError
 from confide.identity.member import load_member
-from confide.transport.control import ControlClient
+from confide.transport.admin import AdminClient
 from confide_server.coordinator.process import Coordinator, Settings, write_settings
 from confide_simulations.forks import shared
 from typer.testing import CliRunner
@@ -33,9 +33,9 @@ def world(tmp_path: Path) -> Iterator[World]:
     world.end_processes()
 
 
-def control(world: World) -> ControlClient:
+def control(world: World) -> AdminClient:
     port = world.addresses()["control_port"]
-    return ControlClient.of_member(load_member(world.of("administrator")), f"127.0.0.1:{port}")
+    return AdminClient.of_member(load_member(world.of("administrator")), f"127.0.0.1:{port}")
 
 
 def kill_server(world: World, number: int) -> int:
@@ -51,7 +51,7 @@ def test_a_killed_coordinator_goes_on_with_the_open_slot(world: World) -> None:
     model = np.ones(SIZE, dtype="<f4")
     administrator = load_member(world.of("administrator"))
     with control(world) as client:
-        run_id = client.submit(
+        run_id = client.submit_run(
             specification(rounds=2, step_deadline_s=120.0, exchange_deadline_s=90.0),
             model.tobytes(),
             administrator.identity,
@@ -64,8 +64,8 @@ def test_a_killed_coordinator_goes_on_with_the_open_slot(world: World) -> None:
     kill_server(world, signal.SIGKILL)
     world.start_server()
     with control(world) as client:
-        events = list(client.watch(run_id))
-        manifest, data = client.export(run_id)
+        events = [event for event in client.watch(run_id) if event.kind != "progress"]
+        manifest, data = client.export_run(run_id)
     assert events[-1].kind == "run_finished", events
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     kinds = [event.kind for event in events]

@@ -316,7 +316,7 @@ def test_the_tokenizer_is_that_of_the_pooled_text(federation: MethodFederation, 
     made.allow(specification)
     run_command("run", "submit", str(written), "--admin", str(made.admin_folder))
     with made.client() as client:
-        run_id = client.runs()[0].run_id
+        run_id = client.list_runs().runs[0].run_id
     found = federation.followed(specification, run_id)
     assert found.manifest["specification_sha256"] == specification.digest
     pooled = [str(row["text"]) for name in NODES for row in DataSets(made.node_folder(name)).load(made.data).train]

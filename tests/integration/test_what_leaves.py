@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from confide.methods.first_model import first_model
-from confide.proto import control_pb2, sealing_pb2
+from confide.proto import admin_pb2, sealing_pb2
 from confide_simulations.local_federation import LocalFederation, run_command
 from confide_simulations.processes import ProcessGroup
 
@@ -157,7 +157,7 @@ def test_a_field_that_nobody_declared_fails(federation: LocalFederation, monkeyp
     with pytest.raises(Undeclared, match="MetricValue"):
         list(opened(sealing_pb2.PlainUpload(metrics=[sealing_pb2.MetricValue(name="train_loss", value=1.0)])))
     with pytest.raises(Undeclared):
-        list(opened(control_pb2.SubmitRunHeader()))
+        list(opened(admin_pb2.SubmitRunHeader()))
 
 
 def test_the_document_says_the_same() -> None:

@@ -57,7 +57,8 @@ def call(client: AdminClient, method):
     if RULES[f"Admin/{method.name}"].change:
         request.idempotency_key = f"matrix-{time.time_ns()}"
     with client._failures():
-        reply = getattr(client._admin, method.name)(request, metadata=client._metadata(), timeout=30)
+        sent = iter([request]) if method.client_streaming else request
+        reply = getattr(client._admin, method.name)(sent, metadata=client._metadata(), timeout=30)
         if method.server_streaming:
             reply = next(iter(reply))
     return reply

@@ -82,15 +82,25 @@ def values(world, field):
     raise AssertionError(field.name)
 
 
+def fill(world, message, data):
+    """Odd values in some of its fields, and of the messages in it."""
+    for field in message.DESCRIPTOR.fields:
+        if field.is_repeated:
+            getattr(message, field.name).extend(data.draw(st.lists(values(world, field), max_size=3)))
+        elif not data.draw(st.booleans()):
+            continue
+        elif field.message_type is not None:
+            getattr(message, field.name).SetInParent()
+            fill(world, getattr(message, field.name), data)
+        else:
+            setattr(message, field.name, data.draw(values(world, field)))
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(UNARY), role=st.sampled_from(ROLES))
 def test_odd_values_in_every_field_are_errors_by_name(world, data, name, role):
     request = GetMessageClass(METHODS[name].input_type)()
-    for field in METHODS[name].input_type.fields:
-        if field.is_repeated:
-            getattr(request, field.name).extend(data.draw(st.lists(values(world, field), max_size=3)))
-        elif data.draw(st.booleans()):
-            setattr(request, field.name, data.draw(values(world, field)))
+    fill(world, request, data)
     if "idempotency_key" in METHODS[name].input_type.fields_by_name:
         request.idempotency_key = data.draw(st.text("abc", min_size=16, max_size=20))
     ask(world, Role(role), name, request.SerializeToString())

@@ -102,7 +102,7 @@ def test_power_takes_what_was_not_synced_and_nothing_else(tmp_path: Path) -> Non
     for number in range(60):
         folder = tmp_path / str(number)
         folder.mkdir()
-        disk = Disk(folder, lambda boundary: None, lambda: False)
+        disk = Disk(folder, lambda boundary: None, lambda: False, ["node"])
         home = folder / "node"
         home.mkdir()
         path = home / "journal"
@@ -126,7 +126,7 @@ def test_power_may_bring_a_replaced_file_back(tmp_path: Path) -> None:
     for number in range(40):
         folder = tmp_path / str(number)
         folder.mkdir()
-        disk = Disk(folder, lambda boundary: None, lambda: False)
+        disk = Disk(folder, lambda boundary: None, lambda: False, ["node"])
         home = folder / "node"
         home.mkdir()
         (home / "state").write_bytes(b"old")

@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from tests.control_federation import RUN_ID, running_federation
+from tests.control_federation import RUN_ID, running_federation, stored
 from tests.tiny_models import tiny_llama
 
 UNLOCKED = "--no-passphrase"
@@ -150,7 +150,6 @@ def test_an_odd_request_file_is_an_error_that_names_it(root, tmp_path, content):
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 
@@ -333,7 +332,7 @@ def exported(federation, specification, base, changes):
         "specification_sha256": parsed.digest,
         "model_sha256": model_digest(model).hex(),
     }
-    federation.book.checkpoint = lambda run_id, round: (manifest | changes, model)
+    federation.book.stored_model = lambda run_id, round: stored(manifest | changes, model)
 
 
 def test_export_writes_an_adapter_or_a_merged_model(federation, online, base, specification, tmp_path):

@@ -34,7 +34,6 @@ SPECIFICATION = parse_toml(EXAMPLE)
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 
@@ -119,21 +118,21 @@ def test_unknown_names_and_other_keys_are_refused(federation, node):
 def test_a_certificate_that_claims_another_role_gains_nothing(federation, node):
     forged = federation.certify(node, role="administrator")
     with federation.raw(node, certificate=forged) as client, pytest.raises(IdentityError, match="is a node"):
-        client.runs()
+        client.list_runs()
 
 
 def test_each_role_may_call_what_is_its_own(federation, node, administrator):
     with federation.client(node) as client:
         for refused in (
-            client.runs,
-            client.pending_requests,
-            lambda: client.stop(RUN_ID, node.identity),
-            lambda: list(client.watch(RUN_ID)),
-            lambda: client.export(RUN_ID),
-            lambda: client.submit(SPECIFICATION, MODEL, node.identity),
-            lambda: client.publish_admission(b""),
+            client.server_status,
+            client.list_enrolments,
+            lambda: client.order_stop(RUN_ID, node.identity),
+            lambda: client.take_roster(b""),
+            lambda: client.export_run(RUN_ID),
+            lambda: client.submit_run(SPECIFICATION, MODEL, node.identity),
+            lambda: client.admit_member(b""),
         ):
-            with pytest.raises(IdentityError, match="hospital-a is a node; this is for the role administrator only"):
+            with pytest.raises(IdentityError, match="hospital-a is a node; this is for the role administrator"):
                 refused()
     with federation.client(administrator) as client, pytest.raises(IdentityError, match="for the role node only"):
         client.put_receipt(RUN_ID, b"{}", administrator.identity)
@@ -142,7 +141,7 @@ def test_each_role_may_call_what_is_its_own(federation, node, administrator):
 
 def test_a_caller_is_refused_before_its_request_is_parsed(federation, node):
     with federation.client(node) as client:
-        call = client._channel.unary_unary("/confide.v1.Control/StopRun")
+        call = client._channel.unary_unary("/confide.v1.Admin/OrderStop")
         with pytest.raises(grpc.RpcError) as failure:
             call(b"\xff" * 1000, metadata=failures.own_metadata(), timeout=10)
         assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -178,13 +177,13 @@ def test_an_expired_roster_at_the_coordinator_stops_all_but_a_newer_one(federati
         client._greeted = short  # the caller does not look, so that the coordinator must
         time.sleep(max(0.0, short.expires_at - time.time()) + 0.05)
         with pytest.raises(ProtocolFailure, match="ROSTER_STALE"):
-            client.runs()
+            client.list_runs()
     newer = short.model_copy(
         update={"version": short.version + 1, "previous": short.digest, "expires_at": int(now) + 1000}
     )
     with federation.client(administrator) as client:
         assert client.publish_roster(sign_roster(newer, federation.consortium.root)) == newer
-        assert client.runs()
+        assert client.list_runs()
 
 
 # --- who answers -----------------------------------------------------------------------------------------------------
@@ -194,7 +193,7 @@ def test_an_expired_roster_at_the_coordinator_stops_all_but_a_newer_one(federati
 def serving(federation, member):
     """Another control service, by whatever member; yields its address."""
     folder = federation.folder / "other-state"
-    server = ControlServer(member=member, run_service=federation.book, folder=folder, address="127.0.0.1:0")
+    server = ControlServer(member=member, folder=folder, address="127.0.0.1:0")
     yield f"127.0.0.1:{server.start()}"
     server.stop()
 
@@ -253,9 +252,7 @@ def test_a_connection_that_breaks_while_it_is_set_up_is_set_up_again(federation,
 
 
 def test_a_port_in_use_is_an_error_with_a_remedy(federation, tmp_path):
-    server = ControlServer(
-        member=federation.coordinator, run_service=federation.book, folder=tmp_path / "two", address=federation.address
-    )
+    server = ControlServer(member=federation.coordinator, folder=tmp_path / "two", address=federation.address)
     with pytest.raises(StateError, match="the port is in use"):
         server.start()
     server.stop()
@@ -308,11 +305,11 @@ def test_an_invited_organization_enrols_by_grpc(federation, administrator):
         invited.enrol(request)
         invited.enrol(request)
         with federation.client(administrator) as client:
-            assert client.pending_requests() == [request]
-            client.publish_admission(federation.consortium.admit(request))
-            assert client.pending_requests() == []
+            assert [line.request for line in client.all_enrolments()] == [request]
+            client.admit_member(federation.consortium.admit(request))
+            assert client.all_enrolments() == []
         admission = invited.fetch_admission()
-        for refused in (invited.get_roster, invited.runs):
+        for refused in (invited.get_roster, lambda: next(invited.prove(RUN_ID))):
             with pytest.raises(IdentityError, match="enrol and nothing else"):
                 refused()
     member = accept_admission(folder, admission, time.time(), root=invitation.root_public)
@@ -337,7 +334,7 @@ def test_a_member_renews_over_grpc_and_its_old_certificate_ends(federation, node
     with federation.client(node) as client:
         client.enrol(request)
         with federation.client(administrator) as other:
-            other.publish_admission(federation.consortium.renew(request))
+            other.admit_member(federation.consortium.renew(request))
         client.enrol(request)  # asking again changes nothing, also when the roster has the new key already
         admission = client.fetch_admission()
         with pytest.raises(IdentityError, match="roster says"):

@@ -4,7 +4,7 @@ import time
 
 import grpc
 import pytest
-from confide.errors import ConfideError, FailureName, ProtocolFailure, StateError, TransportError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
 from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, make_request
 from confide.proto import control_pb2 as pb
@@ -25,28 +25,6 @@ METHODS = {
 }
 
 
-class EmptyRunService:
-    """A coordinator that never had a run."""
-
-    def submit(self, submission):
-        raise StateError("no runs here")
-
-    def runs(self):
-        return []
-
-    def events(self, run_id, after, timeout_s):
-        raise StateError(f"there is no run {run_id}")
-
-    def progress_since(self, run_id, number):
-        raise StateError(f"there is no run {run_id}")
-
-    def stop(self, run_id, administrator):
-        raise StateError(f"there is no run {run_id}")
-
-    def checkpoint(self, run_id, round):
-        raise StateError(f"there is no run {run_id}")
-
-
 @pytest.fixture(scope="module", params=["administrator", "node"])
 def channel(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
@@ -57,9 +35,7 @@ def channel(request, tmp_path_factory):
         )
         for role, addresses in (("coordinator", ["127.0.0.1"]), (request.param, ()))
     }
-    server = ControlServer(
-        member=members["coordinator"], run_service=EmptyRunService(), folder=folder / "state", address="127.0.0.1:0"
-    )
+    server = ControlServer(member=members["coordinator"], folder=folder / "state", address="127.0.0.1:0")
     with ControlClient.of_member(members[request.param], f"127.0.0.1:{server.start()}") as client:
         client.hello()
         yield client._channel
@@ -72,8 +48,8 @@ def test_every_method_has_a_rule():
 
 @settings(max_examples=150)
 @given(data=st.binary(max_size=200), method=st.sampled_from(sorted(METHODS)))
-@example(data=b"\xff" * 50, method="Control/SubmitRun")
-@example(data=b"", method="Control/WatchRun")
+@example(data=b"\xff" * 50, method="Control/Enrol")
+@example(data=b"", method="Control/ProveRun")
 def test_arbitrary_requests_are_errors_by_name_and_harm_nothing(channel, data, method):
     path, options = f"/confide.v1.{method}", {"metadata": failures.own_metadata(), "timeout": 10}
     try:

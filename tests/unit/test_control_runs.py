@@ -1,9 +1,9 @@
 """Runs, receipts and faults over real gRPC and mTLS: what crosses unharmed, and what is refused by name."""
 
 import contextlib
+import secrets
 import socket
 import threading
-import time
 
 import pytest
 from confide.codec.tensors import model_digest
@@ -16,7 +16,7 @@ from confide.errors import (
     TransportError,
 )
 from confide.identity.submission import MAX_VALID_S, sign_stop, sign_submission, verify_submission
-from confide.proto import control_pb2 as pb
+from confide.proto import admin_pb2 as pb
 from confide.runs.specification import EXAMPLE, parse_toml
 from confide_server.api.grpc.incoming_model import CHUNK_BYTES
 from confide_server.api.grpc.server import ControlServer
@@ -29,7 +29,6 @@ SPECIFICATION = parse_toml(EXAMPLE)
 
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
-    monkeypatch.setattr("confide_server.api.grpc.control.WATCH_POLL_S", 0.05)
     with running_federation(tmp_path) as running:
         yield running
 
@@ -49,7 +48,7 @@ def node(federation):
 
 def test_a_submission_crosses_unharmed(federation, administrator):
     with federation.client(administrator) as client:
-        run_id = client.submit(SPECIFICATION, MODEL, administrator.identity)
+        run_id = client.submit_run(SPECIFICATION, MODEL, administrator.identity)
     (submission,) = federation.book.submitted
     signed = submission.signed
     assert verify_submission(federation.coordinator.roster.current, signed) == SPECIFICATION
@@ -94,6 +93,29 @@ def test_a_tampered_submission_is_refused(federation, administrator, changes, mo
     assert federation.book.submitted == []
 
 
+def test_a_submission_whose_answer_was_lost_is_made_once(federation, administrator):
+    said, key = header(administrator), secrets.token_hex(16)
+    with federation.client(administrator) as client:
+        for _ in range(2):
+            assert client.submit_signed(said, MODEL, key=key).run_id == said.run_id
+        with pytest.raises(StateError, match="served another request"):
+            client.submit_signed(header(administrator), MODEL, key=key)
+        with pytest.raises(TransportError, match="as announced"):
+            client.submit_signed(header(administrator), MODEL + b"!", key=(again := secrets.token_hex(16)))
+        client.submit_signed(header(administrator), MODEL, key=again)  # what failed may be done under its key
+    assert len(federation.book.submitted) == 2
+
+
+def test_what_an_administrator_signed_may_be_handed_over_by_another(federation, administrator):
+    second = federation.admit("admin-2", "administrator")
+    with federation.client(second) as client:
+        with pytest.raises(IdentityError, match="'submission' does not verify"):
+            client.submit_signed(header(administrator), MODEL)
+        client.submit_signed(header(administrator, administrator="admin"), MODEL)
+    (submission,) = federation.book.submitted
+    assert submission.signed.administrator == "admin"
+
+
 def test_a_specification_that_changed_after_signing_is_refused(federation, administrator):
     changed = SPECIFICATION.canonical_bytes().replace(b'"rounds":3', b'"rounds":9')
     tampered = header(administrator)
@@ -103,94 +125,36 @@ def test_a_specification_that_changed_after_signing_is_refused(federation, admin
 
 
 def test_chunks_without_a_header_or_too_large_are_refused(federation, administrator):
+    def begun():
+        return pb.SubmitRunRequest(header=header(administrator), idempotency_key=secrets.token_hex(16))
+
     big = pb.SubmitRunRequest(chunk=bytes(2 * CHUNK_BYTES))
     with federation.client(administrator) as client:
         for parts, match in [
-            ([pb.SubmitRunRequest(chunk=b"x")], "header"),
+            ([pb.SubmitRunRequest(chunk=b"x", idempotency_key="k" * 16)], "header"),
             ([], "header"),
-            ([pb.SubmitRunRequest(header=header(administrator)), big], "too large"),
-            ([pb.SubmitRunRequest(header=header(administrator))] * 2, "as announced"),
-            ([pb.SubmitRunRequest(header=header(administrator)), pb.SubmitRunRequest(chunk=b"")], "as announced"),
+            ([pb.SubmitRunRequest(header=header(administrator))], "idempotency key"),
+            ([begun(), big], "too large"),
+            ([begun()] * 2, "as announced"),
+            ([begun(), pb.SubmitRunRequest(chunk=b"")], "as announced"),
         ]:
             with pytest.raises(TransportError, match=match):
-                client._call(client._stub.SubmitRun, iter(parts))
+                client._ask(client._admin.SubmitRun, iter(parts), pb.RunChanged)
     assert federation.book.submitted == []
 
 
 def test_runs_are_listed_stopped_and_exported(federation, administrator):
     with federation.client(administrator) as client:
-        (run,) = client.runs()
+        (run,) = client.list_runs().runs
         assert (run.run_id, run.status, run.rounds, run.detail) == (RUN_ID, "running", 3, "über alles")
-        client.stop(RUN_ID, administrator.identity)
+        client.order_stop(RUN_ID, administrator.identity)
         assert federation.book.stopped == [(RUN_ID, "admin", sign_stop(administrator.identity, RUN_ID))]
-        manifest, model = client.export(RUN_ID, 2)
+        manifest, model = client.export_run(RUN_ID, 2)
         assert (manifest["run_id"], manifest["round"], model) == (RUN_ID, 2, MODEL)
-        assert client.export(RUN_ID)[0]["round"] == 3
+        assert client.export_run(RUN_ID)[0]["round"] == 3
         for unknown, kind in (("ab" * 16, StateError), ("../etc", TransportError)):
             with pytest.raises(kind, match="run list"):
-                client.export(unknown)
-            with pytest.raises(kind, match="run list"):
-                client.stop(unknown, administrator.identity)
-            with pytest.raises(kind, match="run list"):
-                list(client.watch(unknown))
-
-
-def test_events_arrive_while_they_happen_and_end_with_the_run(federation, administrator):
-    book = federation.book
-    book.add("run_started", {"name": "ü"})
-    with federation.client(administrator) as client:
-        watched = client.watch(RUN_ID)
-        first = next(watched)
-        assert (first.sequence, first.kind, first.data.decode()) == (1, "run_started", '{"name":"ü"}')
-        book.add("round_started", {})
-        assert next(watched).kind == "round_started"
-        book.add("run_failed", {})
-        assert [event.kind for event in watched] == ["run_failed"]
-        book.status = "failed"
-        assert list(client.watch(RUN_ID, after=3)) == []
-
-
-def test_what_nodes_say_of_their_work_comes_in_between_and_is_not_counted(federation, administrator):
-    book = federation.book
-    book.add("run_started", {})
-    book.said.append({"node": "a", "phase": "training", "step": 1, "steps": 9, "seconds_left": 5})
-    with federation.client(administrator) as client:
-        watched = client.watch(RUN_ID)
-        next(watched)
-        said = next(watched)
-        assert (said.sequence, said.kind) == (1, "progress")
-        assert said.data.decode() == '{"node":"a","phase":"training","seconds_left":5,"step":1,"steps":9}'
-        book.add("run_finished", {})
-        assert [(event.sequence, event.kind) for event in watched] == [(2, "run_finished")]
-
-
-def test_a_watcher_whose_membership_ends_is_cut_off(federation, administrator):
-    federation.book.add("run_started", {})
-    with federation.client(administrator) as client:
-        watched = client.watch(RUN_ID)
-        next(watched)
-        federation.consortium.revoke("admin")
-        federation.coordinator.roster.accept(federation.consortium.roster.signed)
-        federation.book.add("round_started", {})
-        with pytest.raises(ProtocolFailure, match="REVOKED"):
-            list(watched)
-
-
-def test_a_watcher_that_leaves_frees_its_place(federation, administrator):
-    federation.book.add("run_started", {})
-    with federation.client(administrator) as client:
-        for _ in range(60):  # more than the watchers that are let in at once
-            watched = client.watch(RUN_ID)
-            for _attempt in range(200):
-                try:
-                    next(watched)
-                    break
-                except StateError:
-                    time.sleep(0.02)
-                    watched = client.watch(RUN_ID)
-            else:
-                pytest.fail("no place was freed")
-            watched.close()
+                client.export_run(unknown)
 
 
 # --- receipts, errors, proxies ---------------------------------------------------------------------------------------
@@ -213,9 +177,7 @@ def test_receipts_are_kept_once_and_survive_a_restart(federation, node, tmp_path
             with pytest.raises(kind, match=match):
                 client.put_receipt(RUN_ID, receipt, identity)
     federation.server.stop()
-    again = ControlServer(
-        member=federation.coordinator, run_service=federation.book, folder=tmp_path / "state", address="127.0.0.1:0"
-    )
+    again = ControlServer(member=federation.coordinator, folder=tmp_path / "state", address="127.0.0.1:0")
     assert len(again.receipts.of_run(RUN_ID)) == 1
     again.stop()
 
@@ -223,7 +185,7 @@ def test_receipts_are_kept_once_and_survive_a_restart(federation, node, tmp_path
 def test_a_fault_of_the_coordinator_tells_the_caller_nothing_of_its_inside(federation, administrator, caplog):
     federation.book.stop = lambda run_id, name, signature: 1 / 0
     with federation.client(administrator) as client, pytest.raises(StateError) as failure:
-        client.stop(RUN_ID, administrator.identity)
+        client.order_stop(RUN_ID, administrator.identity)
     assert "division" not in str(failure.value) and "its log says why" in str(failure.value)
     assert "division" in caplog.text
 

@@ -37,6 +37,7 @@ FULL: dict[str, Any] = {
         "host": "console.example.org",
         "tlsSecret": "console-tls",
         "folderSecret": "console-f",
+        "egress": [{"ports": [{"port": 587, "protocol": "TCP"}]}],
     },
     "serving": {
         "enabled": True,
@@ -145,6 +146,8 @@ def test_services_and_network_policies_meet_the_pods(values: dict[str, Any]) -> 
         assert {p["name"]: p["port"] for p in service["ports"]} == ports
         opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
         assert opened == set(ports.values()) and set(policy["policyTypes"]) == {"Ingress", "Egress"}
+        wanted = values.get(name.removeprefix("demo-"), {}).get("egress", [])
+        assert all(rule in policy["egress"] for rule in wanted)
     if "demo-serving" in names:
         assert by_kind["NetworkPolicy"]["demo-serving"]["spec"]["egress"] == []
 

@@ -56,3 +56,37 @@ def test_parts_that_messages_share_outlive_each_of_them(tmp_path: Path) -> None:
     finally:
         sys.setswitchinterval(before)
     assert len(store) == 0
+
+
+def test_polls_are_held_longer_the_more_nodes_there_are() -> None:
+    board = InFlight()
+
+    async def idle() -> list[float]:
+        seen, polls = [board.hold_s], list[asyncio.Task[bool]]()
+        for count in (100, 400, 500, 1000):
+            polls += [asyncio.create_task(board.wait_mail(len(polls) + number)) for number in range(count)]
+            await asyncio.sleep(0)
+            seen.append(board.hold_s)
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+        return [*seen, board.hold_s]
+
+    assert asyncio.run(idle()) == [2.0, 2.0, 10.0, 20.0, 20.0, 2.0]
+
+
+def test_a_reply_is_told_once_it_is_complete_and_not_when_it_is_announced_anew() -> None:
+    board = InFlight()
+    board.post("to-a", 1, {"x"}, 100)
+    board.post("to-b", 2, {"y"}, 100)
+    board.begin_reply("to-b", "from-b", "session-b", {"part"})
+    assert board.wait_answer({"to-a", "to-b"}, 0.0) is None
+    board.begin_reply("to-a", "from-a", "session-a", set())
+    assert board.wait_answer({"to-a", "to-b"}, 0.0) == ("to-a", "from-a")
+    board.pushed("session-b", "part")
+    assert board.wait_answer({"to-b"}, 0.0) == ("to-b", "from-b")
+    board.begin_reply("to-b", "again", "session-c", {"other"})
+    assert board.wait_answer({"to-b"}, 0.0) is None
+    assert board.may_read(1, "x") and not board.may_read(2, "x")
+    assert board.close("to-a") == "from-a"
+    assert board.wait_answer({"to-a"}, 0.0) is None and not board.may_read(1, "x")

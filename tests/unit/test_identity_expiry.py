@@ -142,7 +142,6 @@ def test_a_node_that_the_fleet_port_refuses_learns_why(tmp_path: Path) -> None:
     coordinator = load_member(tmp_path / "coordinator")
     server = ControlServer(
         member=coordinator,
-        run_service=None,
         folder=tmp_path / "coordinator",
         address="127.0.0.1:0",  # type: ignore[arg-type]
     )

@@ -17,7 +17,6 @@ def test_refused_connections_are_said_once_a_minute(caplog, monkeypatch):
         assert limited.admit("10.0.0.1") is None
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        f"{count} connections refused, last 10.0.0.1: 2 of at most 2 of one address are open, "
-        "2 of at most 8 in all"
+        f"{count} connections refused, last 10.0.0.1: 2 of at most 2 of one address are open, 2 of at most 8 in all"
         for count in (1, 2)
     ]

@@ -38,9 +38,8 @@ def test_a_text_has_one_embedding_in_every_company(folder: Path) -> None:
 
 def test_long_texts_stand_beside_texts_of_their_length_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONG", 10)
-    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 60)
     lengths = [12, 3, 30, 12, 9, 30, 30, 4, 11, 90]
-    batches = module._batches([[0] * length for length in lengths])
+    batches = module._batches([[0] * length for length in lengths], 60)
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     assert [[lengths[place] for place in batch] for batch in batches] == [
         [3, 4, 9], [11], [12, 12], [30, 30], [30], [90],
@@ -49,17 +48,17 @@ def test_long_texts_stand_beside_texts_of_their_length_only(monkeypatch: pytest.
 
 def test_cores_that_share_the_batches_embed_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, threads = Embedder(folder), torch.get_num_threads()
-    expected = embedder.embed(TEXTS)
-    monkeypatch.setattr(module, "_WORTH_THREADS", 1)
-    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 64)
     try:
+        torch.set_num_threads(1)
+        expected = embedder.embed(TEXTS)
+        monkeypatch.setattr(module, "_FEWEST_AT_ONCE", 64)
         torch.set_num_threads(3)
         np.testing.assert_allclose(embedder.embed(TEXTS), expected, atol=1e-5)
         assert torch.get_num_threads() == 3
+        assert set(module._pool(3).map(lambda _: torch.get_num_threads(), range(12))) == {1}
         monkeypatch.setattr(module, "_embedded", lambda model, rows: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embedder.embed(TEXTS)
-        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
 

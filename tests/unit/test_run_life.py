@@ -15,7 +15,7 @@ from confide_server.admin_cli import release as release_commands
 from confide_server.admin_cli import run as run_commands
 from confide_server.admin_cli.run_watch import EXIT_LOST, GIVE_UP_S, followed
 from confide_server.state.database import Checkpoint, Run
-from confide_server.state.run_journal import _signed
+from confide_server.state.submission_journal import signed_of
 from confide_server.state.views import Filters
 from sqlalchemy import select
 from typer.testing import CliRunner
@@ -78,7 +78,7 @@ def test_a_run_is_retried_for_the_rounds_that_were_left_and_cloned_from_any(worl
 def test_a_deleted_run_is_gone_and_its_submission_stays_used(world: AdminWorld):
     run_id = world.finished("removed")
     with world.database.reading() as session:
-        submission = _signed(session.get_one(Run, run_id))
+        submission = signed_of(session.get_one(Run, run_id))
     ask(world, "delete", run_id, "--yes")
     assert run_id not in ask(world, "list", "--json")
     (line,) = (json.loads(line) for line in ask(world, "list", "--json", "--deleted").splitlines() if run_id in line)

@@ -29,9 +29,10 @@ from confide.sealing.roles import Opened, SlotPlan
 from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
+from confide_server.state.driving_journal import _answers
 from confide_server.state.events import OfferAnswered, RoundStarted, RunFailed, RunFinished
 from confide_server.state.run_ends import RunEnds
-from confide_server.state.run_journal import Committed, RunJournal, _answers
+from confide_server.state.run_journal import Committed, RunJournal
 from confide_server.state.run_service import Submission
 from confide_server.state.run_status import RunStatus
 from sqlalchemy import MetaData, Table, create_engine, select
@@ -286,7 +287,7 @@ def test_a_model_is_taken_kept_opened_and_handed_out_without_being_in_memory(wor
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert run is not None and (run.schema.size, handed, stored.bytes) == (count << 18, count << 20, count << 20)
+    assert run is not None and (run.schema.size, handed, stored.model_bytes) == (count << 18, count << 20, count << 20)
     assert stored.manifest["model_sha256"] == whole.hex() and not list((world.folder / "incoming").iterdir())
     assert peak < 12 << 20, f"{peak >> 20} MiB for a model of {count} MiB"
 

@@ -1,17 +1,15 @@
 """Text that somebody else chose: whatever it holds, no terminal acts upon it, and none of it is long."""
 
 import io
-import json
 import logging
 import string
 
 import pytest
 from confide import canonical
 from confide.errors import TransportError
-from confide.proto import control_pb2 as pb
+from confide.proto import admin_pb2 as pb
 from confide.proto import fleet_pb2
-from confide.text import Formatter, cleaned, identifier, line, markup, paragraph
-from confide.transport.control import _cleaned_event, _cleaned_summary
+from confide.text import Formatter, cleaned, cleaned_message, identifier, line, markup, paragraph
 from confide.transport.envelope import payload_digest
 from confide.transport.failures import revive
 from confide_client.agent import status
@@ -79,17 +77,10 @@ def test_an_error_of_the_coordinator(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_runs_and_events_of_the_coordinator() -> None:
-    run = _cleaned_summary(pb.RunSummary(run_id=CLEAR, name=CLEAR, status=CLEAR, detail=CLEAR * 999, sealing=CLEAR))
+    run = cleaned_message(pb.RunLine(run_id=CLEAR, name=CLEAR, status=CLEAR, detail=CLEAR * 999, sealing=CLEAR))
     assert not any(acts(text) for text in (run.run_id, run.name, run.status, run.detail, run.sealing))
-    event = pb.RunEvent(kind=f"dropped{CLEAR}", data=json.dumps({"reason": HOSTILE}).encode())
-    made = _cleaned_event(event)
-    assert made.kind == "dropped2J0yourbank" and not acts(json.loads(made.data)["reason"])
-
-
-@pytest.mark.parametrize("data", [b"[1]", b"not json", b"[" * 100_000])
-def test_an_event_that_is_no_object(data: bytes) -> None:
-    with pytest.raises(TransportError, match="JSON"):
-        _cleaned_event(pb.RunEvent(kind="x", data=data))
+    event = cleaned_message(pb.Event(kind=f"dropped{CLEAR}", dropped=pb.Dropped(reason=HOSTILE.replace("\ud800", ""))))
+    assert not acts(event.kind) and not acts(event.dropped.reason)
 
 
 def test_a_nodes_words_at_the_coordinator() -> None:

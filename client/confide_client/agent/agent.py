@@ -2,7 +2,8 @@
 
 A coordinator that cannot be reached, was restarted, or does not know this node yet is tried again, a little later each
 time; what it asked before the interruption it asks again, and gets the same reply. SIGTERM or Ctrl-C ends the agent at
-once, also in the middle of training: nothing half-done was sent, and everything that counts is on disk already.
+once, also in the middle of training: nothing half-done was sent, and everything that counts is on disk already. A full
+disk ends nothing: while the audit log cannot be written, what is asked is refused, saying why, and asked again.
 
 It trains in the main thread, one instruction after the other; `receiving` polls beside it, and says meanwhile that the
 node is busy to whoever asks for another run.
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 
-from confide.errors import IdentityError, StateError, TransportError
+from confide.errors import IdentityError, RetryableError, StateError, TransportError
 from confide.identity.expiry import DailyWarning, notices
 from confide.identity.member import LocalMember
 from confide.journal import Journal
@@ -102,7 +103,7 @@ class Agent:
             node_id_path=self._state.fleet_node,
             proxy=self._state.settings.proxy,
         )
-        self._audit.note("agent started", coordinator=settings.coordinator)
+        self._audit.note_when_there_is_room("agent started", coordinator=settings.coordinator)
         reason = "error"
         try:
             with stoppable():
@@ -114,7 +115,7 @@ class Agent:
         finally:
             self._teller.stop()
             self._errands.stop()
-            self._audit.note("agent stopped", reason=reason)
+            self._audit.note_when_there_is_room("agent stopped", reason=reason)
             self._note(connected=False, running=False)
             self._runtime.close()
             self._audit.close()
@@ -130,7 +131,7 @@ class Agent:
                     retry_s = FIRST_RETRY_S
                     self._teller.send = link.report
                     self._serve(link)
-            except (TransportError, IdentityError) as error:
+            except (TransportError, IdentityError, RetryableError) as error:
                 self._teller.send = None
                 self._disconnected(error)
             time.sleep(retry_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the returns of many nodes
@@ -159,6 +160,8 @@ class Agent:
             self._runtime.reconcile(link.run_ends)
         except FleetRefusal as error:
             log.info("the coordinator does not say which runs have ended: %s", error)
+        except RetryableError as error:
+            log.warning("runs that have ended are settled when there is room: %s", error)
 
     def _wait_while_paused(self) -> None:
         """Between two instructions, without a connection: the coordinator sees this node as away, and runs wait."""
@@ -166,16 +169,18 @@ class Agent:
         if not said:
             return
         self._teller.send = None
-        self._audit.note("paused", by=line(said.get("by", ""), 64), reason=line(said.get("reason", "")))
+        self._audit.note_when_there_is_room(
+            "paused", by=line(said.get("by", ""), 64), reason=line(said.get("reason", ""))
+        )
         self._note(connected=False, running=True, complaint="paused by its operator")
         while self._state.pause():
             time.sleep(PAUSE_LOOK_S)
-        self._audit.note("resumed")
+        self._audit.note_when_there_is_room("resumed")
 
     def _connected(self, coordinator: str) -> None:
         log.info("connected to %s as %s", coordinator, self._member.name)
         self._complaint = self._refusal = ""
-        self._audit.note("connected", coordinator=coordinator)
+        self._audit.note_when_there_is_room("connected", coordinator=coordinator)
         self._note(connected=True, running=True)
 
     def _disconnected(self, error: Exception) -> None:
@@ -196,7 +201,11 @@ class Agent:
         return "; ".join(over) or self._errands.refusal() or str(error)
 
     def _note(self, **facts: object) -> None:
-        self._state.note_agent(pid=os.getpid(), name=self._member.name, coordinator=self.coordinator, **facts)
+        """For `confide node status`, which is told of it later where the disk is full."""
+        try:
+            self._state.note_agent(pid=os.getpid(), name=self._member.name, coordinator=self.coordinator, **facts)
+        except RetryableError as error:
+            log.warning("the agent's status was not written: %s", error)
 
 
 def _exclusive_journal(state: StateFolder) -> Journal:

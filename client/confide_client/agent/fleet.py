@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 from confide import canonical
-from confide.errors import IdentityError, TransportError
+from confide.errors import IdentityError, RetryableError, TransportError
 from confide.files import write_atomic
 from confide.proto import fleet_pb2
 from confide.text import line
@@ -271,7 +271,8 @@ class FleetLink:
                 "published, and does no second agent run with these keys?"
             ) from error
         if node_id != known:
-            write_atomic(self._settings.node_id_path, canonical.encode({"node_id": node_id}))
+            with contextlib.suppress(RetryableError):  # after a crash it then waits a minute for its place
+                write_atomic(self._settings.node_id_path, canonical.encode({"node_id": node_id}))
         return node_id
 
     def _beat(self) -> None:

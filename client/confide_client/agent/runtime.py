@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from confide.errors import ConfideError, FailureName, ProtocolFailure, TransportError
+from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, TransportError
 from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.rounds.heads import head_of_message
@@ -32,6 +32,7 @@ from confide_client.runs.replies import (
     busy_answer,
     check_instruction,
     failure_of,
+    no_room_answer,
     parse_instruction,
     public_text,
     signed_reply,
@@ -103,7 +104,9 @@ class NodeRuntime:
             return None  # said in its turn, with all else that is wrong
         if instruction.run_id == doing.run_id or instruction.step not in _BEGINS:
             return None
-        self._node.audit.note("busy", run=instruction.run_id[:32], step=_step_name(instruction), seconds=doing.busy_s)
+        self._node.audit.note_when_there_is_room(
+            "busy", run=instruction.run_id[:32], step=_step_name(instruction), seconds=doing.busy_s
+        )
         outcome = busy_answer(instruction.step, doing.busy_s)
         node = self._node.member
         return pack(signed_reply(instruction, node.name, node.identity, outcome, {}))
@@ -118,6 +121,8 @@ class NodeRuntime:
         try:
             outcome = self._work(instruction, payload)
         except Exception as error:
+            if isinstance(error, RetryableError) and not keep:
+                raise  # answered as there being no room, and done when it is asked again
             self._note_failure(instruction, error)
             run = self._runs.get(instruction.run_id)
             outcome = failure_of(error, private=run is not None and run.private)
@@ -152,6 +157,8 @@ class NodeRuntime:
             offer = verify_offer(message, run_id, node.member, roster)
             asked |= {"specification": offer.specification.digest, "name": offer.specification.name}
             self._check_unchanged(run_id, offer)
+        except RetryableError:
+            raise  # the roster does not fit on the disk: no reason to refuse the run for good
         except ConfideError as error:
             # Nothing of it is believed, so nothing of it is kept beside the audit log.
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
@@ -206,6 +213,8 @@ class NodeRuntime:
                     return self._not_ready(folder, record)
                 node.approve_spending(run_id, offer.specification)
                 node.submissions.accepted(offer.signed, node.clock())
+        except RetryableError:
+            raise
         except ConfideError as error:
             record.status, record.reason = OfferStatus.REFUSED, f"{error.code}: {error}"
             record.save(folder)
@@ -425,14 +434,18 @@ class NodeRuntime:
             reason = public_text(str(error))
         else:
             log.error("run %s: %s failed", instruction.run_id[:8], step, exc_info=error)
-        self._node.audit.note("step failed", run=instruction.run_id[:64], step=step, code=failure.code, reason=reason)
+        self._node.audit.note_when_there_is_room(
+            "step failed", run=instruction.run_id[:64], step=step, code=failure.code, reason=reason
+        )
 
     def _fail(self, instruction: fleet_pb2.Instruction, error: Exception) -> RecordDict:
-        """What could not even be parsed, or not be kept: answered, never acted on."""
+        """What could not even be parsed, or not be kept: answered, never acted on.
+
+        On a full disk the answer goes before its entry: it says that there is no room, and carries nothing else.
+        """
         self._note_failure(instruction, error)
-        failure = failure_of(error)
-        signed = signed_reply(instruction, self._node.member.name, self._node.member.identity, failure, {})
-        return pack(signed)
+        outcome = no_room_answer(instruction.step, error) if isinstance(error, RetryableError) else failure_of(error)
+        return pack(signed_reply(instruction, self._node.member.name, self._node.member.identity, outcome, {}))
 
 
 def _step_name(instruction: fleet_pb2.Instruction) -> str:

@@ -146,7 +146,7 @@ class Loading:
                 self._schema = self._measure()
                 self._measured.set()
                 self._trainer = self._make()
-        except BaseException as error:
+        except BaseException as error:  # whoever asks for the trainer raises it; else it would wait for ever
             self._error = error
         finally:
             self._measured.set()

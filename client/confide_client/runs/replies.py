@@ -17,6 +17,7 @@ from confide.errors import (
     FailureName,
     LedgerError,
     ProtocolFailure,
+    RetryableError,
     StateError,
     TrainingError,
     TransportError,
@@ -115,6 +116,15 @@ def busy_answer(step: fleet_pb2.Step, busy_s: int) -> Outgoing | fleet_pb2.Failu
     if step != fleet_pb2.OFFER:
         return fleet_pb2.Failure(code=BUSY, message=f"{why}; ask again then", busy_s=busy_s)
     answer = fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=why, busy_s=busy_s)
+    return Outgoing(answer.SerializeToString(deterministic=True))
+
+
+def no_room_answer(step: fleet_pb2.Step, error: RetryableError) -> Outgoing | fleet_pb2.Failure:
+    """What is told while this node's disk is full. An offer is made again, and accepted once there is room."""
+    if step != fleet_pb2.OFFER:
+        return failure_of(error)
+    reason = public_text(f"{error.code}: {error}")
+    answer = fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=reason)
     return Outgoing(answer.SerializeToString(deterministic=True))
 
 

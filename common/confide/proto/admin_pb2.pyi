@@ -147,6 +147,42 @@ class RunLine(_message.Message):
     deleted_at: float
     def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., sealing: _Optional[str] = ..., detail: _Optional[str] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., administrator: _Optional[str] = ..., method: _Optional[str] = ..., data: _Optional[str] = ..., privacy_unit: _Optional[str] = ..., cohort: _Optional[_Iterable[str]] = ..., organizations: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ..., waits_reason: _Optional[str] = ..., waiting_since: _Optional[float] = ..., paused_by: _Optional[str] = ..., paused_at: _Optional[float] = ..., pause_reason: _Optional[str] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., priority: _Optional[int] = ..., short_rounds: _Optional[int] = ..., last_event: _Optional[int] = ..., privacy_epsilon: _Optional[float] = ..., deleted_by: _Optional[str] = ..., deleted_at: _Optional[float] = ...) -> None: ...
 
+class SubmitRunRequest(_message.Message):
+    __slots__ = ("idempotency_key", "header", "chunk")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    header: SubmitRunHeader
+    chunk: bytes
+    def __init__(self, idempotency_key: _Optional[str] = ..., header: _Optional[_Union[SubmitRunHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class SubmitRunHeader(_message.Message):
+    __slots__ = ("specification", "initial_model_sha256", "signature", "initial_model_bytes", "schema", "run_id", "nonce", "expires_at", "parent_run_id", "parent_round", "administrator")
+    SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_ROUND_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
+    specification: bytes
+    initial_model_sha256: bytes
+    signature: bytes
+    initial_model_bytes: int
+    schema: bytes
+    run_id: str
+    nonce: bytes
+    expires_at: int
+    parent_run_id: str
+    parent_round: int
+    administrator: str
+    def __init__(self, specification: _Optional[bytes] = ..., initial_model_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., initial_model_bytes: _Optional[int] = ..., schema: _Optional[bytes] = ..., run_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., expires_at: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., parent_round: _Optional[int] = ..., administrator: _Optional[str] = ...) -> None: ...
+
 class ListRunsQuery(_message.Message):
     __slots__ = ("statuses", "name_contains", "organization", "administrator", "method", "parent_run_id", "run_id_prefix", "limit", "cursor", "run_ids")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
@@ -848,16 +884,20 @@ class RosterTaken(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., version: _Optional[int] = ..., admitted: _Optional[_Iterable[str]] = ..., revoked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListEnrolmentsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: str
+    def __init__(self, after: _Optional[str] = ...) -> None: ...
 
 class EnrolmentPage(_message.Message):
-    __slots__ = ("clock", "enrolments")
+    __slots__ = ("clock", "enrolments", "next_after")
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     ENROLMENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_AFTER_FIELD_NUMBER: _ClassVar[int]
     clock: float
     enrolments: _containers.RepeatedCompositeFieldContainer[EnrolmentLine]
-    def __init__(self, clock: _Optional[float] = ..., enrolments: _Optional[_Iterable[_Union[EnrolmentLine, _Mapping]]] = ...) -> None: ...
+    next_after: str
+    def __init__(self, clock: _Optional[float] = ..., enrolments: _Optional[_Iterable[_Union[EnrolmentLine, _Mapping]]] = ..., next_after: _Optional[str] = ...) -> None: ...
 
 class EnrolmentLine(_message.Message):
     __slots__ = ("name", "role", "identity_key", "asked_at", "invited", "renewal", "request")
@@ -986,6 +1026,32 @@ class PrivacyLine(_message.Message):
     run_at: float
     runs: int
     def __init__(self, organization: _Optional[str] = ..., group: _Optional[str] = ..., run_id: _Optional[str] = ..., run_name: _Optional[str] = ..., unit: _Optional[str] = ..., spent_slots: _Optional[int] = ..., approved_slots: _Optional[int] = ..., epsilon_claimed: _Optional[float] = ..., epsilon_spent_at_most: _Optional[float] = ..., delta: _Optional[float] = ..., run_at: _Optional[float] = ..., runs: _Optional[int] = ...) -> None: ...
+
+class ExportRunRequest(_message.Message):
+    __slots__ = ("run_id", "round")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    round: int
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class ExportRunReply(_message.Message):
+    __slots__ = ("clock", "header", "chunk")
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    clock: float
+    header: ExportRunHeader
+    chunk: bytes
+    def __init__(self, clock: _Optional[float] = ..., header: _Optional[_Union[ExportRunHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class ExportRunHeader(_message.Message):
+    __slots__ = ("manifest_bytes", "model_bytes")
+    MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    manifest_bytes: int
+    model_bytes: int
+    def __init__(self, manifest_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ...) -> None: ...
 
 class ListCheckpointsRequest(_message.Message):
     __slots__ = ("run_id", "after_round", "from_first", "limit")

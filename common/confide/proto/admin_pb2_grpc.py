@@ -39,6 +39,11 @@ class AdminStub:
                 request_serializer=confide_dot_v1_dot_admin__pb2.GetServerStatusRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_admin__pb2.ServerStatus.FromString,
                 _registered_method=True)
+        self.SubmitRun = channel.stream_unary(
+                '/confide.v1.Admin/SubmitRun',
+                request_serializer=confide_dot_v1_dot_admin__pb2.SubmitRunRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.RunChanged.FromString,
+                _registered_method=True)
         self.ListRuns = channel.unary_unary(
                 '/confide.v1.Admin/ListRuns',
                 request_serializer=confide_dot_v1_dot_admin__pb2.ListRunsQuery.SerializeToString,
@@ -134,6 +139,11 @@ class AdminStub:
                 request_serializer=confide_dot_v1_dot_admin__pb2.GetPrivacySpentRequest.SerializeToString,
                 response_deserializer=confide_dot_v1_dot_admin__pb2.PrivacySpent.FromString,
                 _registered_method=True)
+        self.ExportRun = channel.unary_stream(
+                '/confide.v1.Admin/ExportRun',
+                request_serializer=confide_dot_v1_dot_admin__pb2.ExportRunRequest.SerializeToString,
+                response_deserializer=confide_dot_v1_dot_admin__pb2.ExportRunReply.FromString,
+                _registered_method=True)
         self.ListCheckpoints = channel.unary_unary(
                 '/confide.v1.Admin/ListCheckpoints',
                 request_serializer=confide_dot_v1_dot_admin__pb2.ListCheckpointsRequest.SerializeToString,
@@ -216,6 +226,13 @@ class AdminServicer:
 
     def GetServerStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitRun(self, request_iterator, context):
+        """by an administrator's signature
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -344,6 +361,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportRun(self, request, context):
+        """a committed round's model with its signed manifest
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCheckpoints(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -449,6 +473,11 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=confide_dot_v1_dot_admin__pb2.GetServerStatusRequest.FromString,
                     response_serializer=confide_dot_v1_dot_admin__pb2.ServerStatus.SerializeToString,
             ),
+            'SubmitRun': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitRun,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.SubmitRunRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.RunChanged.SerializeToString,
+            ),
             'ListRuns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRuns,
                     request_deserializer=confide_dot_v1_dot_admin__pb2.ListRunsQuery.FromString,
@@ -543,6 +572,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetPrivacySpent,
                     request_deserializer=confide_dot_v1_dot_admin__pb2.GetPrivacySpentRequest.FromString,
                     response_serializer=confide_dot_v1_dot_admin__pb2.PrivacySpent.SerializeToString,
+            ),
+            'ExportRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportRun,
+                    request_deserializer=confide_dot_v1_dot_admin__pb2.ExportRunRequest.FromString,
+                    response_serializer=confide_dot_v1_dot_admin__pb2.ExportRunReply.SerializeToString,
             ),
             'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCheckpoints,
@@ -647,6 +681,33 @@ class Admin:
             '/confide.v1.Admin/GetServerStatus',
             confide_dot_v1_dot_admin__pb2.GetServerStatusRequest.SerializeToString,
             confide_dot_v1_dot_admin__pb2.ServerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitRun(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/confide.v1.Admin/SubmitRun',
+            confide_dot_v1_dot_admin__pb2.SubmitRunRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.RunChanged.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1160,6 +1221,33 @@ class Admin:
             '/confide.v1.Admin/GetPrivacySpent',
             confide_dot_v1_dot_admin__pb2.GetPrivacySpentRequest.SerializeToString,
             confide_dot_v1_dot_admin__pb2.PrivacySpent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/confide.v1.Admin/ExportRun',
+            confide_dot_v1_dot_admin__pb2.ExportRunRequest.SerializeToString,
+            confide_dot_v1_dot_admin__pb2.ExportRunReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from confide.proto import fleet_pb2 as confide_dot_v1_dot_fleet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onfide/v1/control.proto\x12\nconfide.v1\x1a\x16\x63onfide/v1/fleet.proto\"5\n\x0cHelloRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x16\n\x0eroster_version\x18\x02 \x01(\x04\"\\\n\nHelloReply\x12\x13\n\x0b\x63oordinator\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x16\n\x0eroster_version\x18\x03 \x01(\x04\x12\x0e\n\x06roster\x18\x04 \x01(\x0c\"&\n\x14PublishRosterRequest\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\"%\n\x12PublishRosterReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x1f\n\x0c\x45nrolRequest\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"\x0c\n\nEnrolReply\"\x17\n\x15\x46\x65tchAdmissionRequest\"(\n\x13\x46\x65tchAdmissionReply\x12\x11\n\tadmission\x18\x01 \x01(\x0c\"\x12\n\x10GetRosterRequest\" \n\x0eGetRosterReply\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\"G\n\x11PutReceiptRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\x11\n\x0fPutReceiptReply\"0\n\x0fProveRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x9c\x01\n\x0cRunProofPart\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x13.confide.v1.RunHeadH\x00\x12\'\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x16.confide.v1.RoundEntryH\x00\x12%\n\x04\x66ile\x18\x03 \x01(\x0b\x32\x15.confide.v1.ProofFileH\x00\x12\x0f\n\x05\x63hunk\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04part\"K\n\nRoundEntry\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x10\n\x08included\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0c\n\x04path\x18\x04 \x03(\x0c\"(\n\tProofFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x15\n\x13ListRequestsRequest\"%\n\x11ListRequestsReply\x12\x10\n\x08requests\x18\x01 \x03(\x0c\",\n\x17PublishAdmissionRequest\x12\x11\n\tadmission\x18\x01 \x01(\x0c\"\x17\n\x15PublishAdmissionReply\"Z\n\x10SubmitRunRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.confide.v1.SubmitRunHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xe6\x01\n\x0fSubmitRunHeader\x12\x15\n\rspecification\x18\x01 \x01(\x0c\x12\x1c\n\x14initial_model_sha256\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x1b\n\x13initial_model_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06schema\x18\x05 \x01(\x0c\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\r\n\x05nonce\x18\x07 \x01(\x0c\x12\x12\n\nexpires_at\x18\x08 \x01(\x04\x12\x15\n\rparent_run_id\x18\t \x01(\t\x12\x14\n\x0cparent_round\x18\n \x01(\r\" \n\x0eSubmitRunReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x11\n\x0fListRunsRequest\"\x90\x01\n\nRunSummary\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x0f\n\x07sealing\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x14\n\x0csubmitted_at\x18\x08 \x01(\x01\"5\n\rListRunsReply\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.confide.v1.RunSummary\"0\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"F\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"3\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x0e\n\x0cStopRunReply\"1\n\x10\x45xportRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"X\n\x0e\x45xportRunReply\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.confide.v1.ExportRunHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\">\n\x0f\x45xportRunHeader\x12\x16\n\x0emanifest_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bmodel_bytes\x18\x02 \x01(\x04\x32\x82\x08\n\x07\x43ontrol\x12\x39\n\x05Hello\x12\x18.confide.v1.HelloRequest\x1a\x16.confide.v1.HelloReply\x12Q\n\rPublishRoster\x12 .confide.v1.PublishRosterRequest\x1a\x1e.confide.v1.PublishRosterReply\x12\x39\n\x05\x45nrol\x12\x18.confide.v1.EnrolRequest\x1a\x16.confide.v1.EnrolReply\x12T\n\x0e\x46\x65tchAdmission\x12!.confide.v1.FetchAdmissionRequest\x1a\x1f.confide.v1.FetchAdmissionReply\x12\x45\n\tGetRoster\x12\x1c.confide.v1.GetRosterRequest\x1a\x1a.confide.v1.GetRosterReply\x12H\n\nPutReceipt\x12\x1d.confide.v1.PutReceiptRequest\x1a\x1b.confide.v1.PutReceiptReply\x12\x43\n\x08ProveRun\x12\x1b.confide.v1.ProveRunRequest\x1a\x18.confide.v1.RunProofPart0\x01\x12N\n\x0cListRequests\x12\x1f.confide.v1.ListRequestsRequest\x1a\x1d.confide.v1.ListRequestsReply\x12Z\n\x10PublishAdmission\x12#.confide.v1.PublishAdmissionRequest\x1a!.confide.v1.PublishAdmissionReply\x12G\n\tSubmitRun\x12\x1c.confide.v1.SubmitRunRequest\x1a\x1a.confide.v1.SubmitRunReply(\x01\x12\x42\n\x08ListRuns\x12\x1b.confide.v1.ListRunsRequest\x1a\x19.confide.v1.ListRunsReply\x12?\n\x08WatchRun\x12\x1b.confide.v1.WatchRunRequest\x1a\x14.confide.v1.RunEvent0\x01\x12?\n\x07StopRun\x12\x1a.confide.v1.StopRunRequest\x1a\x18.confide.v1.StopRunReply\x12G\n\tExportRun\x12\x1c.confide.v1.ExportRunRequest\x1a\x1a.confide.v1.ExportRunReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onfide/v1/control.proto\x12\nconfide.v1\x1a\x16\x63onfide/v1/fleet.proto\"5\n\x0cHelloRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x16\n\x0eroster_version\x18\x02 \x01(\x04\"\\\n\nHelloReply\x12\x13\n\x0b\x63oordinator\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x16\n\x0eroster_version\x18\x03 \x01(\x04\x12\x0e\n\x06roster\x18\x04 \x01(\x0c\"&\n\x14PublishRosterRequest\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\"%\n\x12PublishRosterReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x1f\n\x0c\x45nrolRequest\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"\x0c\n\nEnrolReply\"\x17\n\x15\x46\x65tchAdmissionRequest\"(\n\x13\x46\x65tchAdmissionReply\x12\x11\n\tadmission\x18\x01 \x01(\x0c\"\x12\n\x10GetRosterRequest\" \n\x0eGetRosterReply\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\"G\n\x11PutReceiptRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\x11\n\x0fPutReceiptReply\"0\n\x0fProveRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"\x9c\x01\n\x0cRunProofPart\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x13.confide.v1.RunHeadH\x00\x12\'\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x16.confide.v1.RoundEntryH\x00\x12%\n\x04\x66ile\x18\x03 \x01(\x0b\x32\x15.confide.v1.ProofFileH\x00\x12\x0f\n\x05\x63hunk\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04part\"K\n\nRoundEntry\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x10\n\x08included\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0c\n\x04path\x18\x04 \x03(\x0c\"(\n\tProofFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x32\xfe\x03\n\x07\x43ontrol\x12\x39\n\x05Hello\x12\x18.confide.v1.HelloRequest\x1a\x16.confide.v1.HelloReply\x12Q\n\rPublishRoster\x12 .confide.v1.PublishRosterRequest\x1a\x1e.confide.v1.PublishRosterReply\x12\x39\n\x05\x45nrol\x12\x18.confide.v1.EnrolRequest\x1a\x16.confide.v1.EnrolReply\x12T\n\x0e\x46\x65tchAdmission\x12!.confide.v1.FetchAdmissionRequest\x1a\x1f.confide.v1.FetchAdmissionReply\x12\x45\n\tGetRoster\x12\x1c.confide.v1.GetRosterRequest\x1a\x1a.confide.v1.GetRosterReply\x12H\n\nPutReceipt\x12\x1d.confide.v1.PutReceiptRequest\x1a\x1b.confide.v1.PutReceiptReply\x12\x43\n\x08ProveRun\x12\x1b.confide.v1.ProveRunRequest\x1a\x18.confide.v1.RunProofPart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,40 +64,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUNDENTRY']._serialized_end=836
   _globals['_PROOFFILE']._serialized_start=838
   _globals['_PROOFFILE']._serialized_end=878
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=880
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=901
-  _globals['_LISTREQUESTSREPLY']._serialized_start=903
-  _globals['_LISTREQUESTSREPLY']._serialized_end=940
-  _globals['_PUBLISHADMISSIONREQUEST']._serialized_start=942
-  _globals['_PUBLISHADMISSIONREQUEST']._serialized_end=986
-  _globals['_PUBLISHADMISSIONREPLY']._serialized_start=988
-  _globals['_PUBLISHADMISSIONREPLY']._serialized_end=1011
-  _globals['_SUBMITRUNREQUEST']._serialized_start=1013
-  _globals['_SUBMITRUNREQUEST']._serialized_end=1103
-  _globals['_SUBMITRUNHEADER']._serialized_start=1106
-  _globals['_SUBMITRUNHEADER']._serialized_end=1336
-  _globals['_SUBMITRUNREPLY']._serialized_start=1338
-  _globals['_SUBMITRUNREPLY']._serialized_end=1370
-  _globals['_LISTRUNSREQUEST']._serialized_start=1372
-  _globals['_LISTRUNSREQUEST']._serialized_end=1389
-  _globals['_RUNSUMMARY']._serialized_start=1392
-  _globals['_RUNSUMMARY']._serialized_end=1536
-  _globals['_LISTRUNSREPLY']._serialized_start=1538
-  _globals['_LISTRUNSREPLY']._serialized_end=1591
-  _globals['_WATCHRUNREQUEST']._serialized_start=1593
-  _globals['_WATCHRUNREQUEST']._serialized_end=1641
-  _globals['_RUNEVENT']._serialized_start=1643
-  _globals['_RUNEVENT']._serialized_end=1713
-  _globals['_STOPRUNREQUEST']._serialized_start=1715
-  _globals['_STOPRUNREQUEST']._serialized_end=1766
-  _globals['_STOPRUNREPLY']._serialized_start=1768
-  _globals['_STOPRUNREPLY']._serialized_end=1782
-  _globals['_EXPORTRUNREQUEST']._serialized_start=1784
-  _globals['_EXPORTRUNREQUEST']._serialized_end=1833
-  _globals['_EXPORTRUNREPLY']._serialized_start=1835
-  _globals['_EXPORTRUNREPLY']._serialized_end=1923
-  _globals['_EXPORTRUNHEADER']._serialized_start=1925
-  _globals['_EXPORTRUNHEADER']._serialized_end=1987
-  _globals['_CONTROL']._serialized_start=1990
-  _globals['_CONTROL']._serialized_end=3016
+  _globals['_CONTROL']._serialized_start=881
+  _globals['_CONTROL']._serialized_end=1391
 # @@protoc_insertion_point(module_scope)

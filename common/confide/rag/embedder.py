@@ -8,8 +8,10 @@ exported. An index says which embedder made it; another one is refused by name, 
 """
 
 import functools
+import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ _TOKENS_AT_ONCE = 1024
 """More is slower: what a layer makes of it falls out of the cache."""
 _LONG = 128
 """Tokens above which only texts of equal length go together: nothing is padded, and attention needs no mask."""
-_WORTH_THREADS = 4096
-"""Tokens from which every core takes batches of its own."""
+_STEP = 16
+"""Shorter texts are padded to a multiple of it: a product whose shape is new costs some milliseconds to prepare."""
+_FEWEST_AT_ONCE = 256
+"""Tokens that a core gets at least, where there are several."""
 
 
 class Embedder:
@@ -101,6 +105,8 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D), each of length 1. A text that is longer than `most_tokens` is cut at its end."""
+        import torch
+
         model = self._model
         rows = [one.ids[: self.most_tokens] for one in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
@@ -108,31 +114,40 @@ class Embedder:
         def fill(batch: list[int]) -> None:
             vectors[batch] = _embedded(model, [rows[place] for place in batch])
 
-        _on_all_cores(fill, _batches(rows), sum(map(len, rows)))
+        cores = torch.get_num_threads()
+        share = math.ceil(sum(map(len, rows)) / cores)
+        batches = _batches(rows, max(_FEWEST_AT_ONCE, min(_TOKENS_AT_ONCE, share)))
+        # The long ones first, so that no core is left with one at the end.
+        list((_pool(cores).map if cores > 1 else map)(fill, reversed(batches)))
         return vectors
 
 
-def _on_all_cores(work: Callable[[list[int]], None], batches: list[list[int]], tokens: int) -> None:
-    """Every core takes one batch after the other. Cores that share a batch wait for each other at every layer."""
+@functools.cache
+def _pool(cores: int) -> ThreadPoolExecutor:
+    """A thread for each core, which computes by itself: cores that share a batch wait for each other at every layer."""
     import torch
 
-    cores = torch.get_num_threads()
-    if cores == 1 or tokens < _WORTH_THREADS:
-        for batch in batches:
-            work(batch)
-        return
-    try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            # The long ones first, so that no core is left with one at the end.
-            list(pool.map(work, reversed(batches)))
-    finally:
-        torch.set_num_threads(cores)  # what later threads begin with
+    def by_itself() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # A thread's first question takes the process' number, which soon is another one.
+
+    pool = ThreadPoolExecutor(cores, "embedder", initializer=by_itself)
+    started = threading.Barrier(cores)
+    list(pool.map(lambda _: started.wait(), range(cores)))
+    torch.set_num_threads(cores)  # What later threads begin with; those of the pool keep theirs.
+    return pool
+
+
+# A fork takes no threads along.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _embedded(model: Any, rows: list[list[int]]) -> NDArray[np.float32]:
     import torch
 
     width = max(map(len, rows))
+    if width <= _LONG:
+        width = _STEP * math.ceil(width / _STEP)
     ids = torch.zeros((len(rows), width), dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.int64)
     for place, row in enumerate(rows):
@@ -146,13 +161,13 @@ def _embedded(model: Any, rows: list[list[int]]) -> NDArray[np.float32]:
     return found
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+def _batches(rows: Sequence[Sequence[int]], tokens: int = _TOKENS_AT_ONCE) -> list[list[int]]:
     """Places of texts of like length, the short ones first, so that little of a batch is padding."""
     batches: list[list[int]] = []
     before = 0
     for place in sorted(range(len(rows)), key=lambda place: len(rows[place])):
         length = len(rows[place])
-        if not batches or length > max(_LONG, before) or (len(batches[-1]) + 1) * length > _TOKENS_AT_ONCE:
+        if not batches or length > max(_LONG, before) or (len(batches[-1]) + 1) * length > tokens:
             batches.append([])
         before = length
         batches[-1].append(place)

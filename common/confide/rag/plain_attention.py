@@ -74,5 +74,6 @@ def _scratch(heads: int, length: int, dtype: torch.dtype) -> torch.Tensor:
     needed = heads * length * length
     held: torch.Tensor | None = getattr(_kept, "scores", None)
     if held is None or held.numel() < needed or held.dtype != dtype:
-        held = _kept.scores = torch.empty(needed, dtype=dtype)
+        with torch.inference_mode(False):  # else it could be written to in inference mode alone
+            held = _kept.scores = torch.empty(needed, dtype=dtype)
     return held[:needed].view(heads, length, length)

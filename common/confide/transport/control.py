@@ -1,15 +1,15 @@
-"""The client side of the control service: what nodes and administrators ask of the coordinator, over mTLS.
+"""The client side of the control service: what every member's machine asks of the coordinator by itself, over mTLS.
 
     with ControlClient.of_member(load_member(folder)) as client:
-        run_id = client.submit(specification, initial_model, member.identity)
-        for event in client.watch(run_id): ...
+        client.put_receipt(run_id, receipt, member.identity)
+
+What people ask and order is in confide.transport.admin.
 
 Before the first call the coordinator proves that it holds the identity key of the roster, and both exchange the newer
 roster. An outbound HTTP proxy is taken from `proxy`, else from the environment as gRPC does (grpc_proxy, https_proxy,
 with no_grpc_proxy and no_proxy); TLS stays end to end between this machine and the coordinator.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar, cast
 import grpc
 
 from confide import canonical
-from confide.codec.tensors import TensorSchema, model_digest
 from confide.errors import ConfideError, IdentityError, TransportError
 from confide.identity.certificates import CertificateClaim, check_certificate, load_certificate, read_claim
 from confide.identity.enrolment import read_admission
@@ -27,12 +26,9 @@ from confide.identity.invitation import Invitation
 from confide.identity.keys import SigningKey, verify
 from confide.identity.member import LocalMember
 from confide.identity.roster import Role, Roster, RosterStore, verify_roster
-from confide.identity.submission import VALID_S, sign_stop, sign_submission
-from confide.models.sent_coordinates import needs_names
 from confide.proto import control_pb2 as pb
 from confide.proto.control_pb2_grpc import ControlStub
-from confide.runs.specification import Specification
-from confide.text import cleaned, identifier, line, paragraph
+from confide.text import paragraph
 from confide.transport.failures import CODE_KEY, own_metadata, revive
 
 CHUNK_BYTES = 1 << 20
@@ -191,92 +187,6 @@ class ControlClient:
         with self._failures():
             yield from self._stub.ProveRun(request, metadata=own_metadata(), timeout=BULK_TIMEOUT_S)
 
-    def pending_requests(self) -> list[bytes]:
-        """Enrolment requests that wait at the coordinator for the root."""
-        self._greet()
-        return list(self._call(self._stub.ListRequests, pb.ListRequestsRequest()).requests)
-
-    def publish_admission(self, admission: bytes) -> None:
-        """Leave the root's answer at the coordinator for its member to fetch."""
-        self._greet()
-        self._call(self._stub.PublishAdmission, pb.PublishAdmissionRequest(admission=admission))
-
-    def submit(
-        self,
-        specification: Specification,
-        initial_model: bytes,
-        identity: SigningKey,
-        schema: TensorSchema | None = None,
-        *,
-        valid_s: int = VALID_S,
-    ) -> str:
-        """Sign and submit a run with its first model (raw trainable tensors); returns the run id, drawn here.
-
-        schema: the first model's; needed where what travels depends on the tensors' names.
-        valid_s: nodes accept the run for so long.
-        """
-        self._greet()
-        document, digest = specification.canonical_bytes(), model_digest(initial_model)
-        signed = sign_submission(identity, self._claim.name, document, digest, valid_s=valid_s)
-        header = pb.SubmitRunHeader(
-            specification=document,
-            initial_model_sha256=digest,
-            signature=signed.signature,
-            run_id=signed.run_id,
-            nonce=signed.nonce,
-            expires_at=signed.expires_at,
-            initial_model_bytes=len(initial_model),
-            schema=schema.to_bytes() if schema is not None and needs_names(specification) else b"",
-        )
-        return self.submit_signed(header, initial_model)
-
-    def submit_signed(self, header: pb.SubmitRunHeader, initial_model: bytes) -> str:
-        """Submit what was signed already, perhaps elsewhere; returns the run id, which is the signed one."""
-        self._greet()
-        reply = self._call(self._stub.SubmitRun, _parts(header, initial_model), timeout_s=BULK_TIMEOUT_S)
-        if reply.run_id != header.run_id:
-            raise TransportError(
-                f"run {header.run_id} was submitted, and the coordinator calls it {line(reply.run_id, 40)!r}"
-            )
-        return header.run_id
-
-    def runs(self) -> list[pb.RunSummary]:
-        """Newest first."""
-        self._greet()
-        return [_cleaned_summary(run) for run in self._call(self._stub.ListRuns, pb.ListRunsRequest()).runs]
-
-    def watch(self, run_id: str, after: int = 0) -> Iterator[pb.RunEvent]:
-        """Events from the one after `after` on, until the run has ended. Close the iterator to leave early."""
-        self._greet()
-        with self._failures():
-            call = self._stub.WatchRun(pb.WatchRunRequest(run_id=run_id, after=after), metadata=own_metadata())
-            try:
-                yield from map(_cleaned_event, call)
-            finally:
-                call.cancel()
-
-    def stop(self, run_id: str, identity: SigningKey) -> None:
-        """Order the coordinator, and through it every node, to stop a run."""
-        self._greet()
-        self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id, signature=sign_stop(identity, run_id)))
-
-    def export(self, run_id: str, round: int | None = None) -> tuple[dict[str, Any], bytes]:
-        """(manifest, raw trainable tensors) of a committed round; None is the newest."""
-        self._greet()
-        request = pb.ExportRunRequest(run_id=run_id, round=round or 0)
-        with self._failures():
-            parts = self._stub.ExportRun(request, metadata=own_metadata(), timeout=BULK_TIMEOUT_S)
-            header = next(parts).header
-            data = b"".join(part.chunk for part in parts)
-        if len(data) != header.manifest_bytes + header.model_bytes:
-            raise TransportError(
-                f"{len(data)} bytes of run {run_id} came; {header.manifest_bytes + header.model_bytes} were announced"
-            )
-        manifest = json.loads(data[: header.manifest_bytes])
-        if not isinstance(manifest, dict):
-            raise TransportError(f"the manifest of run {run_id} is not an object")
-        return manifest, data[header.manifest_bytes :]
-
     def _greet(self) -> None:
         if self._greeted is None:
             self.hello()
@@ -313,26 +223,6 @@ class ControlClient:
         if CODE_KEY in said:
             return revive(said[CODE_KEY], details)
         return _unreached(self.address, self._claim.name, code, details)
-
-
-def _cleaned_summary(run: pb.RunSummary) -> pb.RunSummary:
-    """A run as the coordinator tells of it, fit to be shown."""
-    for field in ("run_id", "name", "status", "sealing", "detail"):
-        setattr(run, field, line(getattr(run, field)))
-    return run
-
-
-def _cleaned_event(event: pb.RunEvent) -> pb.RunEvent:
-    """An event, fit to be shown. Raises TransportError for data that is not a JSON object."""
-    try:
-        data = json.loads(event.data)
-    except (ValueError, RecursionError) as error:
-        raise TransportError(f"event {event.sequence} is not JSON; is the coordinator's release ours?") from error
-    if not isinstance(data, dict):
-        raise TransportError(f"event {event.sequence} is not a JSON object; is the coordinator's release ours?")
-    return pb.RunEvent(
-        sequence=event.sequence, time=event.time, kind=identifier(event.kind), data=canonical.encode(cleaned(data))
-    )
 
 
 class ConnectionLost(TransportError):
@@ -373,10 +263,3 @@ def _unreached(address: str, name: str, code: grpc.StatusCode, details: str) -> 
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TransportError(f"the coordinator at {address} is busy, or the message is too large: {details[:200]}")
     return TransportError(f"the call to {address} failed: {code.name} {details[:300]}")
-
-
-def _parts(header: pb.SubmitRunHeader, model: bytes) -> Iterator[pb.SubmitRunRequest]:
-    yield pb.SubmitRunRequest(header=header)
-    view = memoryview(model)
-    for start in range(0, len(model), CHUNK_BYTES):
-        yield pb.SubmitRunRequest(chunk=bytes(view[start : start + CHUNK_BYTES]))

@@ -21,7 +21,7 @@ from confide.identity.member import read_text
 from confide.identity.roster import GateRule, Role, Roster, RosterStore, Rules, verify_roster
 from confide.secrecy import private_files
 from confide.text import table
-from confide.transport.control import ControlClient
+from confide.transport.admin import AdminClient
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -280,8 +280,8 @@ def requests(
     coordinator: Coordinator = "",
 ) -> None:
     """Show (and save) the enrolment requests that wait at the coordinator."""
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
-        waiting = client.pending_requests()
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        waiting = [line.request for line in client.all_enrolments()]
     shown = table("name", "role", "identity key", "asked", title=f"{len(waiting)} waiting")
     for data in waiting:
         asked = read_request(data)
@@ -314,8 +314,8 @@ def publish(
     signed = _read(file) if file is not None else _signed_roster(folder).signed
     member = load_member(admin)
     version = verify_roster(signed, member.root_public, time.time()).version
-    with ControlClient.of_member(member, coordinator) as client:
-        client.publish_roster(signed)
+    with AdminClient.of_member(member, coordinator) as client:
+        client.publish(signed)
         console.print(f"roster version {version} published to {client.address}")
 
 
@@ -363,8 +363,8 @@ def _admit_waiting(
         raise IdentityError("--waiting asks the coordinator, as an administrator: give --admin FOLDER")
     deadline, admitted, refused = time.monotonic() + wait_s, 0, set[bytes]()
     while True:
-        with ControlClient.of_member(load_member(admin), coordinator) as client:
-            for data in client.pending_requests():
+        with AdminClient.of_member(load_member(admin), coordinator) as client:
+            for data in [line.request for line in client.all_enrolments()]:
                 if data in refused:
                     continue
                 if _admit_proven(consortium, client, data, days=days, roster_days=roster_days):
@@ -381,15 +381,15 @@ def _admit_waiting(
         raise IdentityError("nobody was admitted: no request with a valid invitation waits at the coordinator")
 
 
-def _admit_proven(consortium: Consortium, client: ControlClient, data: bytes, *, days: int, roster_days: int) -> bool:
+def _admit_proven(consortium: Consortium, client: AdminClient, data: bytes, *, days: int, roster_days: int) -> bool:
     try:
         asked = consortium.check_invited(data)
         admission = consortium.admit(data, days=days, roster_days=roster_days)
     except IdentityError as error:
         console.print(f"[red]not admitted:[/red] {escape(str(error))}", soft_wrap=True)
         return False
-    client.publish_roster(consortium.roster.signed)
-    client.publish_admission(admission)
+    client.publish(consortium.roster.signed)
+    client.admit_member(admission)
     console.print(f"{asked.name} is admitted: it holds the key of its invitation", soft_wrap=True)
     return True
 
@@ -407,10 +407,10 @@ def _publish(consortium: Consortium, admin: Path | None, coordinator: str, admis
     if admin is None:
         console.print(f"to publish version {version}: confide consortium roster publish --admin FOLDER", soft_wrap=True)
         return
-    with ControlClient.of_member(load_member(admin), coordinator) as client:
-        client.publish_roster(consortium.roster.signed)
+    with AdminClient.of_member(load_member(admin), coordinator) as client:
+        client.publish(consortium.roster.signed)
         if admission:
-            client.publish_admission(admission)
+            client.admit_member(admission)
         console.print(f"roster version {version} published to {client.address}")
 
 

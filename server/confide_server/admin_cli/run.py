@@ -213,7 +213,7 @@ def submit(
         if from_run:
             opinion = bytes(4 * parsed.feedback.numbers) if parsed.judges_pairs else b""
             initial = _model_of(client, from_run, len(initial) - len(opinion)) + opinion
-        run_id = client.submit(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
+        run_id = client.submit_run(parsed, initial, member.identity, schema, valid_s=int(valid_days * 86400))
         console.print(f"run {run_id} submitted: {parsed.name}, specification {parsed.digest[:16]}", soft_wrap=True)
         console.print(f"sealing {sealing_markup(parsed.sealing.kind.value)}")
         _warn_differences(parsed)
@@ -294,7 +294,7 @@ def export(
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty; choose another folder")
     with AdminClient.of_member(load_member(admin), coordinator) as client:
-        manifest, model = client.export(resolve(client, run), round or None)
+        manifest, model = client.export_run(resolve(client, run), round or None)
     write_export(out, manifest, model, model_folder, merged=merged, gguf=gguf, base_name=base_name or None)
     console.print(plain(f"round {manifest['round']} of run {manifest['run_id']} written to {out}"), soft_wrap=True)
 
@@ -354,7 +354,7 @@ def _initial_model(specification: Specification, model_folder: Path | None) -> "
 
 def _model_of(client: AdminClient, run: str, size: int) -> bytes:
     """The newest committed model of a run, to go on from. Raises ModelError when it is of another form."""
-    manifest, model = client.export(resolve(client, run))
+    manifest, model = client.export_run(resolve(client, run))
     if len(model) != size:
         raise ModelError(
             f"run {manifest['run_id']} trains {len(model)} bytes and this specification {size}; they have to train the "

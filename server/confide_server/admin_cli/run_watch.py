@@ -3,19 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import typer
 from confide.proto import admin_pb2 as pb
-from confide.transport.admin import AdminClient
+from confide.transport.admin import ENDS, AdminClient, event_data
 from confide.transport.control import ConnectionLost
-from google.protobuf.message import Message
 from rich.live import Live
 
 from confide_server.admin_cli.run_options import console
 from confide_server.admin_cli.run_view import RunView, plain
 
-_ENDS = frozenset({"run_finished", "run_failed", "run_stopped", "run_deleted"})
 EXIT_FAILED, EXIT_STOPPED, EXIT_LOST = 1, 3, 4
 GIVE_UP_S = 120.0
 """So long a coordinator that was there may be away: it is being restarted."""
@@ -68,7 +65,7 @@ def followed(
                 if event.kind != "progress":
                     after = event.number
                 yield event
-                if event.kind in _ENDS:
+                if event.kind in ENDS:
                     return
         except ConnectionLost as error:
             if not after:
@@ -80,25 +77,6 @@ def followed(
                 typer.secho("! the run may go on, and was not watched to its end", err=True)
                 raise typer.Exit(EXIT_LOST) from error
             sleep(RETRY_S)
-
-
-def event_data(event: pb.Event) -> dict[str, Any]:
-    """What is in an event, as `RunView` and --json have it: every field, also one that is empty or 0."""
-    which = event.WhichOneof("what")
-    return _plain(getattr(event, which)) if which else {}
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    said: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            said[field.name] = {
-                key: _plain(value[key]) if isinstance(value[key], Message) else value[key] for key in value
-            }
-        else:
-            said[field.name] = list(value) if field.is_repeated else value
-    return said
 
 
 class _Nothing:

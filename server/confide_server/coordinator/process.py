@@ -39,6 +39,7 @@ from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
 from confide_server.api.grpc.endpoint import Function, Surroundings
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.api.grpc.server import PASSAGE_DESCRIPTORS, ControlServer
 from confide_server.bounded_http import BoundedServer
 from confide_server.fleet.flower import FleetLink
@@ -202,8 +203,24 @@ class Coordinator:
         self.metrics_port = 0
 
     def _open(self, opened: contextlib.ExitStack) -> None:
-        folder = self.folder
+        """What is kept first, then who works with it, then the ports that ask for it."""
         self._tls = _tls_context(self.member)
+        checkpoints = self._open_state(opened)
+        round_log = RoundLog(self.database, checkpoints, self.member)
+        self._scheduler = Scheduler(self._driving(round_log))
+        self._started_at = time.time()
+        self.admin = self._administration()
+        self._metrics = Metrics(self._gauges) if self.settings.metrics_port is not None else None
+        if self._metrics is not None:
+            self.book.listeners.append(self._metrics.take)
+        answers = functions(self.admin)
+        self._alerts = self._alerting(answers) if self.settings.alerts is not None else None
+        self._control = self._control_port(answers, round_log)
+        self._fleet = self._fleet_port()
+
+    def _open_state(self, opened: contextlib.ExitStack) -> CheckpointStore:
+        """Database, fleet state, receipts, checkpoints and the journal over them; closed in the opposite order."""
+        folder = self.folder
         self.database = _database(folder, self.settings)
         opened.callback(self.database.close)
         self.link = FleetLink(folder / "fleet")
@@ -214,63 +231,59 @@ class Coordinator:
         self.book = RunJournal(self.database, checkpoints, self.member.roster, self._receipts.of_run)
         self.link.on_report = self.book.progress.take
         self.link.run_ends = RunEnds(self.database, self.member).of
-        round_log = RoundLog(self.database, checkpoints, self.member)
-        parts = Parts(
+        return checkpoints
+
+    def _driving(self, round_log: RoundLog) -> Parts:
+        return Parts(
             book=self.book,
             link=self.link,
             roster=self.member.roster,
             name=self.member.name,
             identity=self.member.identity,
-            folder=private_folder(folder / "runs"),
+            folder=private_folder(self.folder / "runs"),
             head=round_log.head,
             on_trouble=self._note_driver,
             max_concurrent_runs=self.settings.max_concurrent_runs,
         )
-        self._scheduler = Scheduler(parts)
-        self._started_at = time.time()
-        idempotency, sightings = Idempotency(self.database), Sightings(self.database)
-        enrolment = EnrolmentQueue(folder / ENROLMENT_FOLDER)
-        intake = RosterIntake(self.member.roster, self._take_roster)
-        views = Views(self.database)
-        self.admin = AdminParts(
+
+    def _administration(self) -> AdminParts:
+        views, roster = Views(self.database), self.member.roster
+        return AdminParts(
             member=self.member,
             journal=self.book,
             views=views,
             control=RunControl(self.database, self.book, self._scheduler.forget),
             tail=EventTail(self.book, views),
-            releases=Releases(
-                self.database, self.member.roster, ReleaseGate(self.member.roster, release_evidence.check)
-            ),
+            releases=Releases(self.database, roster, ReleaseGate(roster, release_evidence.check)),
             preferences=PreferenceStore(self.database),
             receipts=self._receipts,
             audit=AuditLog(self.database),
-            enrolment=enrolment,
-            intake=intake,
-            sightings=sightings,
+            enrolment=EnrolmentQueue(self.folder / ENROLMENT_FOLDER),
+            intake=RosterIntake(roster, self._take_roster),
+            incoming=IncomingModels(self.folder / "incoming"),
+            sightings=Sightings(self.database),
             standing=self.link.standing,
             facts=self.facts,
         )
-        self._metrics = Metrics(self._gauges) if self.settings.metrics_port is not None else None
-        if self._metrics is not None:
-            self.book.listeners.append(self._metrics.take)
-        answers = functions(self.admin)
-        self._alerts = self._alerting(answers) if self.settings.alerts is not None else None
-        self._control = ControlServer(
+
+    def _control_port(self, answers: Mapping[str, Function], round_log: RoundLog) -> ControlServer:
+        return ControlServer(
             member=self.member,
-            run_service=self.book,
-            folder=folder,
+            folder=self.folder,
             address=f"{self.settings.bind}:{self.settings.control_port}",
             receipts=self._receipts,
             round_log=round_log,
-            enrolment=enrolment,
-            intake=intake,
+            enrolment=self.admin.enrolment,
+            intake=self.admin.intake,
             admin=answers,
-            surroundings=Surroundings(self.member, idempotency, sightings.note),
-            relay=InquiryRelay(self.member.roster, private_folder(folder / "cards"), self._note_inquiry),
+            surroundings=Surroundings(self.member, Idempotency(self.database), self.admin.sightings.note),
+            relay=InquiryRelay(self.member.roster, private_folder(self.folder / "cards"), self._note_inquiry),
         )
+
+    def _fleet_port(self) -> BoundedServer:
         room = room_for(self.settings.connections + PASSAGE_DESCRIPTORS) - PASSAGE_DESCRIPTORS
         quota = Quota(most=max(room, 4), of_one_address=min(self.settings.connections_per_address, max(room // 2, 4)))
-        self._fleet = BoundedServer(
+        return BoundedServer(
             uvicorn.Config(
                 self.link.app(),
                 log_config=None,

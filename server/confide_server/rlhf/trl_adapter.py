@@ -119,7 +119,7 @@ class Rewards:
         def ask() -> None:
             try:
                 answer.append(self._function(prompts, completions))
-            except BaseException as error:
+            except BaseException as error:  # whoever waits raises it; else it would look like a late reward
                 answer.append(error)
 
         thread = threading.Thread(target=ask, name="reward", daemon=True)

@@ -2,7 +2,8 @@
 
 - `database`, `migrations`, `group_writer`: SQL; `checkpoints`, `garbage`: models as files named by
   their hash, and which of them nothing needs
-- `run_journal`: what runs are and did; `run_service`, `run_status`, `run_control`, `run_ends`: asked, shown, changed,
+- `run_journal`: what runs are and did, of the parts `journal_core`, `submission_journal`, `manifest_journal`,
+  `round_journal`, `driving_journal`; `run_service`, `run_status`, `run_control`, `run_ends`: asked, shown, changed,
   ended
 - `events`, `event_tail`, `event_lines`: what happens in a run, as it is watched, and in words; `views`: pages of it
 - `round_log`: the signed log of rounds, and what nodes are shown of it

@@ -1,6 +1,6 @@
-"""What may be asked of the coordinator about runs. The control service asks; the run driver's side answers."""
+"""How runs come to the coordinator and their models leave it: the administration service asks, the journal answers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class StoredModel:
     """A committed round's model where it lies."""
 
     manifest: dict[str, Any]
-    bytes: int
+    model_bytes: int
     chunks: Callable[[int], Iterator[bytes]]
     """Its raw trainable tensors, at most so many bytes at a time. Raises StateError when they are damaged."""
 
@@ -65,7 +65,7 @@ class RunEvent:
         run_failed      {code, reason}
         run_stopped     {round}
 
-    One kind is never kept: a watch also brings, in between and with the sequence of the event before,
+    One kind is never kept: whoever watches is also told, in between and with the sequence of the event before,
         progress        {node, phase, step, steps, seconds_left}: what a node says it is doing (state.progress)
     """
 
@@ -76,7 +76,7 @@ class RunEvent:
 
 
 class RunService(Protocol):
-    """Everything the control service needs. Every method raises ConfideError with a remedy."""
+    """Every method raises ConfideError with a remedy."""
 
     def submit(self, submission: Submission) -> str:
         """Verify, store durably, and queue; returns the run id, which the administrator drew and signed.
@@ -86,24 +86,6 @@ class RunService(Protocol):
 
     def check_new(self, signed: SignedSubmission) -> None:
         """Raise SUBMISSION_EXPIRED or SUBMISSION_REPLAYED, before the first model is read."""
-
-    def runs(self) -> Sequence[RunSummary]:
-        """Newest first."""
-
-    def ended(self, run_id: str) -> bool:
-        """Whether nothing more will happen in this run."""
-
-    def events(self, run_id: str, after: int, timeout_s: float) -> Sequence[RunEvent]:
-        """Events with sequence > after; waits up to timeout_s for the first one."""
-
-    def progress_since(self, run_id: str, number: int) -> tuple[int, Sequence[Mapping[str, Any]]]:
-        """(newest change, data of "progress" after change `number`); at first `number` is 0."""
-
-    def stop(self, run_id: str, administrator: str, signature: bytes) -> None:
-        """Finish the open slot's bookkeeping, tell the nodes, and stop. Idempotent.
-
-        signature: of the administrator's order (confide.identity.submission.sign_stop); nodes check it too.
-        """
 
     def stored_model(self, run_id: str, round: int | None) -> StoredModel:
         """A committed round's model; None is the newest.

@@ -7,7 +7,7 @@ read for one word of it. Each function works in the caller's transaction.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Executable, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Executable, Row, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from confide_server.state.database import Base, Event, Head, Instruction, Run
@@ -35,14 +35,14 @@ _NUMBERS = select(_SENT.c.digest, _SENT.c.sequence).where(
 _ADD_SENT = insert(_SENT)
 
 
-def of_run(session: Session, statement: Executable, run_id: str) -> Row[Any] | None:
+def of_run(connection: Connection, statement: Executable, run_id: str) -> Row[Any] | None:
     """The one row of a statement about one run; None where there is no such run."""
-    return session.connection().execute(statement, {"of_run": run_id}).one_or_none()
+    return connection.execute(statement, {"of_run": run_id}).one_or_none()
 
 
 def hold(session: Session, run_id: str) -> bool:
     """Hold the run against other writers until the transaction ends. False: there is no such run."""
-    return of_run(session, _HOLD, run_id) is not None
+    return of_run(session.connection(), _HOLD, run_id) is not None
 
 
 def append_event(session: Session, run_id: str, when: float, kind: str, data: Mapping[str, Any]) -> None:

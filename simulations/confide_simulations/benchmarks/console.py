@@ -105,7 +105,7 @@ async def _sign_in(client: httpx.AsyncClient, made: Console) -> None:
 async def _timed(
     client: httpx.AsyncClient, made: Console, address: str, forget: bool = True
 ) -> tuple[float, float, float]:
-    """(seconds, CPU seconds of all threads, bytes of the answer)."""
+    """(seconds, CPU seconds of all threads, bytes of the answer as it travels)."""
     if forget:
         made.reader.forget(besides=("VerifyAudit",))
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -113,7 +113,7 @@ async def _timed(
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     if answer.status_code != 200:
         raise RuntimeError(f"{address} was answered {answer.status_code}")
-    return seconds, cpu_seconds, float(len(answer.content))
+    return seconds, cpu_seconds, float(answer.num_bytes_downloaded)
 
 
 def _percentile(found: list[tuple[float, float, float]], which: int, at: int) -> float:

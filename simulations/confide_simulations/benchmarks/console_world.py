@@ -22,6 +22,7 @@ from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from confide_server.api.grpc.admin import functions
 from confide_server.api.grpc.admin.parts import AdminParts, Disk, ServerFacts
 from confide_server.api.grpc.endpoint import Surroundings
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.api.grpc.server import ControlServer
 from confide_server.console.federation.connection import Connection
 from confide_server.console.settings import Settings
@@ -225,10 +226,10 @@ def _port(
         preferences=PreferenceStore(database),
         receipts=receipts,
         audit=AuditLog(database), enrolment=enrolment, intake=intake, sightings=sightings,
-        standing=lambda: standing, facts=lambda: facts,
+        incoming=IncomingModels(folder / "incoming"), standing=lambda: standing, facts=lambda: facts,
     )  # fmt: skip
     return ControlServer(
-        member=coordinator, run_service=journal, folder=folder, address="127.0.0.1:0", receipts=receipts,
+        member=coordinator, folder=folder, address="127.0.0.1:0", receipts=receipts,
         enrolment=enrolment, intake=intake, admin=functions(parts),
         surroundings=Surroundings(coordinator, Idempotency(database), sightings.note),
     )  # fmt: skip

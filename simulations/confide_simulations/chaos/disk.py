@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from random import Random
 
@@ -55,9 +55,15 @@ def _kind(name: str) -> str:
 class Disk:
     """Of all processes of one seed, below one folder."""
 
-    def __init__(self, root: Path, reached: Callable[[str], None], full: Callable[[], bool]) -> None:
-        """reached: told each boundary. full: whether the disk of the process that runs has no space left."""
+    def __init__(
+        self, root: Path, reached: Callable[[str], None], full: Callable[[], bool], remembered: Collection[str] = ()
+    ) -> None:
+        """reached: told each boundary. full: whether the disk of the process that runs has no space left.
+
+        remembered: folders below the root that may lose power; what is durable in the others is never asked for.
+        """
         self._prefix, self._reached, self._full = f"{root}/", reached, full
+        self._remembered = tuple(f"{root}/{name}/" for name in remembered)
         self._kept = root / ".durable"
         self._kept.mkdir()
         self._held: set[int] = set()
@@ -79,10 +85,11 @@ class Disk:
         self._reached(f"{what} written")
         if self._full():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if folder:
-            self._entries[name] = self._names(name)
-        else:
-            self._sizes[found.st_ino] = found.st_size
+        if self._remembers(name):
+            if folder:
+                self._entries[name] = self._names(name)
+            else:
+                self._sizes[found.st_ino] = found.st_size
         self._reached(f"{what} synced")
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
@@ -91,6 +98,9 @@ class Disk:
             _write(descriptor, data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return _write(descriptor, data)
+
+    def _remembers(self, path: str) -> bool:
+        return f"{path}/".startswith(self._remembered)
 
     def _names(self, folder: str) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -111,13 +121,15 @@ class Disk:
 
     def settle(self, folder: Path) -> None:
         """Everything below the folder is durable: it was there before."""
-        for place, _, _ in os.walk(folder):
+        for place, _, _ in os.walk(folder) if self._remembers(str(folder)) else ():
             self._entries[place] = self._names(place)
             for entry in os.scandir(place):
                 self._sizes[entry.inode()] = entry.stat(follow_symlinks=False).st_size
 
     def lose_power(self, folder: Path, random: Random) -> None:
         """Of a process that has died, and its machine with it. Its files below `folder` are what is left of them."""
+        if not self._remembers(str(folder)):
+            raise ValueError(f"{folder} was not to lose power: what is durable in it is not known")
         for place, _, _ in sorted(os.walk(folder)):
             self._lose_names(place, random)
             for name, number in sorted(self._names(place).items()):

@@ -79,7 +79,8 @@ class World:
         self.timeline = Timeline(end=LONGEST_S, most_events=MOST_EVENTS, around=lambda: self.as_process(""))
         self.boundaries = Boundaries(lambda: self._running, self._dies)
         self.mishaps = Mishaps(self)
-        self.disk = Disk(folder, self.boundaries.reached, lambda: self._running in self.full)
+        fragile = {doomed.process for doomed in self.scenario.dooms if doomed.power}
+        self.disk = Disk(folder, self.boundaries.reached, lambda: self._running in self.full, fragile)
 
     # --- whose code runs, and what time it has
 
@@ -158,7 +159,8 @@ class World:
             on_trouble=lambda run_id, trouble: self.say(f"{COORDINATOR}: {trouble}") if trouble else None,
         )
         self.run_ids = [self._submit() for _ in range(self.scenario.runs)]
-        self.disk.settle(self.folder)
+        for name in (COORDINATOR, *self.nodes):
+            self.disk.settle(self.folder / name)
         self.mishaps.plan(self.scenario)
 
     def _node(self, name: str) -> SimulatedNode:

@@ -37,6 +37,10 @@ BENCHMARKS = {
         "confide_simulations.benchmarks.history:history",
         "Time a page of runs on a coordinator with a long history; reach: 200 runs in under 50 ms.",
     ),
+    "idle-nodes": (
+        "confide_simulations.benchmarks.idle_nodes:idle_nodes",
+        "What connected nodes cost a coordinator that has nothing to do, and an empty round of all of them.",
+    ),
     "round": (
         "confide_simulations.benchmarks.round:round_",
         "Time an empty and a full round, and see what the coordinator needs.",

@@ -21,7 +21,7 @@ from confide_simulations.rlhf import job as reward_job
 from confide_simulations.rlhf.align import Aligned, Head, align
 from confide_simulations.whole.federated import FinishedRun, Say
 
-PROMPTS, STEPS = 16, 10
+PROMPTS, STEPS = 32, 24
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,6 @@ class Rule:
 EVERY_MEMBER = frozenset(Role)
 _ADMINISTRATOR, _OPERATOR, _AUDITOR, _ANNOTATOR = Role.ADMINISTRATOR, Role.OPERATOR, Role.AUDITOR, Role.ANNOTATOR
 _NODE = frozenset({Role.NODE})
-ADMINISTRATORS = Rule(frozenset({_ADMINISTRATOR}))
 NODES = Rule(_NODE)
 ASKERS = Rule(documents.ASKERS)
 _WATCH = Rule(frozenset({_ADMINISTRATOR, _OPERATOR, _AUDITOR}), own=_NODE, console=True)
@@ -66,19 +65,13 @@ RULES: Mapping[str, Rule] = {
     "Control/GetRoster": Rule(EVERY_MEMBER),
     "Control/PutReceipt": NODES,
     "Control/ProveRun": NODES,
-    "Control/ListRequests": ADMINISTRATORS,
-    "Control/PublishAdmission": Rule(frozenset({_ADMINISTRATOR}), expired_roster=True),
-    "Control/SubmitRun": ADMINISTRATORS,
-    "Control/ListRuns": ADMINISTRATORS,
-    "Control/WatchRun": ADMINISTRATORS,
-    "Control/StopRun": ADMINISTRATORS,
-    "Control/ExportRun": ADMINISTRATORS,
     "Inquiries/ListCards": ASKERS,
     "Inquiries/Inquire": ASKERS,
     "Inquiries/PublishCard": NODES,
     "Inquiries/AwaitInquiries": NODES,
     "Inquiries/AnswerInquiry": NODES,
     "Admin/GetServerStatus": _OVERSEE,
+    "Admin/SubmitRun": _ADMINISTER,
     "Admin/ListRuns": _WATCH,
     "Admin/GetRun": _WATCH,
     "Admin/ListRounds": _WATCH,
@@ -98,6 +91,7 @@ RULES: Mapping[str, Rule] = {
     "Admin/AdmitMember": replace(_OPERATE, expired_roster=True),
     "Admin/ListReceipts": _WATCH,
     "Admin/GetPrivacySpent": _WATCH,
+    "Admin/ExportRun": Rule(frozenset({_ADMINISTRATOR}), console=True),
     "Admin/ListCheckpoints": _WATCH,
     "Admin/CreateRelease": _ADMINISTER,
     "Admin/SignRelease": _ADMINISTER,

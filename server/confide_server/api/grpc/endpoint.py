@@ -56,7 +56,7 @@ class Endpoint:
         """One request, one answer."""
         try:
             caller, request = self._let_in(context), self._parse(data)
-            return self._stamped(self._once(caller, request) if self._rule.change else self._function(caller, request))
+            return self._stamped(self._answer(caller, request, self._function))
         except Exception as error:
             failure = error
         _abort(context, failure)
@@ -74,10 +74,15 @@ class Endpoint:
         _abort(context, failure)
 
     def stream_in(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> Message:
-        """Many parts, one answer."""
+        """Many parts, one answer. A change's key stands in the first part, which names all that follows by its hash."""
         try:
             caller = self._let_in(context)
-            return self._stamped(self._function(caller, (self._parse(data) for data in parts)))
+            rest = (self._parse(data) for data in parts)
+            first = next(rest, None)
+            if first is None:
+                raise TransportError(f"{self._name} came without its first part, the header")
+            work = lambda caller, first: self._function(caller, first, rest)  # noqa: E731 - a name for a small thing
+            return self._stamped(self._answer(caller, first, work))
         except Exception as error:
             failure = error
         _abort(context, failure)
@@ -95,18 +100,22 @@ class Endpoint:
         # A stream may outlast its caller's membership; raises when that has ended.
         return identify(caller.claim, self._rule, self._at.member.roster.current, acting=caller.acting) is not None
 
-    def _once(self, caller: Caller, request: Message) -> Message:
+    def _answer(self, caller: Caller, request: Message, work: Function) -> Message:
+        """What the function makes of it; of a change that was made before, what it made of it then."""
+        if not self._rule.change:
+            reply: Message = work(caller, request)
+            return reply
         if self._at.idempotency is None:
             raise StateError(f"{self._name} changes something, and this coordinator remembers no changes")
         key: str = request.idempotency_key  # type: ignore[attr-defined]  # of every change, which a test holds
-        reply = self._at.idempotency.once(
+        kept = self._at.idempotency.once(
             caller.by,
             key,
             self._name,
             request.SerializeToString(deterministic=True),
-            lambda: self._function(caller, request).SerializeToString(deterministic=True),
+            lambda: work(caller, request).SerializeToString(deterministic=True),
         )
-        return self._reply.FromString(reply)
+        return self._reply.FromString(kept)
 
     def _stamped(self, reply: Message) -> Message:
         if CLOCK in reply.DESCRIPTOR.fields_by_name:

@@ -1,6 +1,6 @@
 """The coordinator's control port: gRPC over mTLS, with the services for control, inquiries and administration.
 
-server = ControlServer(member=load_member(folder), run_service=book, folder=folder, address="0.0.0.0:9443")
+server = ControlServer(member=load_member(folder), folder=folder, address="0.0.0.0:9443")
 port = server.start()
 ...
 server.stop()
@@ -20,7 +20,7 @@ from confide.proto import admin_pb2, control_pb2
 
 from confide_server.api.grpc.control import ControlService
 from confide_server.api.grpc.endpoint import Function, Surroundings, handlers, snake
-from confide_server.api.grpc.incoming_model import CHUNK_BYTES, MAX_MODEL_BYTES, IncomingModels
+from confide_server.api.grpc.incoming_model import CHUNK_BYTES
 from confide_server.api.grpc.inquiries import InquiryService
 from confide_server.api.grpc.passage import Passage
 from confide_server.inquiries.relay import InquiryRelay
@@ -29,7 +29,6 @@ from confide_server.membership.intake import RosterIntake
 from confide_server.quota import HANDSHAKE_TIMEOUT_S, Quota, listening
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.round_log import RoundLog
-from confide_server.state.run_service import RunService
 
 MAX_MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 MAX_CALLS = 112
@@ -47,12 +46,10 @@ class ControlServer:
         self,
         *,
         member: LocalMember,
-        run_service: RunService,
         folder: Path,
         address: str,
         receipts: ReceiptStore | None = None,
         on_roster: Callable[[Roster], None] | None = None,
-        max_model_bytes: int = MAX_MODEL_BYTES,
         admin: Mapping[str, Function] | None = None,
         surroundings: Surroundings | None = None,
         enrolment: EnrolmentQueue | None = None,
@@ -67,11 +64,9 @@ class ControlServer:
         self._address = address
         service = ControlService(
             member=member,
-            run_service=run_service,
             enrolment=enrolment or EnrolmentQueue(folder / "enrolment"),
             receipts=self.receipts,
             intake=intake or RosterIntake(member.roster, on_roster),
-            incoming=IncomingModels(folder / "incoming", max_bytes=max_model_bytes),
             round_log=round_log,
         )
         self._pool = ThreadPoolExecutor(max_workers=MAX_CALLS, thread_name_prefix="control")

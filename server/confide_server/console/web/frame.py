@@ -1,6 +1,7 @@
 """What each page is shown in: navigation by role, the session's token for forms, how old the data is."""
 
 import functools
+import gzip
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi import Request
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
+from confide_server.console.accounts.sessions import form_token
 from confide_server.console.federation.reading import Freshness
 from confide_server.console.federation.run_words import Cell
 from confide_server.console.roles import RULES, Role
@@ -18,6 +20,7 @@ from confide_server.console.web.access import Visitor
 from confide_server.console.words import TEXTS
 
 _MOST_CELLS = 2048
+PACKED_FROM_BYTES, PACKING_LEVEL = 8192, 4
 FOLDER = Path(__file__).parent.parent
 _NAVIGATION = (
     "overview", "runs", "members", "privacy", "models", "knowledge", "audit", "feedback", "people", "account",
@@ -57,7 +60,7 @@ class Frame:
             visitor=visitor,
             role=visitor.role if visitor is not None else None,
             may=lambda route: visitor is not None and RULES[route].allows(visitor.role),
-            csrf=session.csrf if session is not None else "",
+            csrf=form_token(session) if session is not None else "",
             confirmed=session.confirmed if session is not None else False,
             issuer=request.app.state.console.issuer,
             provider=request.app.state.console.provider,
@@ -67,7 +70,16 @@ class Frame:
             now=time.time(),
             **given,
         )
+        return _answer(request, body.encode(), status_code, packed=visitor is not None)
+
+
+def _answer(request: Request, body: bytes, status_code: int, *, packed: bool) -> HTMLResponse:
+    # Secrets that are handed out once (a seed, an API token, a link) are on pages before sign-in, or answer a POST.
+    wanted = request.method == "GET" and "gzip" in request.headers.get("accept-encoding", "")
+    if not (packed and wanted and len(body) >= PACKED_FROM_BYTES):
         return HTMLResponse(body, status_code)
+    headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
+    return HTMLResponse(gzip.compress(body, PACKING_LEVEL, mtime=0), status_code, headers)
 
 
 def navigation(role: Role) -> tuple[str, ...]:

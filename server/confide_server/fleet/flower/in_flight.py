@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+SHORTEST_HOLD_S, LONGEST_HOLD_S = 2.0, 20.0
+"""How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little. An agent
+waits for an answer for 30 s."""
+EMPTY_POLLS_A_SECOND = 50
+"""As many as are answered with nothing, however many nodes there are: of more than a hundred each is held longer."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -37,10 +43,6 @@ class _Open:
     missing: set[str] = field(default_factory=set)
     received_bytes: int = 0
 
-    @property
-    def answered(self) -> bool:
-        return self.reply_id is not None and not self.missing
-
 
 class InFlight:
     """Shared by the routes (event loop and threads) and the run driver (a thread)."""
@@ -48,12 +50,19 @@ class InFlight:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._nodes: dict[bytes, Node] = {}
+        self._ids: dict[str, int] = {}
+        self._names: dict[int, str] = {}
         self._open: dict[str, _Open] = {}
+        self._of_node: dict[int, set[str]] = {}
+        """Which of them are out to each node."""
+        self._complete: dict[str, str] = {}
+        """Reply's object id by message id, of those that are answered completely, in order."""
         self._sessions: dict[str, str] = {}
         self._activations: dict[int, int] = {}
         self._said_goodbye: set[int] = set()
         self._heard: dict[int, float] = {}
         self._waiting: dict[int, asyncio.Event] = {}
+        self._held = 0
         self._mail: set[int] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -64,7 +73,8 @@ class InFlight:
         """Replace the known nodes. What a node that left still has open is closed."""
         with self._changed:
             self._nodes = {node.public_key: node for node in nodes}
-            known = {node.node_id for node in self._nodes.values()}
+            self._ids = {node.name: node.node_id for node in self._nodes.values()}
+            known = self._names = {node.node_id: node.name for node in self._nodes.values()}
             for message_id in [one for one, entry in self._open.items() if entry.node_id not in known]:
                 self._close(message_id)
             self._changed.notify_all()
@@ -76,6 +86,14 @@ class InFlight:
     def nodes(self) -> tuple[Node, ...]:
         """All known nodes."""
         return tuple(self._nodes.values())
+
+    def id_of(self, name: str) -> int | None:
+        """The known node of this name."""
+        return self._ids.get(name)
+
+    def name_of(self, node_id: int) -> str | None:
+        """The known node of this number."""
+        return self._names.get(node_id)
 
     def activated(self, node_id: int) -> None:
         """The node began a new connection: what it had pulled before is lost."""
@@ -112,6 +130,7 @@ class InFlight:
         """An instruction goes out: its node may read its objects and answer it once."""
         with self._changed:
             self._open[message_id] = _Open(node_id, frozenset(objects), reply_limit_bytes)
+            self._of_node.setdefault(node_id, set()).add(message_id)
 
     def close(self, message_id: str) -> str | None:
         """Nothing more is expected for this instruction; returns its reply's object id if one had begun."""
@@ -123,12 +142,24 @@ class InFlight:
         if entry is None:
             return None
         self._sessions.pop(entry.session_id, None)
+        self._complete.pop(message_id, None)
+        theirs = self._of_node[entry.node_id]
+        theirs.discard(message_id)
+        if not theirs:
+            del self._of_node[entry.node_id]
         return entry.reply_id
+
+    def _note_complete(self, message_id: str, entry: _Open) -> None:
+        if entry.reply_id is not None and not entry.missing:
+            self._complete[message_id] = entry.reply_id
+        else:
+            self._complete.pop(message_id, None)  # it was announced anew
+        self._changed.notify_all()
 
     def may_read(self, node_id: int, object_id: str) -> bool:
         """Whether the object belongs to an instruction that is out to this node."""
         with self._changed:
-            return any(entry.node_id == node_id and object_id in entry.objects for entry in self._open.values())
+            return any(object_id in self._open[message_id].objects for message_id in self._of_node.get(node_id, ()))
 
     def is_to(self, node_id: int, message_id: str) -> bool:
         """Whether this instruction is out to this node."""
@@ -147,7 +178,7 @@ class InFlight:
             self._sessions.pop(entry.session_id, None)
             entry.reply_id, entry.session_id, entry.missing = reply_id, session_id, set(missing)
             self._sessions[session_id] = message_id
-            self._changed.notify_all()
+            self._note_complete(message_id, entry)
 
     def may_push(self, node_id: int, session_id: str, object_id: str, size: int) -> bool:
         """Whether this node may push this object in this session, within the reply's limit; counts its bytes."""
@@ -161,20 +192,20 @@ class InFlight:
     def pushed(self, session_id: str, object_id: str) -> None:
         """An object of a reply is stored."""
         with self._changed:
-            entry = self._open.get(self._sessions.get(session_id, ""))
+            message_id = self._sessions.get(session_id, "")
+            entry = self._open.get(message_id)
             if entry is not None:
                 entry.missing.discard(object_id)
-                self._changed.notify_all()
+                self._note_complete(message_id, entry)
 
     def wait_answer(self, message_ids: Collection[str], timeout_s: float) -> tuple[str, str] | None:
         """(message id, reply's object id) of one that is answered completely; None at the timeout."""
-        end = time.monotonic() + timeout_s
+        end, wanted = time.monotonic() + timeout_s, frozenset(message_ids)
         with self._changed:
             while True:
-                for message_id in message_ids:
-                    entry = self._open.get(message_id)
-                    if entry is not None and entry.answered and entry.reply_id is not None:
-                        return message_id, entry.reply_id
+                for message_id, reply_id in self._complete.items():
+                    if message_id in wanted:
+                        return message_id, reply_id
                 left = end - time.monotonic()
                 if left <= 0 or self._closing:
                     return None
@@ -197,7 +228,12 @@ class InFlight:
         if event is not None:
             event.set()
 
-    async def wait_mail(self, node_id: int, hold_s: float) -> bool:
+    @property
+    def hold_s(self) -> float:
+        """How long a poll without mail is held at this moment."""
+        return min(LONGEST_HOLD_S, max(SHORTEST_HOLD_S, self._held / EMPTY_POLLS_A_SECOND))
+
+    async def wait_mail(self, node_id: int, hold_s: float | None = None) -> bool:
         """Whether something is there for the node, waiting up to `hold_s` for it. Runs on the event loop.
 
         A poll that was held for an earlier connection of the node finds nothing: what it took would be lost.
@@ -206,11 +242,14 @@ class InFlight:
         event = self._waiting.setdefault(node_id, asyncio.Event())
         event.clear()
         if node_id not in self._mail and not self._closing:
+            self._held += 1
             try:
-                async with asyncio.timeout(hold_s):
+                async with asyncio.timeout(self.hold_s if hold_s is None else hold_s):
                     await event.wait()
             except TimeoutError:
                 return False
+            finally:
+                self._held -= 1
         if self.activations(node_id) != connection:
             return False
         found = node_id in self._mail

@@ -67,8 +67,6 @@ from confide_server.fleet.flower.store import FileObjectStore
 
 SILENT_S = 5.0
 """A node polls more often than that: whoever comes with its key after such a silence is the same one, started again."""
-POLL_HOLD_S = 2.0
-"""How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little."""
 INLINE_BYTES = 1 << 20
 """Of an instruction's objects in one answer to a poll."""
 MAX_OBJECTS = 20_000
@@ -155,7 +153,7 @@ async def pull_messages(
     request: Annotated[PullMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> PullMessagesResponse:
     """The next instruction; held open for a moment when there is none, which costs the coordinator no query."""
-    if not await board.wait_mail(request.node.node_id, POLL_HOLD_S):
+    if not await board.wait_mail(request.node.node_id):
         return PullMessagesResponse()
     return await run_in_threadpool(_pulled, request, state, board)
 
@@ -172,7 +170,7 @@ async def pull_instruction(
     request: Annotated[InstructionQuery, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
 ) -> InstructionPulled:
     """The next instruction with its small objects; held open as `pull_messages` is."""
-    if not await board.wait_mail(request.node_id, POLL_HOLD_S):
+    if not await board.wait_mail(request.node_id):
         return InstructionPulled()
     return await run_in_threadpool(_pulled_with_objects, request.node_id, state, board)
 
@@ -306,9 +304,9 @@ def report_progress(
     request: Annotated[ProgressReport, PROTOBUF_REQUEST_DEPENDENCY], board: Board, told: Told
 ) -> ProgressTaken:
     """What a node is doing. Every report gets the same answer, also one that is dropped."""
-    for node in board.nodes():
-        if node.node_id == request.node_id:
-            told(node.name, request)
+    name = board.name_of(request.node_id)
+    if name is not None:
+        told(name, request)
     return ProgressTaken()
 
 

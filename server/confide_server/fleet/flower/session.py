@@ -125,7 +125,7 @@ class FleetSession:
 
         Raises TransportError when the node is not connected or the Flower run lapsed.
         """
-        node_id = next((one.node_id for one in self._board.nodes() if one.name == node), None)
+        node_id = self._board.id_of(node)
         if node_id is None or not self.alive:
             raise TransportError(f"{node} cannot be reached: it is not in the roster, or the Flower run lapsed")
         message, tree, objects = self._build(node_id, instruction, payload)

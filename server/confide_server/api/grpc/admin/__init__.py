@@ -2,6 +2,7 @@
 
     parts.py    what it works with
     runs.py     runs, rounds, events, what people change of them
+    submissions.py  runs come in with their first models, models go out
     members.py  members, rosters, enrolment
     models.py   checkpoints, releases, lineage
     preferences.py  answers that annotators compare, and their judgements
@@ -21,13 +22,15 @@ from confide_server.api.grpc.admin.parts import AdminParts
 from confide_server.api.grpc.admin.preferences import PreferenceMethods
 from confide_server.api.grpc.admin.records import RecordMethods
 from confide_server.api.grpc.admin.runs import RunMethods
+from confide_server.api.grpc.admin.submissions import SubmissionMethods
 from confide_server.api.grpc.endpoint import Function, snake
 
 
 def functions(parts: AdminParts) -> Mapping[str, Function]:
     """Every method's function, by its name in snake case. A method that nobody implements is a KeyError."""
     groups = (
-        RunMethods(parts), MemberMethods(parts), ModelMethods(parts), PreferenceMethods(parts), RecordMethods(parts),
+        RunMethods(parts), SubmissionMethods(parts), MemberMethods(parts), ModelMethods(parts),
+        PreferenceMethods(parts), RecordMethods(parts),
     )  # fmt: skip
     known = {name: getattr(group, name) for group in groups for name in dir(group) if not name.startswith("_")}
     service = admin_pb2.DESCRIPTOR.services_by_name["Admin"]

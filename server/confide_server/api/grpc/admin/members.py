@@ -78,14 +78,17 @@ class MemberMethods:
         return pb.RosterTaken(version=roster.version, admitted=admitted, revoked=revoked)
 
     def list_enrolments(self, caller: Caller, request: pb.ListEnrolmentsRequest) -> pb.EnrolmentPage:
-        """Requests that nobody has answered, as many as fit into one message."""
+        """Requests that nobody has answered, by name, as many as fit into one message."""
         known = {member.name for member in self._roster.current.members}
         page, size = pb.EnrolmentPage(), 0
         for data in self._parts.enrolment.pending():
-            size += len(data) + 512
-            if size > MAX_REPLY_BYTES:
-                break
             asked = read_request(data)
+            if asked.name <= request.after:
+                continue
+            size += len(data) + 512
+            if size > MAX_REPLY_BYTES and page.enrolments:
+                page.next_after = page.enrolments[-1].name
+                break
             line = pb.EnrolmentLine(
                 name=asked.name,
                 role=asked.role.value,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from confide.errors import TransportError
 from confide.identity.member import LocalMember
 
+from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.fleet.port import Standing
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
@@ -62,6 +63,7 @@ class AdminParts:
     audit: AuditLog
     enrolment: EnrolmentQueue
     intake: RosterIntake
+    incoming: IncomingModels
     sightings: Sightings
     standing: Callable[[], Mapping[str, Standing]]
     """How each node of the roster stands to the fleet port."""
