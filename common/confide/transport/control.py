@@ -196,10 +196,14 @@ class ControlClient:
         longer than a handshake may take, looks at first like who does not accept our certificate."""
         for _ in range(GREETINGS - 1):
             try:
-                return self._call(self._stub.Hello, request)
+                return self._hello(request)
             except ConnectionBroken:
                 time.sleep(BETWEEN_GREETINGS_S)
-        return self._call(self._stub.Hello, request)
+        return self._hello(request)
+
+    def _hello(self, request: pb.HelloRequest) -> pb.HelloReply:
+        reply: pb.HelloReply = self._call(self._stub.Hello, request)
+        return reply
 
     def _newest(self, reply: pb.HelloReply) -> Roster:
         if self._roster is None:

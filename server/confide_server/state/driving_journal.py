@@ -108,8 +108,8 @@ class DrivingJournal(RoundJournal):
 
     def stop_order(self, run_id: str) -> tuple[str, bytes]:
         """(administrator, signature) of the order to stop; ("", b"") when there is none."""
-        found = self._of_run(run_statements.STOP_ORDER, run_id)
-        return found[0] or "", found[1]
+        by, signature = tuple(self._of_run(run_statements.STOP_ORDER, run_id))
+        return by or "", signature
 
     def paused(self, run_id: str) -> bool:
         """Whether the run is to rest."""

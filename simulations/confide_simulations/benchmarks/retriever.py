@@ -55,7 +55,8 @@ def compare(before: Embedder, after: Embedder, held: Sequence[Pair], passages: S
     each = [_ranks(embedder, questions, corpus, gold) for embedder in (before, after)]
     ranks = np.stack(each, axis=1)
     gain = np.where(ranks < _DEPTH, 1 / np.log2(ranks + 2), 0.0)
-    return Compared(questions, dict(zip(MEASURES, (gain, 1.0 * (ranks < 5), 1.0 * (ranks < 1)), strict=True)))
+    found = [gain, (ranks < 5).astype(np.float64), (ranks < 1).astype(np.float64)]
+    return Compared(questions, dict(zip(MEASURES, found, strict=True)))
 
 
 def _ranks(
