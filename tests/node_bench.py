@@ -82,6 +82,12 @@ class Bench:
         reply, _ = self.ask(self.run.make(fleet_pb2.OFFER, offer.SerializeToString()))
         return fleet_pb2.OfferAnswer.FromString(reply.body)
 
+    def settled_offer(self, offer: fleet_pb2.Offer | None = None) -> fleet_pb2.OfferAnswer:
+        """The same as a coordinator does it: again, for as long as the node measures."""
+        while (answer := self.offer(offer)).preparing:
+            pass
+        return answer
+
     def end(self, failure: str = "", stopped_by: str = "") -> fleet_pb2.Reply:
         """The coordinator says that the run has ended."""
         end = self.world.end(self.run.run_id, failure, stopped_by)

@@ -118,10 +118,7 @@ def offer(bench: Bench, spec: Specification) -> fleet_pb2.OfferAnswer:
     """As a run of its own."""
     bench.run = Instructions()
     model = bytes(4 * spec.feedback.numbers)
-    offered = bench.signed(spec, model)
-    while (answer := bench.offer(offered)).preparing:
-        pass
-    return answer
+    return bench.settled_offer(bench.signed(spec, model))
 
 
 def ask(bench: Bench, spec: Specification, step: "fleet_pb2.Step.ValueType" = fleet_pb2.SCORE) -> fleet_pb2.Reply:

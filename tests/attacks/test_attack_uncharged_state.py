@@ -73,7 +73,7 @@ def carrying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Carryi
 
     monkeypatch.setattr(LocalTrainer, "contribute", noting)
     try:
-        assert bench.offer(bench.signed(model=model)).accepted
+        assert bench.settled_offer(bench.signed(model=model)).accepted
         yield made
     finally:
         bench.runtime.close()

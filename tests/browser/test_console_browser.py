@@ -198,7 +198,7 @@ def test_a_specification_is_checked_as_one_types(stage):
     page.fill("#toml", page.input_value("#toml").replace("rounds = 0", "rounds = 4"))
     page.wait_for_selector("text=/4 rounds with 3 nodes/")
     with page.expect_download() as download:
-        page.click("text=Save the TOML")
+        page.click("button:has-text('Save the TOML')")
     assert download.value.suggested_filename == "fine-tune.toml"
     assert download.value.path().read_text() == page.input_value("#toml")
     stage.complaints.check(page)

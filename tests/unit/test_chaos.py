@@ -90,6 +90,8 @@ def test_a_seed_without_faults_finishes_and_passes_known_boundaries_only(shared:
     assert (outcome.ends, outcome.violations, dict(outcome.faults)) == (("run_finished",), (), {})
     known = {*COORDINATOR_BOUNDARIES, *NODE_BOUNDARIES, "roster.json written", "roster.json synced"}
     assert set(world.boundaries.passed) <= known
+    world.say(f"cannot write {tmp_path}/hospital-a/run.json")  # each process has its seeds elsewhere
+    assert world.lines[-1].endswith("cannot write ./hospital-a/run.json")
 
 
 def test_every_named_moment_of_the_protocol_can_be_died_at() -> None:
@@ -119,6 +121,13 @@ def test_power_takes_what_was_not_synced_and_nothing_else(tmp_path: Path) -> Non
         outcomes.add((len(path.read_bytes()), (home / "new").exists()))
     sizes = {size for size, _ in outcomes}
     assert {7, 16} < sizes and {there for _, there in outcomes} == {True, False}
+
+
+def test_a_disk_that_was_not_to_lose_power_does_not(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    disk = Disk(tmp_path, lambda boundary: None, lambda: False, ["coordinator"])
+    with pytest.raises(ValueError, match="was not to lose power"):
+        disk.lose_power(tmp_path / "node", random.Random(0))
 
 
 def test_power_may_bring_a_replaced_file_back(tmp_path: Path) -> None:

@@ -90,8 +90,7 @@ def test_while_it_measures_it_is_offered_the_run_again(bench: Bench) -> None:
     assert status(bench) == "preparing" and bench.runtime.open_runs == 1
     assert bench.node.progress.now() is not None
     bench.trainer.may.set()
-    while (answer := bench.offer()).preparing:
-        pass
+    answer = bench.settled_offer()
     assert answer.accepted and answer.round_s == 30.0
     assert bench.trainer.measured == 1
 

@@ -58,7 +58,7 @@ def test_administrators_see_how_far_annotators_agree_and_annotators_do_not(tmp_p
         r"<td>annotator-(\d)[^<]*</td><td class=\"number\">6 / 6</td><td class=\"number\">(\d+)</td>", page
     )
     assert rows == [("1", "6"), ("2", "6")] and re.search(r"alpha over all pairs with two judgements: -?0\.\d+", page)
-    assert "4 pairs have no majority." in page and "confide rlhf adjudicate" in page
+    assert "4 pairs have no majority." in page and 'href="/adjudication"' in page
     assert "annotator-2" not in people[0].get("/feedback").text.split("<main")[1]
     assert "alpha" not in people[0].get("/feedback").text
     console.close()

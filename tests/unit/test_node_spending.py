@@ -147,8 +147,8 @@ def test_the_page_shows_the_limit_a_table_and_what_is_drawn(node, monkeypatch):
     assert "over the limit" not in text, "what was approved within its limit is not shown beyond it"
     address = re.search(r'data-lines="([^"]+)"', text).group(1)
     drawn = json.loads(client.get(address).text)
-    assert list(drawn) == ["time", "ε spent", "ε with reserved", "Limit"]
-    assert drawn["Limit"] == [8.0] * len(drawn["time"]) and max(drawn["ε with reserved"]) <= 8.0
+    assert list(drawn) == ["time", "ε spent", "with reserved", "Limit"]
+    assert drawn["Limit"] == [8.0] * len(drawn["time"]) and max(drawn["with reserved"]) <= 8.0
     assert drawn["ε spent"][0] == 0.0 and drawn["time"] == sorted(drawn["time"])
     for words in ("Spent over time", "approved", "a slot spent", "ended"):
         assert words in text

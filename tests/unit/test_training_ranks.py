@@ -45,7 +45,7 @@ def test_a_node_trains_its_own_rank_and_leaves_the_rest_at_zero(tmp_path: Path, 
     schema = schema_of(spec, base)
     model = schema.encode(initial_state(spec, base))
     try:
-        assert bench.offer(bench.signed(model=model)).accepted
+        assert bench.settled_offer(bench.signed(model=model)).accepted
         reply, files = bench.ask(*bench.run.slot(model, model_sha256=model_digest(model)))
         assert reply.WhichOneof("outcome") != "failure", reply.failure
     finally:

@@ -108,7 +108,7 @@ class DrivingJournal(RoundJournal):
 
     def stop_order(self, run_id: str) -> tuple[str, bytes]:
         """(administrator, signature) of the order to stop; ("", b"") when there is none."""
-        by, signature = tuple(self._of_run(run_statements.STOP_ORDER, run_id))
+        by, signature = self._of_run(run_statements.STOP_ORDER, run_id)
         return by or "", signature
 
     def paused(self, run_id: str) -> bool:

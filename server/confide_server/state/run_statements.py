@@ -4,10 +4,10 @@ A statement is built anew in more time than SQLite takes to run it, and a whole 
 read for one word of it. Each function works in the caller's transaction.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Executable, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from confide_server.state.database import Base, Event, Head, Instruction, Run
@@ -35,7 +35,7 @@ _NUMBERS = select(_SENT.c.digest, _SENT.c.sequence).where(
 _ADD_SENT = insert(_SENT)
 
 
-def of_run(connection: Connection, statement: Executable, run_id: str) -> Row[Any] | None:
+def of_run(connection: Connection, statement: Executable, run_id: str) -> Sequence[Any] | None:
     """The one row of a statement about one run; None where there is no such run."""
     return connection.execute(statement, {"of_run": run_id}).one_or_none()
 

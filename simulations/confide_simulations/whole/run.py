@@ -57,7 +57,7 @@ class Result:
         gate = None if policy is None else {
             "passed": policy.verdict.passed, "failed": list(policy.verdict.failed),
             "win_rate": policy.figures.win_rate, "interval": list(policy.figures.interval), "kl": policy.figures.kl,
-            "pairs": policy.pairs,
+            "perplexity": policy.figures.perplexity and list(policy.figures.perplexity), "pairs": policy.pairs,
         }  # fmt: skip
         return {
             "seconds": round(self.seconds, 1),
@@ -186,6 +186,7 @@ def lineage_of(result: Result, base: Path, reward_base: Path, administrator: str
             "win rate",
             f"{policy.figures.win_rate:.2f}, 95 % {low:.2f} to {high:.2f}",
         ),
+        ("perplexity", _perplexity(policy.figures.perplexity)),
         ("verdict", verdict),
         ("evidence", f"signed by {administrator}"),
     ]
@@ -241,6 +242,10 @@ def lineage_of(result: Result, base: Path, reward_base: Path, administrator: str
     ]  # fmt: skip
     notes = ["All on one machine is one trust domain: this root is a demo's, which production nodes refuse."]
     return Lineage(rows, table, asked.question, asked.base, asked.answer, asked.quoted, notes)
+
+
+def _perplexity(found: tuple[float, float] | None) -> str:
+    return "not known" if found is None else f"{found[0]:.1f} on general text; of the release {found[1]:.1f}"
 
 
 def _run_step(key: str, title: str, run: FinishedRun, who: str, unit: str, made_from: list[str]) -> Step:

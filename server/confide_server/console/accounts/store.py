@@ -9,6 +9,7 @@
 import contextlib
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class AccountStore:
         try:
             private_file(path)
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30.0)
+            weakref.finalize(self, self._connection.close)  # also when it is not let in, or nobody closes it
             self._connection.row_factory = sqlite3.Row
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ class FleetLink:
         self._presence: tuple[float, dict[int, bool]] = (0.0, {})
         try:
             self.state: LinkState = self._factory.state()
+            weakref.finalize(self, _release, self.state)  # also when nobody releases it
             self.state.get_node_info()
         except DatabaseError as error:
             raise StateError(
@@ -195,6 +197,10 @@ class FleetLink:
 
     def release(self) -> None:
         """Close fleet.db, when nothing serves or drives any more."""
-        engine = getattr(self.state, "_engine", None)
-        if isinstance(engine, Engine):
-            engine.dispose()
+        _release(self.state)
+
+
+def _release(state: LinkState) -> None:
+    engine = getattr(state, "_engine", None)
+    if isinstance(engine, Engine):
+        engine.dispose()
