@@ -40,8 +40,8 @@ class Options:
     test_snippets: int = 2400
     test_pairs: int = 900
     judge_snippets: int = 800
-    prompts: int = 32
-    steps: int = 16
+    prompts: int = 40
+    steps: int = 20
     policy: bool = True
     seed: int = 7
     keep: bool = False
