@@ -21,7 +21,8 @@ from confide_simulations.rlhf import job as reward_job
 from confide_simulations.rlhf.align import Aligned, Head, align
 from confide_simulations.whole.federated import FinishedRun, Say
 
-PROMPTS, STEPS = 32, 24
+PROMPTS, STEPS = 32, 16
+"""Two pairs a prompt in batches of four: each is seen once."""
 
 
 @dataclass(frozen=True)
