@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from confide.runs.specification import Outer
 from confide_server.coordinator.process import Coordinator, standing
 from confide_server.rounds import driver
 from confide_server.rounds import round_loop as rounds
+from confide_server.state import checkpoints
 from confide_server.state.run_service import RunEvent
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
@@ -523,7 +525,8 @@ def test_damage_on_the_way_to_a_checkpoint_reports_no_round(
         3.0,
     )
     name = f"{hashlib.sha256(expected.tobytes()).hexdigest()}.bin"
-    part = world.server / "checkpoints" / f".{name}.{os.getpid()}.part"
+    part = world.server / "checkpoints" / f".{name}.{os.getpid()}.drawn.part"
+    monkeypatch.setattr(checkpoints, "secrets", SimpleNamespace(token_hex=lambda count: "drawn"))
     monkeypatch.setattr(coordinator._scheduler, "retry_s", 1.0)
     part.symlink_to("/dev/full")
     run_id = submit(world, coordinator, rounds=2)
