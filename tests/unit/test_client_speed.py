@@ -163,6 +163,7 @@ def test_a_figure_is_found_again_for_the_same_shape_of_step_only(tmp_path: Path)
 
 
 def test_another_processor_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     before = shape_of(specification(), Settings())
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     assert shape_of(specification(), Settings()) != before

@@ -114,7 +114,8 @@ def test_a_pause_is_seen_by_the_agent_and_ends(page, opened, monkeypatch):
     class Waiting(agent_module.Agent):
         def __init__(self, state):
             self._state = state
-            self._audit = type("Audit", (), {"note": lambda _, event, **facts: noted.append(event)})()
+            note = {"note_when_there_is_room": lambda _, event, **facts: noted.append(event)}
+            self._audit = type("Audit", (), note)()
             self._teller = type("Teller", (), {"send": None})()
 
         def _note(self, **facts):

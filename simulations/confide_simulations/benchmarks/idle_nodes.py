@@ -109,21 +109,22 @@ def light_nodes(place: Place, fleet_port: int) -> Iterator[tuple[psutil.Process,
     """The process of the nodes, and how many of them are connected. Raises TransportError when it ends."""
     command = [sys.executable, "-m", "confide_simulations.benchmarks.light_nodes", str(place.folder)]
     command += [f"127.0.0.1:{fleet_port}", str(place.folder / "administrator" / "ca.crt")]
-    log = (place.folder / "light_nodes.log").open("wb")
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both were asked for
-        process.stdin.write("\n".join(place.names))
-        process.stdin.close()
-        said = process.stdout.readline()
-        connected = json_module.loads(said)["connected"] if said else 0
-        if not connected:
-            raise TransportError(f"no node is connected: {(place.folder / 'light_nodes.log').read_text()[-2000:]}")
-        yield psutil.Process(process.pid), connected
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
+    pipe = subprocess.PIPE
+    with (
+        (place.folder / "light_nodes.log").open("wb") as log,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True) as process,
+    ):
+        try:
+            assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both were asked for
+            process.stdin.write("\n".join(place.names))
+            process.stdin.close()
+            said = process.stdout.readline()
+            connected = json_module.loads(said)["connected"] if said else 0
+            if not connected:
+                raise TransportError(f"no node is connected: {Path(log.name).read_text()[-2000:]}")
+            yield psutil.Process(process.pid), connected
+        finally:
+            process.kill()
 
 
 def measure(nodes: int, *, window_s: float, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:

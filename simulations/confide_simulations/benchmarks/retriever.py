@@ -39,10 +39,13 @@ def merged(adapter: Path, base: Path, folder: Path) -> Path:
     import peft
     import transformers
 
-    model = transformers.AutoModel.from_pretrained(base, local_files_only=True, use_safetensors=True)
+    model = transformers.AutoModel.from_pretrained(
+        base, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     whole = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     whole.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
