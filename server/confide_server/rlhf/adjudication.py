@@ -1,7 +1,6 @@
 """Disagreements: a further person's decision on pairs that annotators left open, and how far each agrees with others.
 
-left = left_open(comparisons, "majority")
-settle(comparisons, left, adjudicated)             # [(better, worse)] of the pairs that were settled
+settled = settle(comparisons, undecided, adjudicated)   # [(better, worse)] of the pairs that were settled
 """
 
 from collections import Counter
