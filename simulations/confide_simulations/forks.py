@@ -223,6 +223,8 @@ class Forks:
         if "status" in message:
             self._statuses[message["pid"]] = message["status"]
         else:
+            # The kernel gives numbers again: what an earlier fork of this number ended with is not this one's.
+            self._statuses.pop(message["pid"], None)
             self._answers.append(message["pid"])
         return True
 

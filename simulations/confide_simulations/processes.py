@@ -109,8 +109,7 @@ def _start(command: Sequence[str], output: int, environment: dict[str, str], *, 
 
 def _end(children: Sequence[Child], grace_s: float) -> None:
     for child in children:
-        if child.poll() is None:
-            _signal_session(child, signal.SIGTERM)
+        _signal_session(child, signal.SIGTERM)
     for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(grace_s)
@@ -119,6 +118,9 @@ def _end(children: Sequence[Child], grace_s: float) -> None:
 
 
 def _signal_session(child: Child, number: signal.Signals) -> None:
+    """To the child and what it started; to what it left behind, once it has ended."""
+    if child.poll() is not None and psutil.pid_exists(child.pid):
+        return  # the number was given again: nothing of the child's is left, and the session is somebody else's
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
 

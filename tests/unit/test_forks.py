@@ -86,6 +86,17 @@ def test_signals_and_time_limits(run: Callable[..., tuple[Fork, Path]]) -> None:
     child.kill()  # nothing to do any more
 
 
+def test_a_number_that_is_given_again_has_no_status_yet(
+    forks: Forks, run: Callable[..., tuple[Fork, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = dict.fromkeys(range(int(Path("/proc/sys/kernel/pid_max").read_text())), -signal.SIGKILL)
+    monkeypatch.setattr(forks, "_statuses", ended)  # as after a night in which all numbers were used
+    child, _ = run("waits")
+    assert child.poll() is None
+    child.terminate()
+    assert child.wait(60) == -signal.SIGTERM
+
+
 def test_the_end_of_the_parent_is_the_end_of_every_fork(tmp_path: Path) -> None:
     (tmp_path / "waits.py").write_text(PROGRAMS["waits"])
     with Forks(modules=[]) as forks, (tmp_path / "log").open("wb") as log:

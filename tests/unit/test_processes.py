@@ -1,8 +1,11 @@
-"""Ctrl-C while child processes run."""
+"""Ctrl-C while child processes run, and whom their end concerns."""
 
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from confide_simulations.processes import ProcessGroup
@@ -16,3 +19,14 @@ def test_an_interrupt_that_a_library_swallows_is_raised_again() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         processes.check_alive()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_number_that_is_given_again_is_not_signalled(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        with ProcessGroup() as processes:
+            child = processes.start("short", [sys.executable, "-c", ""], tmp_path / "log")
+            child.wait(60)
+            child.pid = other.pid  # what the kernel may do once the child's status was taken
+        assert other.poll() is None
+        other.communicate(b"\n", timeout=60)
+    assert other.returncode == 0

@@ -49,18 +49,20 @@
     return canvas;
   }
 
+  // One button a chart, however often it is drawn: where the keyboard is stays when a round comes.
   function offer(box, plot, series, ink) {
-    const old = box.nextElementSibling;
-    if (old && old.classList.contains("picture")) old.remove();
-    const button = document.createElement("button");
-    button.type = "button"; button.className = "quiet picture"; button.textContent = box.dataset.png;
-    button.addEventListener("click", () => picture(box, plot, series, ink).toBlob(blob => {
+    let button = box.nextElementSibling;
+    if (!button || !button.classList.contains("picture")) {
+      button = document.createElement("button");
+      button.type = "button"; button.className = "quiet picture"; button.textContent = box.dataset.png;
+      box.after(button);
+    }
+    button.onclick = () => picture(box, plot, series, ink).toBlob(blob => {
       const link = document.createElement("a");
       link.href = URL.createObjectURL(blob); link.download = `${box.dataset.name || "chart"}.png`;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    }, "image/png"));
-    box.after(button);
+    }, "image/png");
   }
 
   async function columnsOf(address) {
