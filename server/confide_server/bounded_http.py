@@ -21,6 +21,7 @@ from confide_server.quota import HANDSHAKE_TIMEOUT_S, WRITE_TIMEOUT_S, Quota, Ti
 HEADER_TIMEOUT_S = 10.0
 MAX_HEADER_BYTES = 16384
 _BREATH_S = 0.1
+PIECE_BYTES = 64 * 1024
 
 
 class _Limit:
@@ -41,6 +42,26 @@ class _Limit:
             self._timer = None
 
 
+class _Pieces:
+    """A transport that is given what is to be written piece by piece.
+
+    TLS's outgoing buffer keeps the size of the biggest piece for as long as the connection lives: what was sent once to
+    each of a thousand nodes would stay in memory a thousand times.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        """All of it, at once as far as the caller sees."""
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE_BYTES):
+            self._transport.write(bytes(view[start : start + PIECE_BYTES]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses at import
     """HTTP/1.1 on one connection."""
 
@@ -52,7 +73,7 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uv
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """TLS is set up: the first request's headers are awaited."""
-        super().connection_made(transport)
+        super().connection_made(_Pieces(transport))
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 
-from confide_server import quota
+from confide_server import bounded_http, quota
 from confide_server.quota import Quota
 
 
@@ -20,3 +20,23 @@ def test_refused_connections_are_said_once_a_minute(caplog, monkeypatch):
         f"{count} connections refused, last 10.0.0.1: 2 of at most 2 of one address are open, 2 of at most 8 in all"
         for count in (1, 2)
     ]
+
+
+def test_an_answer_goes_out_piece_by_piece_so_that_tls_keeps_no_big_buffer() -> None:
+    class Taking:
+        def __init__(self) -> None:
+            self.written: list[bytes] = []
+
+        def write(self, data: bytes) -> None:
+            self.written.append(data)
+
+        def is_closing(self) -> bool:
+            return True
+
+    under = Taking()
+    pieces = bounded_http._Pieces(under)  # type: ignore[arg-type]
+    data = bytes(range(256)) * 1000
+    pieces.write(data)
+    pieces.write(b"end")
+    assert b"".join(under.written) == data + b"end"
+    assert max(map(len, under.written)) <= bounded_http.PIECE_BYTES and pieces.is_closing()
