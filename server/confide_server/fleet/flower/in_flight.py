@@ -127,6 +127,10 @@ class InFlight:
             self._said_goodbye.add(node_id)
             self._alive_until.pop(node_id, None)
 
+    def has_left(self, node_id: int) -> bool:
+        """Whether the node said goodbye to this process, and has not come back."""
+        return node_id in self._said_goodbye
+
     def connected_before(self, node_ids: Iterable[int]) -> None:
         """These connected to an earlier process."""
         self._connected_once.update(node_ids)
