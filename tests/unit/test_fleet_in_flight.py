@@ -7,7 +7,7 @@ from pathlib import Path
 
 from confide_server.fleet.flower.in_flight import InFlight
 from confide_server.fleet.flower.store import FileObjectStore
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import Message, ObjectTree
 
 NODE = 7
 
@@ -77,8 +77,8 @@ def test_polls_are_held_longer_the_more_nodes_there_are() -> None:
 
 def test_a_reply_is_told_once_it_is_complete_and_not_when_it_is_announced_anew() -> None:
     board = InFlight()
-    board.post("to-a", 1, {"x"}, 100)
-    board.post("to-b", 2, {"y"}, 100)
+    board.post(Message(), ObjectTree(object_id="to-a"), 1, {"x"}, 100)
+    board.post(Message(), ObjectTree(object_id="to-b"), 2, {"y"}, 100)
     board.begin_reply("to-b", "from-b", "session-b", {"part"})
     assert board.wait_answer({"to-a", "to-b"}, 0.0) is None
     board.begin_reply("to-a", "from-a", "session-a", set())
@@ -90,3 +90,36 @@ def test_a_reply_is_told_once_it_is_complete_and_not_when_it_is_announced_anew()
     assert board.may_read(1, "x") and not board.may_read(2, "x")
     assert board.close("to-a") == "from-a"
     assert board.wait_answer({"to-a"}, 0.0) is None and not board.may_read(1, "x")
+
+
+def test_each_instruction_is_taken_once_in_order_by_its_node_and_not_after_it_was_withdrawn() -> None:
+    board = InFlight()
+    for name, node_id in (("first", NODE), ("other", 8), ("withdrawn", NODE), ("second", NODE)):
+        board.post(Message(), ObjectTree(object_id=name), node_id, {name}, 100)
+    board.close("withdrawn")
+
+    async def take() -> list[str | None]:
+        taken: list[str | None] = []
+        board.mail(NODE)
+        while await board.wait_mail(NODE, 0.0):  # one that is left makes mail again
+            found = board.take(NODE)
+            taken.append(found[1].object_id if found else None)
+        return taken
+
+    assert asyncio.run(take()) == ["first", "second"]
+    assert board.take(NODE) is None and board.is_to(NODE, "first"), "it is answered after it was taken"
+    assert board.take(8) is not None and board.close("other") is None
+
+
+def test_most_heartbeats_need_no_note_and_the_first_after_a_connection_or_goodbye_does() -> None:
+    board = InFlight()
+    assert not board.is_alive(NODE)
+    board.alive(NODE, 60.0)
+    assert board.is_alive(NODE)
+    board.said_goodbye(NODE)
+    assert not board.is_alive(NODE)
+    board.alive(NODE, 60.0)
+    board.activated(NODE)
+    assert not board.is_alive(NODE) and board.has_connected(NODE)
+    board.alive(NODE, 0.0)
+    assert not board.is_alive(NODE)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
-from confide_server.rounds import driver
+from confide_server.rounds import driver, round_loop
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.rounds.turns import Turns
@@ -228,6 +228,24 @@ def test_a_run_that_rests_can_be_stopped_and_one_that_ended_leaves_the_nodes_fre
     desk.control.pause(resting, "", "operator")
     desk.journal.stop(resting, *desk.world.stop_order(resting))
     assert desk.ended(resting)[-1].kind == "run_stopped"
+
+
+def test_a_node_that_is_too_late_for_an_end_hears_of_it_at_its_next_poll(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_loop, "END_DEADLINE_S", 0.3)
+    late, go_on = desk.nodes[0], threading.Event()
+
+    def hold(run: str, round: int) -> None:
+        if round == 1:  # it answers, and comes to nothing else until the others are in the next round
+            late.give(lambda: (go_on.wait(60), None)[1])
+
+    late.on_train = hold
+    desk.nodes[1].on_train = lambda run, round: go_on.set() if round == 2 else None
+    assert desk.ended(desk.submit(rounds=2))[-1].kind == "run_finished"
+    for node in desk.nodes:
+        assert [end.committed for end in node.ends if not end.run_ended][:1] == [True]
+        assert len({end.slot for end in node.ends if not end.run_ended}) == 2
 
 
 def test_a_node_that_is_revoked_while_it_trains_is_named_and_the_run_goes_on(desk: Desk) -> None:

@@ -1,11 +1,13 @@
 """What asking many nodes costs the coordinator beside the messages."""
 
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from confide.identity.member import load_member
 from confide.proto import fleet_pb2
-from confide_server.fleet.flower import FleetLink, Presence
+from confide_server.fleet.flower import FleetLink, FleetReply, Presence
 from confide_server.rounds.exchange import Courier, Question, Silence
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
@@ -43,3 +45,54 @@ def test_a_question_to_many_looks_once_at_how_they_stand(tmp_path: Path) -> None
         database.close()
     assert [(answer.node, isinstance(answer, Silence)) for answer in answers] == [(name, True) for name in names]
     assert link.looks == 1
+
+
+class Slow:
+    """A link and session whose answers take this side two seconds each; the clock is theirs."""
+
+    alive = True
+
+    def __init__(self, silent: str = "") -> None:
+        self.now = 0.0
+        self._silent = silent
+        self._answers: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def presence(self) -> dict[str, Presence]:
+        return {f"node-{number}": Presence(online=True, activations=1) for number in range(10)}
+
+    def send(self, node: str, instruction: bytes, payload: Mapping[str, bytes]) -> str:
+        if node != self._silent:
+            self._answers.append(node)
+        return node
+
+    def replies(self, message_ids: Collection[str], deadline_s: float) -> Iterator[FleetReply]:
+        self.now += 2.0
+        if self._answers:
+            yield FleetReply(self._answers.pop(), b"", {}, fault="none of this test's business")
+
+    def withdraw(self, message_ids: Collection[str]) -> None: ...
+
+
+def _unanswered(slow: Slow, each_s: float) -> list[str]:
+    journal = SimpleNamespace(sequences=lambda run_id, keys: range(len(keys)))
+    parts = (slow, slow, journal, "run", lambda: None, lambda: None)
+    courier = Courier(*parts, silence_s=1.0, clock=slow.clock)  # type: ignore[arg-type]
+    asked = Question(fleet_pb2.END, dict.fromkeys(slow.presence(), b"end"), 5.0, {}, each_s=each_s)
+    return [one.node for one in courier.ask(asked) if isinstance(one, Silence) and not one.answered]
+
+
+def test_an_end_is_waited_for_as_long_as_answers_come() -> None:
+    assert len(_unanswered(Slow(), each_s=0.0)) == 7, "a fixed deadline leaves out whom this side is too slow for"
+    assert _unanswered(Slow(), each_s=2.0) == []
+
+
+def test_a_node_that_is_gone_holds_up_an_end_for_one_deadline() -> None:
+    slow = Slow(silent="node-3")
+    assert _unanswered(slow, each_s=2.0) == ["node-3"]
+    assert slow.now <= 9 * 2.0 + 5.0 + 2.0
+    assert len(_unanswered(slow := Slow(), each_s=0.1)) == 5 and slow.now <= 10.0, (
+        "answers that drip in do not stretch it"
+    )

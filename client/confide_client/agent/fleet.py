@@ -75,6 +75,9 @@ INLINE_BYTES = 1 << 20
 """Of a reply's objects that go with its announcement."""
 SMALL_BYTES = 64 << 10
 """Of one of them: what is larger, a chunk of an upload, goes by itself."""
+KEPT_OPEN_S = 60.0
+"""How long a connection waits for its next request: longer than between two heartbeats, each of which would make a new
+one else, and less than the 75 s after which the coordinator closes it."""
 PULL_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 16 * 2**30
 """More than any trainable model that one message carries; a coordinator cannot fill the node's memory beyond it."""
@@ -165,6 +168,7 @@ def _client(settings: FleetSettings) -> FleetHttpClient:
             follow_redirects=False,
             trust_env=False,
             proxy=settings.proxy or None,
+            limits=httpx.Limits(keepalive_expiry=KEPT_OPEN_S),
             headers={"accept-encoding": "identity"},
             event_hooks={"response": [_bound_response]},
         )

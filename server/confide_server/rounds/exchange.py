@@ -72,6 +72,9 @@ class Question:
     payload: Mapping[str, bytes]
     once: bool = False
     """Not numbered by its bytes: asked again, it is a new question (an offer that waits for a person)."""
+    each_s: float = 0.0
+    """Above 0, the deadline counts from the newest answer, so that nobody is left out because this side is slow to
+    take many answers; the deadline once and this for each node is the most."""
 
 
 class _Asked:
@@ -132,7 +135,7 @@ class Courier:
             yield Silence(node, "TransportError", f"{node} is not connected", answered=False)
         deadline_s = question.deadline_s * self.deadline_factor
         end = self.clock() + deadline_s
-        latest = end + deadline_s
+        latest = end + max(deadline_s, question.each_s * self.deadline_factor * len(question.bodies))
         try:
             while waiting and (left := end - self.clock()) > 0:
                 self._check()
@@ -146,6 +149,8 @@ class Courier:
                             end = min(latest, end + self._put_off(waiting[node], outcome))
                             continue
                         del waiting[node]
+                        if question.each_s:
+                            end = max(end, min(latest, self.clock() + deadline_s))
                         yield outcome
                 if not by_id:
                     time.sleep(min(TICK_S, left))  # every node that is waited for is busy

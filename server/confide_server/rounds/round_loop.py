@@ -31,7 +31,7 @@ from confide.sealing.roles import WORK, Abandoned, Collector, Exchange, Opened, 
 
 from confide_server.rounds.attendance import Attendance
 from confide_server.rounds.cohort import Cohort
-from confide_server.rounds.exchange import Answer, Courier, Question
+from confide_server.rounds.exchange import Answer, Courier, Question, Silence
 from confide_server.rounds.turns import Turn
 from confide_server.state.events import (
     Contributed,
@@ -44,7 +44,8 @@ from confide_server.state.run_journal import Committed, Model, OpenRun, RunJourn
 from confide_server.telemetry.logs import about
 from confide_server.telemetry.traces import note, span
 
-END_DEADLINE_S = 5.0
+END_DEADLINE_S, END_EACH_S = 5.0, 1.0
+"""How long answers to the end of a slot or run are waited for, from the newest one on; so much more in all a node."""
 EPOCH_TRIES = 3
 ROSTER_PAUSE_S = 1.0
 
@@ -396,15 +397,20 @@ class Rounds:
         self._say(end, wait_for, courier)
 
     def _say(self, end: fleet_pb2.End, wait_for: tuple[str, ...], courier: Courier) -> None:
-        """Tell everyone who accepted; wait a moment for those who were heard of, not for the others."""
+        """Tell everyone who accepted; wait a moment for those who were heard of, not for the others.
+
+        Who answers too late finds it at its next poll, until the next end or the end of the session.
+        """
         courier.withdraw(self._untold)
         body = end.SerializeToString(deterministic=True)
         others = [name for name in self._cohort.accepted() if name not in wait_for]
-        self._untold = courier.tell(Question(fleet_pb2.END, dict.fromkeys(others, body), END_DEADLINE_S, {}))
         if wait_for:
-            question = Question(fleet_pb2.END, dict.fromkeys(sorted(wait_for), body), END_DEADLINE_S, {})
-            for _ in courier.ask(question):  # the answers are receipts; they also come by the control service
-                pass
+            asked = dict.fromkeys(sorted(wait_for), body)
+            for one in courier.ask(Question(fleet_pb2.END, asked, END_DEADLINE_S, {}, each_s=END_EACH_S)):
+                # The answers are receipts; they also come by the control service.
+                if isinstance(one, Silence) and not one.answered:
+                    others.append(one.node)
+        self._untold = courier.tell(Question(fleet_pb2.END, dict.fromkeys(others, body), END_DEADLINE_S, {}))
 
     def farewell(self, end: SignedEnd) -> None:
         """Tell everyone who is connected that the run has ended, over the coordinator's signature."""

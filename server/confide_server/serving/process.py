@@ -8,7 +8,6 @@ one folder; aliases that are changed while it runs hold within POLL_S, for reque
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from pathlib import Path
 import uvicorn
 from confide.errors import ConfideError, ModelError, StateError
 from confide.files import private_folder, write_atomic
+from confide.running import hold
 
 from confide_server.bounded_http import BoundedServer
 from confide_server.quota import Quota, listening, room_for
@@ -125,7 +125,8 @@ class Serving:
         self.catalogue = Catalogue()
         with contextlib.ExitStack() as opened:
             private_folder(settings.state)
-            opened.callback(os.close, _exclusive(settings.state))
+            refusal = f"an endpoint serves from {settings.state} already; stop it first, or use another --state"
+            opened.callback(os.close, hold(settings.state / ".running", refusal))
             self._tls = _tls(settings)
             # A killed process forgets nothing; a loss of power may take the last requests' records with it.
             self.database = open_database(settings.state, settings.database, flushed=False)
@@ -299,16 +300,6 @@ def _upstream_key(path: Path | None) -> str:
         return "" if path is None else path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"the upstream's key {path} cannot be read: {error}") from error
-
-
-def _exclusive(state: Path) -> int:
-    descriptor = os.open(state / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StateError(f"an endpoint serves from {state} already; stop it first, or use another --state") from error
-    return descriptor
 
 
 def _server_name(state: Path) -> str:

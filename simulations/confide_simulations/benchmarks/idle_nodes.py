@@ -28,7 +28,7 @@ from confide.identity.consortium import Consortium
 from confide.identity.enrolment import accept_admission, make_request, read_request
 from confide.identity.member import load_member
 from confide.identity.roster import Role, sign_roster
-from confide.runs.specification import Specification, parse_toml
+from confide.runs.specification import Specification
 from confide.transport.admin import AdminClient
 from confide_server.coordinator.process import Settings, write_settings
 from rich.console import Console
@@ -36,28 +36,7 @@ from rich.table import Table
 
 from confide_simulations.benchmarks.meta import meta, write_result
 from confide_simulations.processes import ProcessGroup
-
-_TOML = """
-version = 1
-name = "idle-nodes"
-[model]
-sha256 = "{sha256}"
-[adapter]
-kind = "full"
-[training]
-local_steps = 1
-batch_size = 1
-learning_rate = 1.0
-[federation]
-rounds = {rounds}
-data = "nothing"
-min_cohort = {nodes}
-clip_norm = 10.0
-exchange_deadline_s = 600.0
-step_deadline_s = 600.0
-[sealing]
-kind = "none"
-"""
+from confide_simulations.stand_in_run import stand_in_run
 
 
 @dataclass(frozen=True)
@@ -199,7 +178,9 @@ def _rounds(
 
 
 def _specification(nodes: int, rounds: int) -> Specification:
-    return parse_toml(_TOML.format(sha256="0" * 64, rounds=rounds, nodes=nodes))
+    federation = {"rounds": rounds, "data": "nothing", "min_cohort": nodes}
+    deadlines = {"exchange_deadline_s": 600.0, "step_deadline_s": 600.0}
+    return stand_in_run("idle-nodes", "0" * 64, federation | deadlines, {"kind": "none"})
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -8,6 +8,7 @@ Unsealed runs only. Prints one line of JSON when all are connected.
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import ssl
@@ -29,12 +30,17 @@ from confide.runs.specification import parse_canonical
 from confide.sealing.plain import PlainMember
 from confide.transport.envelope import payload_digest
 from confide_client.agent.envelope import pack, unpack
-from confide_client.agent.fleet import PULL_PATH, PUSH_PATH
+from confide_client.agent.fleet import KEPT_OPEN_S, PULL_PATH, PUSH_PATH
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    DeactivateNodeResponse,
+)
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -59,6 +65,7 @@ from google.protobuf.message import Message as Protobuf
 
 _MEDIA = {"content-type": "application/protobuf", "accept": "application/protobuf", "accept-encoding": "identity"}
 _CONNECTING_AT_ONCE = 16
+_BROKEN = (httpx.TransportError, httpx.HTTPStatusError)
 R = TypeVar("R", bound=Protobuf)
 
 
@@ -80,16 +87,39 @@ class LightNode:
         self._public = public_key_to_bytes(key.public_key())
         self._auth = NodeAuthHttpInterceptor(key, key.public_key())
         self._version = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
-        self._client = httpx.AsyncClient(verify=self.context, timeout=60.0, trust_env=False)
+        limits = httpx.Limits(keepalive_expiry=KEPT_OPEN_S)
+        self._client = httpx.AsyncClient(verify=self.context, timeout=60.0, trust_env=False, limits=limits)
 
     async def connect(self) -> None:
-        """Take this node's place at the coordinator."""
+        """Take this node's place at the coordinator; a connection of its own that broke is closed first."""
+        if self.node_id:
+            goodbye = DeactivateNodeRequest(node_id=self.node_id)
+            await self._call("/v1/fleet/deactivate-node", goodbye, DeactivateNodeResponse)
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         self.node_id = (await self._call("/v1/fleet/activate-node", request, ActivateNodeResponse)).node_id
 
     async def run(self) -> None:
-        """Poll, answer and be alive."""
-        await asyncio.gather(self._poll(), self._beat())
+        """Poll, answer and be alive; where that fails, connect anew a little later, as an agent does."""
+        connected = True
+        while True:
+            with contextlib.suppress(*_BROKEN):
+                if not connected:
+                    await self.connect()
+                connected = False
+                await self._serve()
+            await asyncio.sleep(random.uniform(1.0, 5.0))
+
+    async def _serve(self) -> None:
+        """Until one of the two fails; raises what it raised."""
+        tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._beat())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(
@@ -173,14 +203,6 @@ class LightNode:
         return answer.body, {"upload": answer.payload.read_bytes()} if answer.payload else {}
 
     async def _call(self, path: str, request: Protobuf, kind: type[R]) -> R:
-        """As an agent's: what cannot be reached is tried again a little later."""
-        while True:
-            try:
-                return await self._once(path, request, kind)
-            except httpx.TransportError:
-                await asyncio.sleep(random.uniform(0.2, 5.0))
-
-    async def _once(self, path: str, request: Protobuf, kind: type[R]) -> R:
         content = request.SerializeToString(deterministic=True)
         built = self._client.build_request("POST", f"https://{self.address}{path}", content=content, headers=_MEDIA)
         built.headers.update(self._version)
@@ -201,7 +223,12 @@ async def serve(folder: Path, address: str, authority: str, names: list[str]) ->
 
     async def connect(node: LightNode) -> "asyncio.Task[None]":
         async with gate:
-            await node.connect()
+            while True:
+                try:
+                    await node.connect()
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(random.uniform(0.2, 2.0))
         return asyncio.create_task(node.run())
 
     outcomes = await asyncio.gather(*(connect(node) for node in nodes), return_exceptions=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 from confide.errors import TransportError
-from confide.runs.specification import Specification, parse_toml
+from confide.runs.specification import Specification
 from rich.console import Console
 from rich.table import Table
 
@@ -23,31 +23,10 @@ from confide_simulations.benchmarks import stand_in
 from confide_simulations.benchmarks.meta import meta, write_result
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
+from confide_simulations.stand_in_run import stand_in_run
 
 FLOWER_EMPTY_ROUND_S = (6.0, 10.0)
 """What Flower 1.41's own deployment takes for an empty round of two nodes, measured apart from this benchmark."""
-
-_TOML = """
-version = 1
-name = "bench-round"
-[model]
-sha256 = "{sha256}"
-[adapter]
-kind = "full"
-[training]
-local_steps = 1
-batch_size = 1
-learning_rate = 1.0
-[federation]
-rounds = {rounds}
-data = "shard"
-min_cohort = {min_cohort}
-clip_norm = 10.0
-[sealing]
-kind = "{sealing}"
-bits = {bits}
-colluding = {colluding}
-"""
 
 
 def make_federation(folder: Path, nodes: int) -> LocalFederation:
@@ -67,15 +46,12 @@ def make_federation(folder: Path, nodes: int) -> LocalFederation:
 def specification(federation: LocalFederation, *, rounds: int, sealing: str, bits: int = 8) -> Specification:
     """A run of rounds in which nothing is trained."""
     nodes = len(federation.nodes)
-    text = _TOML.format(
-        sha256=federation.model_sha256,
-        rounds=rounds,
-        min_cohort=min(2, nodes),
-        sealing=sealing,
-        bits=bits,
-        colluding=1 if nodes >= 3 else 0,
+    return stand_in_run(
+        "bench-round",
+        federation.model_sha256,
+        {"rounds": rounds, "data": "shard", "min_cohort": min(2, nodes)},
+        {"kind": sealing, "bits": bits, "colluding": 1 if nodes >= 3 else 0},
     )
-    return parse_toml(text)
 
 
 def round_seconds(federation: LocalFederation, spec: Specification, parameters: int) -> list[float]:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
-from confide.runs.specification import Specification, parse_toml
+from confide.runs.specification import Specification
 
 from confide_simulations.chaos.chance import Chance
 from confide_simulations.chaos.consortium import COORDINATOR, DATA, NODES
 from confide_simulations.chaos.training import CLIP
+from confide_simulations.stand_in_run import stand_in_run
 
 
 class Fault(StrEnum):
@@ -70,42 +71,7 @@ class Scenario:
     loses: float
 
 
-_TEXT = """
-version = 1
-name = "chaos"
-[model]
-sha256 = "{base}"
-[adapter]
-kind = "full"
-[training]
-local_steps = 1
-batch_size = 1
-learning_rate = 1.0
-[federation]
-rounds = {rounds}
-data = "{data}"
-min_cohort = {min_cohort}
-clip_norm = {clip}
-weights = "{weights}"
-max_examples = 8
-step_deadline_s = 15.0
-exchange_deadline_s = 8.0
-grace_s = {grace_s}
-[federation.outer]
-learning_rate = 1.0
-[sealing]
-kind = "{kind}"
-slots_per_epoch = {slots}
-max_attempts = {attempts}
-differences = "{differences}"
-{privacy}
-"""
-_PRIVACY = """[privacy]
-unit = "record"
-epsilon = 8.0
-delta = 1e-6
-clip = 1.0
-"""
+_PRIVACY = {"unit": "record", "epsilon": 8.0, "delta": 1e-6, "clip": 1.0}
 MEMBER_MOMENTS = (
     "member.epoch_written",
     "member.bundle_ready",
@@ -192,21 +158,25 @@ def draw(seed: int, base_sha256: str) -> Scenario:
 def _specification(random: Random, nodes: int, base_sha256: str) -> Specification:
     sealed = random.random() < 0.85
     private = random.random() < 0.2
-    text = _TEXT.format(
-        base=base_sha256,
-        data=DATA,
-        clip=CLIP,
-        rounds=2 if private else random.choice((1, 1, 2, 3)),
-        min_cohort=random.randint(2, nodes) if nodes > 3 else random.choice((2, 2, 3)),
-        weights=random.choice(("uniform", "examples")) if not private else "uniform",
-        grace_s=random.choice((0.0, 6.0)),
-        kind="sealed" if sealed else "none",
-        slots=random.choice((1, 2, 4)),
-        attempts=2 if private else random.choice((2, 3)),
-        differences="refused" if sealed and random.random() < 0.25 else "accepted",
-        privacy=_PRIVACY if private else "",
-    )
-    return parse_toml(text)
+    federation = {  # drawn in this order, so that a seed stays what it was
+        "data": DATA,
+        "clip_norm": CLIP,
+        "rounds": 2 if private else random.choice((1, 1, 2, 3)),
+        "min_cohort": random.randint(2, nodes) if nodes > 3 else random.choice((2, 2, 3)),
+        "weights": random.choice(("uniform", "examples")) if not private else "uniform",
+        "max_examples": 8,
+        "step_deadline_s": 15.0,
+        "exchange_deadline_s": 8.0,
+        "grace_s": random.choice((0.0, 6.0)),
+        "outer": {"learning_rate": 1.0},
+    }
+    sealing = {
+        "kind": "sealed" if sealed else "none",
+        "slots_per_epoch": random.choice((1, 2, 4)),
+        "max_attempts": 2 if private else random.choice((2, 3)),
+        "differences": "refused" if sealed and random.random() < 0.25 else "accepted",
+    }
+    return stand_in_run("chaos", base_sha256, federation, sealing, _PRIVACY if private else None)
 
 
 def _doomed(random: Random, names: tuple[str, ...], specification: Specification) -> Doomed:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.message_pb2 import Message, ObjectTree
 
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 2.0, 20.0
 """How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little. An agent
@@ -38,6 +39,8 @@ class _Open:
     node_id: int
     objects: frozenset[str]
     reply_limit_bytes: int
+    letter: tuple[Message, ObjectTree] | None
+    """What a poll takes, once; then None."""
     reply_id: str | None = None
     session_id: str = ""
     missing: set[str] = field(default_factory=set)
@@ -55,11 +58,16 @@ class InFlight:
         self._open: dict[str, _Open] = {}
         self._of_node: dict[int, set[str]] = {}
         """Which of them are out to each node."""
+        self._unread: dict[int, dict[str, None]] = {}
+        """Which of those no poll has taken yet, in order."""
         self._complete: dict[str, str] = {}
         """Reply's object id by message id, of those that are answered completely, in order."""
         self._sessions: dict[str, str] = {}
         self._activations: dict[int, int] = {}
         self._said_goodbye: set[int] = set()
+        self._connected_once: set[int] = set()
+        self._alive_until: dict[int, float] = {}
+        """Until when further heartbeats of a node need not be noted in the database."""
         self._heard: dict[int, float] = {}
         self._waiting: dict[int, asyncio.Event] = {}
         self._held = 0
@@ -100,6 +108,8 @@ class InFlight:
         with self._changed:
             self._activations[node_id] = self._activations.get(node_id, 0) + 1
             self._said_goodbye.discard(node_id)
+            self._connected_once.add(node_id)
+            self._alive_until.pop(node_id, None)
             self.heard(node_id)
             self._changed.notify_all()
 
@@ -115,10 +125,27 @@ class InFlight:
         """A node left by itself: its operator stopped it."""
         with self._changed:
             self._said_goodbye.add(node_id)
+            self._alive_until.pop(node_id, None)
 
     def has_left(self, node_id: int) -> bool:
         """Whether the node said goodbye to this process, and has not come back."""
         return node_id in self._said_goodbye
+
+    def connected_before(self, node_ids: Iterable[int]) -> None:
+        """These connected to an earlier process."""
+        self._connected_once.update(node_ids)
+
+    def has_connected(self, node_id: int) -> bool:
+        """Whether it ever connected, to this process or an earlier one."""
+        return node_id in self._connected_once
+
+    def is_alive(self, node_id: int) -> bool:
+        """Whether its last heartbeat is noted in the database, and not long ago."""
+        return time.monotonic() < self._alive_until.get(node_id, 0.0)
+
+    def alive(self, node_id: int, lasts_s: float) -> None:
+        """A heartbeat of it is noted in the database; those of the next `lasts_s` seconds need not be."""
+        self._alive_until[node_id] = time.monotonic() + lasts_s
 
     def activations(self, node_id: int) -> int:
         """How often the node connected since this process started."""
@@ -126,11 +153,39 @@ class InFlight:
 
     # --- instructions that are out
 
-    def post(self, message_id: str, node_id: int, objects: Collection[str], reply_limit_bytes: int) -> None:
-        """An instruction goes out: its node may read its objects and answer it once."""
+    def post(
+        self,
+        message: Message,
+        tree: ObjectTree,
+        node_id: int,
+        objects: Collection[str],
+        reply_limit_bytes: int,
+    ) -> None:
+        """An instruction goes out: its node may take it once, read its objects and answer it once."""
+        message_id = tree.object_id
         with self._changed:
-            self._open[message_id] = _Open(node_id, frozenset(objects), reply_limit_bytes)
+            self._open[message_id] = _Open(node_id, frozenset(objects), reply_limit_bytes, (message, tree))
             self._of_node.setdefault(node_id, set()).add(message_id)
+            self._unread.setdefault(node_id, {})[message_id] = None
+
+    def take(self, node_id: int) -> tuple[Message, ObjectTree] | None:
+        """The oldest instruction that is out to the node and that no poll has taken; None without one."""
+        with self._changed:
+            unread = self._unread.get(node_id)
+            if not unread:
+                return None
+            entry = self._open[next(iter(unread))]
+            letter, entry.letter = entry.letter, None
+            self._read(node_id, next(iter(unread)))
+            if node_id in self._unread:
+                self._mail.add(node_id)
+            return letter
+
+    def _read(self, node_id: int, message_id: str) -> None:
+        unread = self._unread.get(node_id, {})
+        unread.pop(message_id, None)
+        if not unread:
+            self._unread.pop(node_id, None)
 
     def close(self, message_id: str) -> str | None:
         """Nothing more is expected for this instruction; returns its reply's object id if one had begun."""
@@ -143,6 +198,7 @@ class InFlight:
             return None
         self._sessions.pop(entry.session_id, None)
         self._complete.pop(message_id, None)
+        self._read(entry.node_id, message_id)
         theirs = self._of_node[entry.node_id]
         theirs.discard(message_id)
         if not theirs:

@@ -111,7 +111,9 @@ class FleetLink:
                 nodes.append(Node(member.name, node_id, pem, key))
         self.board.set_nodes(nodes)
         known = {node.node_id for node in nodes}
-        for info in self.state.get_node_info():
+        infos = self.state.get_node_info()
+        self.board.connected_before(info.node_id for info in infos if info.last_activated_at)
+        for info in infos:
             if info.node_id not in known and info.status != NodeStatus.UNREGISTERED:
                 self.state.delete_node(NOOP_FLWR_AID, info.node_id)
 

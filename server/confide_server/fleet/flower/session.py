@@ -21,6 +21,7 @@ from confide.transport.envelope import BODY_RECORD, DTYPE, PAYLOAD_RECORD, STYPE
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status, SubStatus
+from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
@@ -83,7 +84,7 @@ class FleetSession:
             return None
         task_id = runs[0].primary_task_id
         if runs[0].status.status == Status.RUNNING and self._state.acknowledge_task_heartbeat(task_id):
-            # The objects of these were in the memory of the process that is gone.
+            # Earlier releases kept instructions in the database, and their objects in memory that is gone.
             self._state.delete_messages(self._state.get_message_ids_from_run_id(runs[0].run_id))
             return runs[0].run_id, task_id
         self._state.stop_run(runs[0].run_id)
@@ -128,6 +129,8 @@ class FleetSession:
         node_id = self._board.id_of(node)
         if node_id is None or not self.alive:
             raise TransportError(f"{node} cannot be reached: it is not in the roster, or the Flower run lapsed")
+        if not self._board.has_connected(node_id):
+            raise TransportError(f"{node} has not connected yet; start its agent with `confide node start`")
         message, tree, objects = self._build(node_id, instruction, payload)
         store = self._state.object_store
         for object_id in store.preregister(self.run_id, tree):
@@ -139,10 +142,8 @@ class FleetSession:
                 ) from error
         message_id = message.metadata.message_id
         readable = {part.object_id for part in iterate_object_tree(tree)}
-        self._board.post(message_id, node_id, readable, self._reply_limit_bytes)
-        if self._state.store_message_ins(remove_content_from_message(message)) is None:
-            self._forget(message_id)
-            raise TransportError(f"{node} has not connected yet; start its agent with `confide node start`")
+        letter = message_to_proto(remove_content_from_message(message))
+        self._board.post(letter, tree, node_id, readable, self._reply_limit_bytes)
         self._board.mail(node_id)
         return message_id
 
@@ -215,7 +216,6 @@ class FleetSession:
 
     def _forget(self, message_id: str) -> None:
         reply_id = self._board.close(message_id)
-        self._state.delete_messages({message_id})
         self._state.object_store.delete(message_id)
         if reply_id is not None:
             self._state.object_store.delete(reply_id)
