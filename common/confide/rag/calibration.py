@@ -1,6 +1,6 @@
 """What was measured of one collection: the weight of its lexical part, the gate's head and threshold, how good it is.
 
-It holds numbers, and which cross-encoder; no question and no passage's name, so that nothing of a document survives in it.
+It holds numbers, and which cross-encoder: no question, no name of a document, so that nothing of one survives in it.
 """
 
 import hashlib
