@@ -1,5 +1,6 @@
 """From `rlhf train` to what a release names, and whole models as candidates: bound by hashes, with tiny models."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from confide_server.rlhf.gate_subject import digest_of, is_whole, released
 from confide_server.rlhf.merging import merge
 from confide_server.rlhf.policy import Policy, Sampling
 from confide_server.rlhf.trl_adapter import Trained
+from confide_server.serving.engines.adapted_model import AdaptedModel
+from confide_server.serving.engines.local import LocalEngine
+from confide_server.serving.port import BASE, Generation
 from confide_server.state.release_subject import FILE_NAME
 from safetensors.torch import load_file, save_file
 
@@ -83,8 +87,26 @@ def test_a_merged_model_is_released_and_answers_as_base_and_adapter_do(base: Pat
     assert policies[0].sample(prompts, count=1, sampling=greedy) == policies[1].sample(
         prompts, count=1, sampling=greedy
     )
+    beside, alone = AdaptedModel(base, "cpu"), AdaptedModel(out / "merged", "cpu")
+    beside.add(model.adapter_sha256, out / "adapter")
+    assert said_by(beside, model.adapter_sha256) == said_by(alone, BASE) != said_by(beside, BASE)
+    assert alone.sha256 == model.merged_sha256, "it is served under the hash that the release names"
     with pytest.raises(StateError, match="is there already"):
         merge(out, base, out / "merged")
+
+
+def said_by(model: AdaptedModel, adapter: str) -> str:
+    """What the endpoint's engine answers."""
+
+    async def answer() -> str:
+        engine = LocalEngine(model).start()
+        prompt = engine.prompts.chat([{"role": "user", "content": "Who pays for the scaffold?"}])
+        wanted = Generation(prompt=prompt, adapter=adapter, max_tokens=12)
+        text = "".join([delta.text async for delta in engine.generate(wanted)])
+        await engine.close()
+        return text
+
+    return asyncio.run(answer())
 
 
 @pytest.mark.parametrize("altered", ["a matrix", "another matrix", "the vocabulary"])

@@ -52,6 +52,7 @@ class Settings:
     upstream: URL of an engine elsewhere (vLLM); else the base model is loaded here. upstream_key_file holds its key.
     name: the alias of the base model itself. embedder: folder of a sentence encoder, served as embedder_name.
     library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
+    library_reranker: folder of the cross-encoder with which collections were calibrated, if any.
     library_model: the alias that chooses what is quoted from them; "": the embedder does.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
@@ -66,6 +67,7 @@ class Settings:
     embedder_name: str = "embedder"
     library: Path | None = None
     library_embedder: Path | None = None
+    library_reranker: Path | None = None
     library_model: str = ""
     bind: str = "127.0.0.1"
     port: int = 8080
@@ -159,7 +161,7 @@ class Serving:
 
         chooser = settings.library_model
         writer = ModelWriter(lambda: self.catalogue.find(chooser)) if chooser else None
-        return LibraryDocuments(settings.library, settings.library_embedder, writer)
+        return LibraryDocuments(settings.library, settings.library_embedder, writer, settings.library_reranker)
 
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""
