@@ -163,9 +163,10 @@ class FleetNode:
         return inflated, body, payload
 
     def pull_object(self, run_id: int, object_id: str) -> bytes:
-        return self.client.PullObject(
-            PullObjectRequest(node=self.node, run_id=run_id, object_id=object_id)
-        ).object_content
+        found = self.client.PullObject(PullObjectRequest(node=self.node, run_id=run_id, object_id=object_id))
+        if not found.object_found:
+            raise RuntimeError("what was being read was withdrawn")
+        return found.object_content
 
     def push(self, message: Message, body: bytes, payload: Mapping[str, bytes]) -> None:
         reply, tree, objects = self.build_reply(message, body, payload)

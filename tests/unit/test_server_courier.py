@@ -56,6 +56,7 @@ class Slow:
         self.now = 0.0
         self._silent = silent
         self._answers: list[str] = []
+        self.instructions: list[bytes] = []
 
     def clock(self) -> float:
         return self.now
@@ -64,6 +65,7 @@ class Slow:
         return {f"node-{number}": Presence(online=True, activations=1) for number in range(10)}
 
     def send(self, node: str, instruction: bytes, payload: Mapping[str, bytes]) -> str:
+        self.instructions.append(instruction)
         if node != self._silent:
             self._answers.append(node)
         return node
@@ -77,7 +79,7 @@ class Slow:
 
 
 def _unanswered(slow: Slow, each_s: float) -> list[str]:
-    journal = SimpleNamespace(sequences=lambda run_id, keys: range(len(keys)))
+    journal = SimpleNamespace(sequences=lambda run_id, keys: [7] * len(keys))
     parts = (slow, slow, journal, "run", lambda: None, lambda: None)
     courier = Courier(*parts, silence_s=1.0, clock=slow.clock)  # type: ignore[arg-type]
     asked = Question(fleet_pb2.END, dict.fromkeys(slow.presence(), b"end"), 5.0, {}, each_s=each_s)
@@ -86,7 +88,8 @@ def _unanswered(slow: Slow, each_s: float) -> list[str]:
 
 def test_an_end_is_waited_for_as_long_as_answers_come() -> None:
     assert len(_unanswered(Slow(), each_s=0.0)) == 7, "a fixed deadline leaves out whom this side is too slow for"
-    assert _unanswered(Slow(), each_s=2.0) == []
+    assert _unanswered(slow := Slow(), each_s=2.0) == []
+    assert len({id(one) for one in slow.instructions}) == 1, "the same words stand in memory once for all nodes"
 
 
 def test_a_node_that_is_gone_holds_up_an_end_for_one_deadline() -> None:

@@ -202,19 +202,25 @@ class Courier:
         # Once for all, and before the first is sent: who connects anew meanwhile is noticed, and asked again.
         presence = self._link.presence()
         asked: dict[str, _Asked] = {}
+        made: dict[int, bytes] = {}  # the same words for many nodes stand in memory once
         for node, sequence in zip(nodes, self._book.sequences(self._run_id, keys), strict=True):
-            instruction = fleet_pb2.Instruction(
-                version=VERSION,
-                release=__version__,
-                run_id=self._run_id,
-                step=question.step,
-                sequence=sequence,
-                body=question.bodies[node],
-                payload_digest=digest,
-            )
-            asked[node] = _Asked(instruction.SerializeToString(deterministic=True), sequence)
+            if sequence not in made:
+                made[sequence] = self._instruction(question, question.bodies[node], sequence, digest)
+            asked[node] = _Asked(made[sequence], sequence)
             self._send(node, asked[node], question.payload, presence.get(node))
         return asked
+
+    def _instruction(self, question: Question, body: bytes, sequence: int, digest: bytes) -> bytes:
+        instruction = fleet_pb2.Instruction(
+            version=VERSION,
+            release=__version__,
+            run_id=self._run_id,
+            step=question.step,
+            sequence=sequence,
+            body=body,
+            payload_digest=digest,
+        )
+        return instruction.SerializeToString(deterministic=True)
 
     def _send(self, node: str, asked: _Asked, payload: Mapping[str, bytes], presence: Presence | None) -> None:
         asked.activations = presence.activations if presence else 0

@@ -5,7 +5,7 @@ before it counts; the checkpoint is durable before the round is committed in one
 end after that. What a crash cuts off is found again in the collector's folder and the database.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from confide.codec.tensors import model_digest
@@ -404,13 +404,16 @@ class Rounds:
         courier.withdraw(self._untold)
         body = end.SerializeToString(deterministic=True)
         others = [name for name in self._cohort.accepted() if name not in wait_for]
+        self._untold = self._told(courier, others, body)
         if wait_for:
             asked = dict.fromkeys(sorted(wait_for), body)
-            for one in courier.ask(Question(fleet_pb2.END, asked, END_DEADLINE_S, {}, each_s=END_EACH_S)):
-                # The answers are receipts; they also come by the control service.
-                if isinstance(one, Silence) and not one.answered:
-                    others.append(one.node)
-        self._untold = courier.tell(Question(fleet_pb2.END, dict.fromkeys(others, body), END_DEADLINE_S, {}))
+            answers = courier.ask(Question(fleet_pb2.END, asked, END_DEADLINE_S, {}, each_s=END_EACH_S))
+            # The answers are receipts; they also come by the control service.
+            late = [one.node for one in answers if isinstance(one, Silence) and not one.answered]
+            self._untold += self._told(courier, late, body)
+
+    def _told(self, courier: Courier, nodes: Iterable[str], body: bytes) -> list[str]:
+        return courier.tell(Question(fleet_pb2.END, dict.fromkeys(nodes, body), END_DEADLINE_S, {}))
 
     def farewell(self, end: SignedEnd) -> None:
         """Tell everyone who is connected that the run has ended, over the coordinator's signature."""

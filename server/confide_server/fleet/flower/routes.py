@@ -57,10 +57,10 @@ from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.protobuf.routing import ProtobufRoute
-from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_DEPENDENCY, PROTOBUF_REQUEST_TYPES
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES, get_protobuf_request
 from flwr.superlink.dependencies.linkstate import get_linkstate
 from flwr.superlink.servicer.fleet import fleet_handlers
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from starlette.concurrency import run_in_threadpool
 
 from confide_server.fleet.flower.in_flight import InFlight
@@ -85,26 +85,38 @@ PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/pull-instruction"] = InstructionQuery
 PROTOBUF_REQUEST_TYPES["POST", "/v1/fleet/push-reply"] = ReplyPush
 
 
-def get_board(request: Request) -> InFlight:
+async def get_board(request: Request) -> InFlight:
     """What is in flight in this app."""
     board = request.app.state.board
     assert isinstance(board, InFlight)  # noqa: S101 - set by the link that made the app
     return board
 
 
-def get_on_report(request: Request) -> OnReport:
+async def get_on_report(request: Request) -> OnReport:
     """Who is told what nodes report of their work."""
     told: OnReport = request.app.state.on_report
     return told
 
 
-def get_run_ends(request: Request) -> TellEnds:
+async def get_run_ends(request: Request) -> TellEnds:
     """Who says how runs ended."""
     ends: TellEnds = request.app.state.run_ends
     return ends
 
 
-State = Annotated[LinkState, Depends(get_linkstate)]
+async def get_state(request: Request) -> LinkState:
+    """Flower's state."""
+    return get_linkstate(request)
+
+
+async def get_asked(request: Request) -> Message:
+    """What Flower's decoder made of the request."""
+    return get_protobuf_request(request)
+
+
+# Coroutines, all of them: for each plain function FastAPI would wait for a thread, at every request.
+ASKED = Depends(get_asked)
+State = Annotated[LinkState, Depends(get_state)]
 Board = Annotated[InFlight, Depends(get_board)]
 Told = Annotated[OnReport, Depends(get_on_report)]
 Ends = Annotated[TellEnds, Depends(get_run_ends)]
@@ -115,9 +127,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 @router.post("/activate-node")
-def activate_node(
-    request: Annotated[ActivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
-) -> ActivateNodeResponse:
+def activate_node(request: Annotated[ActivateNodeRequest, ASKED], state: State, board: Board) -> ActivateNodeResponse:
     """A node connects; what it had pulled on an earlier connection is lost.
 
     One that was killed before it had noted its number cannot give its place back: it is taken from it, which Flower
@@ -134,7 +144,7 @@ def activate_node(
 
 @router.post("/deactivate-node")
 def deactivate_node(
-    request: Annotated[DeactivateNodeRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+    request: Annotated[DeactivateNodeRequest, ASKED], state: State, board: Board
 ) -> DeactivateNodeResponse:
     """A node leaves."""
     response = fleet_handlers.deactivate_node(request=request, state=state)
@@ -143,23 +153,21 @@ def deactivate_node(
 
 
 @router.post("/send-node-heartbeat")
-def send_node_heartbeat(
-    request: Annotated[SendNodeHeartbeatRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+async def send_node_heartbeat(
+    request: Annotated[SendNodeHeartbeatRequest, ASKED], state: State, board: Board
 ) -> SendNodeHeartbeatResponse:
     """A node is alive. Flower's state hears of it once in a third of the time for which it then takes it to be."""
     node_id = request.node.node_id
     if board.is_alive(node_id):
         return SendNodeHeartbeatResponse(success=True)
-    response = fleet_handlers.send_node_heartbeat(request=request, state=state)
+    response = await run_in_threadpool(fleet_handlers.send_node_heartbeat, request=request, state=state)
     if response.success:
         board.alive(node_id, request.heartbeat_interval * HEARTBEAT_PATIENCE / 3)
     return response
 
 
 @router.post("/pull-messages")
-async def pull_messages(
-    request: Annotated[PullMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], board: Board
-) -> PullMessagesResponse:
+async def pull_messages(request: Annotated[PullMessagesRequest, ASKED], board: Board) -> PullMessagesResponse:
     """The next instruction; held open for a moment when there is none."""
     taken = board.take(request.node.node_id) if await board.wait_mail(request.node.node_id) else None
     if taken is None:
@@ -169,7 +177,7 @@ async def pull_messages(
 
 @router.post("/pull-instruction")
 async def pull_instruction(
-    request: Annotated[InstructionQuery, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+    request: Annotated[InstructionQuery, ASKED], state: State, board: Board
 ) -> InstructionPulled:
     """The next instruction with its small objects; held open as `pull_messages` is."""
     taken = board.take(request.node_id) if await board.wait_mail(request.node_id) else None
@@ -201,9 +209,7 @@ def _small_objects(tree: ObjectTree, state: LinkState) -> tuple[list[SmallObject
 
 
 @router.post("/push-messages")
-def push_messages(
-    request: Annotated[PushMessagesRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
-) -> PushMessagesResponse:
+def push_messages(request: Annotated[PushMessagesRequest, ASKED], state: State, board: Board) -> PushMessagesResponse:
     """Announce a reply: in the caller's own name, to an instruction that is out to it."""
     if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
         raise HTTPException(status_code=400, detail="exactly one reply with its object tree goes into a call")
@@ -232,7 +238,7 @@ def _announce(
 
 
 @router.post("/push-reply")
-def push_reply(request: Annotated[ReplyPush, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board) -> ReplyTaken:
+def push_reply(request: Annotated[ReplyPush, ASKED], state: State, board: Board) -> ReplyTaken:
     """Announce a reply and hand over its small objects, each as if it came by itself; others are not looked at."""
     try:
         message, tree = FlowerMessage.FromString(request.message), ObjectTree.FromString(request.tree)
@@ -254,9 +260,7 @@ def _count(tree: ObjectTree, most: int) -> int:
 
 
 @router.post("/push-object")
-def push_object(
-    request: Annotated[PushObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
-) -> PushObjectResponse:
+def push_object(request: Annotated[PushObjectRequest, ASKED], state: State, board: Board) -> PushObjectResponse:
     """An object of a reply that this node announced, within the reply's limit."""
     _take_object(request.node.node_id, request.session_id, request.object_id, request.object_content, state, board)
     return PushObjectResponse(stored=True)
@@ -275,9 +279,7 @@ def _take_object(
 
 
 @router.post("/pull-object")
-def pull_object(
-    request: Annotated[PullObjectRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
-) -> PullObjectResponse:
+def pull_object(request: Annotated[PullObjectRequest, ASKED], state: State, board: Board) -> PullObjectResponse:
     """An object of an instruction that is out to this node."""
     if not board.may_read(request.node.node_id, request.object_id):
         _refuse(f"the object {request.object_id[:64]}")
@@ -289,7 +291,7 @@ def pull_object(
 
 @router.post("/confirm-message-received")
 def confirm_message_received(
-    request: Annotated[ConfirmMessageReceivedRequest, PROTOBUF_REQUEST_DEPENDENCY], state: State, board: Board
+    request: Annotated[ConfirmMessageReceivedRequest, ASKED], state: State, board: Board
 ) -> ConfirmMessageReceivedResponse:
     """The node has all of an instruction that is out to it; its objects may go."""
     if not board.is_to(request.node.node_id, request.message_object_id):
@@ -299,9 +301,7 @@ def confirm_message_received(
 
 
 @router.post("/report-progress")
-def report_progress(
-    request: Annotated[ProgressReport, PROTOBUF_REQUEST_DEPENDENCY], board: Board, told: Told
-) -> ProgressTaken:
+def report_progress(request: Annotated[ProgressReport, ASKED], board: Board, told: Told) -> ProgressTaken:
     """What a node is doing. Every report gets the same answer, also one that is dropped."""
     name = board.name_of(request.node_id)
     if name is not None:
@@ -310,6 +310,6 @@ def report_progress(
 
 
 @router.post("/run-ends")
-def run_ends(request: Annotated[RunEndsQuery, PROTOBUF_REQUEST_DEPENDENCY], ends: Ends) -> RunEnds:
+def run_ends(request: Annotated[RunEndsQuery, ASKED], ends: Ends) -> RunEnds:
     """Which of the runs that a node takes for open have ended."""
     return ends(list(request.run_ids))

@@ -53,6 +53,18 @@ class _Shared:
     objects: Mapping[str, InflatableObject]
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What several nodes get in the same words: all of a message but to whom it goes."""
+
+    instruction: bytes
+    payload: Mapping[str, bytes]
+    trains: bool
+    record: RecordDict
+    tree: ObjectTree
+    objects: Mapping[str, InflatableObject]
+
+
 class FleetSession:
     """One live Flower run with its heartbeat."""
 
@@ -64,6 +76,7 @@ class FleetSession:
         self._spool = spool
         self._reply_limit_bytes = reply_limit_bytes
         self._shared: _Shared | None = None
+        self._last: _Written | None = None
         self.run_id, self._task_id = self._resume(previous_run_id) or self._start()
         self.alive = True
         self._ended = threading.Event()
@@ -150,16 +163,7 @@ class FleetSession:
     def _build(
         self, node_id: int, instruction: bytes, payload: Mapping[str, bytes]
     ) -> tuple[Message, ObjectTree, Mapping[str, InflatableObject]]:
-        trains = fleet_pb2.Instruction.FromString(instruction).step in WORK
-        small = ConfigRecord({"body": instruction})
-        record = RecordDict({BODY_RECORD: small})
-        children = [get_object_tree(small)]
-        objects: dict[str, InflatableObject] = {small.object_id: small}
-        if payload:
-            shared = self._share(payload)
-            record[PAYLOAD_RECORD] = shared.record
-            children.append(shared.tree)
-            objects |= shared.objects
+        content = self._written(instruction, payload)
         metadata = Metadata(
             run_id=self.run_id,
             message_id="",
@@ -169,15 +173,32 @@ class FleetSession:
             group_id="",
             created_at=now().timestamp(),
             ttl=MESSAGE_TTL_S,
-            message_type="train.confide" if trains else "query.confide",
+            message_type="train.confide" if content.trains else "query.confide",
         )
-        message = make_message(metadata=metadata, content=record)
+        message = make_message(metadata=metadata, content=content.record)
         message.metadata.__dict__["_message_id"] = message.object_id
-        objects |= {record.object_id: record, message.object_id: message}
-        tree = ObjectTree(
-            object_id=message.object_id, children=[ObjectTree(object_id=record.object_id, children=children)]
-        )
-        return message, tree, objects
+        objects = {**content.objects, message.object_id: message}
+        return message, ObjectTree(object_id=message.object_id, children=[content.tree]), objects
+
+    def _written(self, instruction: bytes, payload: Mapping[str, bytes]) -> _Written:
+        last = self._last
+        if last is not None and last.instruction is instruction and last.payload is payload:
+            return last
+        self._last = None  # two payloads at a time would be one too many
+        small = ConfigRecord({"body": instruction})
+        record = RecordDict({BODY_RECORD: small})
+        children = [get_object_tree(small)]
+        objects: dict[str, InflatableObject] = {small.object_id: small}
+        if payload:
+            shared = self._share(payload)
+            record[PAYLOAD_RECORD] = shared.record
+            children.append(shared.tree)
+            objects |= shared.objects
+        objects[record.object_id] = record
+        tree = ObjectTree(object_id=record.object_id, children=children)
+        trains = fleet_pb2.Instruction.FromString(instruction).step in WORK
+        self._last = _Written(instruction, payload, trains, record, tree, objects)
+        return self._last
 
     def _share(self, payload: Mapping[str, bytes]) -> _Shared:
         if self._shared is None or self._shared.source is not payload:
