@@ -9,6 +9,7 @@ from pathlib import Path
 import pyotp
 from confide.errors import StateError, TransportError
 from confide.proto import admin_pb2 as pb
+from confide.proto.fleet_pb2 import Hardware
 from confide_server.console.federation.reading import Acting
 from confide_server.console.roles import Role
 from confide_server.console.settings import Settings
@@ -115,9 +116,11 @@ class MemoryCoordinator:
 
     def _ListMembers(self, request, acting):
         now = time.time()
+        machine = Hardware(cores=8, memory_gib=64, vector_units=["avx2", self.reason], accelerator=self.reason)
         members = [
             pb.MemberLine(name=node, role="node", state="connected", last_seen=now - 3, release="0.2.0",
-                          certificate_expires_at=now + 200 * 86400, identity_key="12" * 32, round_s=64.0)
+                          certificate_expires_at=now + 200 * 86400, identity_key="12" * 32, round_s=64.0,
+                          hardware=machine)
             for node in self.nodes
         ]  # fmt: skip
         if acting.role is Role.ORGANIZATION:

@@ -70,6 +70,7 @@ class FleetNode:
         self.claims_s = 0.0
         """How long it says that a round takes it."""
         self.precision = "float32"
+        self.hardware = fleet_pb2.Hardware()
         self.steps: list[tuple[str, int]] = []
         self.ends: list[fleet_pb2.End] = []
         self.client = self.connect()
@@ -272,7 +273,9 @@ class FleetNode:
             return answer.SerializeToString()
         self.local.roster.accept(offer.roster)
         self._offer_of[instruction.run_id] = offer
-        answer = fleet_pb2.OfferAnswer(accepted=True, precision=self.precision, round_s=self.claims_s)
+        answer = fleet_pb2.OfferAnswer(
+            accepted=True, precision=self.precision, round_s=self.claims_s, hardware=self.hardware
+        )
         return answer.SerializeToString()
 
 

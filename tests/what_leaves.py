@@ -55,7 +55,11 @@ TABLE: dict[str, Why] = {
         failure=H,
     ),
     **_fields("confide.v1.Failure", code=W, message=W, busy_s=T),
-    **_fields("confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M, busy_s=T),
+    **_fields(
+        "confide.v1.OfferAnswer", accepted=P, waiting=P, reason=W, preparing=T, round_s=T, precision=M, busy_s=T,
+        hardware=H,
+    ),
+    **_fields("confide.v1.Hardware", cores=M, memory_gib=M, vector_units=M, accelerator=M),
     # beside the answers, while the node works
     **_fields("confide.v1.ProgressReport", node_id=P, progress=H, signature=F),
     **_fields(

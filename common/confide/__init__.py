@@ -10,7 +10,7 @@ Each package imports only from those below it (docs/architecture.md; `make check
     identity, codec             who is who; updates as integers
     runs                        the run specification, and what follows from it alone
     journal, documents, web     append-only journals; stored documents; what the browser pages share
-    files, canonical, text, proto, errors
+    files, running, canonical, text, proto, errors
 
 Importing it turns the telemetry of the libraries underneath off, before they are imported.
 """

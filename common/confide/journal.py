@@ -13,7 +13,6 @@ opened. A removal at the end (a restored older disk) is detected only by someone
 ['a']
 """
 
-import fcntl
 import json
 import os
 import threading
@@ -25,6 +24,7 @@ from typing import Any
 from confide import canonical
 from confide.errors import RetryableError, StateError
 from confide.files import fsync_folder
+from confide.running import hold
 
 GENESIS = "0" * 64
 
@@ -68,16 +68,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create the journal and verify its chain.
 
-        Raises StateError if damaged or in use, RetryableError where a new one cannot be made durable.
+        Raises StateError if damaged, Held if in use, RetryableError where a new one cannot be made durable.
         """
         self.path = path
         self._lock = threading.Lock()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise StateError(f"{path} is in use by another process; stop that one first.") from error
+        self._descriptor = hold(path, f"{path} is in use by another process; stop that one first.")
         try:
             self._bodies, self.head, good = _verified(path, path.read_bytes())
         except StateError:

@@ -56,6 +56,7 @@ reproducible = {reproducible}
 privacy_units = ["{unit}"]
 shared_noise = {shared_noise}
 approval = "auto"
+hardware = ["cores", "memory", "vector_units", "accelerator"]
 """
 
 

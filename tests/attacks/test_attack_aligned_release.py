@@ -56,6 +56,18 @@ def test_an_aligned_adapter_is_released_past_the_gate_and_held_against_what_stoo
     assert any(one["event"] == "release_published" and one["run_id"] == "" for one in entries)
 
 
+def test_a_merged_model_is_released_by_its_own_hash_and_evidence(world: AdminWorld) -> None:
+    merged = signed(world, "merged", aligned(merged_sha256="ce" * 32))
+    assert merged.said["model_sha256"] == "ce" * 32 and merged.said["aligned"]["adapter_sha256"] == "ad" * 32
+    of_the_adapter = document(merged.said | {"model_sha256": "ad" * 32})
+    with pytest.raises(StateError, match="GATE_OF_ANOTHER_MODEL"):
+        merged.attach(gate.sign_evidence(of_the_adapter, merged.key))
+    merged.attach(gate.sign_evidence(document(merged.said), merged.key))
+    assert merged.publish().current
+    adapter = world.client(Role.ADMINISTRATOR).create_aligned_release("merged", aligned(), "of public answers")
+    assert adapter.number == 2, "the adapter is another model than its sum with the base"
+
+
 @pytest.mark.parametrize(
     "bent",
     [
@@ -63,6 +75,7 @@ def test_an_aligned_adapter_is_released_past_the_gate_and_held_against_what_stoo
         aligned(base_sha256="11" * 32),
         aligned(specification={"base": 3}),
         aligned(adapter_sha256="short"),
+        aligned(merged_sha256="short"),
         aligned(version=2),
         aligned(more=1),
         aligned() + b" ",

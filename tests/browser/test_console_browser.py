@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 
@@ -9,11 +10,14 @@ import pyotp
 import pytest
 from confide.transport.admin import event_data
 from confide_client.state import StateFolder
+from confide_server.console.settings import KnowledgeSettings, Settings, write_settings
 from confide_server.rlhf.preferences import Candidate, append_line
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 
 from tests.browser.browsing import Complaints, axe_violations, chromium, needs_chromium, too_wide
+from tests.preferences import disagreement
+from tests.rag_worlds import embedder, world_with_fees
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification as make_specification
 
@@ -21,7 +25,7 @@ pytestmark = needs_chromium
 PASSWORD = "four unrelated words here"
 NODES = ("bank-b", "hospital-a", "law-firm-c")
 PAGES = ("/", "/runs", "/runs/{}", "/compare?run={}", "/specification", "/members", "/privacy", "/models", "/knowledge",
-         "/audit", "/feedback", "/people", "/account")  # fmt: skip
+         "/knowledge/leaflets", "/audit", "/feedback", "/adjudication", "/people", "/account")  # fmt: skip
 PATIENCE_MS = 60_000
 
 
@@ -64,6 +68,11 @@ def stage(tmp_path_factory):
     federation = {"rounds": 60, "data": made.data, "clip_norm": 4.0, "exchange_deadline_s": 120.0}
     specification = make_specification(model={"sha256": made.model_sha256}, federation=federation)
     made.allow(specification)
+    documents = world_with_fees(folder / "documents")
+    shown = KnowledgeSettings(
+        library=str(documents.library.root), embedder=str(embedder().folder), organization="clinic"
+    )
+    write_settings(made.console_folder, Settings(knowledge=shown))
     with ProcessGroup() as processes, chromium() as browser:
         made.start(processes)
         link = made.start_console(processes)
@@ -150,6 +159,7 @@ def test_it_is_paused_and_resumed_by_mouse_with_the_second_factor(stage):
 
 def test_the_keyboard_is_enough(stage):
     page = stage.page("/")
+    page.wait_for_selector(f"a[href='/runs/{stage.run_id}']")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     for _ in range(30):
@@ -164,8 +174,10 @@ def test_the_keyboard_is_enough(stage):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.tagName === 'SUMMARY' && !document.activeElement.closest('#live')"):
             break
+    is_open = "document.activeElement.parentElement.open"  # before a run starts its plan is
+    before = page.evaluate(is_open)
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.parentElement.open")
+    assert page.evaluate(is_open) is not before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -205,8 +217,48 @@ def test_a_specification_is_checked_as_one_types(stage):
     stage.complaints.check(page)
 
 
-def test_answers_are_compared_with_keys_alone(stage):
+@pytest.fixture
+def answers(stage):
+    """Where a test puts answers that are to be judged: none of them is left to another test."""
     folder = stage.federation.console_folder / "feedback"
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_disagreement_is_settled_with_keys_alone(stage, answers):
+    disagreement(answers.parent, "anna", "berta")
+    page = stage.page("/adjudication", viewport={"width": 360, "height": 740}, color_scheme="dark")
+    page.wait_for_selector(".headline:has-text('Decision 1 of 1')")
+    assert page.locator(".badge:has-text('open')").count() == 1
+    assert not too_wide(page) and axe_violations(page) == []
+    for key, words in (("1", "Done: 1 pair is decided."), ("u", "Decision 1 of 1"), ("2", "Done: 1 pair is decided.")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f".headline:has-text('{words}')")
+    page.wait_for_selector(".badge.good:has-text('decided')")
+    assert stage.page("/people").locator("td:has-text('decided a disagreement')").count() == 2
+    stage.complaints.check(page)
+
+
+def test_a_question_finds_what_the_documents_say(stage):
+    page = stage.page("/knowledge", viewport={"width": 360, "height": 740})
+    assert "clinic has 1 document that can be asked" in headline(page)
+    page.click("a:has-text('leaflets')")
+    page.fill("#question", "A visit costs forty crowns.")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("blockquote:has-text('forty crowns')")
+    assert re.search(r"confide:clinic/leaflets/[0-9a-f]{32}#char=\d+,\d+", page.text_content("figcaption"))
+    assert page.locator("td.words:has-text('forty crowns')").count() >= 1
+    first = page.locator("tr:has(td.words)").first.locator("td.number").all_text_contents()
+    assert len(first) == 4 and all(float(score) == float(score) for score in first), "a score and its three parts"
+    assert page.url.endswith("/knowledge/leaflets"), "the question stands in no address"
+    assert not too_wide(page) and axe_violations(page) == []
+    page.click("figcaption a")
+    page.wait_for_selector("tr[id^='document-']:has-text('fees.md')")
+    stage.complaints.check(page)
+
+
+def test_answers_are_compared_with_keys_alone(stage, answers):
+    folder = answers
     folder.mkdir()
     for number in range(3):
         given = Candidate(prompt="Why <b>is</b> it so?", text=f"<i>Because</i> {number}", model="0" * 64, seed=number)
@@ -247,10 +299,30 @@ def test_a_chart_is_kept_as_a_picture(stage):
     stage.complaints.check(page)
 
 
+def test_the_keyboard_stays_where_it_is_when_a_fragment_comes_anew(stage):
+    page = stage.page(f"/runs/{stage.run_id}")
+    link = f"#live a[href='/runs/{stage.run_id}/rounds.csv']"
+    page.locator(link).focus()
+    # What is put above is gone with the next look, as a line of a list that became shorter.
+    above = "window.before.prepend(Object.assign(document.createElement('a'), {href: '/', id: 'above'}))"
+    for does, stays in (
+        ("", link),
+        (above, link),
+        (f"{above}; document.getElementById('above').focus()", "#live"),
+    ):
+        page.evaluate(f"window.before = document.getElementById('live'); {does}; htmx.trigger('#live', 'tick')")
+        page.wait_for_function("() => document.getElementById('live') !== window.before")
+        page.wait_for_function("found => document.activeElement === document.querySelector(found)", arg=stays)
+    stage.complaints.check(page)
+
+
 def test_the_plan_in_words_comes_when_it_is_ready(stage):
     page = stage.page(f"/runs/{stage.run_id}")
-    page.click("#plan summary")
+    page.locator("#plan summary").focus()
+    if not page.evaluate("document.querySelector('#plan').open"):
+        page.keyboard.press("Enter")
     page.wait_for_selector("#plan[open] pre")
+    page.wait_for_function("() => document.activeElement === document.querySelector('#plan summary')")
     assert "rounds" in page.text_content("#plan pre")
     stage.complaints.check(page)
 
@@ -259,6 +331,8 @@ def test_organizations_are_seen_at_a_glance(stage):
     page = stage.page("/members")
     page.wait_for_selector(".map li.good:has-text('bank-b')")
     assert page.locator(".map li").count() == len(NODES)
+    page.wait_for_selector("tr:has-text('bank-b') td:has-text('no accelerator')")
+    page.wait_for_selector(".map li:has-text('bank-b'):has-text('GiB')")
 
 
 def test_the_audit_chain_is_verified(stage):

@@ -65,6 +65,9 @@ def wait_end(coordinator: Coordinator, run_id: str, limit_s: float = 60.0) -> li
 def test_federated_average_agrees_with_float64(world: World, coordinator: Coordinator, nodes: list[FleetNode]) -> None:
     model = np.random.default_rng(0).normal(size=SIZE).astype("<f4")
     nodes[0].precision, nodes[1].precision = "bfloat16", "\x1b[31mfast"
+    nodes[1].hardware = fleet_pb2.Hardware(
+        cores=2, vector_units=["avx2", "\x1b" * 99] + ["x"] * 99, accelerator="\x07" * 999
+    )
     run_id = coordinator.book.submit(world.submission(specification(rounds=3), model))
     events = wait_end(coordinator, run_id)
     assert events[-1].kind == "run_finished", events
@@ -82,6 +85,10 @@ def test_federated_average_agrees_with_float64(world: World, coordinator: Coordi
         "",
         *["float32"] * (len(nodes) - 2),
     ]
+    told = {event.data["node"]: event.data["hardware"] for event in events if event.kind == "offer_answered"}
+    assert told[world.node_names[0]] == {} and told[world.node_names[1]]["cores"] == 2
+    units, accelerator = told[world.node_names[1]]["vector_units"], told[world.node_names[1]]["accelerator"]
+    assert (units[0], len(units), len(accelerator)) == ("avx2", 16, 80) and "\x1b" not in units[1] + accelerator
     assert len(manifest["chain"]) == 4 and manifest["chain"][-1] == manifest["model_sha256"]
 
 

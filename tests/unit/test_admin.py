@@ -13,9 +13,11 @@ from confide.identity.roster import Role, Rules
 from confide.identity.submission import sign_stop, signers, verify_submission
 from confide.proto import admin_pb2 as pb
 from confide.proto import control_pb2, inquiries_pb2
-from confide.transport.admin import ActingUser, AdminClient, check_export
+from confide.proto.fleet_pb2 import Hardware
+from confide.transport.admin import ActingUser, AdminClient, check_export, event_data
 from confide_server.api.grpc.access import RULES
 from confide_server.api.grpc.endpoint import snake
+from confide_server.state.events import OfferAnswered
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.admin_world import AdminWorld, running_world
@@ -229,10 +231,15 @@ def test_a_stop_and_a_continuation_are_an_administrators_signature(world: AdminW
 
 
 def test_members_are_told_with_how_they_stand(world: AdminWorld):
+    run_id, told = world.submit("told"), {"cores": 4, "vector_units": ["avx2"]}
+    world.journal.answered(run_id, "accepted", OfferAnswered(node="hospital-a", accepted=True, hardware=told))
+    *_, event = itertools.islice(world.client(Role.AUDITOR).stream_events(run_id), 3)
+    assert event_data(event)["hardware"] == told | {"memory_gib": 0, "accelerator": ""}
     members = {one.name: one for one in world.client(Role.AUDITOR).list_members().members}
     assert members["hospital-a"].state == "connected" and members["hospital-b"].state == "stopped"
     assert members["auditor"].state == "seen" and members["auditor"].certificate_expires_at > time.time()
     assert members["hospital-c"].state == "never_seen"
+    assert members["hospital-a"].hardware == Hardware(**told) and members["hospital-b"].hardware == Hardware()
     assert [one.name for one in world.client(Role.NODE).list_members().members] == ["hospital-a"]
 
 

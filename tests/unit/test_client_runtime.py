@@ -33,6 +33,7 @@ from confide_client.agent.notifying import filled, notify, parse_command
 from confide_client.audit.log import MOST_OWED, Audit
 from confide_client.data.fitness import Fitness
 from confide_client.runs import approvals
+from confide_client.runs.hardware import vector_units
 from confide_client.runs.offers import VerifiedOffer, load_offer
 from confide_client.runs.records import Record
 from confide_client.state import StateFolder
@@ -69,6 +70,28 @@ def test_an_allowed_offer_is_accepted_and_trained_on(bench: Bench) -> None:
     upload = sealing_pb2.PlainUpload.FromString(reply.body)
     assert np.frombuffer(files["upload"], "<f4").tolist() == [6.0] * SIZE  # 8 records, a quarter for evaluation
     assert (upload.weight, upload.slot, reply.node) == (1.0, 1, "node-a")
+
+
+def test_a_node_tells_of_its_machine_what_its_policy_names_and_else_nothing(bench: Bench) -> None:
+    assert bench.offer().hardware == fleet_pb2.Hardware()
+    bench.policy('approval = "auto"', 'approval = "auto"\nhardware = ["cores", "memory"]')
+    some = bench.offer().hardware
+    assert 0 < some.cores <= (os.cpu_count() or 1) and some.memory_gib > 0
+    assert (list(some.vector_units), some.accelerator) == ([], "")
+    bench.policy('"cores", "memory"', '"vector_units", "accelerator"')
+    rest = bench.offer().hardware
+    assert (rest.cores, rest.memory_gib) == (0, 0) and rest.vector_units and rest.accelerator
+
+
+def test_vector_units_are_those_that_the_processor_names(tmp_path: Path) -> None:
+    for line, found in (
+        ("flags\t\t: fpu sse2 avx2 avx512f amx_bf16", ["avx2", "avx512f", "amx_bf16"]),
+        ("Features\t: fp asimd sve", ["asimd", "sve"]),
+        ("model name : nothing known", []),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
+        assert vector_units(tmp_path / "cpuinfo") == found
+    assert vector_units(tmp_path / "absent") == []
 
 
 def test_a_person_is_asked_and_answers(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from confide_server.rlhf.preferences import Candidate, Comparison, append_line, 
 from confide_server.rlhf.snapshots import decide
 
 from tests.console_world import make_console, person
+from tests.preferences import disagreement
 
 
 def shown(text):
@@ -62,20 +63,6 @@ def test_administrators_see_how_far_annotators_agree_and_annotators_do_not(tmp_p
     assert "annotator-2" not in people[0].get("/feedback").text.split("<main")[1]
     assert "alpha" not in people[0].get("/feedback").text
     console.close()
-
-
-def disagreement(folder, *names):
-    """Three pairs, on one of which two annotators do not agree."""
-    (folder / "feedback").mkdir()
-    made = [Candidate(prompt="Why <b>?", text=f"Because {n}", model="0" * 64, seed=n) for n in range(3)]
-    for one in made:
-        append_line(folder / "feedback" / "candidates.jsonl", one)
-    pairs = [sorted((made[a].id, made[b].id)) for a, b in ((0, 1), (0, 2), (1, 2))]
-    for name, last in zip(names, ("first", "second"), strict=True):
-        for pair, choice in zip(pairs, ("first", "first", last), strict=True):
-            judged = Comparison(first=pair[0], second=pair[1], choice=choice, annotator=name)
-            append_line(folder / "feedback" / f"ratings-{name}.jsonl", judged)
-    return set(pairs[2])
 
 
 def test_somebody_who_judged_none_decides_what_annotators_left_open_and_it_is_kept_who(tmp_path):

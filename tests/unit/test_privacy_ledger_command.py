@@ -8,8 +8,9 @@ from confide import canonical
 from confide.errors import ConfideError, IdentityError, LedgerError, StateError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import sign_roster
-from confide.privacy.events import SampledGaussian
-from confide.privacy.filter import Budget
+from confide.privacy.accounting import epsilon
+from confide.privacy.events import GaussianRelease, SampledGaussian
+from confide.privacy.filter import Budget, filter_epsilon
 from confide.privacy.ledger import LEDGER_NAME, Ledger
 from confide.privacy.ledger_entries import RunCost
 from confide.privacy.receipts import make_receipt
@@ -58,6 +59,23 @@ def test_show_names_what_was_spent_and_set_aside(state: Path) -> None:
         assert word in output
     (state / "policy.toml").write_text("version = 1\n[budgets.notes]\nepsilon = 5.0\ndelta = 1e-5\n")
     assert "5 at 1e-05" in confide("show", "--state", state)
+
+
+def test_show_of_a_run_alone_is_within_the_limit_that_it_keeps(tmp_path: Path) -> None:
+    """By the accountant that approved it; the filter's epsilon lies beyond."""
+    ledger, event = Ledger(tmp_path / LEDGER_NAME), GaussianRelease(noise_multiplier=8.0)
+    tight, wide = epsilon([event.times(3)], delta=1e-5), filter_epsilon([event.times(3)], delta=1e-5)
+    budget = Budget(epsilon=round((tight + wide) / 2, 3), delta=1e-5)
+    cost = RunCost(slot=(event,), slots=3)
+    ledger.approve(run=RUN, group="notes", data="n", unit="record", specification="b" * 64, cost=cost, budget=budget)
+    ledger.reserve(RUN, 1, budget)
+    ledger.spend(RUN, 1)
+    ledger.close()
+    (tmp_path / "policy.toml").write_text(f"version = 1\n[budgets.notes]\nepsilon = {budget.epsilon}\ndelta = 1e-5\n")
+    output = confide("show", "--state", tmp_path)
+    spent = epsilon([event], delta=1e-5)
+    assert output.count(f"{tight:.3f}") == output.count(f"{spent:.3f}") == 2, "of the group, and of the run"
+    assert "alone" in output and "yes" in output and f"{wide:.3f}" not in output
 
 
 def test_show_of_nothing(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import threading
 from pathlib import Path
 
 import pytest
+from confide import running
 from confide.errors import TransportError
 from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
@@ -160,15 +162,14 @@ def test_a_coordinator_that_takes_no_report_stops_nothing(world: World, tmp_path
     teller.stop()
 
 
-def test_node_status_shows_what_the_agent_is_doing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_status_shows_what_the_agent_is_doing(tmp_path: Path) -> None:
     state = StateFolder.create(tmp_path / "node")
-    state.note_agent(pid=1, running=True, connected=True, coordinator="here:1")
-    monkeypatch.setattr(status, "_alive", lambda pid: True)
+    state.note_agent(**running.mark(), running=True, connected=True, coordinator="here:1")
     state.progress.write_text(json.dumps({"at": 0.0, "run": RUN, "words": "training, step 3 of 30"}))
     out = io.StringIO()
     status.show(status.gather(state), Console(file=out, width=200))
     assert "now: run 1f1f1f1f, training, step 3 of 30" in out.getvalue()
-    monkeypatch.setattr(status, "_alive", lambda pid: False)
+    state.note_agent(pid=os.getpid(), started="5 before the machine was started again", running=True, connected=True)
     assert status.gather(state)["progress"] == {}, "a killed agent's last note is not shown as if it went on"
 
 

@@ -88,6 +88,11 @@ def test_docx_gives_headings_paragraphs_and_rows_in_order() -> None:
     assert blocks("docx", data) == [(1, "Fees"), (0, "A visit costs 40."), (0, "a | b"), (0, "c | d")]
 
 
+def test_leader_dots_of_a_table_of_contents_are_one_character() -> None:
+    [block] = parse("pdf", pdf(["Fees . . . . . . . . 3", "Rules.......... 12", "Wait... what"]), MOST)
+    assert block.text == "Fees … 3\nRules… 12\nWait... what"
+
+
 def test_pdf_gives_lines_of_a_page() -> None:
     [block] = parse("pdf", pdf(["A visit costs", "forty crowns."]), MOST)
     assert block.page == 1

@@ -11,7 +11,6 @@ node is busy to whoever asks for another run.
 
 import contextlib
 import logging
-import os
 import random
 import signal
 import time
@@ -24,6 +23,7 @@ from confide.identity.expiry import DailyWarning, notices
 from confide.identity.member import LocalMember
 from confide.journal import Journal
 from confide.memory import map_big_buffers
+from confide.running import Held, mark
 from confide.text import line
 from flwr.app import Context, RecordDict
 
@@ -203,7 +203,7 @@ class Agent:
     def _note(self, **facts: object) -> None:
         """For `confide node status`, which is told of it later where the disk is full."""
         try:
-            self._state.note_agent(pid=os.getpid(), name=self._member.name, coordinator=self.coordinator, **facts)
+            self._state.note_agent(**mark(), name=self._member.name, coordinator=self.coordinator, **facts)
         except RetryableError as error:
             log.warning("the agent's status was not written: %s", error)
 
@@ -211,7 +211,5 @@ class Agent:
 def _exclusive_journal(state: StateFolder) -> Journal:
     try:
         return Journal(state.audit)
-    except StateError as error:
-        if "in use" in str(error):
-            raise StateError(f"an agent is running on {state.root} already; stop that one first") from error
-        raise
+    except Held as error:
+        raise StateError(f"an agent is running on {state.root} already; stop that one first") from error

@@ -134,6 +134,7 @@ training_hours = ["00:00-24:00"]    # local time, e.g. ["mon-fri 20:00-06:00", "
 sealing = "required"                # "optional" lets a run show this node's update to the coordinator: research only
 privacy_units = {privacy_units}     # "none" allows runs without differential privacy
 approval = "ask"                    # "auto": what passes the rules above needs no person
+hardware = ["cores", "memory", "vector_units", "accelerator"]   # what the consortium is shown of this machine
 
 # What may be spent in all, per group of data sets; a private run needs one.
 # [budgets.records]

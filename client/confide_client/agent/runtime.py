@@ -302,7 +302,9 @@ class NodeRuntime:
         """
         run = self._runs[run_id]
         if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
-            return fleet_pb2.OfferAnswer(accepted=True, round_s=run.round_s, precision=run.arithmetic)
+            return fleet_pb2.OfferAnswer(
+                accepted=True, round_s=run.round_s, precision=run.arithmetic, hardware=run.hardware
+            )
         return fleet_pb2.OfferAnswer(
             accepted=False, waiting=True, preparing=True, reason="it accepted, and is still loading its libraries"
         )

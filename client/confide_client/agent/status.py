@@ -3,7 +3,6 @@
 It works while the agent runs and while it does not, and imports neither torch nor Flower.
 """
 
-import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from confide import journal
 from confide.errors import ConfideError
 from confide.identity.expiry import Notice, notices
 from confide.identity.member import load_member
+from confide.running import runs
 from confide.text import line, markup, table
 from rich.console import Console
 from rich.table import Table
@@ -71,24 +71,12 @@ def _attempt(read: Any) -> dict[str, Any]:
 
 def _agent(state: StateFolder) -> dict[str, Any]:
     noted = state.agent()
-    return {**noted, "running": bool(noted.get("running")) and _alive(noted.get("pid"))}
+    return {**noted, "running": bool(noted.get("running")) and runs(noted)}
 
 
 def _progress(state: StateFolder) -> dict[str, Any]:
     """Nothing while the agent waits or does not run: a killed one leaves its last note behind."""
     return read_json(state.progress) if _agent(state)["running"] else {}
-
-
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def show(document: dict[str, Any], console: Console) -> None:

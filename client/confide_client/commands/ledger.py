@@ -12,10 +12,10 @@ from confide.errors import LedgerError
 from confide.files import write_atomic
 from confide.identity.keys import SigningKey, verify
 from confide.identity.roster import Role, open_roster
-from confide.privacy.filter import Budget, filter_epsilon
+from confide.privacy.filter import Budget
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.ledger_entries import events_digest
-from confide.privacy.ledger_state import LedgerState, RunState
+from confide.privacy.ledger_state import LedgerState, RunState, charge
 from confide.privacy.receipts import DOMAIN, check_receipt, read_receipts
 from confide.secrecy import private_files
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -107,8 +107,9 @@ def _run_table(ledger: LedgerState) -> Table:
 
 
 def _epsilons(run: RunState) -> tuple[str, str]:
-    delta = run.approved.budget_delta
-    spent, whole = filter_epsilon(run.spent(), delta=delta), filter_epsilon(run.approved.cost.whole, delta=delta)
+    delta, tight = run.approved.budget_delta, run.approved.basis == "alone"
+    spent = charge(run.spent(), delta=delta, tight=tight)
+    whole = charge(run.approved.cost.whole, delta=delta, tight=tight)
     return f"{spent:.3f}", f"{whole:.3f}"
 
 

@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 
 from confide import journal
 from confide.errors import ConfideError
-from confide.privacy.accounting import epsilon
-from confide.privacy.events import Event
-from confide.privacy.filter import filter_epsilon
 from confide.privacy.ledger import LEDGER_NAME, balances, replay
 from confide.privacy.ledger_entries import Approved, Entry, Released, Spent, parse_entry
 from confide.privacy.ledger_state import LedgerState
@@ -132,11 +129,11 @@ def groups_of(bodies: list[dict[str, object]]) -> list[GroupSpent]:
     found = []
     for group, balance in groups.items():
         lines = sum(_changes(entry) and end.run(entry.run).approved.group == group for entry in entries)
-        spent, held = _charged(end, group, balance.delta)
         found.append(
             GroupSpent(
-                group=group, protects=balance.protects, spent=spent, held=held, delta=balance.delta,
-                alone=_is_alone(end, group), limit=None, steps=tuple(steps[group]), left_out=lines - len(steps[group]),
+                group=group, protects=balance.protects, spent=balance.spent_epsilon, held=balance.held_epsilon,
+                delta=balance.delta, alone=end.is_alone(group), limit=None,
+                steps=tuple(steps[group]), left_out=lines - len(steps[group]),
             )
         )  # fmt: skip
     return found
@@ -153,7 +150,7 @@ def _steps(entries: Sequence[Entry], end: LedgerState, deltas: Mapping[str, floa
         if isinstance(entry, Approved):
             limits[group] = entry.budget_epsilon
         if number in kept:
-            spent, held = _charged(state, group, deltas[group])
+            spent, held = state.charged(group, delta=deltas[group])
             made = Step(entry.time_ms / 1000, entry.kind, entry.run, run.spent_slots, spent, held, limits[group])
             steps[group].append(made)
     return steps
@@ -172,22 +169,6 @@ def _kept(entries: Sequence[Entry], end: LedgerState) -> set[int]:
             for number, entry in enumerate(entries)
             if isinstance(entry, Spent) and end.run(entry.run).approved.group == group
         ]
-        each = -(-len(spends) // (MOST_STEPS_ALONE if _is_alone(end, group) else MOST_STEPS)) or 1
+        each = -(-len(spends) // (MOST_STEPS_ALONE if end.is_alone(group) else MOST_STEPS)) or 1
         kept |= {*spends[::-each]}
     return kept
-
-
-def _is_alone(state: LedgerState, group: str) -> bool:
-    runs = state.group_runs(group)
-    return len(runs) == 1 and runs[0].approved.basis == "alone"
-
-
-def _charged(state: LedgerState, group: str, delta: float) -> tuple[float, float]:
-    """(epsilon of what was spent, with what is set aside)."""
-    runs = [run for run in state if run.approved.group == group]
-    tight = _is_alone(state, group)
-
-    def of(events: list[Event]) -> float:
-        return epsilon(events, delta=delta) if tight and events else filter_epsilon(events, delta=delta)
-
-    return of([event for run in runs for event in run.spent()]), of([event for run in runs for event in run.held()])

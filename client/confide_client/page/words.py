@@ -56,6 +56,7 @@ def policy_words(policy: Policy) -> list[Words]:
     for group, budget in policy.budgets.items():
         spent: dict[str, object] = {"epsilon": f"{budget.epsilon:g}", "delta": f"{budget.delta:g}", "group": group}
         said.append(("rule.budget", spent))
+    said.append(("rule.hardware", {"hardware": listed(policy.hardware)}))
     said.append(("rule.ask" if policy.approval == "ask" else "rule.no_person", {}))
     return said
 

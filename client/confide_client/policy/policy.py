@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from confide_client.policy.retrieval import Retrieval
 
 Unit = Literal["none", "record", "user", "organization"]
+HardwarePart = Literal["cores", "memory", "vector_units", "accelerator"]
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"(?:(?P<days>[a-z,-]+) )?(?P<from>\d\d:\d\d)-(?P<to>\d\d:\d\d)")
 
@@ -96,6 +97,8 @@ class Policy(_Frozen):
     unfit_records: Literal["skip", "ask"] = "skip"
     """Of records that a run's method cannot learn from. skip: they are left out, counted and named in this node's log.
     ask: with approval = "auto" a run with such records waits for a person."""
+    hardware: tuple[HardwarePart, ...] = ()
+    """What of this machine the coordinator is told, for people, when this node accepts a run."""
     retrieval: Retrieval | None = None
     """Which questions this node's own index answers; None: none."""
 
@@ -314,6 +317,7 @@ privacy_units = ["record", "user", "organization"]   # add "none" to allow runs 
 shared_noise = false                # true: all nodes add the noise together; the sum is noised, no update by itself
 approval = "ask"                    # "auto": what passes the rules above needs no person
 unfit_records = "skip"              # "ask": a run that some records do not fit waits for a person also under "auto"
+hardware = []                       # shown to the consortium: "cores", "memory", "vector_units", "accelerator"
 
 # Opinions on public answers, as sealed sums only; methods has to name "feedback" too.
 # [feedback]

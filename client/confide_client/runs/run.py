@@ -48,6 +48,7 @@ from confide_client.kept_files import forget_checkpoint, forget_from
 from confide_client.policy.policy import Policy, load_policy
 from confide_client.progress import Phase, Progress, tell
 from confide_client.runs.feedback_memory import FEEDBACK_NAME, FeedbackMemory
+from confide_client.runs.hardware import told
 from confide_client.runs.heads import PROOF
 from confide_client.runs.judging import check_judge
 from confide_client.runs.loading import Loading, MakeTrainer, Trainer, Turn, local_schema
@@ -260,6 +261,11 @@ class Run:
 
         precision.prefer(self._node.state.settings.precision)
         return precision.used(self.specification, precision.default_device())
+
+    @property
+    def hardware(self) -> fleet_pb2.Hardware:
+        """What the policy of this moment lets the coordinator know of the machine."""
+        return told(self._node.policy.hardware, uses_torch=self.specification.trains_model)
 
     def _base(self) -> Path:
         return ModelStore(self._node.state.models).base_of(self.specification)

@@ -28,7 +28,7 @@ from pathlib import Path
 from confide import journal
 from confide.errors import FailureName, LedgerError, ProtocolFailure, StateError
 from confide.privacy import LEDGER_NAME as LEDGER_NAME
-from confide.privacy.filter import Budget, filter_epsilon
+from confide.privacy.filter import Budget
 from confide.privacy.ledger_entries import (
     Approved,
     Entry,
@@ -49,7 +49,8 @@ CLOCK_TOLERANCE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """One group at one moment. Epsilons are those of the filter: the budget that would be just enough."""
+    """One group at one moment. Epsilons follow the rule of its approval: the filter's is the budget that would be just
+    enough, that of a group which is one run "alone" the tighter accountant's."""
 
     group: str
     protects: str
@@ -237,15 +238,14 @@ def balances(state: LedgerState) -> list[Balance]:
     for group in state.groups():
         runs = [run for run in state if run.approved.group == group]
         delta = runs[-1].approved.budget_delta
-        spent = [event for run in runs for event in run.spent()]
-        held = [event for run in runs for event in run.held()]
+        spent, held = state.charged(group, delta=delta)
         result.append(
             Balance(
                 group=group,
                 protects=runs[-1].approved.protects,
                 runs=len(runs),
-                spent_epsilon=filter_epsilon(spent, delta=delta),
-                held_epsilon=filter_epsilon(held, delta=delta),
+                spent_epsilon=spent,
+                held_epsilon=held,
                 delta=delta,
             )
         )

@@ -5,13 +5,13 @@
 The same rules judge a line before it is written and when a ledger is verified later.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from confide.errors import LedgerError
 from confide.privacy.accounting import epsilon
 from confide.privacy.events import Event
-from confide.privacy.filter import Budget, fits
+from confide.privacy.filter import Budget, filter_epsilon, fits
 from confide.privacy.ledger_entries import Approved, Basis, Entry, Moved, Released, Reserved, RunCost, Spent
 
 
@@ -57,6 +57,11 @@ class RunState:
         return self.approved.cost.of_slots(self.spent_slots)
 
 
+def charge(events: Sequence[Event], *, delta: float, tight: bool) -> float:
+    """Epsilon of events. tight: of mechanisms that were all fixed beforehand; else the filter's."""
+    return epsilon(events, delta=delta) if tight and events else filter_epsilon(events, delta=delta)
+
+
 class LedgerState:
     """The sum of all lines."""
 
@@ -93,6 +98,21 @@ class LedgerState:
         if len(runs) + (cost is not None) == 1 and epsilon(events, delta=budget.delta) <= budget.epsilon:
             return "alone"
         return None
+
+    def is_alone(self, group: str) -> bool:
+        """Whether what counts against the group's budget is one run, which was approved as "alone"."""
+        runs = self.group_runs(group)
+        return len(runs) == 1 and runs[0].approved.basis == "alone"
+
+    def charged(self, group: str, *, delta: float) -> tuple[float, float]:
+        """(epsilon of what the group has spent, with what is set aside), by the rule under which it was approved.
+
+        An "alone" group takes up to seconds; the filter's epsilon may lie beyond a limit that it keeps.
+        """
+        runs = [run for run in self.runs.values() if run.approved.group == group]
+        tight = self.is_alone(group)
+        spent, held = [event for run in runs for event in run.spent()], [event for run in runs for event in run.held()]
+        return charge(spent, delta=delta, tight=tight), charge(held, delta=delta, tight=tight)
 
     def apply(self, entry: Entry) -> None:
         """Take one more line. Raises LedgerError, changing nothing, if it may not follow."""

@@ -1,3 +1,4 @@
+from confide.proto import fleet_pb2 as _fleet_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -540,7 +541,7 @@ class Event(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., number: _Optional[int] = ..., run_id: _Optional[str] = ..., sequence: _Optional[int] = ..., time: _Optional[float] = ..., kind: _Optional[str] = ..., offer_answered: _Optional[_Union[OfferAnswered, _Mapping]] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., epoch_started: _Optional[_Union[EpochStarted, _Mapping]] = ..., round_started: _Optional[_Union[RoundStarted, _Mapping]] = ..., contributed: _Optional[_Union[Contributed, _Mapping]] = ..., dropped: _Optional[_Union[Dropped, _Mapping]] = ..., slot_abandoned: _Optional[_Union[SlotAbandoned, _Mapping]] = ..., round_committed: _Optional[_Union[RoundCommitted, _Mapping]] = ..., paused: _Optional[_Union[WaitingForMembers, _Mapping]] = ..., resumed: _Optional[_Union[MembersReturned, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_stopped: _Optional[_Union[RunStopped, _Mapping]] = ..., progress: _Optional[_Union[WorkProgress, _Mapping]] = ..., run_paused: _Optional[_Union[PausedByOperator, _Mapping]] = ..., run_resumed: _Optional[_Union[ResumedByOperator, _Mapping]] = ..., run_submitted: _Optional[_Union[RunSubmitted, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., run_waits: _Optional[_Union[RunWaits, _Mapping]] = ..., run_cosigned: _Optional[_Union[RunCosigned, _Mapping]] = ..., run_deleted: _Optional[_Union[RunDeleted, _Mapping]] = ...) -> None: ...
 
 class OfferAnswered(_message.Message):
-    __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision")
+    __slots__ = ("node", "accepted", "waiting", "preparing", "reason", "round_s", "precision", "hardware")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -548,6 +549,7 @@ class OfferAnswered(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
     node: str
     accepted: bool
     waiting: bool
@@ -555,7 +557,8 @@ class OfferAnswered(_message.Message):
     reason: str
     round_s: float
     precision: str
-    def __init__(self, node: _Optional[str] = ..., accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., preparing: _Optional[bool] = ..., reason: _Optional[str] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ...) -> None: ...
+    hardware: _fleet_pb2.Hardware
+    def __init__(self, node: _Optional[str] = ..., accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., preparing: _Optional[bool] = ..., reason: _Optional[str] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., hardware: _Optional[_Union[_fleet_pb2.Hardware, _Mapping]] = ...) -> None: ...
 
 class RunStarted(_message.Message):
     __slots__ = ("nodes", "rounds", "sealing", "name", "differences")
@@ -780,7 +783,7 @@ class MemberPage(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., members: _Optional[_Iterable[_Union[MemberLine, _Mapping]]] = ..., roster_version: _Optional[int] = ...) -> None: ...
 
 class MemberLine(_message.Message):
-    __slots__ = ("name", "role", "state", "last_seen", "release", "certificate_expires_at", "admitted_at", "revoked_at", "identity_key", "group", "block", "run_id", "work", "precision", "round_s")
+    __slots__ = ("name", "role", "state", "last_seen", "release", "certificate_expires_at", "admitted_at", "revoked_at", "identity_key", "group", "block", "run_id", "work", "precision", "round_s", "hardware")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -796,6 +799,7 @@ class MemberLine(_message.Message):
     WORK_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: str
     state: str
@@ -811,7 +815,8 @@ class MemberLine(_message.Message):
     work: WorkProgress
     precision: str
     round_s: float
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., last_seen: _Optional[float] = ..., release: _Optional[str] = ..., certificate_expires_at: _Optional[float] = ..., admitted_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., identity_key: _Optional[str] = ..., group: _Optional[str] = ..., block: _Optional[str] = ..., run_id: _Optional[str] = ..., work: _Optional[_Union[WorkProgress, _Mapping]] = ..., precision: _Optional[str] = ..., round_s: _Optional[float] = ...) -> None: ...
+    hardware: _fleet_pb2.Hardware
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., last_seen: _Optional[float] = ..., release: _Optional[str] = ..., certificate_expires_at: _Optional[float] = ..., admitted_at: _Optional[float] = ..., revoked_at: _Optional[float] = ..., identity_key: _Optional[str] = ..., group: _Optional[str] = ..., block: _Optional[str] = ..., run_id: _Optional[str] = ..., work: _Optional[_Union[WorkProgress, _Mapping]] = ..., precision: _Optional[str] = ..., round_s: _Optional[float] = ..., hardware: _Optional[_Union[_fleet_pb2.Hardware, _Mapping]] = ...) -> None: ...
 
 class GetSignedRosterRequest(_message.Message):
     __slots__ = ("version",)

@@ -142,7 +142,7 @@ class Cosignature(_message.Message):
     def __init__(self, administrator: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class OfferAnswer(_message.Message):
-    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision", "busy_s")
+    __slots__ = ("accepted", "waiting", "reason", "preparing", "round_s", "precision", "busy_s", "hardware")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class OfferAnswer(_message.Message):
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     waiting: bool
     reason: str
@@ -157,7 +158,20 @@ class OfferAnswer(_message.Message):
     round_s: float
     precision: str
     busy_s: int
-    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., busy_s: _Optional[int] = ...) -> None: ...
+    hardware: Hardware
+    def __init__(self, accepted: _Optional[bool] = ..., waiting: _Optional[bool] = ..., reason: _Optional[str] = ..., preparing: _Optional[bool] = ..., round_s: _Optional[float] = ..., precision: _Optional[str] = ..., busy_s: _Optional[int] = ..., hardware: _Optional[_Union[Hardware, _Mapping]] = ...) -> None: ...
+
+class Hardware(_message.Message):
+    __slots__ = ("cores", "memory_gib", "vector_units", "accelerator")
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_GIB_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_UNITS_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    cores: int
+    memory_gib: int
+    vector_units: _containers.RepeatedScalarFieldContainer[str]
+    accelerator: str
+    def __init__(self, cores: _Optional[int] = ..., memory_gib: _Optional[int] = ..., vector_units: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ...) -> None: ...
 
 class SlotOpen(_message.Message):
     __slots__ = ("slot", "round", "attempt", "model_sha256", "parent_model_sha256", "evaluate_only")

@@ -8,7 +8,8 @@ A document goes one way, a question the other, and `access` stands at every entr
   `personal_data` (masked or refused), `chunks` and `sentences`, `injection` (what is kept back), `embedder` and its
   `plain_attention`
 - `stores`, `lexical`: embeddings in LanceDB or PostgreSQL; BM25, the same over every store
-- `retrieval`: the two fused; `sentences_near`, `quoting`, `citing`: what is quoted, and how
+- `retrieval`: the two fused; `reranker`: the first of them read again by a cross-encoder
+- `sentences_near`, `quoting`, `citing`: what is quoted, and how
 - `gate`, `calibration`: answer or abstain
 - `verifying`: believes nothing of what made an answer
 - `erasure`: out again, with a search for what is left and a signed receipt

@@ -1,6 +1,6 @@
 """What was measured of one collection: the weight of its lexical part, the gate's head and threshold, how good it is.
 
-It holds numbers only, no question and no name, so that nothing of a document survives in it.
+It holds numbers, and which cross-encoder: no question, no name of a document, so that nothing of one survives in it.
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from confide.documents import StoredDocument
 from confide.errors import StateError
 from confide.files import private_folder, write_atomic
 from confide.rag.gate import FEATURES, Head
-from confide.rag.retrieval import DEFAULT_WEIGHT
+from confide.rag.reranker import Reranker, reranked
+from confide.rag.retrieval import DEFAULT_WEIGHT, Ranking
+from confide.text import line
 
 _FILE = "calibration.json"
 DEFAULT_THRESHOLD = 0.5
@@ -51,8 +53,18 @@ class GateWeights(StoredDocument):
         return Head(np.array(self.mean), np.array(self.scale), np.array(self.weights), self.bias)
 
 
+class RerankerPin(StoredDocument):
+    """The cross-encoder that was found to improve the order, and how many passages it reads."""
+
+    name: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    first: Annotated[int, Field(ge=2, le=200)]
+
+
 class Calibration(StoredDocument):
-    """lexical_weight: see retrieval.py. questions: how many it rests on. The rest is measured by cross-validation.
+    """lexical_weight: see retrieval.py. reranker: None where the fused order stays. questions: how many it rests on.
+
+    The rest is measured by cross-validation.
 
     auroc: of right answers against wrong ones and against questions whose gold passage was taken away.
     auroc_removed: of all questions that the documents answer, found or not, against those. most_risk: what was asked.
@@ -68,6 +80,21 @@ class Calibration(StoredDocument):
     most_risk: float | None = None
     risk: float | None = None
     coverage: float | None = None
+    reranker: RerankerPin | None = None
+
+    def ordered(self, ranking: Ranking, reranker: Reranker | None) -> Ranking:
+        """The ranking in the order that was calibrated. Raises StateError without the cross-encoder that it names."""
+        if self.reranker is None:
+            return ranking
+        if reranker is None or reranker.sha256 != self.reranker.sha256:
+            given = (
+                "none was named" if reranker is None else f"this is {line(reranker.name, 80)} ({reranker.sha256[:16]})"
+            )
+            raise StateError(
+                f"the collection was calibrated with the cross-encoder {line(self.reranker.name, 80)} "
+                f"({self.reranker.sha256[:16]}), and {given}: name that one, or calibrate again without"
+            )
+        return reranked(ranking, reranker, first=self.reranker.first)
 
     @classmethod
     def load(cls, folder: Path) -> "Calibration":

@@ -18,7 +18,6 @@ finishes erasures, and says so.
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 from collections import OrderedDict
@@ -41,6 +40,7 @@ from confide.rag.lexical import LexicalIndex
 from confide.rag.personal_data import Handling
 from confide.rag.stores import LANCEDB, open_store
 from confide.rag.stores.base import PassageStore
+from confide.running import hold
 from confide.text import line
 
 Say = Callable[[str], None]
@@ -163,12 +163,9 @@ class Collection:
 
         Raises StateError while another process holds it.
         """
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        refusal = f"collection {self.name} is being changed by another process; wait for it"
+        descriptor = hold(self.folder / "lock", refusal)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise StateError(f"collection {self.name} is being changed by another process; wait for it") from error
             self._recover(say)
             yield
         finally:

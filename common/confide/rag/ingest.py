@@ -61,7 +61,7 @@ def add_files(
     """Add what can be added. again: also files whose content was erased before."""
     collection.check_embedder(embedder)
     report = Report()
-    with collection.writing(say), ParserProcess(limits or Limits()) as parser:
+    with ParserProcess(limits or Limits()) as parser, collection.writing(say):
         group: list[_Ready] = []
         for ready in _prepared(collection, files, embedder, parser, report, again):
             group.append(ready)

@@ -43,13 +43,17 @@ class Passage:
 
 @dataclass(frozen=True)
 class Found:
-    """A passage with its scores by part. lexical: raw BM25; lexical_part: of what is possible, 0 to 1."""
+    """A passage with its scores by part. lexical: raw BM25; lexical_part: of what is possible, 0 to 1.
+
+    cross: the cross-encoder's (reranker.py), which then decides the order; None where none read the passage.
+    """
 
     passage: Passage
     score: float
     dense: float
     lexical: float
     lexical_part: float
+    cross: float | None = None
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,8 @@ def _plain(message: Message) -> dict[str, Any]:
             said[field.name] = {
                 key: _plain(value[key]) if isinstance(value[key], Message) else value[key] for key in value
             }
+        elif isinstance(value, Message):
+            said[field.name] = _plain(value)
         else:
             said[field.name] = list(value) if field.is_repeated else value
     return said

@@ -20,7 +20,7 @@ from rich.table import Table
 from confide_server.admin_cli.papers import load_member
 from confide_server.admin_cli.run_options import Admin, AsJson, Coordinator, console, resolve
 from confide_server.admin_cli.run_view import plain
-from confide_server.state.release_subject import FILE_NAME, read_aligned
+from confide_server.state.release_subject import FILE_NAME, AlignedModel, read_aligned
 
 app = typer.Typer(no_args_is_help=True, help="Releases: name a run's model, sign, publish, roll back.")
 Name = Annotated[str, typer.Argument(help="The release's name, for example support.")]
@@ -60,21 +60,23 @@ def create(
     run: Annotated[str, typer.Option("--run", help="Run id or its beginning; default: the newest run.")] = "",
     round: Annotated[int, typer.Option(min=0, help="A committed round; 0 is the newest.")] = 0,
     aligned: Annotated[
-        Path | None, typer.Option(help="In place of a run: the folder of `confide rlhf train`.", file_okay=False)
+        Path | None,
+        typer.Option(help="In place of a run: a folder of `confide rlhf train` or `merge`.", file_okay=False),
     ] = None,
     notes: Annotated[str, typer.Option(help="What people should know of it; signed with it.")] = "",
     coordinator: Coordinator = "",
 ) -> None:
-    """Name the model of a run's round, or an adapter of `confide rlhf train`. It counts once administrators signed."""
+    """Name the model of a run's round, or one of `confide rlhf train`. It counts once administrators signed."""
     if aligned is not None and (run or round):
-        raise typer.BadParameter("a release is of a run's round or of an aligned adapter; name one of the two")
-    document = None if aligned is None else _aligned(aligned)
+        raise typer.BadParameter("a release is of a run's round or of an aligned model; name one of the two")
+    document, model = (None, None) if aligned is None else _aligned(aligned)
     with AdminClient.of_member(load_member(admin), coordinator) as client:
         if document is None:
             made = client.create_release(name, resolve(client, run), round, notes)
         else:
             made = client.create_aligned_release(name, document, notes)
-    what = f"round {made.round} of run {made.run_id}" if made.run_id else f"the adapter {made.model_sha256}"
+    kind = "merged model" if model is not None and model.merged_sha256 else "adapter"
+    what = f"round {made.round} of run {made.run_id}" if made.run_id else f"the {kind} {made.model_sha256}"
     console.print(plain(f"release {made.name}/{made.number}: {what}"), soft_wrap=True)
     console.print(plain(f"next: confide release sign {made.name} {made.number}"))
 
@@ -161,18 +163,24 @@ def roll_back(
     console.print(plain(f"{name} stands for release {number} again"))
 
 
-def _aligned(folder: Path) -> bytes:
-    """The document of the folder's adapter. Raises ModelError when the adapter is another than it names."""
+def _aligned(folder: Path) -> tuple[bytes, AlignedModel]:
+    """The document of the folder's model. Raises ModelError when the model is another than it names."""
     from confide.models.adapter_hash import content_hash
+    from confide.models.store import folder_digest
 
     path = folder / FILE_NAME
     if not path.is_file():
-        raise ModelError(f"{folder} holds no {FILE_NAME}; name the folder that `confide rlhf train --out` wrote")
+        raise ModelError(
+            f"{folder} holds no {FILE_NAME}; name a folder of `confide rlhf train` or `confide rlhf merge`"
+        )
     data = path.read_bytes()
-    named, found = read_aligned(data).adapter_sha256, content_hash(folder / "adapter")
+    model = read_aligned(data)
+    named, found = model.adapter_sha256, content_hash(folder / "adapter")
     if named != found:
         raise ModelError(f"{path} is of the adapter {named[:16]}, and {found[:16]} is there; train again")
-    return data
+    if model.merged_sha256 and model.merged_sha256 != (whole := folder_digest(folder)):
+        raise ModelError(f"{path} is of the model {model.merged_sha256[:16]}, and {whole[:16]} is there; merge again")
+    return data, model
 
 
 def _found(client: AdminClient, name: str, number: int) -> pb.Release:

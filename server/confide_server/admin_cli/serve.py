@@ -64,6 +64,9 @@ def serve(
     library_embedder: Annotated[
         Path | None, typer.Option(help="The model folder with which they were embedded.", file_okay=False)
     ] = None,
+    library_reranker: Annotated[
+        Path | None, typer.Option(help="The cross-encoder with which they were calibrated, if any.", file_okay=False)
+    ] = None,
     library_model: Annotated[
         str, typer.Option(help="The alias that chooses what is quoted; default: the embedder. For models above 1B.")
     ] = "",
@@ -104,6 +107,7 @@ def serve(
         embedder_name=embedder_name,
         library=library,
         library_embedder=library_embedder,
+        library_reranker=library_reranker,
         library_model=library_model,
         bind=bind,
         port=port,

@@ -4,7 +4,6 @@ Guarantee: two processes never serve one folder; SIGTERM and SIGINT leave every 
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from confide.identity.member import LocalMember, load_member
 from confide.identity.roster import Role, Roster
 from confide.identity.signed import Document, validated
 from confide.memory import map_big_buffers
+from confide.running import hold, mark, runs
 from pydantic import Field
 
 from confide_server.alerts.looking import look
@@ -146,7 +146,7 @@ def standing(folder: Path) -> dict[str, Any]:
         if (folder / "addresses.json").exists():
             addresses = json.loads((folder / "addresses.json").read_bytes())
             found |= {"fleet_port": addresses["fleet_port"], "control_port": addresses["control_port"]}
-            found |= {"pid": int(addresses["pid"]), "running": Path(f"/proc/{int(addresses['pid'])}").exists()}
+            found |= {"pid": int(addresses["pid"]), "running": runs(addresses)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StateError(f"{folder} holds a damaged file: {error}; restart the coordinator") from error
     return found
@@ -387,7 +387,7 @@ class Coordinator:
         self._scheduler.start()
         if self._alerts is not None:
             self._alerts.start()
-        addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, "pid": os.getpid()}
+        addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, **mark()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
 
     def _serve_fleet(self) -> None:
@@ -438,13 +438,7 @@ def _disk(what: str, path: Path) -> Disk:
 
 
 def _exclusive(folder: Path) -> int:
-    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StateError(f"a coordinator runs on {folder} already; stop it first, or use another folder") from error
-    return descriptor
+    return hold(folder / ".running", f"a coordinator runs on {folder} already; stop it first, or use another folder")
 
 
 def _tls_context(member: LocalMember) -> ssl.SSLContext:

@@ -22,6 +22,7 @@ from confide.rag.embedder import Embedder
 from confide.rag.gate import Array, features
 from confide.rag.library import Library, checked_question
 from confide.rag.quoting import Quote, pick
+from confide.rag.reranker import Reranker
 from confide.rag.retrieval import Ranking, Searcher
 from confide.rag.sentences_near import Near, SentenceVectors, near, sentences_of
 from confide.rag.verifying import REFUSAL, Citation, CitationError, verify_answer
@@ -72,11 +73,20 @@ class Answerer:
     """Implements QueryPort; used by any number of threads, one at a time."""
 
     def __init__(
-        self, library: Library, embedder: Embedder, *, most_quotes: int = 1, writer: Writer | None = None
+        self,
+        library: Library,
+        embedder: Embedder,
+        *,
+        most_quotes: int = 1,
+        writer: Writer | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
-        """writer: a language model that chooses among the nearest sentences; None lets the embedder choose."""
+        """writer: a language model that chooses among the nearest sentences; None lets the embedder choose.
+
+        reranker: read by collections that were calibrated with it, and by no others.
+        """
         self._library, self._embedder, self._most_quotes = library, embedder, most_quotes
-        self._writer = writer
+        self._writer, self._reranker = writer, reranker
         self._sentences = SentenceVectors(embedder)
         self._lock = threading.Lock()
 
@@ -98,9 +108,8 @@ class Answerer:
         collection, searcher = self._library.opened(caller, name)
         collection.check_embedder(self._embedder)
         calibration = Calibration.load(collection.calibration_folder)
-        weight = calibration.lexical_weight
         [vector] = self._embedder.embed([question])
-        seen = look(question, vector, caller, collection, searcher, self._sentences, weight=weight)
+        seen = look(question, vector, caller, collection, searcher, self._sentences, calibration, self._reranker)
         return seen, calibration
 
     def _decided(self, caller: Caller, confidence: float, threshold: float, seen: Seen) -> Answer:
@@ -137,12 +146,13 @@ def look(
     collection: Collection,
     searcher: Searcher,
     sentences: SentenceVectors,
-    *,
-    weight: float,
+    calibration: Calibration,
+    reranker: Reranker | None = None,
 ) -> Seen:
     """Retrieve, and look at the sentences of the best passages. vector: the question's embedding."""
+    weight = calibration.lexical_weight
     ranking = searcher.search(question, vector, caller, limit=RANKED, weight=weight, crowding=True)
-    return seen_of(ranking, vector, collection, searcher, sentences)
+    return seen_of(calibration.ordered(ranking, reranker), vector, collection, searcher, sentences)
 
 
 def seen_of(

@@ -1,4 +1,8 @@
-"""Calibrate a collection on questions whose answers' places are known: the fusion's weight, and when to answer.
+"""Calibrate a collection on questions whose answers' places are known: the fusion's weight, whether a cross-encoder
+helps, and when to answer.
+
+What costs more, or trusts more parts, is used only where its gain would come by chance once in twenty times at most,
+also where the best of several was picked: a test by signs drawn at random over all that were tried.
 
 The gate learns whether the passage that would be quoted holds the answer, from each question asked twice: as it is, and
 with its gold passages taken out of the search, which is what a question looks like that the documents do not answer.
@@ -13,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from confide.errors import DataError
 from confide.rag.access import Caller
-from confide.rag.calibration import Calibration, GateWeights
+from confide.rag.calibration import Calibration, GateWeights, RerankerPin
 from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
 from confide.rag.gate import Array, auroc, cross_validated, fit, risk_coverage, threshold_for
+from confide.rag.reranker import Reranker, reranked
 from confide.rag.retrieval import Searcher
 from confide.rag.sentences_near import SentenceVectors, sentences_of
 from numpy.typing import NDArray
@@ -27,6 +32,8 @@ from confide_server.rag.questions import Asked
 WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 1000.0)
 """The first is embeddings alone, the last BM25 alone."""
 FEWEST_QUESTIONS = 20
+_CHANCE = 0.05
+_DRAWN = 2000
 _TOP = 10
 
 
@@ -48,8 +55,11 @@ def calibrate(
     *,
     most_risk: float | None,
     sentences: SentenceVectors | None = None,
+    reranker: Reranker | None = None,
 ) -> Calibrated:
-    """Raises DataError with fewer than FEWEST_QUESTIONS answerable questions.
+    """Raises DataError with fewer than FEWEST_QUESTIONS answerable questions, and where none would be answered right.
+
+    reranker: a cross-encoder, kept if it is better than the fused order.
 
     sentences: shared with what else looks at the same passages, so that each is embedded once.
     """
@@ -58,8 +68,16 @@ def calibrate(
         raise DataError(f"{len(answerable)} questions name where their answer is; calibration needs {FEWEST_QUESTIONS}")
     vectors = embedder.embed([one.question.question for one in asked])
     weight = best_weight(searcher, asked, vectors, caller)
-    seen = examples(collection, searcher, sentences or SentenceVectors(embedder), asked, vectors, caller, weight)
+    pin = None if reranker is None else _pinned(reranker, searcher, asked, vectors, caller, weight)
+    order = Calibration(lexical_weight=weight, reranker=pin)
+    kept = sentences or SentenceVectors(embedder)
+    seen = examples(collection, searcher, kept, asked, vectors, caller, order, reranker)
     right = seen.right
+    if not right.any():
+        raise DataError(
+            f"of {len(answerable)} questions none finds its passage first, so that there is no right answer to learn "
+            "from; check that the places that the questions name answer them"
+        )
     scores = cross_validated(seen.features, right, seen.question)
     threshold = threshold_for(scores, right, most_risk)
     answered = scores >= threshold
@@ -72,12 +90,13 @@ def calibrate(
         most_risk=most_risk,
         risk=float(1 - right[answered].mean()) if answered.any() else 0.0,
         coverage=float(answered.mean()),
+        reranker=pin,
     )
     return Calibrated(calibration, scores, right)
 
 
 def best_weight(searcher: Searcher, asked: Sequence[Asked], vectors: NDArray[np.float32], caller: Caller) -> float:
-    """The weight with the best mean nDCG@10; a part alone unless the mixture beats it by a standard error."""
+    """The weight with the best mean nDCG@10; the better part alone unless mixtures beat it beyond chance."""
     gains = []
     for one, vector in zip(asked, vectors, strict=True):
         if one.passages:
@@ -87,10 +106,42 @@ def best_weight(searcher: Searcher, asked: Sequence[Asked], vectors: NDArray[np.
     table = np.array(gains)
     means = table.mean(axis=0)
     alone = 0 if means[0] >= means[-1] else len(WEIGHTS) - 1
-    best = int(means.argmax())
-    difference = table[:, best] - table[:, alone]
-    error = difference.std() / np.sqrt(len(difference))
-    return WEIGHTS[best if difference.mean() > error else alone]
+    differences = np.delete(table - table[:, [alone]], alone, axis=1)
+    return WEIGHTS[int(means.argmax()) if by_chance(differences) < _CHANCE else alone]
+
+
+def _pinned(
+    reranker: Reranker,
+    searcher: Searcher,
+    asked: Sequence[Asked],
+    vectors: NDArray[np.float32],
+    caller: Caller,
+    weight: float,
+) -> RerankerPin | None:
+    """The cross-encoder, if its order's nDCG@10 is better than the fused one's beyond chance."""
+    differences = []
+    for one, vector in zip(asked, vectors, strict=True):
+        if one.passages:
+            ranking = searcher.search(one.question.question, vector, caller, limit=RANKED, weight=weight)
+            orders = ranking.found, reranked(ranking, reranker, first=RANKED).found
+            fused, read = (np.array([found.passage.name in one.passages for found in order]) for order in orders)
+            places = -np.arange(len(fused), dtype=np.float32)
+            differences.append([gain(places, read) - gain(places, fused)])
+    if by_chance(np.array(differences)) >= _CHANCE:
+        return None
+    return RerankerPin(name=reranker.name, sha256=reranker.sha256, first=RANKED)
+
+
+def by_chance(differences: Array) -> float:
+    """How often the largest of W mean gains would be as clear if no question had one: by signs drawn at random.
+
+    differences: (N, W), question by question. Each gain is measured by its own spread (Westfall & Young 1993, max-T).
+    """
+    spread = differences.std(axis=0)
+    scaled = differences / np.where(spread > 0, spread, 1.0)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_DRAWN, len(differences)))
+    drawn = (signs @ scaled).max(axis=1)
+    return float((1 + (drawn >= scaled.sum(axis=0).max()).sum()) / (1 + _DRAWN))
 
 
 def gain(scores: NDArray[np.float32], gold: NDArray[np.bool_]) -> float:
@@ -120,7 +171,8 @@ def examples(
     asked: Sequence[Asked],
     vectors: NDArray[np.float32],
     caller: Caller,
-    weight: float,
+    order: Calibration,
+    reranker: Reranker | None,
 ) -> Examples:
     """Every question as it is, and without its gold passages. vectors: the questions' embeddings."""
     rankings = []
@@ -131,11 +183,11 @@ def examples(
                 vectors[number],
                 caller,
                 limit=RANKED,
-                weight=weight,
+                weight=order.lexical_weight,
                 without=without,
                 crowding=True,
             )
-            rankings.append((number, found, not without))
+            rankings.append((number, order.ordered(found, reranker), not without))
     # All at once: texts of like length are embedded together.
     texts = [s.text for _, found, _ in rankings for s in sentences_of(collection, found.found[:LOOKED_AT])]
     sentences.know(texts)

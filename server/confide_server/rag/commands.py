@@ -29,6 +29,9 @@ Organization = Annotated[str, typer.Option(help="Whose documents they are.")]
 Model = Annotated[
     Path | None, typer.Option("--embedder", help="The model folder that embeds.", exists=True, file_okay=False)
 ]
+CrossEncoder = Annotated[
+    Path | None, typer.Option("--reranker", help="A cross-encoder's folder.", exists=True, file_okay=False)
+]
 AsJson = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", dir_okay=False)]
 _ROOT = Path("library")
 
@@ -47,6 +50,12 @@ def _embedder(model: Path | None) -> Any:
     if model is None:
         raise StateError("--embedder is missing: the folder of the model that embeds, for example all-MiniLM-L6-v2")
     return Embedder(model)
+
+
+def _reranker(model: Path | None) -> Any:
+    from confide.rag.reranker import Reranker
+
+    return None if model is None else Reranker(model)
 
 
 @app.command()
@@ -114,16 +123,24 @@ def search(
     library: Root = _ROOT,
     limit: Annotated[int, typer.Option(help="Passages.", min=1, max=200)] = 5,
     since: Annotated[str, typer.Option(help="Only documents added on this day (YYYY-MM-DD, UTC) or later.")] = "",
+    reranker: CrossEncoder = None,
+    first: Annotated[int, typer.Option(help="Passages that the cross-encoder reads.", min=2, max=200)] = 20,
 ) -> None:
-    """Show the best passages with their scores by part."""
+    """Show the best passages with their scores by part; with a cross-encoder, the first of them in its order."""
     from confide.rag.library import Library
+    from confide.rag.reranker import reranked
 
+    reads, most = _reranker(reranker), limit if reranker is None else max(limit, first)
     ranking = Library(library).search(
-        _caller(organization), collection, question, _embedder(embedder), limit=limit, since=_day(since)
+        _caller(organization), collection, question, _embedder(embedder), limit=most, since=_day(since)
     )
-    for one in ranking.found:
+    if reads is not None:
+        ranking = reranked(ranking, reads, first=first)
+    for one in ranking.found[:limit]:
         page = f" page {one.passage.page}" if one.passage.page is not None else ""
         scores = f"{one.score:.3f} = embedding {one.dense:.3f}, words {one.lexical_part:.3f} (BM25 {one.lexical:.2f})"
+        if one.cross is not None:
+            scores = f"cross-encoder {one.cross:.3f}; {scores}"
         _say(f"{scores}  {one.passage.document.source}{page}  {' > '.join(one.passage.headings)}")
         _say(f"    {line(one.passage.text, 200)}")
 
@@ -147,6 +164,7 @@ def ask(
     embedder: Model = None,
     library: Root = _ROOT,
     quotes: Annotated[int, typer.Option(help="Quotations at most.", min=1, max=5)] = 1,
+    reranker: CrossEncoder = None,
 ) -> None:
     """Answer with checked quotations, or say that the documents do not say. Exit status 3 for the latter."""
     from confide.rag.library import Library
@@ -156,7 +174,7 @@ def ask(
     if len(collection) < 2:
         raise StateError("name at least one collection, and then the question")
     *collections, question = collection
-    answerer = Answerer(Library(library), _embedder(embedder), most_quotes=quotes)
+    answerer = Answerer(Library(library), _embedder(embedder), most_quotes=quotes, reranker=_reranker(reranker))
     answer = answerer.answer(question, _caller(organization), collections)
     typer.echo(answer.text)
     for one in answer.citations:
@@ -176,8 +194,9 @@ def calibrate(
     most_risk: Annotated[
         float | None, typer.Option(help="Of answers, how many may be wrong. Default: a balance.", min=0.0, max=1.0)
     ] = None,
+    reranker: CrossEncoder = None,
 ) -> None:
-    """Find the weight of the search's parts and when to answer, from questions whose answers' places are known."""
+    """Find the weight of the search's parts, whether a cross-encoder helps, and when to answer, from known answers."""
     from confide.rag.library import Library
 
     from confide_server.rag.calibrating import calibrate as run
@@ -189,11 +208,16 @@ def calibrate(
     model = _embedder(embedder)
     target.check_embedder(model)
     asked = resolved(target, read_questions(questions))
-    done = run(target, searcher, model, asked, caller, most_risk=most_risk)
+    done = run(target, searcher, model, asked, caller, most_risk=most_risk, reranker=_reranker(reranker))
     done.calibration.save(target.calibration_folder)
     plot(done, target.calibration_folder / "risk-coverage.png")
     kept = done.calibration
     _say(f"weight of the words' part: {kept.lexical_weight:g}")
+    if reranker is not None:
+        better = (
+            "is used: it orders" if kept.reranker else "is not used: no better, beyond chance, than the fused order of"
+        )
+        _say(f"the cross-encoder {better} the first passages")
     _say(f"right answers against others: AUROC {kept.auroc:.3f}; answerable against not: {kept.auroc_removed:.3f}")
     _say(f"at the threshold {kept.coverage:.1%} of questions are answered, {kept.risk:.1%} of them wrongly")
     _say("(measured by cross-validation, half of the questions with their passage taken away)")
@@ -209,6 +233,7 @@ def evaluate(
     library: Root = _ROOT,
     out: AsJson = None,
     plot: Annotated[Path | None, typer.Option(help="Draw recall@5 by part.", dir_okay=False)] = None,
+    reranker: CrossEncoder = None,
 ) -> None:
     """Measure retrieval, citations and abstention on questions that calibration did not see."""
     from confide.rag.library import Library
@@ -219,7 +244,8 @@ def evaluate(
     opened, caller = Library(library), _caller(organization)
     target, searcher = opened.opened(caller, collection)
     asked = resolved(target, read_questions(questions))
-    found = evaluating.evaluate(target, searcher, _embedder(embedder), asked, caller, opened.root)
+    reads = _reranker(reranker)
+    found = evaluating.evaluate(target, searcher, _embedder(embedder), asked, caller, opened.root, reranker=reads)
     for part, table in found.figures["retrieval"].items():
         said = ", ".join(
             f"{name} {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for name, one in table.items()

@@ -21,6 +21,7 @@ from confide.rag.embedder import Embedder
 from confide.rag.gate import auroc
 from confide.rag.library import DEFAULT_LIMIT
 from confide.rag.quoting import pick
+from confide.rag.reranker import Reranker, reranked
 from confide.rag.retrieval import Searcher
 from confide.rag.sentences_near import SentenceVectors, sentences_of
 from confide.rag.verifying import CitationError, verify_answer
@@ -31,6 +32,7 @@ from confide_server.rag.questions import Asked
 
 MEASURES = {"ndcg_cut_10": "ndcg_at_10", "recall_1": "recall_at_1", "recall_5": "recall_at_5", "recip_rank": "mrr"}
 PARTS = ("bm25", "dense", "hybrid")
+RERANKED = "reranked"
 _RESAMPLES = 1000
 _DEPTH = 100
 _TIMED = 12
@@ -67,15 +69,20 @@ def evaluate(
     *,
     seed: int = 0,
     sentences: SentenceVectors | None = None,
+    reranker: Reranker | None = None,
 ) -> Evaluation:
-    """All figures of one collection. root: the library's folder, for the verifier. sentences: as for `calibrate`."""
+    """All figures of one collection. root: the library's folder, for the verifier. sentences: as for `calibrate`.
+
+    reranker: its order of the first passages is measured as a part more; answers follow it only where the collection
+    was calibrated with it.
+    """
     collection.check_embedder(embedder)
     calibration = Calibration.load(collection.calibration_folder)
     vectors = embedder.embed([one.question.question for one in asked])
     rng = np.random.default_rng(seed)
-    retrieval = _retrieval(searcher, asked, vectors, caller, calibration.lexical_weight, rng)
+    retrieval = _retrieval(searcher, asked, vectors, caller, calibration.lexical_weight, rng, reranker)
     kept = sentences or SentenceVectors(embedder)
-    found = _answers(collection, searcher, kept, asked, vectors, caller, root, calibration)
+    found = _answers(collection, searcher, kept, asked, vectors, caller, root, calibration, reranker)
     figures = {
         "questions": len(asked),
         "passages": len(collection.lexical(collection.catalogue()).names),
@@ -83,7 +90,7 @@ def evaluate(
         "calibrated_on": calibration.questions,
         "retrieval": retrieval,
         "answers": _summary(found, rng),
-        "latency_s": _latency(collection, searcher, embedder, asked, caller, calibration),
+        "latency_s": _latency(collection, searcher, embedder, asked, caller, calibration, reranker),
     }
     return Evaluation(figures, [(one.confidence, one.right) for one in found])
 
@@ -95,17 +102,22 @@ def _retrieval(
     caller: Caller,
     weight: float,
     rng: np.random.Generator,
+    reranker: Reranker | None,
 ) -> dict[str, dict[str, Any]]:
     import pytrec_eval
 
     relevant = {str(n): dict.fromkeys(one.passages, 1) for n, one in enumerate(asked) if one.passages}
-    runs: dict[str, dict[str, dict[str, float]]] = {part: {} for part in PARTS}
+    runs: dict[str, dict[str, dict[str, float]]] = {part: {} for part in (*PARTS, *([RERANKED] if reranker else []))}
     for number, (one, vector) in enumerate(zip(asked, vectors, strict=True)):
         if one.passages:
             names, dense, lexical = searcher.parts(one.question.question, vector, caller)
             for part, scores in zip(PARTS, (lexical, dense, dense + weight * lexical), strict=True):
                 best = np.argsort(-scores, kind="stable")[:_DEPTH]
                 runs[part][str(number)] = {names[place]: float(scores[place]) for place in best}
+            if reranker is not None:
+                ranking = searcher.search(one.question.question, vector, caller, limit=_DEPTH, weight=weight)
+                order = reranked(ranking, reranker, first=RANKED).found
+                runs[RERANKED][str(number)] = {found.passage.name: -float(n) for n, found in enumerate(order)}
     evaluator = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10", "recall.1,5", "recip_rank"})
     table: dict[str, dict[str, Any]] = {}
     for part, run in runs.items():
@@ -135,6 +147,7 @@ def _answers(
     caller: Caller,
     root: Path,
     calibration: Calibration,
+    reranker: Reranker | None,
 ) -> list[_Asked]:
     rankings = []
     for one, vector in zip(asked, vectors, strict=True):
@@ -149,7 +162,7 @@ def _answers(
                 without=without,
                 crowding=True,
             )
-            rankings.append((one, vector, whole, ranking))
+            rankings.append((one, vector, whole, calibration.ordered(ranking, reranker)))
     # All at once: texts of like length are embedded together.
     sentences.know([s.text for *_, ranking in rankings for s in sentences_of(collection, ranking.found[:LOOKED_AT])])
     found = []
@@ -217,6 +230,7 @@ def _latency(
     asked: Sequence[Asked],
     caller: Caller,
     calibration: Calibration,
+    reranker: Reranker | None,
 ) -> dict[str, dict[str, float]]:
     """Seconds a question, one after the other: search: its embedding and the ranking; answer: with its sentences."""
     searched, answered = [], []
@@ -226,7 +240,7 @@ def _latency(
         question, weight = one.question.question, calibration.lexical_weight
         searcher.search(question, vector, caller, limit=DEFAULT_LIMIT, weight=weight)
         searched.append(time.perf_counter() - begun)
-        look(question, vector, caller, collection, searcher, SentenceVectors(embedder), weight=weight)
+        look(question, vector, caller, collection, searcher, SentenceVectors(embedder), calibration, reranker)
         answered.append(time.perf_counter() - begun)
     return {
         name: {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
@@ -243,13 +257,13 @@ def plot(evaluation: Evaluation, path: Path) -> None:
 
     table = evaluation.figures["retrieval"]
     figure, axes = pyplot.subplots(figsize=(5, 3.5))
-    for place, part in enumerate(PARTS):
+    for place, part in enumerate(table):
         one = table[part]["recall_at_5"]
         axes.bar(place, one["mean"], color="#8fb3d9")
         axes.errorbar(
             place, one["mean"], [[one["mean"] - one["low"]], [one["high"] - one["mean"]]], color="black", capsize=4
         )
-    axes.set_xticks(range(len(PARTS)), PARTS)
+    axes.set_xticks(range(len(table)), list(table))
     axes.set_ylim(0, 1)
     axes.set_ylabel("recall@5, 95 % interval")
     axes.set_title(f"{evaluation.figures['questions']} questions, {evaluation.figures['passages']} passages")

@@ -6,6 +6,7 @@ release. Preferences themselves may stay at the nodes: methods "reward" and "dpo
     documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
     prompted (prompts that are read once for many answers) -> policy
     opinions_of_nodes (what nodes are asked of public answers, and said): to preferences, and to the gate
+    merging (an adapter and its base as one model) -> gate
     gate_subject (which model a folder holds) -> evidence -> release_evidence (whether it lets a release pass)
 """
 

@@ -210,6 +210,21 @@ def _aligned_model(specification: "RlhfSpecification", trained: "Trained") -> Al
     )  # fmt: skip
 
 
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="A folder of `confide rlhf train`.", exists=True, file_okay=False)],
+    base: Base,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: merged, in the run's.", file_okay=False)] = None,
+) -> None:
+    """Add a run's adapter to its base: a whole model, which the gate and a release take like the adapter."""
+    from confide_server.rlhf import merging
+
+    target = out or run / "merged"
+    model = merging.merge(run, base, target)
+    typer.echo(f"model {model.merged_sha256} in {target}: the base {model.base_sha256[:16]}")
+    typer.echo(f"and the adapter {model.adapter_sha256}; next: confide rlhf evaluate {line(str(target))}")
+
+
 def _same_run(out: Path, digest: str) -> None:
     """Raise StateError when the folder holds another run's checkpoints."""
     mark = out / "specification.sha256"

@@ -1,11 +1,12 @@
 """Which model a folder holds, as releases name it: what binds the gate's evidence to one release.
 
-Three kinds of folders are known, and none by what it says of itself alone:
+Four kinds of folders are known, and none by what it says of itself alone:
 
 - an adapter of `confide run export`: its tensors are hashed again as the coordinator hashed them;
 - a whole model of `confide run export` (adapter.kind "full"): hashed again where it is stored in float32; where it is
   stored in fewer bits, in which the trained numbers are not any more, its files are those that the manifest lists;
-- an adapter of `confide rlhf train`: by the hash under which it is served, which aligned.json beside it names.
+- an adapter of `confide rlhf train`: by the hash under which it is served, which aligned.json beside it names;
+- a model of `confide rlhf merge`: likewise, after it was added up again from the base and the adapter in it.
 """
 
 import json
@@ -15,12 +16,12 @@ from typing import Any
 from confide import canonical
 from confide.errors import ModelError
 from confide.files import sha256_file
-from confide.models.adapter_hash import content_hash
 from confide.models.bound import check_bound, check_whole_bound
 from confide.models.store import folder_digest
 from confide.runs.specification import parse_canonical
 
-from confide_server.state.release_subject import FILE_NAME, AlignedModel, read_aligned
+from confide_server.rlhf.merging import aligned_in, merged_in
+from confide_server.state.release_subject import FILE_NAME
 
 _MANIFEST = "manifest.json"
 _ADAPTER = "adapter_config.json"
@@ -43,8 +44,8 @@ def released(candidate: Path, baseline: Path | None, base: Path) -> dict[str, st
     compared = None if baseline is None else _named(baseline, base)
     if baseline is not None and compared is None:
         raise ModelError(
-            f"{baseline} is neither a folder of `confide run export` nor an adapter of `confide rlhf train`, so that "
-            "no release can stand for it; give the one that the name stands for"
+            f"{baseline} is neither a folder of `confide run export` nor a model of `confide rlhf train` or `merge`, "
+            "so that no release can stand for it; give the one that the name stands for"
         )
     base_sha256 = folder_digest(base)
     return {
@@ -69,20 +70,11 @@ def _named(folder: Path, base: Path) -> tuple[str, str] | None:
     if (folder / _MANIFEST).is_file():
         manifest = _checked(folder, base)
         return str(manifest["model_sha256"]), str(manifest["specification_sha256"])
-    if (folder.parent / FILE_NAME).is_file():
-        model = _aligned(folder, base)
-        return model.adapter_sha256, model.specification_sha256
-    return None
-
-
-def _aligned(folder: Path, base: Path) -> AlignedModel:
-    path = folder.parent / FILE_NAME
-    model, found, there = read_aligned(path.read_bytes()), content_hash(folder), folder_digest(base)
-    if model.adapter_sha256 != found:
-        raise ModelError(f"{path} is of the adapter {model.adapter_sha256[:16]}, and {folder} holds {found[:16]}")
-    if model.base_sha256 != there:
-        raise ModelError(f"the adapter in {folder} is of the base {model.base_sha256[:16]}; {base} holds {there[:16]}")
-    return model
+    if is_whole(folder):
+        model = merged_in(folder, base) if (folder / FILE_NAME).is_file() else None
+    else:
+        model = aligned_in(folder.parent, base, folder) if (folder.parent / FILE_NAME).is_file() else None
+    return None if model is None else (model.model_sha256, model.specification_sha256)
 
 
 def _checked(folder: Path, base: Path) -> dict[str, Any]:

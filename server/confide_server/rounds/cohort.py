@@ -7,13 +7,16 @@ connects anew, since what it accepted before its restart is its own business to 
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from confide.errors import ConfideError, TransportError
 from confide.identity.roster import Role, RosterStore
 from confide.proto import fleet_pb2
 from confide.runs.deadline import UNMEASURED_S, claimed_s, step_deadline_s
 from confide.sealing.differences import differences_kind
+from confide.text import line
 from google.protobuf.message import DecodeError
 
 from confide_server.fleet.port import Link
@@ -28,6 +31,8 @@ PAUSE_S = 0.2
 SAY_WAITING_S = 2.0
 """Answers that come sooner are not waited for in a way that is worth telling."""
 _PRECISIONS = ("float32", "bfloat16")
+_UNTOLD: Mapping[str, Any] = MappingProxyType({})
+_MOST_UNITS = 16
 RETURN_S = 10.0
 """Nodes look for a coordinator that went away every 5 s at least."""
 
@@ -278,7 +283,8 @@ class Cohort:
             return
         if answer.accepted:
             self._round_s[node] = claimed_s(answer.round_s)
-            self._set(node, "accepted", "", answer.precision if answer.precision in _PRECISIONS else "")
+            precision = answer.precision if answer.precision in _PRECISIONS else ""
+            self._set(node, "accepted", "", precision, _hardware(answer.hardware))
         elif answer.waiting:
             if answer.preparing and answer.busy_s:
                 self._busy_until[node] = self._clock() + answer.busy_s
@@ -287,7 +293,9 @@ class Cohort:
         else:
             self._set(node, "refused", printable(answer.reason))
 
-    def _set(self, node: str, answer: str, reason: str, precision: str = "") -> None:
+    def _set(
+        self, node: str, answer: str, reason: str, precision: str = "", hardware: Mapping[str, Any] = _UNTOLD
+    ) -> None:
         if self._answers[node] == answer:
             return
         self._answers[node] = answer
@@ -299,5 +307,18 @@ class Cohort:
             reason=reason,
             round_s=round(self._round_s.get(node, 0.0), 3),
             precision=precision,
+            hardware=dict(hardware),
         )
         self._book.answered(self._run.run_id, answer, event)
+
+
+def _hardware(said: fleet_pb2.Hardware) -> dict[str, Any]:
+    """What a node told of its machine, bounded, and fit to be shown; what it did not tell is left out."""
+    units = [line(unit, 20) for unit in said.vector_units[:_MOST_UNITS]]
+    told = {
+        "cores": said.cores,
+        "memory_gib": said.memory_gib,
+        "vector_units": units,
+        "accelerator": line(said.accelerator, 80),
+    }
+    return {name: value for name, value in told.items() if value}

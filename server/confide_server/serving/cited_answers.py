@@ -12,6 +12,7 @@ from confide.errors import StateError
 from confide.rag.access import Caller
 from confide.rag.embedder import Embedder
 from confide.rag.library import Library
+from confide.rag.reranker import Reranker
 
 from confide_server.rag.answering import Answerer, QueryPort
 from confide_server.rag.grammar import Writer
@@ -25,9 +26,15 @@ _MOST_TOKENS = 512
 class LibraryDocuments:
     """The library of all collections on this machine. The reader is checked there again, before and after retrieval."""
 
-    def __init__(self, library: Path, embedder: Path, writer: Writer | None = None) -> None:
-        """Raises ModelError when `embedder` holds no model. writer: chooses what is quoted, in the embedder's place."""
-        self._answers: QueryPort = Answerer(Library(library), Embedder(embedder), writer=writer)
+    def __init__(
+        self, library: Path, embedder: Path, writer: Writer | None = None, reranker: Path | None = None
+    ) -> None:
+        """Raises ModelError when `embedder` or `reranker` holds no such model.
+
+        writer: chooses what is quoted, in the embedder's place. reranker: of collections that were calibrated with it.
+        """
+        reads = None if reranker is None else Reranker(reranker)
+        self._answers: QueryPort = Answerer(Library(library), Embedder(embedder), writer=writer, reranker=reads)
 
     def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
         """Quotations that were verified, or word for word the refusal. Raises AccessRefused, StateError."""

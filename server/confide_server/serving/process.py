@@ -8,7 +8,6 @@ one folder; aliases that are changed while it runs hold within POLL_S, for reque
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from pathlib import Path
 import uvicorn
 from confide.errors import ConfideError, ModelError, StateError
 from confide.files import private_folder, write_atomic
+from confide.running import hold
 
 from confide_server.bounded_http import BoundedServer
 from confide_server.quota import Quota, listening, room_for
@@ -52,6 +52,7 @@ class Settings:
     upstream: URL of an engine elsewhere (vLLM); else the base model is loaded here. upstream_key_file holds its key.
     name: the alias of the base model itself. embedder: folder of a sentence encoder, served as embedder_name.
     library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
+    library_reranker: folder of the cross-encoder with which collections were calibrated, if any.
     library_model: the alias that chooses what is quoted from them; "": the embedder does.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
@@ -66,6 +67,7 @@ class Settings:
     embedder_name: str = "embedder"
     library: Path | None = None
     library_embedder: Path | None = None
+    library_reranker: Path | None = None
     library_model: str = ""
     bind: str = "127.0.0.1"
     port: int = 8080
@@ -123,7 +125,8 @@ class Serving:
         self.catalogue = Catalogue()
         with contextlib.ExitStack() as opened:
             private_folder(settings.state)
-            opened.callback(os.close, _exclusive(settings.state))
+            refusal = f"an endpoint serves from {settings.state} already; stop it first, or use another --state"
+            opened.callback(os.close, hold(settings.state / ".running", refusal))
             self._tls = _tls(settings)
             # A killed process forgets nothing; a loss of power may take the last requests' records with it.
             self.database = open_database(settings.state, settings.database, flushed=False)
@@ -158,7 +161,7 @@ class Serving:
 
         chooser = settings.library_model
         writer = ModelWriter(lambda: self.catalogue.find(chooser)) if chooser else None
-        return LibraryDocuments(settings.library, settings.library_embedder, writer)
+        return LibraryDocuments(settings.library, settings.library_embedder, writer, settings.library_reranker)
 
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""
@@ -297,16 +300,6 @@ def _upstream_key(path: Path | None) -> str:
         return "" if path is None else path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"the upstream's key {path} cannot be read: {error}") from error
-
-
-def _exclusive(state: Path) -> int:
-    descriptor = os.open(state / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StateError(f"an endpoint serves from {state} already; stop it first, or use another --state") from error
-    return descriptor
 
 
 def _server_name(state: Path) -> str:

@@ -14,7 +14,9 @@ from confide.text import line
 
 from confide_server.state.events import Happening, data_of
 
-_NOT_TOLD = frozenset({"metrics", "update_norm", "promise", "evidence", "model_sha256", "precision", "round_s"})
+_NOT_TOLD = frozenset(
+    {"metrics", "update_norm", "promise", "evidence", "model_sha256", "precision", "round_s", "hardware"}
+)
 _WARNINGS = frozenset({"dropped", "slot_abandoned", "paused", "run_failed", "run_waits", "run_paused"})
 log = logging.getLogger(__name__)
 

@@ -46,6 +46,8 @@ class OfferAnswered:
     round_s: float = 0.0
     """As it measured; 0: it did not."""
     precision: str = ""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    """As far as its policy lets it tell: cores, memory_gib, vector_units, accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)

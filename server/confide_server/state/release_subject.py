@@ -1,4 +1,5 @@
-"""What a release may name besides a run's round: an adapter that `confide rlhf train` made, with how it came about.
+"""What a release may name besides a run's round: an adapter that `confide rlhf train` made, with how it came about, or
+that adapter merged into its base (`confide rlhf merge`).
 
 The coordinator never had such a model. The release's document holds this one, so that whoever signs it sees what the
 adapter was made of, and an adapter that is found somewhere is recognised by its hash.
@@ -15,7 +16,7 @@ from pydantic import Field
 
 MAX_BYTES = 1 << 16
 FILE_NAME = "aligned.json"
-"""In the folder of `confide rlhf train`, beside the adapter."""
+"""In the folder of `confide rlhf train`, beside the adapter, and in the folder of `confide rlhf merge`."""
 
 
 class AlignedModel(Document):
@@ -31,6 +32,13 @@ class AlignedModel(Document):
     steps: Annotated[int, Field(ge=0, lt=2**31)]
     stopped: Annotated[str, Field(max_length=64)]
     """Why it ended before its last step; empty at the end."""
+    merged_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """confide.models.store.folder_digest of base and adapter as one model, by which it is served; "": the adapter."""
+
+    @property
+    def model_sha256(self) -> str:
+        """Of what is released."""
+        return self.merged_sha256 or self.adapter_sha256
 
     def to_bytes(self) -> bytes:
         """Canonical."""

@@ -81,7 +81,7 @@ class Releases:
         return self._create(name, notes, by, lambda session: _of_run(session, run_id, round))
 
     def create_aligned(self, name: str, aligned: bytes, notes: str, by: str) -> Release:
-        """A new release of an adapter that was optimised centrally; its document names how. Else as `create`.
+        """A new release of a model that was optimised centrally; its document names how. Else as `create`.
 
         Raises IdentityError or SpecificationError as release_subject.read_aligned.
         """
@@ -261,7 +261,7 @@ def _of_aligned(model: AlignedModel) -> dict[str, Any]:
     return {
         "run_id": "",
         "round": 0,
-        "model_sha256": model.adapter_sha256,
+        "model_sha256": model.model_sha256,
         "specification_sha256": model.specification_sha256,
         "base_model_sha256": model.base_sha256,
         "aligned": model.model_dump(mode="json"),

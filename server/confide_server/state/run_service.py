@@ -52,7 +52,8 @@ class RunEvent:
     """Something that happened in a run, in order of `sequence` (1-based per run).
 
     kinds and their data:
-        offer_answered  {node, accepted, waiting, preparing, reason, round_s: as it measured, 0 if it did not}
+        offer_answered  {node, accepted, waiting, preparing, reason, round_s: as it measured, 0 if it did not,
+                         precision, hardware: as it told}
         run_started     {nodes, rounds, sealing, name}
         epoch_started   {members, slots}
         round_started   {round, attempt, slot, deadline_s}

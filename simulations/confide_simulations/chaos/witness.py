@@ -13,6 +13,7 @@ from typing import Any
 
 from confide import journal
 from confide.codec.layout import VectorLayout
+from confide.errors import RetryableError
 from confide.privacy import LEDGER_NAME
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.sealing.member import upload as masking
@@ -69,7 +70,8 @@ class Witness:
         """An answer leaves. folder: the node's."""
         instruction = fleet_pb2.Instruction.FromString(asked)
         reply = fleet_pb2.Reply.FromString(fleet_pb2.SignedReply.FromString(answered).reply)
-        self._check_same(node, instruction, asked, answered, failed=reply.HasField("failure"))
+        if reply.failure.code != RetryableError.__name__:  # "not now" is no answer: it is asked again
+            self._check_same(node, instruction, asked, answered, failed=reply.HasField("failure"))
         if reply.HasField("failure"):
             self._failed(node, reply)
             return

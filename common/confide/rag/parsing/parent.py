@@ -73,6 +73,7 @@ class ParserProcess:
     _child: "subprocess.Popen[bytes] | None" = None
 
     def __enter__(self) -> "ParserProcess":
+        self._started()  # it gets ready while its caller does
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

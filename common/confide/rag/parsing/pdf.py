@@ -15,6 +15,8 @@ from confide.rag.parsing.blocks import Block, Unreadable
 MOST_PAGES = 5000
 _MOST_OUTLINE = 20_000
 _ENDS = (".", "!", "?", ":", ";", "。")
+_LEADER = re.compile(r"\.(?: ?\.){3,}")
+"""The dots between a title and its page in a table of contents: a token each, and no text."""
 _ITEM = re.compile(r"(?:[-*•–◦▪]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
 
 
@@ -73,7 +75,7 @@ def _squeezed(text: str) -> str:
 def _lines(text: str) -> list[str]:
     # PDFium writes U+0002 or U+FFFE for a hyphen at the end of a line that is none of the word's own.
     text = re.sub(r"[\x02\ufffe]\s*", "", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return [line.strip() for line in text.strip("\n ").split("\n")]
+    return [_LEADER.sub("…", line.strip()) for line in text.strip("\n ").split("\n")]
 
 
 def _running_lines(pages: list[list[str]]) -> frozenset[str]:

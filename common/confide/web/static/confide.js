@@ -62,29 +62,44 @@
     window.setInterval(() => { if (!document.hidden) look(); }, 15000);
   }
 
-  // What a reader has opened, scrolled or focused in a fragment is so again in the one that takes its place.
+  // What a reader has opened, scrolled or focused in a fragment is so again in the one that takes its place. It is known
+  // by what it is, not by its place: lines come and go above it.
   const FOCUSABLE = "a, button, summary, [tabindex]";
+  function names(root, selector) {
+    const seen = new Map();
+    return [...root.querySelectorAll(selector)].map(one => {
+      const near = one.parentElement.closest("[id]");
+      const said = /^(BUTTON|SUMMARY)$/.test(one.tagName) ? one.dataset.copy || one.textContent.trim().replace(/\d+/g, "0") : "";
+      const name = [near === root ? "" : near?.id, one.tagName, one.id, said, one.form?.getAttribute("action"),
+        ...["href", "aria-label", "name", "value"].map(attribute => one.getAttribute(attribute))].join("|");
+      seen.set(name, (seen.get(name) || 0) + 1);
+      return [`${name}|${seen.get(name)}`, one];
+    });
+  }
   let kept = null;
   function keep(old) {
-    const active = document.activeElement;
+    const active = document.activeElement, found = old.contains(active);
     kept = {
-      open: [...old.querySelectorAll("details")].map(one => one.open),
+      id: old.id, found,
+      open: new Map(names(old, "summary").map(([name, one]) => [name, one.parentElement.open])),
       scrolled: [...old.querySelectorAll(".scroll, .events")].map(one => [one.scrollTop, one.scrollLeft]),
-      focus: old.contains(active) ? [...old.querySelectorAll(FOCUSABLE)].indexOf(active) : -1,
+      focus: found ? names(old, FOCUSABLE).find(([, one]) => one === active)?.[0] : undefined,
     };
   }
-  function restore(fresh) {
-    if (!kept) return;
-    fresh.querySelectorAll("details").forEach((one, number) => { if (number in kept.open) one.open = kept.open[number]; });
-    fresh.querySelectorAll(".scroll, .events").forEach((one, number) => { [one.scrollTop, one.scrollLeft] = kept.scrolled[number] || [0, 0]; });
-    const focused = kept.focus >= 0 && fresh.querySelectorAll(FOCUSABLE)[kept.focus];
-    if (focused) focused.focus({preventScroll: true});
+  function restore() {
+    const fresh = kept && document.getElementById(kept.id), was = kept;
     kept = null;
+    if (!fresh) return;
+    for (const [name, one] of names(fresh, "summary")) if (was.open.has(name)) one.parentElement.open = was.open.get(name);
+    fresh.querySelectorAll(".scroll, .events").forEach((one, number) => { [one.scrollTop, one.scrollLeft] = was.scrolled[number] || [0, 0]; });
+    if (!was.found) return;
+    const same = names(fresh, FOCUSABLE).find(([name]) => name === was.focus)?.[1];
+    if (!same) fresh.tabIndex = -1;  // what it was is gone: the next key goes on from here, not from the page's top
+    (same || fresh).focus({preventScroll: true});
   }
 
   document.addEventListener("htmx:afterSwap", () => {
-    const live = document.getElementById("live");
-    if (live) restore(live);
+    restore();
     localise(document);
     tick();
   });
@@ -101,7 +116,7 @@
     if (elt.dataset.tick !== undefined && active && elt.contains(active) && /^(INPUT|SELECT|TEXTAREA)$/.test(active.tagName)) {
       event.detail.shouldSwap = false;
     }
-    if (elt.dataset.tick !== undefined && event.detail.shouldSwap) keep(elt);
+    if (event.detail.shouldSwap) keep(elt);
     if (event.detail.xhr.status === 403 || event.detail.xhr.status === 401) window.location.reload();
   });
   document.addEventListener("change", event => { if (event.target.matches("[data-submits]")) event.target.form.requestSubmit(); });

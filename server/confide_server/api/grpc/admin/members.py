@@ -8,6 +8,7 @@ from confide.errors import StateError, TransportError
 from confide.identity.enrolment import read_admission, read_request
 from confide.identity.roster import Member, Role, Roster, open_roster
 from confide.proto import admin_pb2 as pb
+from confide.proto.fleet_pb2 import Hardware
 
 from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin.parts import AdminParts, limited
@@ -143,6 +144,7 @@ def _state(member: Member, standing: Standing | None, last_seen: float) -> str:
 
 def _add_work(line: pb.MemberLine, work: tuple[str, dict[str, Any]] | None, offer: Mapping[str, Any]) -> None:
     line.precision, line.round_s = offer.get("precision", ""), offer.get("round_s", 0.0)
+    line.hardware.CopyFrom(Hardware(**offer.get("hardware", {})))
     if work is not None and line.state == "connected":
         line.run_id, line.state = work[0], "training"
         line.work.CopyFrom(pb.WorkProgress(**work[1]))

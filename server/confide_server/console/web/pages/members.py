@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from confide_server.alerts.needs import CERTIFICATE_S
-from confide_server.console.federation import run_words
+from confide_server.console.federation import machine_words, run_words
 from confide_server.console.roles import Role
 from confide_server.console.web.looking import console_of, look_of
 
@@ -63,6 +63,7 @@ def members(request: Request) -> Response:
         rosters=look.rosters().rosters if whole else [],
         states=STATES,
         doing=run_words.doing,
+        machine=machine_words,
         clock=page.clock,
     )  # fmt: skip
 
