@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from confide_simulations.rlhf import prompts
 
 ANSWERS, PAIRS_EACH, NEW_TOKENS = 8, 2, 20
-"""Best against worst of eight and second best against second worst: each pair is seen once."""
+"""Best against worst of eight and second best against second worst."""
+PROMPTS, STEPS = 40, 20
+"""Public prompts of training, all there are; in batches of four pairs each pair is seen once."""
 GATE_PROMPTS, GATE_ANSWERS = 64, 4
 """Of about 0.25 standard deviation each: the interval is then about 0.06 to either side, so that 0.57 passes."""
 

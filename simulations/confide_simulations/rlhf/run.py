@@ -22,7 +22,7 @@ from confide_simulations.demo.shards import NAMES, write_jsonl
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 from confide_simulations.rlhf import comparisons, heads, job
-from confide_simulations.rlhf.align import Aligned, Head, align
+from confide_simulations.rlhf.align import PROMPTS, STEPS, Aligned, Head, align
 
 Vectors = NDArray[np.float64]
 SEEDS = (0, 1, 2, 3, 4)
@@ -40,8 +40,8 @@ class Options:
     test_snippets: int = 2400
     test_pairs: int = 900
     judge_snippets: int = 800
-    prompts: int = 40
-    steps: int = 20
+    prompts: int = PROMPTS
+    steps: int = STEPS
     policy: bool = True
     seed: int = 7
     keep: bool = False

@@ -18,11 +18,8 @@ from confide_server.rlhf.reward_model import FeatureReader
 
 from confide_simulations.rlhf import comparisons, heads
 from confide_simulations.rlhf import job as reward_job
-from confide_simulations.rlhf.align import Aligned, Head, align
+from confide_simulations.rlhf.align import PROMPTS, STEPS, Aligned, Head, align
 from confide_simulations.whole.federated import FinishedRun, Say
-
-PROMPTS, STEPS = 32, 16
-"""Two pairs a prompt in batches of four: each is seen once."""
 
 
 @dataclass(frozen=True)
