@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confide.children import bound
+from confide.children import start
 from confide.errors import StateError
 
 # Not pyarrow, nor what imports it: it starts a thread.
@@ -133,8 +133,8 @@ class Forks:
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             # -u: what a fork prints is in its log when it is killed.
             command = [sys.executable, "-u", "-m", "confide_simulations.forking", str(theirs.fileno()), *self._modules]
-            self._parent = subprocess.Popen(
-                bound(command),
+            self._parent = start(
+                command,
                 stdin=subprocess.DEVNULL,
                 env=self._environment,
                 pass_fds=[theirs.fileno()],

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from confide.children import bound
+from confide.children import start
 from confide.errors import StateError, TransportError
 
 from confide_simulations.forks import Fork, shared
@@ -97,8 +97,8 @@ def _start(command: Sequence[str], output: int, environment: dict[str, str], *, 
     if forked and shared().serves(command, environment):
         return shared().start(command[2], command[3:], output, environment=environment)
     # A session of its own: Ctrl-C reaches the parent alone, which then ends the children in order.
-    return subprocess.Popen(
-        bound(command),
+    return start(
+        command,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
