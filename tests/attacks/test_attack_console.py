@@ -6,6 +6,7 @@ import time
 import pytest
 from confide.errors import StateError
 from confide_server.console.accounts.limits import OF_NAME
+from confide_server.console.federation.reading import SETTLED_S
 from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import local_path
 from fastapi.routing import APIRoute
@@ -330,8 +331,7 @@ def test_ticks_tell_an_organization_of_its_own_runs_only(console):
     async def heard(run_ids, happened):
         with console.live.watching(run_ids) as watcher:
             watcher.tell(happened)
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await asyncio.sleep(2 * SETTLED_S)
             return not watcher._ticks.empty()
 
     assert asyncio.run(heard(None, RUN_ID)) and asyncio.run(heard(frozenset({RUN_ID}), RUN_ID))

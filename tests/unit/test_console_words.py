@@ -199,6 +199,26 @@ def test_a_coordinator_that_hangs_holds_no_page(monkeypatch):
     reader.close()
 
 
+def test_who_looks_after_something_happened_sees_it():
+    coordinator, clock = MemoryCoordinator(), [100.0]
+    reader = Reader(coordinator, lambda: clock[0])
+
+    def asked(after_s):
+        clock[0] += after_s
+        before = len(coordinator.asked)
+        reader.look(ANNA).run(RUN_ID)
+        return len(coordinator.asked) - before
+
+    assert [asked(0.0), asked(0.5)] == [1, 0]
+    reader.heard()
+    assert asked(reading.SETTLED_S) == 1, "within a second, but from before"
+    reader.heard()
+    assert asked(0.0) == 0, "what happens again and again is asked for four times a second at most"
+    assert asked(reading.SETTLED_S + 0.01) == 1
+    assert [asked(0.9), asked(0.2)] == [0, 1]
+    reader.close()
+
+
 def test_many_pages_ask_once_and_answers_are_shared_by_role_only():
     coordinator = MemoryCoordinator()
     reader = Reader(coordinator)
@@ -255,6 +275,30 @@ def test_acts_go_to_the_coordinator_in_the_persons_name_and_are_done_once(tmp_pa
     ((method, request, acting),) = console.reader._coordinator.changed
     assert (method, request.run_id, request.reason, acting.user) == ("PauseRun", RUN_ID, "maintenance", "anna")
     assert 16 <= len(request.idempotency_key) <= 64
+    console.close()
+
+
+def test_what_changes_of_a_runs_page_is_made_once_for_those_who_are_shown_the_same(tmp_path, monkeypatch):
+    console = make_console(tmp_path)
+    console.reader._clock = lambda: 100.0  # nothing grows old
+    people = [
+        person(console, Role.OPERATOR, name="anna"),
+        person(console, Role.OPERATOR, name="otto"),
+        person(console, Role.AUDITOR, name="ada"),
+        person(console, Role.ORGANIZATION, "bank-b", name="ben"),
+        person(console, Role.ORGANIZATION, "hospital-a", name="cleo"),
+    ]
+    render, made = console.frame.pages.render, []
+    monkeypatch.setattr(
+        console.frame.pages, "render", lambda name, **given: (made.append(name), render(name, **given))[1]
+    )
+    parts = [client.get(f"/runs/{RUN_ID}/live").text for client in people]
+    assert made == ["run_live.html"] * 4, "the two operators share one"
+    assert parts[0] == parts[1] and "#act" in parts[0] and "#act" not in parts[2]
+    assert parts[0].strip() in people[1].get(f"/runs/{RUN_ID}").text
+    assert not any(word in part for part in parts for word in ("csrf", "anna", "ben"))
+    plain = people[0].get(f"/runs/{RUN_ID}/live", headers={"accept-encoding": "identity"})
+    assert plain.text == parts[0] and "content-encoding" not in plain.headers
     console.close()
 
 

@@ -90,6 +90,7 @@ RULES: Mapping[str, Rule] = {
     "live": Rule(_READERS),
     "runs": Rule(_READERS),
     "run": Rule(_READERS),
+    "run_live": Rule(_READERS),
     "run_series": Rule(_READERS),
     "run_csv": Rule(_READERS, scope="runs"),
     "run_toml": Rule(_CONSORTIUM, scope="runs"),

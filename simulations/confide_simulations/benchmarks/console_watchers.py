@@ -1,7 +1,8 @@
 """Many open pages of one run: how soon each shows a new round, and what they cost while nothing happens.
 
-The watchers are a process of their own and do what a page does: one event stream each, and the run's page again at each
-tick. What is timed goes from the round's commit at the coordinator to the whole page with that round at a watcher.
+The watchers are a process of their own and do what a page does: one event stream each, and the part of the run's page
+that changes again at each tick. What is timed goes from the round's commit at the coordinator to that part with that
+round, whole, at a watcher.
 
     python -m confide_simulations.benchmarks.console_watchers ADDRESS RUN COUNT     (the cookie on standard input)
 """
@@ -43,7 +44,7 @@ async def _one(client: httpx.AsyncClient, run_id: str) -> None:
 
 
 async def _round(client: httpx.AsyncClient, run_id: str) -> int:
-    answer = await client.get(f"/runs/{run_id}", timeout=PATIENCE_S)
+    answer = await client.get(f"/runs/{run_id}/live", timeout=PATIENCE_S)
     found = _ROUND.search(answer.text)
     return int(found.group(1)) if found is not None else 0
 

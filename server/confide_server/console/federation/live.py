@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from confide.errors import ConfideError
 from confide.proto import admin_pb2 as pb
 
-from confide_server.console.federation.reading import Acting, Reader
+from confide_server.console.federation.reading import SETTLED_S, Acting, Reader
 from confide_server.console.roles import Role
 
 HEARTBEAT_S = 15.0
@@ -33,14 +33,17 @@ class Watcher:
         """run_ids: of which it hears; None: of all."""
         self._loop, self._run_ids = loop, run_ids
         self._ticks: asyncio.Queue[str] = asyncio.Queue(1)
+        self._due = False
 
     def tell(self, run_id: str) -> None:
-        """From any thread."""
-        if not run_id or self._run_ids is None or run_id in self._run_ids:
+        """From any thread. The tick comes when answers are asked for anew, one for all that happens meanwhile."""
+        if not self._due and (not run_id or self._run_ids is None or run_id in self._run_ids):
+            self._due = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._put)
+                self._loop.call_soon_threadsafe(self._loop.call_later, SETTLED_S, self._put)
 
     def _put(self) -> None:
+        self._due = False
         if not self._ticks.full():
             self._ticks.put_nowait("tick")
 
@@ -154,6 +157,8 @@ class Live:
             if known is not None and kind != "progress" and (not known or event.number > known[-1].number):
                 known.append(event)
             watchers = tuple(self._watchers)
+        if kind != "progress":
+            self._reader.heard()
         for watcher in watchers:
             watcher.tell(event.run_id)
 

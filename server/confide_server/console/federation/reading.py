@@ -23,7 +23,9 @@ from google.protobuf.message import Message
 
 from confide_server.console.roles import Role
 
-FRESH_S = 1.0
+FRESH_S, SETTLED_S = 1.0, 0.25
+"""How old an answer may be, and how old where something has happened since: whoever looks so long after something
+happened sees it."""
 SILENT_AFTER_S = 5.0
 """Younger troubles are not told: a restart of the coordinator takes about as long."""
 MOST_ANSWERS = 512
@@ -100,6 +102,7 @@ class Reader:
         self._asking = ThreadPoolExecutor(ASKING_THREADS, thread_name_prefix="console-asks")
         self._silent_since: float | None = None
         self._trouble = ""
+        self._heard_at = float("-inf")
 
     def look(self, acting: Acting) -> "Look":
         """One page's view."""
@@ -120,7 +123,7 @@ class Reader:
         key = _key(method, request, acting)
         with self._lock:
             known = self._answers.get(key)
-            if known is not None and self._clock() - known.at <= fresh_s:
+            if known is not None and self._is_fresh(known, fresh_s):
                 return known.message, self._clock() - known.at
             pending = self._pending.get(key)
             if pending is None:
@@ -149,15 +152,17 @@ class Reader:
         key = _key(method, request, acting)
         with self._lock:
             known = self._answers.get(key)
-            fresh = known is not None and self._clock() - known.at <= fresh_s
-            if not fresh and key not in self._pending:
+            if not (known is not None and self._is_fresh(known, fresh_s)) and key not in self._pending:
                 self._pending[key] = self._asking.submit(self._renew, key, method, request, acting)
 
     def _renew(self, key: _Key, method: str, request: Message, acting: Acting) -> _Answer:
         try:
-            answer = _Answer(self._coordinator.ask(method, request, acting), self._clock())
+            asked_at = self._clock()
+            answer = _Answer(self._coordinator.ask(method, request, acting), asked_at)
             with self._lock:
-                self._answers[key] = answer
+                known = self._answers.get(key)
+                if known is None or known.at <= asked_at:
+                    self._answers[key] = answer
                 self._answers.move_to_end(key)
                 while len(self._answers) > MOST_ANSWERS:
                     self._answers.popitem(last=False)
@@ -166,6 +171,17 @@ class Reader:
         finally:
             with self._lock:
                 self._pending.pop(key, None)
+
+    def heard(self) -> None:
+        """Something has happened: what was asked before may be answered differently now."""
+        with self._lock:
+            self._heard_at = self._clock()
+            self._pending.clear()
+
+    def _is_fresh(self, known: _Answer, fresh_s: float) -> bool:
+        age_s = self._clock() - known.at
+        since = known.at > self._heard_at or age_s <= SETTLED_S or fresh_s > FRESH_S
+        return since and age_s <= fresh_s
 
     def _silent(self, error: Exception) -> None:
         with self._lock:

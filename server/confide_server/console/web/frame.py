@@ -2,7 +2,10 @@
 
 import functools
 import gzip
+import threading
 import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from confide_server.console.roles import RULES, Role
 from confide_server.console.web.access import Visitor
 from confide_server.console.words import TEXTS
 
-_MOST_CELLS = 2048
+_MOST_CELLS, _MOST_PARTS = 2048, 32
+_PACKED = {"content-encoding": "gzip", "vary": "accept-encoding"}
 PACKED_FROM_BYTES, PACKING_LEVEL = 8192, 4
 FOLDER = Path(__file__).parent.parent
 _NAVIGATION = (
@@ -34,6 +38,9 @@ class Frame:
         """asset: name -> address."""
         self.texts = TEXTS
         self.pages = Pages([FOLDER / "templates"], self.texts, asset=asset)
+        self._parts: OrderedDict[Hashable, tuple[bytes, bytes]] = OrderedDict()
+        """Plain and packed, by what they follow from."""
+        self._making = threading.Lock()
         self.pages.environment.filters["cell"] = functools.lru_cache(_MOST_CELLS)(self._cell)
 
     def _cell(self, cell: Cell) -> Markup:
@@ -72,14 +79,38 @@ class Frame:
         )
         return _answer(request, body.encode(), status_code, packed=visitor is not None)
 
+    def part(
+        self, request: Request, template: str, same: Hashable, given: Callable[[], Mapping[str, object]]
+    ) -> HTMLResponse:
+        """A part of a page, rendered and packed once for all who are to be shown the same.
+
+        same: what `given` follows from, and on whom it depends beside their role. The template knows no visitor and no
+        session: what is in it is nobody's own.
+        """
+        role = request.state.visitor.role
+        with self._making:  # one at a time: who waited finds it made
+            made = self._parts.get((template, role, same))
+            if made is None:
+                text = self.pages.render(template, may=lambda route: RULES[route].allows(role), **given()).encode()
+                made = self._parts[template, role, same] = (text, _packed(text))
+                while len(self._parts) > _MOST_PARTS:
+                    self._parts.popitem(last=False)
+        return HTMLResponse(made[1], headers=_PACKED) if _takes_packed(request) else HTMLResponse(made[0])
+
 
 def _answer(request: Request, body: bytes, status_code: int, *, packed: bool) -> HTMLResponse:
     # Secrets that are handed out once (a seed, an API token, a link) are on pages before sign-in, or answer a POST.
-    wanted = request.method == "GET" and "gzip" in request.headers.get("accept-encoding", "")
-    if not (packed and wanted and len(body) >= PACKED_FROM_BYTES):
+    if not (packed and _takes_packed(request) and len(body) >= PACKED_FROM_BYTES):
         return HTMLResponse(body, status_code)
-    headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
-    return HTMLResponse(gzip.compress(body, PACKING_LEVEL, mtime=0), status_code, headers)
+    return HTMLResponse(_packed(body), status_code, _PACKED)
+
+
+def _takes_packed(request: Request) -> bool:
+    return request.method == "GET" and "gzip" in request.headers.get("accept-encoding", "")
+
+
+def _packed(body: bytes) -> bytes:
+    return gzip.compress(body, PACKING_LEVEL, mtime=0)
 
 
 def navigation(role: Role) -> tuple[str, ...]:

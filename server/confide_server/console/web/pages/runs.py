@@ -3,6 +3,8 @@
 import csv
 import io
 import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from confide.errors import ConfideError
 from confide.proto import admin_pb2 as pb
@@ -12,8 +14,12 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from confide_server.alerts import needs
 from confide_server.console.federation import run_words
+from confide_server.console.federation.reading import Look
 from confide_server.console.web.forms import confirm, form_of
 from confide_server.console.web.looking import console_of, look_of
+
+if TYPE_CHECKING:
+    from confide_server.console.web.app import Console
 
 router = APIRouter()
 STATUSES = (*needs.LIVE, *needs.ENDED)
@@ -54,35 +60,67 @@ def run(request: Request, run_id: str, plan: bool = False) -> Response:
 def _run_page(request: Request, run_id: str, wrong: str = "", *, plan: bool = False) -> Response:
     # plan: the reader has opened it. Nobody else waits for it, but where it is what one reads first.
     look, console = look_of(request), console_of(request)
-    look.ahead_of_runs([run_id])
-    look.ahead(ListMembers=pb.ListMembersRequest())
-    detail = look.run(run_id)
-    rounds, members = look.rounds(run_id), look.members()
-    events = console.live.events(detail.run, look.acting)
-    opened = run_words.open_round(events) if detail.run.status in {"running", "waiting", "paused"} else None
-    working = {one.name: one.work for one in members.members if one.HasField("work") and one.run_id == run_id}
-    opened_plan = plan or detail.run.status in _PLAN_FIRST
+    asked = _asked(look, console, run_id)
+    status = asked.detail.run.status
+    opened_plan = plan or status in _PLAN_FIRST
     return console.frame.page(
         request,
         "run.html",
         status_code=403 if wrong else 200,
         fresh=look.freshness,
-        detail=detail,
-        run=detail.run,
         plan=look.plan(run_id) if opened_plan else "",
         opened_plan=opened_plan,
-        rounds=rounds,
-        head=run_words.headline(detail.run, opened, working),
-        grid=run_words.grid(detail.run, rounds, opened),
-        opened=opened,
-        epoch=run_words.epoch(events),
-        dropped=run_words.dropped(rounds),
-        series=run_words.series(rounds),
-        events=[(event.time, *run_words.event_words(event)) for event in list(reversed(events))[:MOST_EVENTS]],
-        moods=run_words.MOODS,
-        ended=detail.run.status in needs.ENDED,
+        ended=status in needs.ENDED,
         wrong=wrong,
+        **_shown(asked),
     )
+
+
+@router.get("/runs/{run_id}/live", name="run_live")
+def run_live(request: Request, run_id: str) -> Response:
+    """What of the page changes while the run goes, for those who have it open."""
+    look, console = look_of(request), console_of(request)
+    asked, fresh = _asked(look, console, run_id), look.freshness
+    same = (
+        run_id, look.acting.organization, asked.detail.clock, asked.members.clock, len(asked.rounds),
+        asked.events[-1].number if asked.events else 0, round(4 * fresh.age_s), round(fresh.silent_s), fresh.trouble,
+    )  # fmt: skip
+    return console.frame.part(request, "run_live.html", same, lambda: {"fresh": fresh, **_shown(asked)})
+
+
+class _Asked(NamedTuple):
+    detail: pb.RunDetail
+    rounds: list[pb.RoundLine]
+    members: pb.MemberPage
+    events: Sequence[pb.Event]
+
+
+def _asked(look: Look, console: "Console", run_id: str) -> _Asked:
+    look.ahead_of_runs([run_id])
+    look.ahead(ListMembers=pb.ListMembersRequest())
+    detail = look.run(run_id)
+    rounds, members = look.rounds(run_id), look.members()
+    return _Asked(detail, rounds, members, console.live.events(detail.run, look.acting))
+
+
+def _shown(asked: _Asked) -> dict[str, Any]:
+    """What run_live.html wants, besides how old it is."""
+    run, rounds, events = asked.detail.run, asked.rounds, asked.events
+    opened = run_words.open_round(events) if run.status in {"running", "waiting", "paused"} else None
+    at_work = {one.name: one.work for one in asked.members.members if one.HasField("work") and one.run_id == run.run_id}
+    return {
+        "detail": asked.detail,
+        "run": run,
+        "rounds": rounds,
+        "head": run_words.headline(run, opened, at_work),
+        "grid": run_words.grid(run, rounds, opened),
+        "opened": opened,
+        "epoch": run_words.epoch(events),
+        "dropped": run_words.dropped(rounds),
+        "series": run_words.series(rounds),
+        "events": [(event.time, *run_words.event_words(event)) for event in list(reversed(events))[:MOST_EVENTS]],
+        "moods": run_words.MOODS,
+    }
 
 
 @router.get("/runs/{run_id}/series", name="run_series")
