@@ -53,8 +53,9 @@ PAGES = {
     "run_live": "/runs/{}/live", "run_csv": "/runs/{}/rounds.csv", "run_toml": "/runs/{}/specification.toml",
     "members": "/members", "privacy": "/privacy", "models": "/models", "audit": "/audit",
     "audit_export": "/audit/export", "api_runs": "/api/v1/runs", "api_run": "/api/v1/runs/{}",
-    "api_members": "/api/v1/members", "api_privacy": "/api/v1/privacy", "api_models": "/api/v1/models", "specification": "/specification",
-    "roster_file": "/members/rosters/0.json", "privacy_series": "/privacy/series?organization=hospital-b",
+    "api_members": "/api/v1/members", "api_privacy": "/api/v1/privacy", "api_models": "/api/v1/models",
+    "specification": "/specification", "roster_file": "/members/rosters/0.json",
+    "privacy_series": "/privacy/series?organization=hospital-b",
 }  # fmt: skip
 LIES = ("/privacy?organization=hospital-b&run={}", "/runs?organization=hospital-b", "/runs?q=", "/runs/{}?plan=1",
         "/compare?run={}&run={}")  # fmt: skip
