@@ -38,14 +38,13 @@ def merged(adapter: Path, base: Path, folder: Path) -> Path:
     """The adapter added to its base: a whole encoder, as `confide rag` takes it."""
     import peft
     import transformers
+    from confide.models.architecture import load_tokenizer
+    from confide.models.pretrained import load_pretrained, pooler_names
 
-    model = transformers.AutoModel.from_pretrained(
-        base, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+    model = load_pretrained(transformers.AutoModel, base, "auto", may_lack=pooler_names)
     whole = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     whole.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
     return folder
 
 
