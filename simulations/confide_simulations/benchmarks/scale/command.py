@@ -61,7 +61,7 @@ def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _in_own_process(nodes: int, parameters: int, group: int) -> dict[str, Any]:
-    module = "confide_simulations.benchmarks.scale_run"
+    module = "confide_simulations.benchmarks.scale.worker"
     command = [sys.executable, "-m", module, str(nodes), str(parameters), str(group)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     row: dict[str, Any] = json_module.loads(done.stdout)

@@ -19,7 +19,7 @@ from confide.codec.tensors import TensorSchema
 from confide.runs.specification import Adapter, Specification
 from numpy.typing import NDArray
 
-from confide_simulations.benchmarks.aggregation_federation import NODES, InTurn, Record, Round, demo_specification
+from confide_simulations.benchmarks.aggregation.federation import NODES, InTurn, Record, Round, demo_specification
 from confide_simulations.demo.shards import split_by_category
 
 Say = Callable[[str], None]

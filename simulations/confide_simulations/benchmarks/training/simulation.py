@@ -34,7 +34,7 @@ def simulation(
 ) -> None:
     """Wall time of a simulation over that of its bare local steps; unsealed, and sealed beside it."""
     from confide_simulations.benchmarks.meta import meta, write_result
-    from confide_simulations.benchmarks.privacy_task import write_start
+    from confide_simulations.benchmarks.privacy.task import write_start
     from confide_simulations.simulate.engine import Engine, Resources
 
     console = Console()
@@ -109,7 +109,7 @@ def _measure(
 def _bare(base: Path, shard: Path, rounds: int, steps: int, processes: int) -> float:
     """Mean wall seconds of one contribution, in as many processes at once as the simulation has workers."""
     arguments = [str(base), str(shard), str(rounds), str(steps), str(_SAMPLE)]
-    command = [sys.executable, "-m", "confide_simulations.benchmarks.simulation", *arguments]
+    command = [sys.executable, "-m", "confide_simulations.benchmarks.training.simulation", *arguments]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     outputs = [process.communicate()[0] for process in running]
     return sum(float(json_module.loads(text)) for text in outputs) / processes

@@ -14,7 +14,7 @@ import numpy as np
 from confide.runs.specification import Specification, parse_toml
 from numpy.typing import NDArray
 
-from confide_simulations.benchmarks.differences_world import Refused, Sum, World, cosine, specify
+from confide_simulations.benchmarks.differences.world import Refused, Sum, World, cosine, specify
 
 Vector = NDArray[np.float32]
 

@@ -30,7 +30,7 @@ def sealing(
 ) -> None:
     """Cost of a sealed sum per parameter: node, coordinator, wire and memory, with 0 and 2 dropouts."""
     from confide_simulations.benchmarks.meta import meta, write_result
-    from confide_simulations.benchmarks.sealing_ours import encoding_peak_mib, thread_scaling
+    from confide_simulations.benchmarks.sealing.ours import encoding_peak_mib, thread_scaling
 
     config = {
         "params": int(params), "nodes": nodes, "bits": bits, "repetitions": repetitions, "dropouts": [0, 2],
@@ -57,9 +57,9 @@ def sealing(
 
 def compare(params: int, nodes: int, bits: int, repetitions: int, *, everything: bool) -> Result:
     """Ours and SecAgg+ side by side; with `everything` also CKKS, the plain path and the floor."""
-    from confide_simulations.benchmarks.sealing_flower import measure_secagg_plus
-    from confide_simulations.benchmarks.sealing_ours import unit_update
-    from confide_simulations.benchmarks.sealing_peers import measure_ckks, measure_plain
+    from confide_simulations.benchmarks.sealing.flower import measure_secagg_plus
+    from confide_simulations.benchmarks.sealing.ours import unit_update
+    from confide_simulations.benchmarks.sealing.peers import measure_ckks, measure_plain
 
     update, drops = unit_update(params, _SEED), (0, 2)
     made: Result = {"ours": measure_ours(update, nodes, bits, drops, repetitions)}
@@ -79,8 +79,8 @@ def measure_ours(
 
     The protocol's run sums short vectors too: what these cost by themselves is taken off, so that nothing counts twice.
     """
-    from confide_simulations.benchmarks.sealing_ours import OurSlot, encoding_peak_mib
-    from confide_simulations.benchmarks.sealing_protocol import SIZE, ProtocolCost
+    from confide_simulations.benchmarks.sealing.ours import OurSlot, encoding_peak_mib
+    from confide_simulations.benchmarks.sealing.protocol import SIZE, ProtocolCost
 
     with tempfile.TemporaryDirectory() as folder:
         protocol = ProtocolCost(nodes, Path(folder))
@@ -126,7 +126,7 @@ def measure_ours(
 
 def measure_floor(params: int, nodes: int, bits: int, repetitions: int) -> Result:
     """AES-256-CTR keystreams and one add each: n masks at a node, n self masks at the coordinator."""
-    from confide_simulations.benchmarks.sealing_ours import layout_of, masking_seconds
+    from confide_simulations.benchmarks.sealing.ours import layout_of, masking_seconds
 
     layout = layout_of(params, nodes, bits)
     ours, floor = masking_seconds(params, nodes, layout.lane_bits, repetitions)

@@ -23,8 +23,8 @@ def differences(
     plot: Annotated[Path | None, typer.Option(help="Draw the table here (PNG).")] = None,
 ) -> None:
     """Two sums that differ by one organization: by which attacks, and what their difference tells."""
-    from confide_simulations.benchmarks.differences_plot import draw
-    from confide_simulations.benchmarks.differences_table import DELTA, EPSILON, ROUNDS, rows
+    from confide_simulations.benchmarks.differences.plot import draw
+    from confide_simulations.benchmarks.differences.table import DELTA, EPSILON, ROUNDS, rows
     from confide_simulations.benchmarks.meta import meta, write_result
 
     sizes = {"members": _numbers(members), "steps": _numbers(steps), "apart": _numbers(apart)}
@@ -46,7 +46,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _attacks(settings: dict[str, Any]) -> dict[str, Any]:
-    from confide_simulations.benchmarks.differences_attacks import ATTACKS, try_attack
+    from confide_simulations.benchmarks.differences.attacks import ATTACKS, try_attack
 
     found = {}
     for attack in ATTACKS:

@@ -4,7 +4,7 @@ The watchers are a process of their own and do what a page does: one event strea
 that changes again at each tick. What is timed goes from the round's commit at the coordinator to that part with that
 round, whole, at a watcher.
 
-    python -m confide_simulations.benchmarks.console_watchers ADDRESS RUN COUNT     (the cookie on standard input)
+    python -m confide_simulations.benchmarks.console.watchers ADDRESS RUN COUNT     (the cookie on standard input)
 """
 
 import asyncio
@@ -131,7 +131,7 @@ def measured(
     console: Console, cookie: str, run_id: str, commit: Callable[[], int], *, count: int, rounds: int, idle_s: float
 ) -> dict[str, float]:
     """commit: commits the run's next round and returns its number. cookie: of somebody who may see the run."""
-    command = [sys.executable, "-m", "confide_simulations.benchmarks.console_watchers"]
+    command = [sys.executable, "-m", "confide_simulations.benchmarks.console.watchers"]
     late: list[float] = []
     with _served(console) as address, _watching([*command, address, run_id, str(count)], cookie) as watchers:
         watchers.wait_ready(count)

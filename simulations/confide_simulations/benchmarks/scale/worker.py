@@ -1,6 +1,6 @@
 """One size of `confide bench scale`, in this process: an epoch, its first slot and a later one, each phase timed.
 
-    python -m confide_simulations.benchmarks.scale_run NODES PARAMETERS GROUP
+    python -m confide_simulations.benchmarks.scale.worker NODES PARAMETERS GROUP
 
 The members' CPU time is taken apart from the coordinator's, which is all the rest. Peak memory is of the whole process:
 collector, all members and what travels between them.
@@ -27,8 +27,8 @@ from confide.sealing.member.context import NodeRules
 from confide.sealing.member.member import SealedMember
 from confide.sealing.roles import Answer, Exchange, Opened, SlotPlan
 
-from confide_simulations.benchmarks.scale import PHASES
-from confide_simulations.benchmarks.sealing_protocol import NOW, RUN, sealing_roster
+from confide_simulations.benchmarks.scale.command import PHASES
+from confide_simulations.benchmarks.sealing.protocol import NOW, RUN, sealing_roster
 from confide_simulations.simulate.population import grouped
 
 _STEPS = {

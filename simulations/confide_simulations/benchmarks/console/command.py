@@ -22,8 +22,8 @@ from confide_server.console.web.app import Console
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from confide_simulations.benchmarks import console_watchers
-from confide_simulations.benchmarks.console_world import History, console_over
+from confide_simulations.benchmarks.console import watchers as many_watchers
+from confide_simulations.benchmarks.console.world import History, console_over
 from confide_simulations.benchmarks.meta import meta, write_result
 
 PAGES = {
@@ -51,7 +51,7 @@ def console(
     with tempfile.TemporaryDirectory() as folder, console_over(Path(folder), history) as stage:
         figures, cookie = asyncio.run(_measured(stage.console, stage.run_id, runs, repeats))
         if watchers:
-            watched = console_watchers.measured(
+            watched = many_watchers.measured(
                 stage.console, cookie, stage.run_id, stage.commit, count=watchers, rounds=ROUNDS_SHOWN, idle_s=IDLE_S
             )
     said = f"ms: {nodes} nodes, {runs:,} runs, {events:,} events; load {os.getloadavg()[0]:.1f}"

@@ -1,6 +1,6 @@
 """A real node in all but its training: what it contributes is made in a moment. For measuring everything else.
 
-    python -m confide_simulations.benchmarks.stand_in STATE_FOLDER
+    python -m confide_simulations.benchmarks.fleet.stand_in STATE_FOLDER
 
 Agent, policy, transport and sealing are the product's own; only the trainer is another one. It never imports torch.
 """

@@ -262,7 +262,7 @@ def compare(corpus: Corpus, scale: Scale, folder: Path, seed: int, say: Say) -> 
 
 def plays_of(folder: Path, scale: Scale, base: Path) -> Corpus:
     """The plays' speeches, whole plays dealt to the nodes in turn; every ninth is held out."""
-    from confide_simulations.benchmarks.privacy_task import speeches
+    from confide_simulations.benchmarks.privacy.task import speeches
 
     plays: dict[str, list[str]] = {}
     for genre in sorted(path for path in folder.iterdir() if path.is_dir()):

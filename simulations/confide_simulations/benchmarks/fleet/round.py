@@ -19,7 +19,7 @@ from confide.runs.specification import Specification
 from rich.console import Console
 from rich.table import Table
 
-from confide_simulations.benchmarks import stand_in
+from confide_simulations.benchmarks.fleet import stand_in
 from confide_simulations.benchmarks.meta import meta, write_result
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
@@ -37,7 +37,7 @@ def make_federation(folder: Path, nodes: int) -> LocalFederation:
         folder / "federation",
         nodes={f"organization-{number}": data for number in range(nodes)},
         base=stand_in.write_base(folder / "base"),
-        node_program=("-m", "confide_simulations.benchmarks.stand_in"),
+        node_program=("-m", "confide_simulations.benchmarks.fleet.stand_in"),
     )
     federation.set_up()
     return federation

@@ -24,7 +24,7 @@ from confide.models.seeds import derive
 from confide.models.store import folder_digest
 from confide.runs.specification import Specification
 
-from confide_simulations.benchmarks.aggregation_federation import NODES, InTurn, Record, demo_specification
+from confide_simulations.benchmarks.aggregation.federation import NODES, InTurn, Record, demo_specification
 from confide_simulations.benchmarks.meta import meta, write_result
 from confide_simulations.demo.shards import read_records, split_by_category
 
@@ -89,7 +89,7 @@ class Task:
         return float("inf") if found is None else float(found)
 
     def _run(self, spec: Specification) -> Row:
-        from confide_simulations.benchmarks.aggregation_error import error_in
+        from confide_simulations.benchmarks.aggregation.error import error_in
 
         train, _ = self._split(spec.seed)
         with tempfile.TemporaryDirectory(prefix="confide-bench-") as folder:
@@ -196,7 +196,7 @@ def aggregation(
 ) -> None:
     """Compare what LoRA learns under each aggregation, each at its own learning rate; about 40 CPU-minutes."""
     from confide_simulations import assets
-    from confide_simulations.benchmarks.aggregation_error import communicated_bytes
+    from confide_simulations.benchmarks.aggregation.error import communicated_bytes
 
     base = model or assets.smollm2(typer.echo)
     records = read_records(data) if data else assets.construction_faq(typer.echo)

@@ -33,8 +33,8 @@ from confide.sealing.member.revealed import Memory, Revealed
 from confide.sealing.roles import Abandoned, Opened, SlotPlan
 from numpy.typing import NDArray
 
-from confide_simulations.benchmarks.differences_training import Counter, Learner
-from confide_simulations.benchmarks.sealing_protocol import NOW, sealing_roster
+from confide_simulations.benchmarks.differences.training import Counter, Learner
+from confide_simulations.benchmarks.sealing.protocol import NOW, sealing_roster
 
 Vector = NDArray[np.float32]
 

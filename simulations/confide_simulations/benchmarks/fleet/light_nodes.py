@@ -1,6 +1,6 @@
 """Many light nodes in one process: each its own keys, connections, polls and heartbeats, over the real Fleet protocol.
 
-    python -m confide_simulations.benchmarks.light_nodes FOLDER HOST:PORT CA.PEM < names
+    python -m confide_simulations.benchmarks.fleet.light_nodes FOLDER HOST:PORT CA.PEM < names
 
 Every request is signed as an agent signs it, and polls and heartbeats come as an agent's do. A node accepts what it is
 offered and trains on nothing: it keeps no model, no audit log and no roster, so that a thousand fit into one process.

@@ -16,8 +16,8 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import EXAMPLE, Specification, parse_toml
 from numpy.typing import NDArray
 
-from confide_simulations.benchmarks.differences_training import Learner
-from confide_simulations.benchmarks.differences_world import cosine, specify
+from confide_simulations.benchmarks.differences.training import Learner
+from confide_simulations.benchmarks.differences.world import cosine, specify
 
 FIRST_ROUND = 3
 BLOCK = 4

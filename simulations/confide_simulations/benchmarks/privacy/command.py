@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from confide_simulations.benchmarks.privacy_task import Size, Task
+    from confide_simulations.benchmarks.privacy.task import Size, Task
 
 Result = dict[str, Any]
 _FAQ_NODES = {"node-a": 134, "node-b": 98, "node-c": 102, "node-d": 129}
@@ -31,7 +31,7 @@ def privacy(
 ) -> None:
     """Held-out loss at epsilon inf, 8, 3, 1; private against plain speed and memory; noise by PLD and Renyi."""
     from confide_simulations.benchmarks.meta import meta, write_result
-    from confide_simulations.benchmarks.privacy_task import FULL, QUICK, prepare
+    from confide_simulations.benchmarks.privacy.task import FULL, QUICK, prepare
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -58,7 +58,7 @@ def privacy(
         write_result(json, result)
         typer.echo(f"written: {json}")
     if figure is not None:
-        from confide_simulations.benchmarks.privacy_plot import plot
+        from confide_simulations.benchmarks.privacy.plot import plot
 
         plot(result, figure)
         typer.echo(f"drawn: {figure}")
@@ -82,7 +82,7 @@ def _run(task: "Task", size: "Size", epsilon: float | None, seed: int, kept: Pat
     """run_federation, or what it gave before."""
     from confide.files import write_atomic
 
-    from confide_simulations.benchmarks.privacy_task import run_federation
+    from confide_simulations.benchmarks.privacy.task import run_federation
 
     path = kept / f"{_name(epsilon)}-{seed}.json"
     if not path.exists():
@@ -122,8 +122,8 @@ def _name(epsilon: float | None) -> str:
 
 def _speed(size: "Size", task: "Task", folder: Path, repetitions: int) -> Result:
     """Private against plain LoRA, on a Llama of 10 million parameters and on the benchmark's own of one million."""
-    from confide_simulations.benchmarks.privacy_speed import measure_speed, save_model
-    from confide_simulations.benchmarks.privacy_task import adapter_specification
+    from confide_simulations.benchmarks.privacy.speed import measure_speed, save_model
+    from confide_simulations.benchmarks.privacy.task import adapter_specification
 
     spec = adapter_specification(size)
     records = list(task.nodes["comedies"].train[: 64 if size.records > 1000 else 32])
@@ -149,7 +149,7 @@ def _sigma(size: "Size") -> Result:
     """The noise multiplier of the benchmark's runs, by both accountants."""
     from confide.privacy.plan import unit_plan
 
-    from confide_simulations.benchmarks.privacy_task import specification
+    from confide_simulations.benchmarks.privacy.task import specification
 
     found = {}
     for epsilon in size.epsilons:

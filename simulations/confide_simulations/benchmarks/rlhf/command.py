@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from confide_simulations.benchmarks import rlhf_bytes, rlhf_dpo, rlhf_epsilon, rlhf_speed
 from confide_simulations.benchmarks.meta import meta, write_result
+from confide_simulations.benchmarks.rlhf import dpo, epsilon, speed, traffic
 
 Say = Callable[[str], None]
 PARTS: dict[str, Callable[[Say], dict[str, Any]]] = {
-    "epsilon": rlhf_epsilon.measure,
-    "bytes": rlhf_bytes.measure,
-    "grpo": rlhf_speed.measure,
-    "dpo": rlhf_dpo.measure,
+    "epsilon": epsilon.measure,
+    "bytes": traffic.measure,
+    "grpo": speed.measure,
+    "dpo": dpo.measure,
 }
 
 
@@ -46,4 +46,4 @@ def rlhf(
     if json is not None:
         write_result(json, result)
     if plot is not None and "epsilon" in result:
-        rlhf_epsilon.plot(result["epsilon"], plot)
+        epsilon.plot(result["epsilon"], plot)
