@@ -96,7 +96,7 @@ def expected(task: Task, node: str) -> tuple[list[list[int]], set[int]]:
     return steps, {walls[i] for i in ranked[:kept]}
 
 
-def by_flower(monkeypatch: pytest.MonkeyPatch) -> Train:
+def by_flower() -> Train:
     from confide_simulations.benchmarks.peers import flower_app
 
     def train(node: str, model: Vector, number: int) -> Vector:
@@ -113,7 +113,7 @@ def by_flower(monkeypatch: pytest.MonkeyPatch) -> Train:
     return train
 
 
-def by_secagg(monkeypatch: pytest.MonkeyPatch) -> Train:
+def by_secagg() -> Train:
     from confide_simulations.benchmarks.peers.flower_secagg import _Client
 
     def train(node: str, model: Vector, number: int) -> Vector:
@@ -124,7 +124,7 @@ def by_secagg(monkeypatch: pytest.MonkeyPatch) -> Train:
     return train
 
 
-def by_nvflare(monkeypatch: pytest.MonkeyPatch) -> Train:
+def by_nvflare(monkeypatch: pytest.MonkeyPatch, nodes: tuple[str, ...]) -> Train:
     api, package = ModuleType("nvflare.client"), ModuleType("nvflare")
     package.client = api  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nvflare", package)
@@ -135,10 +135,9 @@ def by_nvflare(monkeypatch: pytest.MonkeyPatch) -> Train:
     def train(node: str, model: Vector, number: int) -> Vector:
         coming = [SimpleNamespace(params={nvflare_client.KEY: model}, current_round=number - 1), None]
         sent: list[Any] = []
-        site = Task.read(Path(nvflare_client.os.environ[FOLDER])).nodes.index(node) + 1
         api.__dict__.update(
             init=lambda: None,
-            get_site_name=lambda: f"site-{site}",
+            get_site_name=lambda: f"site-{nodes.index(node) + 1}",
             is_running=lambda: True,
             receive=lambda: coming.pop(0),
             FLModel=SimpleNamespace,
@@ -220,9 +219,9 @@ def test_all_arms_train_on_the_same_records_step_by_step_and_make_the_same_bits(
 ) -> None:
     monkeypatch.setenv(FOLDER, task.folder)
     arms: dict[str, Train] = {
-        "flower": by_flower(monkeypatch),
-        "flower_secagg": by_secagg(monkeypatch),
-        "nvflare": by_nvflare(monkeypatch),
+        "flower": by_flower(),
+        "flower_secagg": by_secagg(),
+        "nvflare": by_nvflare(monkeypatch, task.nodes),
         "confide": consortium.train,
     }
     spy, model = Spy(monkeypatch, Path(task.base)), task.initial()
