@@ -60,7 +60,7 @@ def console(
     keys = ("cold_p50_ms", "cold_p95_ms", "cold_cpu_p50_ms", "cold_cpu_p95_ms", "warm_p95_ms", "kib")
     for name, one in figures.items():
         table.add_row(name, *(f"{one[key]:.1f}" for key in keys))
-    Terminal().print(table)
+    Terminal().print(table if figures else said)
     if watched:
         Terminal().print(
             f"{watchers} pages, open after {watched['opened_s']:.1f} s: {watched['idle_core_percent']:.1f} % of a core "
