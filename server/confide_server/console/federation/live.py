@@ -39,7 +39,7 @@ class Watcher:
         self._step = False
 
     def tell(self, run_id: str, *, step: bool = False) -> None:
-        """From any thread. One tick for all that happens until it comes: soon after a step, else once answers settled."""
+        """From any thread. One tick for all that happens until then: soon after a step, else once answers settled."""
         concerned = not run_id or self._run_ids is None or run_id in self._run_ids
         if concerned and (step or self._timer is None):
             with contextlib.suppress(RuntimeError):  # the loop has ended
