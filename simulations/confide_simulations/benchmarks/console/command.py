@@ -64,7 +64,7 @@ def console(
     if watched:
         Terminal().print(
             f"{watchers} pages, open after {watched['opened_s']:.1f} s: {watched['idle_core_percent']:.1f} % of a core "
-            f"while nothing happens. {ROUNDS_SHOWN} rounds, on half of the pages after "
+            f"while nothing happens. New rounds are on half of the pages after "
             f"{_listed(watched['half_ms'])} ms, on all after {_listed(watched['all_ms'])} ms; CPU for a round: "
             f"{watched['round_cpu_ms']:.0f} ms, of the pages' process {watched['pages_cpu_ms']:.0f} ms"
         )
