@@ -36,8 +36,10 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    Row,
     String,
     Text,
+    bindparam,
     create_engine,
     event,
     func,
@@ -45,6 +47,7 @@ from sqlalchemy import (
     make_url,
     select,
     text,
+    update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -262,7 +265,12 @@ class Head(Base):
 # Columns, not objects: a log has tens of thousands of entries, and they are only read.
 _AUDIT_ENTRIES = select(Audit.number, Audit.time, Audit.body, Audit.previous, Audit.hash).order_by(Audit.number)
 _AUDIT_END = select(Head.number, Head.hash).where(Head.name == "audit")
-_AUDIT_HEAD = select(Head).where(Head.name == "audit").with_for_update()
+_AUDIT_END_HELD = _AUDIT_END.with_for_update()
+_MOVE_AUDIT_END = (
+    update(Head.__table__)  # type: ignore[arg-type]  # a table
+    .where(Head.name == "audit")
+    .values(number=bindparam("to"), hash=bindparam("by"))
+)
 _ADD_AUDIT = insert(Audit.__table__)  # type: ignore[arg-type]  # a table
 
 
@@ -277,13 +285,12 @@ def append_audit(session: Session, body: Json) -> None:
     number, sha256 = head.number + 1, _chain(head.hash, when, body)
     entry = {"number": number, "time": when, "body": body, "previous": head.hash, "hash": sha256}
     session.connection().execute(_ADD_AUDIT, entry)
-    head.number, head.hash = number, sha256
-    session.flush()
+    session.connection().execute(_MOVE_AUDIT_END, {"to": number, "by": sha256})
 
 
-def locked_head(session: Session) -> Head:
-    """The end of the audit log, held against other writers until the transaction ends."""
-    return session.scalars(_AUDIT_HEAD, execution_options={"populate_existing": True}).one()
+def locked_head(session: Session) -> Row[int, str]:
+    """The end of the audit log (number and hash), held against other writers until the transaction ends."""
+    return session.connection().execute(_AUDIT_END_HELD).one()
 
 
 _DAMAGE = ("malformed", "not a database", "no such table", "no such column")
@@ -470,6 +477,6 @@ def _engine(url: str, *, flushed: bool = True) -> Engine:
             connection.execute("PRAGMA foreign_keys=ON")
 
         # Not by an event of the engine: with one, each statement looks for listeners in eight places.
-        engine.dialect.do_begin = _begin_at_once  # type: ignore[method-assign]  # of this engine's own dialect
+        engine.dialect.do_begin = _begin_at_once  # type: ignore[assignment]  # of this engine's own dialect
 
     return engine
