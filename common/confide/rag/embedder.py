@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.models.store import folder_digest, model_files, only_hashed
-from confide.models.weights import check_whole
+from confide.models.store import folder_digest
 
 _TOKENS_AT_ONCE = 1024
 """More is slower: what a layer makes of it falls out of the cache."""
@@ -69,27 +68,24 @@ class Embedder:
         import transformers
 
         from confide.models import precision
+        from confide.models.pretrained import load_pretrained, pooler_names
         from confide.rag import plain_attention
 
-        check_whole(model_files(self.folder))
         narrow = precision.choice("cpu").arithmetic == "bfloat16"
-        try:
-            with only_hashed(self.folder) as folder:
-                model = transformers.AutoModel.from_pretrained(
-                    folder,
-                    dtype=torch.bfloat16 if narrow else torch.float32,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"cannot load the embedder in {self.folder}: {str(error).splitlines()[0]}") from error
+        model = load_pretrained(
+            transformers.AutoModel,
+            self.folder,
+            torch.bfloat16 if narrow else torch.float32,
+            what="embedder",
+            remedy="take its whole folder",
+            may_lack=pooler_names,
+        )
         if not hasattr(model.config, "max_position_embeddings"):
             raise ModelError(f"the model in {self.folder} does not say how many tokens it reads; it is no embedder")
         if narrow and model.config._attn_implementation == "sdpa":
             plain_attention.register()
             model.set_attn_implementation(plain_attention.NAME)
-        return model.eval()
+        return model
 
     @functools.cached_property
     def most_tokens(self) -> int:
