@@ -16,10 +16,13 @@ change that default; another meaning takes another field or another `version`.
 
 import functools
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from confide import canonical
 
 _FIRST_FORMS = Path(__file__).with_name("first_forms.json")
 
@@ -41,8 +44,8 @@ class StoredDocument(BaseModel):
     @model_serializer(mode="wrap")
     def _canonical_form(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)
-        for name in later_fields(type(self)):
-            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+        for name, default in _later_defaults(type(self)):
+            if getattr(self, name) == default:
                 document.pop(name, None)
         return document
 
@@ -56,6 +59,29 @@ def later_fields(kind: type[StoredDocument]) -> tuple[str, ...]:
     """The fields that a class got after its first form; none of a class that no release had yet."""
     first = first_forms().get(document_key(kind))
     return () if first is None else tuple(name for name in kind.model_fields if name not in first)
+
+
+_digests: dict[int, tuple[weakref.ref[StoredDocument], str]] = {}
+
+
+def digest_of(document: StoredDocument) -> str:
+    """SHA-256 of the document's canonical bytes, in lower-case hex; found out once for each object.
+
+    By the object, not by what it is equal to: 0.0 and -0.0 are equal and have different bytes.
+    """
+    number = id(document)
+    known = _digests.get(number)
+    if known is not None and known[0]() is document:
+        return known[1]
+    found = canonical.digest(document.model_dump(mode="json"))
+    _digests[number] = weakref.ref(document, lambda _: _digests.pop(number, None)), found
+    return found
+
+
+@functools.cache
+def _later_defaults(kind: type[StoredDocument]) -> tuple[tuple[str, Any], ...]:
+    fields = kind.model_fields
+    return tuple((name, fields[name].get_default(call_default_factory=True)) for name in later_fields(kind))
 
 
 @functools.cache

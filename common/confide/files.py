@@ -12,6 +12,7 @@ import functools
 import hashlib
 import mmap
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +20,14 @@ from typing import BinaryIO
 from confide.errors import RetryableError
 
 _SYNC_FILE_RANGE_WRITE = 2
+_PRIVATE_FOLDER = stat.S_IFDIR | 0o700
 
 
 def private_folder(path: Path) -> Path:
     """Make `path` a folder of mode 0700 (parents included where missing) and return it."""
+    with contextlib.suppress(OSError):
+        if os.stat(path).st_mode == _PRIVATE_FOLDER:
+            return path
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.chmod(0o700)
     return path
@@ -33,7 +38,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confide"
 
 
-def fsync_folder(path: Path) -> None:
+def fsync_folder(path: Path | str) -> None:
     """Make a new or renamed entry of the folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -82,21 +87,21 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
     Raises RetryableError when the disk is full or the folder is not writable; the old file is then untouched.
     """
-    temporary = None
+    temporary = ""
+    folder, name = os.path.split(path)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        descriptor, temporary = tempfile.mkstemp(dir=folder or ".", prefix=f".{name}.")
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        fsync_folder(path.parent)
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+        fsync_folder(folder or ".")
     except OSError as error:
-        if temporary is not None:
+        if temporary:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary)
         raise RetryableError(
             f"cannot write {path}: {error.strerror}. Free space or fix the folder's rights."
         ) from error

@@ -515,6 +515,13 @@ def test_the_run_record_tells_the_operator_where_it_stands(bench: Bench) -> None
         1,
     )
     assert record["bytes_sent"] > 4 * SIZE
+    path = bench.node.state.run(bench.run.run_id) / "run.json"
+    written = path.stat().st_mtime_ns
+    bench.ask(bench.run.make(fleet_pb2.END, fleet_pb2.End(slot=1, committed=False).SerializeToString()))
+    assert path.stat().st_mtime_ns == written  # a small answer is no reason to write it
+    bench.end()
+    ended = json.loads(path.read_bytes())
+    assert ended["status"] == "ended" and ended["bytes_sent"] > record["bytes_sent"] and ended["uploads"] == 1
 
 
 def test_the_audit_log_says_what_was_asked_allowed_refused_and_sent(bench: Bench, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,12 +133,26 @@ def test_an_answer_is_written_alone(world: World, book: RunJournal) -> None:
         book.answered(run_id, "waiting", OfferAnswered(node=name, accepted=False, waiting=True))
     book.answered(run_id, "accepted", OfferAnswered(node=names[0], accepted=True))
     changes = [statement for statement in written if statement.split()[0] in ("INSERT", "UPDATE")]
-    assert len(changes) == 12, changes  # the answer, its event, and how far the events are numbered, twice
+    # The answer (where there was none yet, an update finds no row), its event, and how far events are numbered, twice.
+    assert len(changes) == 14, changes
     assert not [statement for statement in changes if names[39] in statement]
     run = book.next_run(0.0)
     assert run is not None and run.cohort == tuple(names)
     assert run.answers == dict.fromkeys(names, "") | {names[0]: "accepted", names[1]: "waiting"}
     assert [event.data["node"] for event in book.events(run_id, 1, 0.0)] == [names[0], names[1], names[0]]
+
+
+def test_a_look_that_asked_nothing_leaves_the_next_writer_its_lock(tmp_path: Path) -> None:
+    """How a reader's transaction begins is noted on its connection, which a writer gets next."""
+    path = tmp_path / "c.db"
+    database = Database(f"sqlite:///{path}")
+    with database.reading(), database.looking():
+        pass
+    with database.transaction() as session, closing(sqlite3.connect(path, timeout=0)) as other:
+        session.connection()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+    database.close()
 
 
 def test_durable_settings_of_sqlite(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def first_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, frozenset[
     """The classes that had a first form, to which a test adds its own."""
     forms = dict(documents.first_forms())
     monkeypatch.setattr(documents, "first_forms", lambda: forms)
+    monkeypatch.setattr(documents, "_later_defaults", documents._later_defaults.__wrapped__)
     yield forms
 
 
@@ -106,6 +107,7 @@ def earlier_release(monkeypatch: pytest.MonkeyPatch) -> None:
         key = f"confide.runs.specification.{kind}"
         forms[key] = forms[key] - {field}
     monkeypatch.setattr(documents, "first_forms", lambda: forms)
+    monkeypatch.setattr(documents, "_later_defaults", documents._later_defaults.__wrapped__)
 
 
 @pytest.mark.usefixtures("earlier_release")
@@ -252,3 +254,17 @@ def test_a_nodes_ledger_and_its_export(stored: Path, tmp_path: Path) -> None:
     assert (len(ledger), ledger.head) == (len(bodies), head)
     ledger.close()
     assert _read_export(stored / "documents" / "ledger-export.json")[0] == bodies
+
+
+def test_a_digest_is_of_the_object_and_not_of_what_it_is_equal_to() -> None:
+    class Said(StoredDocument):
+        number: float
+
+    plus, minus = Said(number=0.0), Said(number=-0.0)
+    assert plus == minus and documents.digest_of(plus) != documents.digest_of(minus)
+    other = plus.model_copy(update={"number": 1.0})
+    for said in (plus, minus, other, plus):
+        assert documents.digest_of(said) == canonical.digest(said.model_dump(mode="json"))
+    number = id(other)
+    del other
+    assert number not in documents._digests

@@ -220,6 +220,8 @@ class Run:
         self._loading: Loading | None = None
         self._member: Member | None = None
         self._roster_version = 0
+        self._bytes_sent = 0
+        """By answers that run.json does not count yet."""
         record = Record.load(self.folder)
         self._links = Links(**record.links) if record else Links()
         self.slot = self._links.slot
@@ -423,6 +425,8 @@ class Run:
 
     def run_ended(self, end: fleet_pb2.End) -> None:
         """Drop what is in memory; confide_client.runs.endings erases what is on disk."""
+        if self._bytes_sent:
+            self._note()
         if self._member is not None:
             self._member.slot_ended(end)
         self.close()
@@ -435,19 +439,23 @@ class Run:
         self._member = self._data = None
 
     def sent(self, size: int, uploaded: bool) -> None:
-        """Count what left."""
-        record = Record.load(self.folder)
-        if record is not None:
-            record.uploads += uploaded
-            record.bytes_sent += size
-            record.save(self.folder)
+        """Count what left. Small answers are noted with the next update, or when the run ends: a crash forgets them.
 
-    def _note(self, **changes: Any) -> None:
+        The audit log has each of them, durably.
+        """
+        self._bytes_sent += size
+        if uploaded:
+            self._note(uploads=1)
+
+    def _note(self, *, uploads: int = 0, **changes: Any) -> None:
         record = Record.load(self.folder)
         if record is not None:
             for name, value in changes.items():
                 setattr(record, name, value)
+            record.uploads += uploads
+            record.bytes_sent += self._bytes_sent
             record.save(self.folder)
+            self._bytes_sent = 0
 
     def _check_standing(self) -> None:
         roster = self._node.member.roster.current

@@ -23,7 +23,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from confide import canonical
+from confide.documents import digest_of
 from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.files import write_atomic
 from confide.identity.keys import SigningKey, load_spki
@@ -149,7 +149,7 @@ class Roster(Document):
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical bytes, hex."""
-        return canonical.digest(self.model_dump(mode="json"))
+        return digest_of(self)
 
     def member(self, name: str) -> Member:
         """The member of this name. Raises IdentityError when unknown, ProtocolFailure REVOKED when revoked."""

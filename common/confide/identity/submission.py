@@ -9,6 +9,7 @@ coordinator can change none of them, and can offer one submission as one run onl
 (32, 32, 64, 604800)
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -148,6 +149,7 @@ def sign_submission(
     return SignedSubmission(**(vars(unsigned) | {"signature": key.sign(DOMAIN, unsigned.statement)}))
 
 
+@functools.lru_cache(maxsize=64)
 def asks_feedback(specification: bytes) -> bool:
     """Whether canonical bytes ask nodes for opinions: such a submission is a kind of its own, signed as one.
 

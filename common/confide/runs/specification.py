@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from confide import canonical
-from confide.documents import StoredDocument
+from confide.documents import StoredDocument, digest_of
 from confide.errors import SpecificationError
 from confide.runs.budget import LARGEST_DELTA, LARGEST_EPSILON
 from confide.runs.feedback import FeedbackSection
@@ -568,7 +568,7 @@ class Specification(StoredDocument):
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical bytes, hex."""
-        return canonical.digest(self.model_dump(mode="json"))
+        return digest_of(self)
 
 
 def _named(error: ValidationError, source: str) -> SpecificationError:

@@ -10,7 +10,7 @@ from confide.errors import ConfideError, StateError
 from confide.identity.submission import SignedSubmission
 from confide.methods.first_model import update_schema_of
 from confide.runs.specification import Specification, parse_canonical
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from confide_server.state import run_statements
@@ -21,6 +21,16 @@ from confide_server.state.run_status import OPEN, RunStatus
 from confide_server.state.submission_journal import signed_of
 
 log = logging.getLogger(__name__)
+_NEXT = (
+    select(Run)
+    .where(
+        Run.status.in_(OPEN),
+        Run.paused_at.is_(None) | Run.stop_requested_by.is_not(None),
+        Run.run_id.not_in(bindparam("besides", expanding=True)),
+    )
+    .order_by(Run.priority.desc(), Run.number)
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,8 @@ class DrivingJournal(RoundJournal):
             return None
 
     def _next(self, besides: Collection[str]) -> tuple[Run, dict[str, str]] | None:
-        awake = Run.paused_at.is_(None) | Run.stop_requested_by.is_not(None)
-        query = select(Run).where(Run.status.in_(OPEN), awake, Run.run_id.not_in(besides))
         with self._database.reading() as session:
-            run = session.scalars(query.order_by(Run.priority.desc(), Run.number).limit(1)).first()
+            run = session.scalars(_NEXT, {"besides": list(besides)}).first()
             return None if run is None else (run, _answers(session, run))
 
     def _open_run(self, run: Run, answers: Mapping[str, str]) -> OpenRun:
@@ -143,8 +151,8 @@ class DrivingJournal(RoundJournal):
     def answered(self, run_id: str, answer: str, event: OfferAnswered) -> None:
         """Keep one node's answer to the offer, with its event, in one transaction."""
         with self._database.transaction() as session:
-            self.locked(session, run_id)
-            session.merge(Answer(run_id=run_id, node=event.node, answer=answer))
+            self._hold(session, run_id)
+            run_statements.set_answer(session, run_id, event.node, answer)
             self.add_event(session, run_id, event)
         self.notify()
 

@@ -58,6 +58,8 @@ class JournalCore:
         """Told of each event once it is durable: the log, and figures."""
         self.changes = 0
         """How often something was written."""
+        self._kept_roster = b""
+        """The newest of those that `_keep_roster` made durable: no roster is ever removed."""
         self._waiting: dict[str, tuple[tuple[str, ...], str]] = {}
         """What `waits` wrote last, by run: it is told again and again."""
         self.progress = ProgressBoard(lambda: roster.current)
@@ -78,9 +80,12 @@ class JournalCore:
                     return result
                 self._changed.wait(left)
 
-    def _row(self, session: Session, run_id: str, **how: Any) -> Run:
-        run = session.get(Run, run_id, **how)
-        if run is None or run.deleted_at is not None:
+    def _row(self, session: Session, run_id: str, *, held: bool = False) -> Run:
+        statement = run_statements.RUN_HELD if held else run_statements.RUN
+        run: Run | None = session.scalars(
+            statement, {"of_run": run_id}, execution_options={"populate_existing": held}
+        ).one_or_none()
+        if run is None:
             raise StateError(_NO_RUN.format(run_id))
         return run
 
@@ -100,15 +105,14 @@ class JournalCore:
         """The run, held against other writers until the transaction ends. Taken before the audit log's head, always."""
         held: dict[str, Run] = session.info.setdefault(_HELD, {})
         if run_id not in held:
-            held[run_id] = self._row(session, run_id, with_for_update=True, populate_existing=True)
+            held[run_id] = self._row(session, run_id, held=True)
         return held[run_id]
 
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
         with self._database.transaction() as session:
-            run = self.locked(session, run_id)
-            for name, value in fields.items():
-                setattr(run, name, value)
+            if not run_statements.set_columns(session, run_id, fields):
+                raise StateError(_NO_RUN.format(run_id))
 
     def record(self, run_id: str, event: Happening) -> None:
         """Append an event, durably."""
@@ -141,5 +145,8 @@ class JournalCore:
 
     def _keep_roster(self, session: Session) -> None:
         signed, version = self._roster.signed, self._roster.current.version
+        if signed == self._kept_roster:
+            return
         sha256 = canonical.digest(json.loads(signed)["document"])
         session.merge(SignedRoster(sha256=sha256, signed=signed, version=version))
+        session.info.setdefault(AFTER_COMMIT, []).append(lambda: setattr(self, "_kept_roster", signed))

@@ -9,11 +9,10 @@ from typing import Any
 
 from confide.errors import StateError
 from confide.sealing.roles import Opened, SlotPlan
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from confide_server.state import run_statements
-from confide_server.state.database import Answer, Checkpoint, Round, Slot, append_audit
+from confide_server.state.database import Checkpoint, Round, Slot, append_audit
 from confide_server.state.events import RoundCommitted, SlotAbandoned, data_of
 from confide_server.state.journal_core import JournalCore
 
@@ -74,14 +73,14 @@ class RoundJournal(JournalCore):
             outer_file=files.outer_file,
         )
 
-    def _files(self, run_id: str, number: int) -> tuple[Checkpoint, Checkpoint | None]:
-        """(files of this round, those of the one before)."""
-        with self._database.reading() as session:
-            files = session.get(Checkpoint, (run_id, number))
-            before = session.get(Checkpoint, (run_id, number - 1))
-        if files is None:
+    def _files(self, run_id: str, number: int) -> tuple[Any, Any]:
+        """(round, model_sha256, model_file and outer_file of this round, those of the one before, or None)."""
+        with self._database.looking() as connection:
+            which = {"of_run": run_id, "this": number, "before": number - 1}
+            found = {files.round: files for files in connection.execute(run_statements.MODEL_FILES, which)}
+        if number not in found:
             raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
-        return files, before
+        return found[number], found.get(number - 1)
 
     def plan_slot(self, run_id: str, round: int) -> tuple[int, int]:
         """(slot, attempt) of a new slot for this round, written to the journal.
@@ -89,23 +88,13 @@ class RoundJournal(JournalCore):
         One that was planned before a crash, and that the collector never opened, is used instead.
         """
         with self._database.transaction() as session:
-            self.locked(session, run_id)
-            of_round = select(Slot).where(Slot.run_id == run_id, Slot.round == round)
-            unopened = session.scalars(of_round.where(Slot.state == "planned")).first()
-            if unopened is not None:
-                return unopened.slot, unopened.attempt
-            slot = (session.scalar(select(func.max(Slot.slot)).where(Slot.run_id == run_id)) or 0) + 1
-            attempt = len(session.scalars(of_round).all()) + 1
-            row = Slot(run_id=run_id, slot=slot, round=round, attempt=attempt, state="planned", planned_at=self.clock())
-            row.code = row.reason = ""
-            session.add(row)
-        return slot, attempt
+            self._hold(session, run_id)
+            return run_statements.plan_slot(session, run_id, round, self.clock())
 
     def attempts(self, run_id: str, round: int) -> int:
         """How many slots of this round were abandoned."""
-        with self._database.reading() as session:
-            query = select(func.count()).where(Slot.run_id == run_id, Slot.round == round, Slot.state == "abandoned")
-            return session.scalar(query) or 0
+        with self._database.looking() as connection:
+            return int(connection.execute(run_statements.ABANDONED, {"of_run": run_id, "this": round}).scalar_one())
 
     def abandon_slot(self, run_id: str, plan: SlotPlan, code: str, reason: str) -> None:
         """Close a slot that opened nothing."""
@@ -180,4 +169,4 @@ def _audited(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accepted(session: Session, run_id: str) -> set[str]:
-    return set(session.scalars(select(Answer.node).where(Answer.run_id == run_id, Answer.answer == "accepted")))
+    return set(session.connection().execute(run_statements.ACCEPTED, {"of_run": run_id}).scalars())

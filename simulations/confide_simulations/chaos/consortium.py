@@ -5,6 +5,7 @@ Its roster is a demo roster, which production nodes refuse, and nothing here lis
 
 import functools
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +112,27 @@ class Ground:
         self.empty_database = folder / "empty.db"
         Database(f"sqlite:///{self.empty_database}").close()
         self.database = WatchedDatabase(folder / "coordinator.db")
+        self._equipped: dict[tuple[bytes, str], Path] = {}
+        """Of each roster and node: a state folder in which only the policy is missing."""
+        for consortium in (consortium_of(3), consortium_of(4), consortium_of(5), consortium_of(6, 2)):
+            for name in consortium.names:
+                place = folder / "equipped" / f"{len(self._equipped)}"
+                self._equipped[consortium.signed_roster, name] = self._equip(place, consortium, name)
 
     def equip(self, folder: Path, consortium: Consortium, name: str, specification: Specification) -> None:
         """A node's state folder: settings, a policy that allows exactly this run, records and the roster."""
+        shutil.copytree(self._equipped[consortium.signed_roster, name], folder)
+        root = consortium.root.public.hex()
+        policy = policy_text(specification, root_public=root, data=DATA, budget_epsilon=50.0)
+        (folder / "policy.toml").write_text(policy)
+
+    def _equip(self, folder: Path, consortium: Consortium, name: str) -> Path:
         state = StateFolder.create(folder)
         state.save_settings(Settings(models=str(self.models), threads=1))
-        root = consortium.root.public.hex()
-        state.policy.write_text(policy_text(specification, root_public=root, data=DATA, budget_epsilon=50.0))
         seed = hashlib.sha256(name.encode()).hexdigest()
         DataSets(folder).add(DATA, self.records, evaluation_fraction=0.0, split_seed=seed)
         RosterStore(folder / "roster.json", consortium.root.public).accept(consortium.signed_roster, now=float(BEGAN))
+        return folder
 
     def node(self, folder: Path, consortium: Consortium, name: str, clock: Callable[[], float]) -> Node:
         """The parts that a node's runtime works with, when its process begins."""

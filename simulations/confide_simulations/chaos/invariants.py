@@ -1,6 +1,7 @@
 """What has to hold when a seed has ended, whatever went wrong in it. docs/simulations.md says each in words."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -81,13 +82,19 @@ def check_journals(folders: Collection[Path], seen: Witness) -> bool:
     """Whether every journal that is left is whole: what was appended follows from what is on disk."""
     sound = True
     for folder in folders:
-        for path in sorted((*folder.rglob("*.log"), *folder.rglob("*.jsonl"))):
+        for path in sorted(_journals_below(folder)):
             try:
                 journal.read(path)
             except StateError as error:
                 sound = False
                 seen.violated("journals", f"{folder.name}: {path.name}: {type(error).__name__}")
     return sound
+
+
+def _journals_below(folder: Path) -> list[Path]:
+    return [
+        Path(place, name) for place, _, names in os.walk(folder) for name in names if name.endswith((".log", ".jsonl"))
+    ]
 
 
 def check_lists(seen: Witness) -> None:

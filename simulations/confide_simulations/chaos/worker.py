@@ -22,7 +22,7 @@ from confide_simulations.chaos.world import Outcome, World
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory; folders in it are private
 PLANTED_SEEDS = 1500
 """A planted bug has to be found within so many seeds."""
-_COLLECT_EVERY = 20
+_COLLECT_EVERY = 40
 _WARM_UP = 0
 """A seed that every process runs first: what is imported and compiled once draws from the same randomness."""
 

@@ -4,6 +4,7 @@
     store           Flower's object store with the big objects in files
     serving         connections: counted, and bounded in time and size until a request is there
     request_filter  path, key, signature, replay and size are judged before a body is read
+    translation     protobuf in and out, errors as Flower answers them
     binding         a request speaks of the node whose key signed it, and of no other
     routes          Flower's Fleet handlers behind checks of ownership
     link            Flower's state, the roster's nodes, the app that carries all of it

@@ -26,15 +26,12 @@ from fastapi import FastAPI
 from flwr.common.constant import HEARTBEAT_PATIENCE, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NodeStatus
-from flwr.supercore.error import http_error_translator
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.superlink.config_loader import get_federation_manager
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 
 from confide_server.fleet.flower.binding import Binding
 from confide_server.fleet.flower.in_flight import InFlight, Node
@@ -42,6 +39,7 @@ from confide_server.fleet.flower.request_filter import RequestFilter
 from confide_server.fleet.flower.routes import OnReport, TellEnds, router
 from confide_server.fleet.flower.session import FleetSession
 from confide_server.fleet.flower.store import FileObjectStore
+from confide_server.fleet.flower.translation import Translation
 
 HEARTBEAT_S = 30.0
 log = logging.getLogger(__name__)
@@ -175,8 +173,7 @@ class FleetLink:
             lifespan=lifespan,
             middleware=[  # outermost first
                 Middleware(RequestFilter, board=self.board),
-                Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
-                Middleware(ProtobufTranslationMiddleware),
+                Middleware(Translation),
                 Middleware(Binding, board=self.board),
             ],
         )
