@@ -2,5 +2,5 @@
 
 - `local`, `adapted_model`, `padded_batch`, `rows`: in process, adapters side by side in one batch
 - `sampling`, `grammar`, `text_stream`: the next token, held to a form, as text
-- `embedding`: sentence embeddings; `upstream`: an engine that stands elsewhere
+- `embedding`: sentence embeddings; `upstream`, `upstream_wire`: an engine that stands elsewhere, what it says
 """
