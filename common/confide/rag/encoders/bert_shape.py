@@ -37,9 +37,9 @@ def shape_of(folder: Path) -> Shape | None:
         return None
     if not isinstance(config, dict) or any(config.get(name) not in allowed for name, allowed in _AS_WRITTEN.items()):
         return None
-    sizes = [config.get(name) for name in _SIZES]
+    sizes = [size for size in map(config.get, _SIZES) if type(size) is int and size > 0]
     epsilon = config.get("layer_norm_eps", 1e-12)
-    if not all(type(size) is int and size > 0 for size in sizes) or not isinstance(epsilon, float):
+    if len(sizes) != len(_SIZES) or not isinstance(epsilon, float):
         return None
     width, inner, layers, heads, most_tokens = sizes
     return None if width % heads else Shape(width, inner, layers, heads, most_tokens, epsilon)
