@@ -3,7 +3,8 @@
 # PyTorch's own CPU build where the registry has only a CUDA build of several GB.
 PYTHON ?=
 VENV   ?= .venv
-WORKERS ?= 2
+# One more than two cores have: a third of the time, a test waits for processes that it started.
+WORKERS ?= 3
 # Not reordered: tests/conftest.py puts the longest first, so that no worker is left with them at the end.
 PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 BIN    := $(VENV)/bin
@@ -26,7 +27,7 @@ $(error $(VENV) was made with another Python than $(PYTHON): name a folder for i
 endif
 endif
 
-.PHONY: help setup demo test test-full coverage check format proto lock wheel sbom audit bench clean
+.PHONY: help setup demo test test-full coverage check types quick-check format proto lock wheel sbom audit bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,21 +53,29 @@ $(STAMP): pyproject.toml requirements/build.txt requirements/torch-cpu.txt requi
 demo: setup ## four organizations fine-tune one model, as real processes
 	@$(BIN)/confide demo $(DEMO_ARGS)
 
-test: setup check ## all checks and tests (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not full" $(PYTEST_ARGS)
+test: setup quick-check ## all checks and tests (under 20 minutes on 2 cores)
+	@$(call beside-types,$(BIN)/python -m pytest $(PARALLEL) -m "not full" $(PYTEST_ARGS))
 
-test-full: setup check ## also the tests that take long
-	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+test-full: setup quick-check ## also the tests that take long
+	@$(call beside-types,$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS))
+
+# The slow checks run while tests wait for processes; what they found stands below the tests' closing line.
+beside-types = mkdir -p build; $(MAKE) --no-print-directory types > build/types.log 2>&1 & types=$$!; \
+	$(1); tests=$$?; wait $$types; failed=$$?; cat build/types.log; [ $$tests = 0 ] && [ $$failed = 0 ]
 
 coverage: setup ## lines that no test in the pytest processes runs; slower, most of all before Python 3.12
 	@COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 	$(BIN)/python -m pytest $(PARALLEL) -m "not full" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-check: setup ## ruff, mypy --strict, import-linter, generated protobuf is current
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+check: quick-check types ## ruff, mypy --strict, import-linter, generated protobuf is current
+
+types: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+quick-check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/python tools/generate_protos.py --check
 	@$(BIN)/python tools/generate_specification_page.py --check
 

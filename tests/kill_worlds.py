@@ -16,8 +16,8 @@ from confide.proto import fleet_pb2
 from confide.runs.specification import Specification
 from confide.sealing import crash_points
 from confide.sealing.member import seal_log
-from confide_simulations.benchmarks import stand_in
-from confide_simulations.benchmarks.round import make_federation, specification
+from confide_simulations.benchmarks.fleet import stand_in
+from confide_simulations.benchmarks.fleet.round import make_federation, specification
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 from numpy.typing import NDArray

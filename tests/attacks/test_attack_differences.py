@@ -18,7 +18,7 @@ from confide.sealing.member.context import NodeRules
 from confide.sealing.member.revealed import Revealed
 from confide.sealing.roles import Abandoned, Opened
 from confide_client.training.draws import Draws
-from confide_simulations.benchmarks.differences_attacks import ATTACKS, try_attack
+from confide_simulations.benchmarks.differences.attacks import ATTACKS, try_attack
 
 from tests.attacks.liar import A, B, C, D, refused, rewrite, stop_before
 from tests.sealing_harness import Federation, names, specify

@@ -69,7 +69,7 @@ def check(killed: Killed) -> None:
 
 
 def test_a_stand_in_never_imports_torch() -> None:
-    modules = "sys, confide_simulations.benchmarks.stand_in, confide.sealing.factory"
+    modules = "sys, confide_simulations.benchmarks.fleet.stand_in, confide.sealing.factory"
     command = [sys.executable, "-c", f"import {modules}; sys.exit('torch' in sys.modules)"]
     assert subprocess.run(command, check=False).returncode == 0
 

@@ -19,7 +19,7 @@ from confide.sealing.factory import make_collector, make_member
 from confide.sealing.member.context import NodeRules
 from confide.sealing.roles import Collector, Member, Opened, SlotPlan
 from confide_client.training import LocalTrainer
-from confide_simulations.benchmarks.aggregation_error import product_error
+from confide_simulations.benchmarks.aggregation.error import product_error
 from numpy.typing import NDArray
 
 from tests.sealing_rosters import ISSUED_AT, make_roster

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from confide_simulations.benchmarks import aggregation
-from confide_simulations.benchmarks.aggregation import ARMS, TUNING_SEED, Arm, Task, climb
+from confide_simulations.benchmarks.aggregation import command as aggregation
+from confide_simulations.benchmarks.aggregation.command import ARMS, TUNING_SEED, Arm, Task, climb
 from confide_simulations.commands.bench import app
 from confide_simulations.demo.shards import split_by_category, write_jsonl
 from typer.testing import CliRunner

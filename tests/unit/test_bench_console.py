@@ -2,8 +2,8 @@
 
 import json
 
-from confide_simulations.benchmarks import console as bench
-from confide_simulations.benchmarks.console import PAGES, console
+from confide_simulations.benchmarks.console import command as bench
+from confide_simulations.benchmarks.console.command import PAGES, console
 
 
 def test_every_page_is_measured(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from confide_client.data.datasets import DataSets
-from confide_simulations.benchmarks.corpus import WAYS, prepare_and_step
+from confide_simulations.benchmarks.training.corpus import WAYS, prepare_and_step
 
 from tests.tiny_models import TEXT, tiny_llama
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from confide_client.data.datasets import LocalData
-from confide_simulations.benchmarks.privacy import _faq_plans
-from confide_simulations.benchmarks.privacy_plot import plot
-from confide_simulations.benchmarks.privacy_speed import measure_speed
-from confide_simulations.benchmarks.privacy_task import (
+from confide_simulations.benchmarks.privacy.command import _faq_plans
+from confide_simulations.benchmarks.privacy.plot import plot
+from confide_simulations.benchmarks.privacy.speed import measure_speed
+from confide_simulations.benchmarks.privacy.task import (
     FULL,
     QUICK,
     Size,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from confide_simulations.benchmarks.rag import measure_ingest, measure_search
+from confide_simulations.benchmarks.rag.ingest import measure_ingest, measure_search
 from confide_simulations.demo.rag.sets import word_recall
 
 from tests.tiny_models import tiny_bert

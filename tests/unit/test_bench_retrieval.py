@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from confide_simulations.benchmarks import retrieval
-from confide_simulations.benchmarks.retrieval import Material, bytes_a_node, measured
+from confide_simulations.benchmarks.rag import retrieval
+from confide_simulations.benchmarks.rag.retrieval import Material, bytes_a_node, measured
 
 D = 64
 

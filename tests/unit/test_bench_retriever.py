@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confide.rag.embedder import Embedder
-from confide_simulations.benchmarks import retriever
-from confide_simulations.benchmarks.retriever import Compared, compare, figures
+from confide_simulations.benchmarks.rag import retriever
+from confide_simulations.benchmarks.rag.retriever import Compared, compare, figures
 
 from tests.tiny_models import tiny_bert
 

@@ -1,7 +1,7 @@
 """`confide bench scale`: real epochs and slots in groups, with every phase accounted for."""
 
-from confide_simulations.benchmarks.scale import PHASES, growth
-from confide_simulations.benchmarks.scale_run import measure
+from confide_simulations.benchmarks.scale.command import PHASES, growth
+from confide_simulations.benchmarks.scale.worker import measure
 
 
 def test_two_groups_are_measured_phase_by_phase() -> None:

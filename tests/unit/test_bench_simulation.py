@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from confide_simulations.benchmarks.simulation import bare_contribution, specification
+from confide_simulations.benchmarks.training.simulation import bare_contribution, specification
 
 from tests.tiny_models import tiny_llama
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from confide.codec.layout import VectorLayout
 from confide.models.architecture import load_config
-from confide_simulations.benchmarks.training_diloco import NODES, Corpus, Scale, compare, save_byte_model
-from confide_simulations.benchmarks.training_speed import flop_per_token, speed_specification, throughput
+from confide_simulations.benchmarks.training.diloco import NODES, Corpus, Scale, compare, save_byte_model
+from confide_simulations.benchmarks.training.speed import flop_per_token, speed_specification, throughput
 
 from tests.tiny_models import TEXT, tiny_llama
 

@@ -236,4 +236,4 @@ def test_no_loader_trusts_the_code_of_a_folder() -> None:
                     said += 1
                 else:
                     silent.append(f"{path.name}:{node.lineno}")
-    assert silent == [] and said >= 6
+    assert silent == [] and said >= 4

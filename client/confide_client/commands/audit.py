@@ -135,6 +135,7 @@ def verify_manifest_command(
 
     Exits non-zero, with the name of what does not hold. Needs no node and no network.
     """
+    from confide.models.adapter_hash import ADAPTER_FILE
     from confide.sealing.manifest import verify_manifest
 
     file = path / "manifest.json" if path.is_dir() else path
@@ -152,7 +153,7 @@ def verify_manifest_command(
     typer.echo(f"the manifest holds: run {found.run_id}, {found.name}, {found.rounds} rounds")
     if model_folder is not None:
         typer.echo("the adapter in the folder is the model that was signed")
-    elif (path / "adapter_model.safetensors").exists():
+    elif (path / ADAPTER_FILE).exists():
         typer.echo(
             "the list of the files' hashes is not signed: give --model-folder to check the adapter itself as well"
         )

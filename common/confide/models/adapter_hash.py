@@ -6,7 +6,9 @@ from confide import canonical
 from confide.errors import ModelError
 from confide.files import sha256_file
 
-_DECIDING = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILE = "adapter_model.safetensors"
+"""Where PEFT keeps an adapter's tensors, in its folder."""
+_DECIDING = ("adapter_config.json", ADAPTER_FILE)
 _MOST_BYTES = 1 << 34
 
 

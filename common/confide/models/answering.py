@@ -17,9 +17,11 @@ from safetensors import safe_open
 
 from confide.errors import ModelError
 from confide.models import precision
+from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.architecture import load_config, load_tokenizer
+from confide.models.pretrained import load_pretrained
 from confide.models.rendering import Rendering
-from confide.models.store import folder_digest, model_files, only_hashed
+from confide.models.store import folder_digest, model_files
 from confide.models.weights import check_whole
 from confide.models.widened import widened
 
@@ -30,10 +32,11 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
     Raises ModelError for a base that writes no text, and for an adapter that was trained on another base, for another
     task, or that has no effect.
     """
-    weights = None if adapter is None else adapter_weights(adapter, base_folder)
+    if adapter is not None:
+        check_adapter(adapter, base_folder)
     model, tokenizer = load_writer(base_folder, device)
-    if adapter is not None and weights is not None:
-        model = with_adapter(model, adapter, weights)
+    if adapter is not None:
+        model = with_adapter(model, adapter)
         model.to(model.device)
     return model.eval(), tokenizer
 
@@ -49,25 +52,15 @@ def load_writer(base_folder: Path, device: str | None = None) -> tuple[Any, Any]
         )
     tokenizer = load_tokenizer(base_folder)
     device = device or precision.default_device()
-    try:
-        narrow = precision.choice(device).arithmetic == "bfloat16"
-        with only_hashed(base_folder if narrow else widened(base_folder)) as folder:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype="auto" if narrow else torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
-    if report["missing_keys"]:
-        raise ModelError(
-            f"the weights in {base_folder} lack {sorted(report['missing_keys'])[0]!r}, without which it writes at "
-            "random; name a causal language model with its head"
-        )
-    return model.to(device).eval(), tokenizer
+    narrow = precision.choice(device).arithmetic == "bfloat16"
+    model = load_pretrained(
+        transformers.AutoModelForCausalLM,
+        base_folder,
+        "auto" if narrow else torch.float32,
+        remedy="without it, it writes at random: name a causal language model with its head",
+        source=None if narrow else widened(base_folder),
+    )
+    return model.to(device), tokenizer
 
 
 def _writes_text(config: Any) -> bool:
@@ -78,11 +71,11 @@ def _writes_text(config: Any) -> bool:
     return not masked or bool(getattr(config, "is_decoder", False))
 
 
-def adapter_weights(adapter: Path, base_folder: Path) -> frozenset[str]:
-    """The names of an adapter's tensors. Raises ModelError for one of another base or task, or without effect."""
-    path = adapter / "adapter_model.safetensors"
+def check_adapter(adapter: Path, base_folder: Path) -> None:
+    """Raises ModelError for an adapter of another base or task, or one without effect."""
+    path = adapter / ADAPTER_FILE
     if not path.is_file():
-        raise ModelError(f"{adapter} holds no adapter_model.safetensors; name a folder that `confide run export` wrote")
+        raise ModelError(f"{adapter} holds no {ADAPTER_FILE}; name a folder that `confide run export` wrote")
     config = _read(adapter / "adapter_config.json")
     if config is None:
         raise ModelError(f"{adapter / 'adapter_config.json'} is missing or damaged; export the adapter again")
@@ -97,21 +90,23 @@ def adapter_weights(adapter: Path, base_folder: Path) -> frozenset[str]:
             f"this adapter was trained on the model {pinned}; the model in {base_folder} is another one ({found})"
         )
     with safe_open(path, framework="pt") as file:
-        names = frozenset(file.keys())
-        if not any(bool(file.get_tensor(name).any()) for name in names if ".lora_A." not in name):
+        if not any(bool(file.get_tensor(name).any()) for name in file.keys() if ".lora_A." not in name):  # noqa: SIM118
             raise ModelError(f"the adapter in {adapter} changes nothing: it is as training began")
-    return names
 
 
-def with_adapter(model: Any, adapter: Path, weights: frozenset[str], name: str = "default") -> Any:
+def with_adapter(model: Any, adapter: Path, name: str = "default", *, trainable: bool = False) -> Any:
     """The model with one more adapter, under a name. Raises ModelError where a tensor has no place in the model."""
+    path = adapter / ADAPTER_FILE
+    check_whole({path.name: path})
+    with safe_open(path, framework="pt") as file:
+        weights = set(file.keys())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tensors without a place: an error below
         if isinstance(model, PeftModel):
             adapted = model
-            adapted.load_adapter(str(adapter), adapter_name=name)
+            adapted.load_adapter(str(adapter), adapter_name=name, is_trainable=trainable)
         else:
-            adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+            adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name, is_trainable=trainable)
     odd = sorted(weights ^ set(get_peft_model_state_dict(adapted, adapter_name=name)))
     if odd:
         raise ModelError(f"the adapter in {adapter} does not fit this model: {odd[0]!r} has no counterpart in it")

@@ -1,8 +1,6 @@
 """Load a base model and its tokenizer from a pinned folder: local files only, no code from the folder."""
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,11 @@ import transformers
 from torch import nn
 
 from confide.errors import ModelError
-from confide.models.store import model_files, only_hashed
+from confide.models.pretrained import load_pretrained, pooler_names, quiet
+from confide.models.store import only_hashed
 from confide.models.trial import EAGER, attention_for
-from confide.models.weights import check_whole
 from confide.models.widened import widened
 from confide.runs.specification import Specification
-
-transformers.utils.logging.disable_progress_bar()
 
 _TASKS: dict[str, Any] = {
     "sft": transformers.AutoModelForCausalLM,
@@ -34,21 +30,10 @@ REWARD_HEAD = "reward_head"
 """Name of the linear layer (1, D) that method "reward" puts beside a model without a head."""
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading reports of transformers are for its developers; what matters is checked here and raised."""
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(before)
-
-
 def load_config(base_folder: Path, specification: Specification | None = None) -> Any:
     """The model's configuration; with a specification, its head is set up for the method's labels."""
     try:
-        with _quiet(), only_hashed(base_folder) as folder:
+        with quiet(), only_hashed(base_folder) as folder:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
@@ -66,7 +51,7 @@ def load_config(base_folder: Path, specification: Specification | None = None) -
 def load_tokenizer(base_folder: Path) -> Any:
     """The fast tokenizer in the model's folder, padding on the right. Raises ModelError when it does not fit."""
     try:
-        with _quiet(), only_hashed(base_folder) as folder:
+        with quiet(), only_hashed(base_folder) as folder:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -102,7 +87,7 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
     """The architecture without weights (meta device): names and shapes in a fraction of a second."""
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         try:
             # Names and shapes do not depend on it, and every family has it.
             return _with_head(specification, task.from_config(config, attn_implementation=EAGER))
@@ -116,7 +101,7 @@ def empty_model(specification: Specification, base_folder: Path) -> Any:
 def check_family(specification: Specification, base_folder: Path) -> None:
     """Try the model's family with the run's method. Raises ModelError naming what it cannot do."""
     config = load_config(base_folder, specification)
-    with _quiet():
+    with quiet():
         attention_for(specification, config, _class_for(specification, config, base_folder))
 
 
@@ -138,38 +123,27 @@ def load_base(
     """
     config = load_config(base_folder, specification)
     task = _class_for(specification, config, base_folder)
-    with _quiet():
+    with quiet():
         implementation = attention_for(specification, config, task)
     shared = frozen and not quantized and dtype == torch.float32
-    source = widened(base_folder) if shared and specification.model.initial == "pretrained" else base_folder
-    with _quiet(), torch.random.fork_rng(devices=[]), only_hashed(source) as folder:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(specification.seed)
         if specification.model.initial == "random":
-            return _with_head(specification, task.from_config(config, attn_implementation=implementation, dtype=dtype))
-        check_whole(model_files(base_folder))
-        try:
-            model, report = task.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation=implementation,
-                output_loading_info=True,
-                **(_four_bits(dtype) if quantized else {}),
-            )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise ModelError(f"cannot load the model in {base_folder}: {str(error).splitlines()[0]}") from error
-    model = _with_head(specification, model)
-    expendable = {*head_names(specification, model), *unused_names(specification, model)}
-    missing = sorted(set(report["missing_keys"]) - expendable)
-    if missing:
-        raise ModelError(
-            f"the weights in {base_folder} lack {len(missing)} tensors that method {specification.method.name!r} "
-            f"needs, for example {missing[0]!r}; choose a base model with that head"
+            with quiet():
+                drawn = task.from_config(config, attn_implementation=implementation, dtype=dtype)
+            return _with_head(specification, drawn)
+        model = load_pretrained(
+            task,
+            base_folder,
+            dtype,
+            remedy=f"method {specification.method.name!r} needs it: choose a base model with that head",
+            source=widened(base_folder) if shared else None,
+            may_lack=lambda found: {*head_names(specification, found), *unused_names(specification, found)},
+            config=config,
+            attn_implementation=implementation,
+            **(_four_bits(dtype) if quantized else {}),
         )
-    return model
+    return _with_head(specification, model)
 
 
 def _with_head(specification: Specification, model: Any) -> Any:
@@ -210,4 +184,4 @@ def unused_names(specification: Specification, model: nn.Module) -> tuple[str, .
     """Parameters that take no part in a method's loss: an encoder's pooler, where hidden states are pooled here."""
     if specification.method.name not in ("contrastive", "reward", "feedback"):
         return ()
-    return tuple(name for name, _ in model.named_parameters() if name.startswith("pooler."))
+    return tuple(pooler_names(model))

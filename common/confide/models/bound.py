@@ -23,6 +23,7 @@ from confide import canonical
 from confide.codec.tensors import model_digest
 from confide.errors import ModelError, UpdateError
 from confide.files import sha256_file
+from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.architecture import load_base
 from confide.models.export import TRAINED, write_adapter
 from confide.models.store import folder_digest
@@ -41,7 +42,7 @@ def check_bound(folder: Path, manifest: Mapping[str, Any], base_folder: Path) ->
     if specification.model.sha256 != found:
         raise ModelError(f"the run's base model is {specification.model.sha256[:12]}; {base_folder} holds {found[:12]}")
     try:
-        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors = load_file(folder / ADAPTER_FILE)
         config = json.loads((folder / "adapter_config.json").read_bytes())
     except Exception as error:  # safetensors raises an exception of its own, which is no ValueError
         raise ModelError(f"the adapter in {folder} cannot be read: {error}; export it again") from error
@@ -123,7 +124,7 @@ def _check_rest(
     """Fixed matrices and the configuration, as they follow from the specification."""
     with tempfile.TemporaryDirectory(prefix="confide-bound-") as name:
         made = write_adapter(Path(name) / "adapter", trained, {}, specification, base_folder)
-        expected = load_file(made / "adapter_model.safetensors")
+        expected = load_file(made / ADAPTER_FILE)
         wanted = json.loads((made / "adapter_config.json").read_bytes())
     odd = sorted(set(expected) ^ set(tensors))
     odd = odd or [name for name, tensor in expected.items() if not torch.equal(tensor, tensors[name])]

@@ -25,6 +25,7 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.models import precision
+from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.architecture import REWARD_HEAD, empty_model, head_names, load_base, load_config, load_tokenizer
 from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
@@ -43,7 +44,6 @@ _PEFT_TASKS = {
     "dpo": "CAUSAL_LM",
     "reward": "FEATURE_EXTRACTION",
 }
-ADAPTER = "adapter_model.safetensors"
 TRAINED = "trained.safetensors"
 """Beside an adapter whose matrices are products: the tensors that were trained, whose hash is the signed one."""
 _OF_THE_MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
@@ -106,9 +106,9 @@ def _write_reward_adapter(folder: Path, tensors: Tensors, specification: Specifi
     """The adapter under a reward head, in PEFT's format. Returns its weights' SHA-256, which reward.json names."""
     weights = _lora_weights(specification, base_folder, tensors)
     config = _peft_config(specification, empty_model(specification, base_folder), [], specification.model.name)
-    write_atomic(folder / ADAPTER, save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / ADAPTER_FILE, save(weights, metadata={"format": "pt"}))
     write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
-    return sha256_file(folder / ADAPTER)
+    return sha256_file(folder / ADAPTER_FILE)
 
 
 def _lora_weights(specification: Specification, base_folder: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
@@ -153,7 +153,7 @@ def write_adapter(
             shutil.copyfile(path, folder / name)
     # A path is no name for the model card, which is read elsewhere.
     card_name = base_name or specification.model.name
-    write_atomic(folder / ADAPTER, save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / ADAPTER_FILE, save(weights, metadata={"format": "pt"}))
     if any(name.endswith(".lora_core") for name in tensors):
         write_atomic(folder / TRAINED, save({name: tensors[name].detach().cpu().contiguous() for name in tensors}))
     write_atomic(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.models.store import folder_digest, model_files, only_hashed
-from confide.models.weights import check_whole
+from confide.models.store import folder_digest
 from confide.rag.retrieval import Ranking
 
 FIRST = 20
@@ -66,23 +65,15 @@ class Reranker:
         import torch
         import transformers
 
-        check_whole(model_files(self.folder))
-        try:
-            with only_hashed(self.folder) as folder:
-                model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"cannot load the cross-encoder in {self.folder}: {str(error).splitlines()[0]}") from error
-        missing = sorted(told["missing_keys"])
-        if missing:  # transformers draws them at random, and goes on
-            raise ModelError(f"the cross-encoder in {self.folder} lacks {missing[0]!r}; take its whole folder")
-        return model.eval()
+        from confide.models.pretrained import load_pretrained
+
+        return load_pretrained(
+            transformers.AutoModelForSequenceClassification,
+            self.folder,
+            torch.float32,
+            what="cross-encoder",
+            remedy="take its whole folder",
+        )
 
     def scores(self, question: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N,): the model's one number for question and text; a long text is cut at its end."""

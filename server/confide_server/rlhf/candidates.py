@@ -9,12 +9,12 @@ from pathlib import Path
 
 from confide.errors import DataError
 from confide.files import sha256_file
+from confide.models.adapter_hash import ADAPTER_FILE
 
 from confide_server.rlhf.policy import Policy, Sampling
 from confide_server.rlhf.preferences import Candidate, append_line, read_lines
 
 _PROMPTS_AT_ONCE = 8
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def prompt_set(path: Path) -> tuple[list[str], str]:
@@ -35,9 +35,9 @@ def adapter_digest(folder: Path | None) -> str:
     """SHA-256 of an adapter's weights; empty for none. Raises DataError for a folder that is no adapter."""
     if folder is None:
         return ""
-    if not (folder / _WEIGHTS).is_file():
-        raise DataError(f"{folder} is no adapter: it has no {_WEIGHTS}; give a folder of `confide run export`")
-    return sha256_file(folder / _WEIGHTS)
+    if not (folder / ADAPTER_FILE).is_file():
+        raise DataError(f"{folder} is no adapter: it has no {ADAPTER_FILE}; give a folder of `confide run export`")
+    return sha256_file(folder / ADAPTER_FILE)
 
 
 def make(

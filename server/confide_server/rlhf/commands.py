@@ -159,6 +159,8 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("rlhf-run"),
 ) -> None:
     """Optimise a policy as a specification says; goes on where it was cut off. Status 4: stopped for a named reason."""
+    from confide.models.adapter_hash import ADAPTER_FILE
+
     from confide_server.rlhf import trl_adapter
     from confide_server.rlhf.documents import parse_toml
     from confide_server.rlhf.inputs import Inputs
@@ -187,7 +189,7 @@ def train(
         "specification": specification.digest, "base": specification.base.sha256,
         "started_from": specification.base.adapter, "snapshot": specification.data.snapshot,
         "prompts": specification.data.prompts,
-        "reward": specification.reward.model, "adapter": sha256_file(trained.adapter / "adapter_model.safetensors"),
+        "reward": specification.reward.model, "adapter": sha256_file(trained.adapter / ADAPTER_FILE),
         "steps": trained.steps, "stopped": trained.stopped or "", "detail": trained.detail,
     }  # fmt: skip
     write_atomic(out / "lineage.json", json.dumps(lineage, indent=1).encode())

@@ -16,6 +16,7 @@ from typing import Any
 from confide import canonical
 from confide.errors import ModelError
 from confide.files import sha256_file
+from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.bound import check_bound, check_whole_bound
 from confide.models.store import folder_digest
 from confide.runs.specification import parse_canonical
@@ -94,4 +95,4 @@ def digest_of(folder: Path | None) -> str:
     """SHA-256 of an adapter's weights, or of a whole model's folder; empty for none."""
     if folder is None:
         return ""
-    return folder_digest(folder) if is_whole(folder) else sha256_file(folder / "adapter_model.safetensors")
+    return folder_digest(folder) if is_whole(folder) else sha256_file(folder / ADAPTER_FILE)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from confide.errors import ModelError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
-from confide.models.adapter_hash import content_hash
+from confide.models.adapter_hash import ADAPTER_FILE, content_hash
 from confide.models.store import folder_digest, model_files
 from confide.models.weights import check_whole
 from safetensors import safe_open
@@ -130,7 +130,7 @@ def _changes(adapter: Path) -> dict[str, _Change]:
     """By the name of the matrix in the base's files. Raises ModelError for an adapter of another kind."""
     try:
         config: Mapping[str, Any] = json.loads((adapter / "adapter_config.json").read_bytes())
-        tensors = load_file(adapter / "adapter_model.safetensors")
+        tensors = load_file(adapter / ADAPTER_FILE)
     except Exception as error:  # safetensors raises an exception of its own, which is no ValueError
         raise ModelError(f"the adapter in {adapter} cannot be read: {error}; train again") from error
     odd = [name for name in _UNLIKE if config.get(name)]

@@ -8,12 +8,13 @@ policy.log_probabilities(answers)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from confide.errors import DataError
 from confide.methods.preference import Answer, PairEncoder, answer_rows
+from confide.models.answering import check_adapter, with_adapter
 from confide.models.architecture import load_tokenizer
+from confide.models.pretrained import load_pretrained
 
 from confide_server.rlhf.prompted import read_prompts, write
 
@@ -53,14 +54,11 @@ class Policy:
 
         self.tokenizer = load_tokenizer(base)
         self.base = base
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
+        model = load_pretrained(transformers.AutoModelForCausalLM, base, getattr(torch, dtype))
         if adapter is not None:
-            import peft
-
+            check_adapter(adapter, base)
             # Merged: it only answers, and every token then costs what the base's does.
-            model = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=False).merge_and_unload()
+            model = with_adapter(model, adapter).merge_and_unload()
         self.model = model.eval()
         self._encoder = PairEncoder("dpo", self.tokenizer, max_length)
 

@@ -15,7 +15,10 @@ from confide.errors import ModelError
 from confide.files import sha256_file
 from confide.methods.preference import PairEncoder, answer_rows
 from confide.methods.reward import Features
+from confide.models.adapter_hash import ADAPTER_FILE
+from confide.models.answering import with_adapter
 from confide.models.architecture import load_tokenizer
+from confide.models.pretrained import load_pretrained, pooler_names
 from confide.models.reward_folder import read_reward
 from numpy.typing import NDArray
 
@@ -44,7 +47,7 @@ class RewardModel:
         wanted = self.document.adapter_sha256
         if not wanted:
             return None
-        path = folder / "adapter_model.safetensors"
+        path = folder / ADAPTER_FILE
         found = sha256_file(path) if path.is_file() else "none"
         if found != wanted:
             raise ModelError(
@@ -73,13 +76,9 @@ class FeatureReader:
         self._pad = tokenizer.pad_token_id
         self._encoder = PairEncoder("reward", tokenizer, max_length)
         self._features = Features(pooling)
-        self._model: Any = transformers.AutoModel.from_pretrained(
-            base, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ).eval()
+        self._model: Any = load_pretrained(transformers.AutoModel, base, torch.float32, may_lack=pooler_names)
         if adapter is not None:
-            import peft
-
-            self._model = peft.PeftModel.from_pretrained(self._model, str(adapter), is_trainable=False).eval()
+            self._model = with_adapter(self._model, adapter).eval()
 
     @property
     def width(self) -> int:

