@@ -132,7 +132,8 @@ def _names(shape: Shape) -> dict[str, tuple[int | None, ...]]:
         "embeddings.position_embeddings.weight": (shape.most_tokens, width),
         "embeddings.token_type_embeddings.weight": (None, width),
     }
-    norms, linears = ["embeddings.LayerNorm"], {}
+    norms: list[str] = ["embeddings.LayerNorm"]
+    linears: dict[str, tuple[int | None, ...]] = {}
     for layer in range(shape.layers):
         name = f"encoder.layer.{layer}"
         norms += [f"{name}.attention.output.LayerNorm", f"{name}.output.LayerNorm"]
