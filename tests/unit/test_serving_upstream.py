@@ -20,7 +20,9 @@ from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room
+from confide_server.serving.engines.turns import Turns
 from confide_server.serving.engines.upstream import UpstreamEngine
+from confide_server.serving.engines.upstream_wire import logprob_values
 from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Overloaded, Unanswerable
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -246,6 +248,9 @@ class Forgetful:
         self.asked: list[dict[str, Any]] = []
         self.loads = 0
         self.finish = "length"
+        self.mixes = False
+        self.running: list[str] = []
+        self.beside: set[frozenset[str]] = set()
 
     def app(self) -> Any:
         from fastapi import FastAPI
@@ -274,7 +279,12 @@ class Forgetful:
             self.asked.append(asked)
             if asked["model"] not in {self.base, *self.loaded}:
                 return JSONResponse({"error": {"message": "The model does not exist"}}, 404)
-            value = -1.0 if asked["model"] == self.base else -2.0
+            self.running.append(asked["model"])
+            await asyncio.sleep(0.05)
+            self.beside.add(frozenset(self.running))
+            spoiled = self.mixes and len(set(self.running)) > 1
+            self.running.remove(asked["model"])
+            value = -1.0 if asked["model"] == self.base and not spoiled else -2.0
             logprobs = {"tokens": ["x"], "token_logprobs": [value], "top_logprobs": [{"x": value}]}
             sent = [{"choices": [{"text": "x", "logprobs": logprobs, "finish_reason": self.finish}]}]
             return Response(events(sent) + b"data: [DONE]\n\n", media_type="text/event-stream")
@@ -357,3 +367,43 @@ def test_a_models_own_sampling_is_taken_back(base: Path, tmp_path: Path) -> None
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(ModelError, match="restore or remove it"):
         UpstreamEngine(folder, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_base_and_adapters_take_turns_where_the_upstream_mixes_them(base: Path, adapter: Path, mixes: bool) -> None:
+    there = Forgetful(folder_digest(base))
+    there.mixes = mixes
+
+    async def work(engine: UpstreamEngine) -> None:
+        await engine.add_adapter(ADAPTER, str(adapter))
+        there.beside.clear()
+        there.loaded.clear()  # loading it again, from within a request, takes turns too
+        asked = [Generation(prompt=(1,), adapter=name, max_tokens=1, logprobs=1) for name in (BASE, ADAPTER) * 4]
+        found = await asyncio.gather(*(written(engine, one) for one in asked))
+        assert [logprob_values(deltas) for deltas in found] == [[-1.0], [-2.0]] * 4
+        assert (frozenset({there.base, ADAPTER}) in there.beside) is not mixes
+
+    with served(there.app()) as url:
+        with_engine(base, url, work)
+
+
+def test_who_waits_for_a_turn_lets_nobody_past() -> None:
+    order: list[str] = []
+
+    async def one(turns: Turns, name: str, kind: bool) -> None:
+        async with turns.taken(kind):
+            order.append(name)
+            await asyncio.sleep(0.01)
+            order.append(name)
+
+    async def run() -> None:
+        turns = Turns()
+        names = [("a", True), ("b", True), ("c", False), ("d", True)]
+        waiting = [asyncio.create_task(one(turns, name, kind)) for name, kind in names]
+        gone = asyncio.create_task(one(turns, "gone", False))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(run())
+    assert order == ["a", "b", "a", "b", "c", "c", "d", "d"]

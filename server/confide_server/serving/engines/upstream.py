@@ -6,17 +6,21 @@ served under its hash, and adapters are loaded under theirs:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve FOLDER --served-model-name SHA256 --enable-lora
 
-Tried with vLLM 0.32 on a CPU (tests/integration/test_serving_vllm.py), which decides three things here. An adapter
-whose names do not match the model is loaded there in silence: every one is tried. A server that was started anew has
-forgotten its adapters and answers 404: they are loaded again. What the model's generation_config.json says of sampling
-holds there for whatever a request leaves out: nothing of it is left out.
+Tried with vLLM 0.32 on a CPU (tests/integration/test_serving_vllm.py), which decides four things here:
+
+- a question to the base in one batch with adapters' is answered by the adapter in the last place (the base's index, -1,
+  names that one): with every adapter it is tried whether that happens, and if so base and adapters take turns;
+- an adapter whose names do not match the model is loaded in silence: every one is tried;
+- a server that was started anew has forgotten its adapters and answers 404: they are loaded again;
+- what the model's generation_config.json says of sampling holds for what a request leaves out: nothing is left out.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from confide.models.store import folder_digest
 from confide.text import line
 
 from confide_server.serving.engines.local import LocalPrompts
+from confide_server.serving.engines.turns import Turns
 from confide_server.serving.engines.upstream_wire import (
     ServedModel,
     beginning,
@@ -42,11 +47,15 @@ from confide_server.serving.engines.upstream_wire import (
 )
 from confide_server.serving.port import BASE, Delta, EngineFailed, Finish, Generation, Load, Unanswerable
 
+log = logging.getLogger(__name__)
+
 _CONNECT_S, _SILENCE_S = 5.0, 180.0
 _IDLE_S = 2.0
 """A connection kept longer may be closed by the other side (vLLM: after 5 s) just as a request goes out on it."""
 _PATIENCE_S = 60.0
 _LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+_TOGETHER, _SPOILED = 3, 0.3
+"""How often base and adapter are asked at once, and from which part of an adapter's effect on the base is spoiled."""
 _NEUTRAL: Mapping[str, float] = {
     "top_k": 0,
     "min_p": 0.0,
@@ -85,6 +94,7 @@ class UpstreamEngine:
         self._adapters: dict[str, str] = {}
         """The folder of each by its hash."""
         self._loading = asyncio.Lock()
+        self._turns: Turns | None = None
         self._running = 0
 
     async def check(self) -> None:
@@ -132,10 +142,13 @@ class UpstreamEngine:
         finally:
             self._running -= 1
 
+    def _turn(self, adapter: str) -> AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext() if self._turns is None else self._turns.taken(adapter != BASE)
+
     async def _answered(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         for again in (False, True):
             try:
-                async with aclosing(self._stream(generation)) as deltas:
+                async with self._turn(generation.adapter), aclosing(self._stream(generation)) as deltas:
                     async for delta in deltas:
                         yield delta
                 return
@@ -226,23 +239,28 @@ class UpstreamEngine:
 
     async def _probe(self, sha256: str) -> None:
         """What it answers must differ from the base's: an adapter whose names do not match is ignored in silence."""
-        prompt = self.prompts.text("The quick brown fox jumps over the lazy dog. 0123456789")
-        found = []
-        for adapter in (BASE, BASE, sha256):
-            asked = Generation(prompt=prompt, adapter=adapter, max_tokens=4, logprobs=1)
-            found.append(await self._probed(asked))
-        first, again, adapted = (logprob_values(deltas) for deltas in found)
-        noise = max((abs(a - b) for a, b in zip(first, again, strict=False)), default=0.0)
-        effect = max((abs(a - b) for a, b in zip(first, adapted, strict=False)), default=0.0)
-        same = "".join(d.text for d in found[0]) == "".join(d.text for d in found[2])
-        if not first or (same and effect <= 10 * noise):
+        first, again, adapted = [await self._probed(adapter) for adapter in (BASE, BASE, sha256)]
+        noise, effect = _furthest(first, again), _furthest(first, adapted)
+        if not first or effect <= 10 * noise:
             raise ModelError(
                 f"adapter {sha256[:12]} changes nothing at the upstream: its names do not match the model's"
             )
+        if self._turns is None:
+            together = await asyncio.gather(*(self._probed(adapter) for adapter in (BASE, sha256) * _TOGETHER))
+            spoiled = max(_furthest(first, found) for found in together[::2])
+            if spoiled > max(10 * noise, _SPOILED * effect):
+                log.warning(
+                    "the upstream answers for the base by an adapter when both are asked at once: they take turns"
+                )
+                self._turns = Turns()
 
-    async def _probed(self, asked: Generation) -> list[Delta]:
+    async def _probed(self, adapter: str) -> list[float]:
+        """Log-probabilities of one prompt's tokens and one more."""
+        prompt = self.prompts.text("The quick brown fox jumps over the lazy dog. 0123456789")
+        asked = Generation(prompt=prompt, adapter=adapter, max_tokens=1, logprobs=1, echo=True)
         try:
-            return [delta async for delta in self._stream(asked)]
+            async with self._turn(adapter):
+                return logprob_values([delta async for delta in self._stream(asked)])
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
         except _Forgotten as error:
@@ -273,6 +291,10 @@ class UpstreamEngine:
             return await self._client.post(path, json=document)
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
+
+
+def _furthest(first: Sequence[float], second: Sequence[float]) -> float:
+    return max((abs(a - b) for a, b in zip(first, second, strict=False)), default=0.0)
 
 
 def _neutral(base_folder: Path) -> dict[str, float]:
