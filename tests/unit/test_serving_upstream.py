@@ -8,6 +8,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,9 @@ def test_base_and_adapters_take_turns_where_the_upstream_mixes_them(base: Path, 
         found = await asyncio.gather(*(written(engine, one) for one in asked))
         assert [logprob_values(deltas) for deltas in found] == [[-1.0], [-2.0]] * 4
         assert (frozenset({there.base, ADAPTER}) in there.beside) is not mixes
+        prompts = Generation(prompt=(1,), max_tokens=1, logprobs=1, echo=True)
+        with pytest.raises(Unanswerable, match="no log-probabilities of prompts") if mixes else nullcontext():
+            await written(engine, prompts)
 
     with served(there.app()) as url:
         with_engine(base, url, work)

@@ -19,10 +19,10 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from confide.errors import ModelError, StateError
@@ -68,6 +68,11 @@ _NEUTRAL: Mapping[str, float] = {
 
 class _Forgotten(Exception):
     """The upstream does not know a model that it served."""
+
+
+class _Probed(NamedTuple):
+    text: str
+    logprobs: list[float]
 
 
 class UpstreamEngine:
@@ -123,6 +128,9 @@ class UpstreamEngine:
         """Deltas until the last; leaving early closes the connection, at which the upstream stops."""
         if generation.grammar is not None:
             raise Unanswerable("an engine elsewhere takes JSON schemas, and no other grammar")
+        if self._turns is not None and generation.echo and generation.logprobs is not None:
+            # Beside any other request they end the engine of the build that mixes base and adapters.
+            raise Unanswerable("the engine behind this server takes no log-probabilities of prompts", param="echo")
         if len(generation.prompt) + generation.max_tokens > self.context:
             raise Unanswerable(
                 f"the prompt has {len(generation.prompt)} tokens and {generation.max_tokens} more may be written; this "
@@ -241,7 +249,7 @@ class UpstreamEngine:
         """What it answers must differ from the base's: an adapter whose names do not match is ignored in silence."""
         first, again, adapted = [await self._probed(adapter) for adapter in (BASE, BASE, sha256)]
         noise, effect = _furthest(first, again), _furthest(first, adapted)
-        if not first or effect <= 10 * noise:
+        if not first.logprobs or (first.text == adapted.text and effect <= 10 * noise):
             raise ModelError(
                 f"adapter {sha256[:12]} changes nothing at the upstream: its names do not match the model's"
             )
@@ -254,17 +262,17 @@ class UpstreamEngine:
                 )
                 self._turns = Turns()
 
-    async def _probed(self, adapter: str) -> list[float]:
-        """Log-probabilities of one prompt's tokens and one more."""
+    async def _probed(self, adapter: str) -> _Probed:
         prompt = self.prompts.text("The quick brown fox jumps over the lazy dog. 0123456789")
-        asked = Generation(prompt=prompt, adapter=adapter, max_tokens=1, logprobs=1, echo=True)
+        asked = Generation(prompt=prompt, adapter=adapter, max_tokens=4, logprobs=1)
         try:
             async with self._turn(adapter):
-                return logprob_values([delta async for delta in self._stream(asked)])
+                deltas = [delta async for delta in self._stream(asked)]
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
         except _Forgotten as error:
             raise EngineFailed(f"the engine behind this server does not know its model: {error}") from error
+        return _Probed("".join(delta.text for delta in deltas), logprob_values(deltas))
 
     async def remove_adapter(self, sha256: str) -> None:
         """Have it forgotten."""
@@ -293,8 +301,8 @@ class UpstreamEngine:
             raise _unreachable(error) from error
 
 
-def _furthest(first: Sequence[float], second: Sequence[float]) -> float:
-    return max((abs(a - b) for a, b in zip(first, second, strict=False)), default=0.0)
+def _furthest(first: _Probed, second: _Probed) -> float:
+    return max((abs(a - b) for a, b in zip(first.logprobs, second.logprobs, strict=False)), default=0.0)
 
 
 def _neutral(base_folder: Path) -> dict[str, float]:
