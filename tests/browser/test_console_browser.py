@@ -217,6 +217,17 @@ def test_a_specification_is_checked_as_one_types(stage):
     stage.complaints.check(page)
 
 
+def test_the_header_is_one_line_or_has_the_pages_in_a_line_of_their_own(stage):
+    page = stage.page("/account")
+    middle = "one => { const box = one.getBoundingClientRect(); return Math.round(box.top + box.height / 2); }"
+    for width, lines in ((1280, 1), (1279, 2), (360, 2)):
+        page.set_viewport_size({"width": width, "height": 740})
+        name, pages, who = (page.eval_on_selector(f"header.top > {one}", middle) for one in (".name", "nav", ".who"))
+        assert abs(name - who) <= 2 and (abs(name - pages) <= 2) == (lines == 1), width
+        assert not too_wide(page)
+    stage.complaints.check(page)
+
+
 @pytest.fixture
 def answers(stage):
     """Where a test puts answers that are to be judged: none of them is left to another test."""

@@ -174,6 +174,9 @@ def test_events_are_streamed_from_a_number_on_typed_and_over_all_runs(world: Adm
     assert [one.sequence for one in events] == list(range(1, 8)) and events[3].run_started.rounds == 2
     again = list(itertools.islice(client.stream_events(run_id, after=events[3].number), 3))
     assert [one.number for one in again[1:]] == [one.number for one in events[4:6]]
+    past = list(client.stream_events(run_id, past_only=True))
+    assert [one.number for one in past[1:8]] == [one.number for one in events]
+    assert [one.kind for one in client.stream_events(run_id, after=past[-1].number, past_only=True)] == ["alive"]
     stream = client.stream_events(newest_only=True)
     assert next(stream).number == world.views.last_event()
     other = world.submit("live")

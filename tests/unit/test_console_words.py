@@ -216,6 +216,9 @@ def test_who_looks_after_something_happened_sees_it():
     assert asked(0.0) == 0, "what happens again and again is asked for four times a second at most"
     assert asked(reading.SETTLED_S + 0.01) == 1
     assert [asked(0.9), asked(0.2)] == [0, 1]
+    reader.heard(step=True)
+    clock[0] += 0.001
+    assert [asked(0.0), asked(0.0)] == [1, 0], "what a step changes is never shown from before it"
     reader.close()
 
 

@@ -101,7 +101,8 @@ class Plans:
 
 def command(arguments: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[bool, str]:
     """(whether it succeeded, what it said) of one `confide` command. Raises StateError when it takes too long."""
-    environment = {"COLUMNS": "200", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    # Its lines come whole: the browser knows how wide the page is.
+    environment = {"COLUMNS": "20000", "NO_COLOR": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     environment["HOME"] = str(Path.home())
     try:
         done = subprocess.run(

@@ -473,14 +473,16 @@ class RunChanged(_message.Message):
     def __init__(self, clock: _Optional[float] = ..., run: _Optional[_Union[RunLine, _Mapping]] = ...) -> None: ...
 
 class StreamEventsRequest(_message.Message):
-    __slots__ = ("run_id", "after", "newest_only")
+    __slots__ = ("run_id", "after", "newest_only", "past_only")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     NEWEST_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PAST_ONLY_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     after: int
     newest_only: bool
-    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., newest_only: _Optional[bool] = ...) -> None: ...
+    past_only: bool
+    def __init__(self, run_id: _Optional[str] = ..., after: _Optional[int] = ..., newest_only: _Optional[bool] = ..., past_only: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("clock", "number", "run_id", "sequence", "time", "kind", "offer_answered", "run_started", "epoch_started", "round_started", "contributed", "dropped", "slot_abandoned", "round_committed", "paused", "resumed", "run_finished", "run_failed", "run_stopped", "progress", "run_paused", "run_resumed", "run_submitted", "alive", "run_waits", "run_cosigned", "run_deleted")

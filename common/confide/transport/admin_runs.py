@@ -146,13 +146,16 @@ class RunCalls(AdminCalls):
             if not page.more or not page.rounds:
                 return rounds
 
-    def stream_events(self, run_id: str = "", *, after: int = 0, newest_only: bool = False) -> Iterator[pb.Event]:
+    def stream_events(
+        self, run_id: str = "", *, after: int = 0, newest_only: bool = False, past_only: bool = False
+    ) -> Iterator[pb.Event]:
         """Events after number `after`, then as they happen; "alive" every few seconds. Close it to leave.
 
+        past_only: it ends once what had happened was told.
         Raises TransportError when the connection is lost: go on from the last event's number.
         """
         self._greet()
-        request = pb.StreamEventsRequest(run_id=run_id, after=after, newest_only=newest_only)
+        request = pb.StreamEventsRequest(run_id=run_id, after=after, newest_only=newest_only, past_only=past_only)
         with self._failures():
             call = self._admin.StreamEvents(request, metadata=self._metadata())
             try:

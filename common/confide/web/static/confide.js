@@ -27,11 +27,12 @@
     }
   }
 
-  // Fragments carry data-tick; they are fetched again when the server says so, at most once a second, and after silence.
+  // Fragments carry data-tick; they are fetched again when the server says so: at a run's next step at once, else at most
+  // once a second, and at its beats, which keep the age honest while nothing happens.
   let last = 0, waiting = 0;
-  function look() {
+  function look(atOnce) {
     window.clearTimeout(waiting);
-    const left = 1000 - (performance.now() - last);
+    const left = atOnce ? 0 : 1000 - (performance.now() - last);
     if (left > 0) { waiting = window.setTimeout(look, left); return; }
     last = performance.now();
     for (const one of document.querySelectorAll("[data-tick]")) window.htmx.trigger(one, "tick");
@@ -42,7 +43,9 @@
     if (!where) return;
     const source = new EventSource(where.dataset.live);
     let lost = false;
-    source.addEventListener("tick", look);
+    source.addEventListener("step", () => look(true));
+    source.addEventListener("tick", () => look());
+    source.addEventListener("beat", () => { if (!document.hidden) look(); });
     source.addEventListener("open", () => { if (lost) look(); lost = false; });
     source.addEventListener("error", () => {
       lost = true;
@@ -58,8 +61,8 @@
     tick();
     window.setInterval(tick, 1000);
     listen();
-    // Nothing ticks on a page without a run; it looks again by itself so that its age stays honest.
-    window.setInterval(() => { if (!document.hidden) look(); }, 15000);
+    // Where the stream brings no beat the page looks again by itself.
+    window.setInterval(() => { if (!document.hidden && performance.now() - last > 16000) look(); }, 2000);
   }
 
   // What a reader has opened, scrolled or focused in a fragment is so again in the one that takes its place. It is known

@@ -59,7 +59,7 @@ class Connection:
         """What was and what happens. Raises ConfideError."""
         with self._forgotten_when_lost():
             yield from self._of(acting).stream_events(
-                request.run_id, after=request.after, newest_only=request.newest_only
+                request.run_id, after=request.after, newest_only=request.newest_only, past_only=request.past_only
             )
 
     def export_audit(self, acting: Acting) -> Iterator[bytes]:

@@ -102,7 +102,7 @@ class Reader:
         self._asking = ThreadPoolExecutor(ASKING_THREADS, thread_name_prefix="console-asks")
         self._silent_since: float | None = None
         self._trouble = ""
-        self._heard_at = float("-inf")
+        self._heard_at = self._step_at = float("-inf")
 
     def look(self, acting: Acting) -> "Look":
         """One page's view."""
@@ -172,16 +172,21 @@ class Reader:
             with self._lock:
                 self._pending.pop(key, None)
 
-    def heard(self) -> None:
-        """Something has happened: what was asked before may be answered differently now."""
+    def heard(self, *, step: bool = False) -> None:
+        """Something has happened: what was asked before may be answered differently now.
+
+        step: nobody is shown an answer from before it. Of what happens again and again it may be SETTLED_S old.
+        """
         with self._lock:
             self._heard_at = self._clock()
+            if step:
+                self._step_at = self._heard_at
             self._pending.clear()
 
     def _is_fresh(self, known: _Answer, fresh_s: float) -> bool:
         age_s = self._clock() - known.at
-        since = known.at > self._heard_at or age_s <= SETTLED_S or fresh_s > FRESH_S
-        return since and age_s <= fresh_s
+        settled = age_s <= SETTLED_S and known.at > self._step_at
+        return age_s <= fresh_s and (known.at > self._heard_at or settled or fresh_s > FRESH_S)
 
     def _silent(self, error: Exception) -> None:
         with self._lock:

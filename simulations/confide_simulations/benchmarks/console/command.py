@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
@@ -23,7 +23,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from confide_simulations.benchmarks.console import watchers as many_watchers
-from confide_simulations.benchmarks.console.world import History, console_over
+from confide_simulations.benchmarks.console.world import ROUNDS, History, console_over
 from confide_simulations.benchmarks.meta import meta, write_result
 
 PAGES = {
@@ -31,7 +31,7 @@ PAGES = {
     "compare six": "/compare?{six}", "members": "/members", "privacy": "/privacy", "models": "/models",
     "audit": "/audit", "specification": "/specification", "people": "/people", "account": "/account",
 }  # fmt: skip
-ROUNDS_SHOWN, IDLE_S = 5, 20.0
+ROUNDS_SHOWN, IDLE_S = 6, 30.0
 _ADDRESS = "http://127.0.0.1:9444"
 
 
@@ -41,35 +41,42 @@ def console(
     events: Annotated[int, typer.Option(min=1000, help="Events of all runs.")] = 1_000_000,
     receipts: Annotated[int, typer.Option(min=0, help="Ledger receipts.")] = 60_000,
     audit: Annotated[int, typer.Option(min=1, help="Entries of the audit log.")] = 20_000,
-    repeats: Annotated[int, typer.Option(min=3, help="Requests for each page, cold and warm.")] = 40,
+    repeats: Annotated[int, typer.Option(min=0, help="Requests for each page, cold and warm; 0: watchers only.")] = 40,
     watchers: Annotated[int, typer.Option(min=0, help="Pages of a live run that are open at once.")] = 100,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Time every page with 200 nodes, 1,000 runs and 1,000,000 events; reach: 100 ms at the 95th percentile."""
     history = History(nodes=nodes, runs=runs, events=events, receipts=receipts, audit=audit)
-    watched: dict[str, float] = {}
+    watched: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, console_over(Path(folder), history) as stage:
         figures, cookie = asyncio.run(_measured(stage.console, stage.run_id, runs, repeats))
         if watchers:
             watched = many_watchers.measured(
-                stage.console, cookie, stage.run_id, stage.commit, count=watchers, rounds=ROUNDS_SHOWN, idle_s=IDLE_S
-            )
+                stage.console, cookie, stage.run_id, stage.commit, begun=ROUNDS - 1, count=watchers,
+                rounds=ROUNDS_SHOWN, idle_s=IDLE_S,
+            )  # fmt: skip
     said = f"ms: {nodes} nodes, {runs:,} runs, {events:,} events; load {os.getloadavg()[0]:.1f}"
     table = Table("page", "cold p50", "cold p95", "CPU p50", "CPU p95", "warm p95", "KiB", title=said)
     keys = ("cold_p50_ms", "cold_p95_ms", "cold_cpu_p50_ms", "cold_cpu_p95_ms", "warm_p95_ms", "kib")
     for name, one in figures.items():
         table.add_row(name, *(f"{one[key]:.1f}" for key in keys))
-    Terminal().print(table)
+    Terminal().print(table if figures else said)
     if watched:
         Terminal().print(
-            f"{watchers} open pages: {watched['idle_core_percent']:.1f} % of a core while nothing happens; a new round "
-            f"is shown after {watched['round_p50_ms']:.0f} ms (half of them), {watched['round_last_ms']:.0f} ms (all)"
+            f"{watchers} pages, open after {watched['opened_s']:.1f} s: {watched['idle_core_percent']:.1f} % of a core "
+            f"while nothing happens. New rounds are on half of the pages after "
+            f"{_listed(watched['half_ms'])} ms, on all after {_listed(watched['all_ms'])} ms; CPU for a round: "
+            f"{watched['round_cpu_ms']:.0f} ms, of the pages' process {watched['pages_cpu_ms']:.0f} ms"
         )
     if json_path is not None:
         config = {**vars(history), "repeats": repeats}
         write_result(
             json_path, {"benchmark": "console", **meta(seed=0, config=config), "results": figures, "watchers": watched}
         )
+
+
+def _listed(figures: list[float]) -> str:
+    return ", ".join(f"{one:.0f}" for one in figures)
 
 
 async def _measured(made: Console, run_id: str, runs: int, repeats: int) -> tuple[dict[str, dict[str, float]], str]:
@@ -79,7 +86,7 @@ async def _measured(made: Console, run_id: str, runs: int, repeats: int) -> tupl
         await _sign_in(client, made)
         six = "&".join(f"run={number:032x}" for number in range(runs - 6, runs))
         figures = {}
-        for name, path in PAGES.items():
+        for name, path in PAGES.items() if repeats else ():
             address = path.format(run=run_id, six=six)
             await _timed(client, made, address)  # templates are compiled at their first use
             cold = [await _timed(client, made, address) for _ in range(repeats)]

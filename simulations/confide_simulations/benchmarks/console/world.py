@@ -35,7 +35,7 @@ from confide_server.state.audit_log import AuditLog
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Checkpoint, Database, Event, Head, Round, Run, append_audit
 from confide_server.state.event_tail import EventTail
-from confide_server.state.events import RoundCommitted
+from confide_server.state.events import Contributed, RoundCommitted
 from confide_server.state.idempotency import Idempotency
 from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
@@ -74,13 +74,15 @@ class Stage:
     journal: RunJournal
 
     def commit(self) -> int:
-        """Its next round, as a coordinator's driver would commit it; the round's number."""
+        """Its next round after its last contribution, as a coordinator's driver would commit it; the round's number."""
         with self.database.transaction() as session:
             run = session.get_one(Run, self.run_id)
             run.round += 1
             number = run.round
             session.execute(insert(Checkpoint), [_checkpoint(self.run_id, number)])
             session.execute(insert(Round), [_round(self.run_id, number, run.cohort, time.time())])
+            last = Contributed(round=number, node=run.cohort[-1], bytes=1_000_000)
+            self.journal.add_event(session, self.run_id, last)
             told = RoundCommitted(
                 round=number, metrics={}, contributors=run.cohort[1:], dropped={}, seconds=60.0, update_norm=1.0,
                 model_sha256="ab" * 32,

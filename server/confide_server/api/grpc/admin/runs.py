@@ -97,7 +97,10 @@ class RunMethods:
     def stream_events(
         self, caller: Caller, request: pb.StreamEventsRequest, active: Callable[[], bool]
     ) -> Iterator[pb.Event]:
-        """Events after a number, then as they happen, with what nodes say they are doing, until the caller leaves."""
+        """Events after a number, then as they happen, with what nodes say they are doing, until the caller leaves.
+
+        Of one who asks for the past only the stream ends once all of it was sent.
+        """
         run_id = self._visible(caller, request.run_id) if request.run_id else ""
         if not self._parts.streams.acquire(blocking=False):
             raise StateError(f"{MAX_STREAMS} event streams are open already; try again when one has been closed")
@@ -115,11 +118,16 @@ class RunMethods:
         yield pb.Event(number=after, time=time.time(), kind="alive", alive=pb.Alive())
         said = time.monotonic()
         while active():
-            for event in tail.after(after, run_id, POLL_S):
+            found = tail.after(after, run_id, 0.0 if request.past_only else POLL_S)
+            for event in found:
                 after = event.number
                 if (data := sees.of(event)) is not None:
                     said = time.monotonic()
                     yield event_message(event, data)
+            if request.past_only:
+                if not found:
+                    return
+                continue
             heard, reports = board.changes(heard)
             for of_run, data in reports:
                 if run_id in ("", of_run) and sees.work(of_run, data):

@@ -19,7 +19,7 @@ async def live(request: Request) -> AsyncIterable[ServerSentEvent]:
     console, run_ids = console_of(request), await run_in_threadpool(_runs_of, request)
     session = request.state.session
     with console.live.watching(run_ids) as watcher:
-        yield ServerSentEvent(event="beat", retry=3000, data="")
+        yield ServerSentEvent(event="begun", retry=3000, data="")
         async for tick in watcher.ticks():
             if not await run_in_threadpool(console.sessions.holds, session):
                 return

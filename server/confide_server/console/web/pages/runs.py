@@ -100,7 +100,7 @@ def _asked(look: Look, console: "Console", run_id: str) -> _Asked:
     look.ahead(ListMembers=pb.ListMembersRequest())
     detail = look.run(run_id)
     rounds, members = look.rounds(run_id), look.members()
-    return _Asked(detail, rounds, members, console.live.events(detail.run, look.acting))
+    return _Asked(detail, rounds, members, console.live.happened.events(detail.run, look.acting))
 
 
 def _shown(asked: _Asked) -> dict[str, Any]:
