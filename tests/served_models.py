@@ -1,5 +1,6 @@
 """Tiny models with strong random weights, adapters to them, and what is served of them."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -18,6 +19,7 @@ from confide.models.store import folder_digest
 from confide.models.trainable import initial_state, schema_of
 from confide.runs.specification import Specification
 from confide.sealing.manifest import sign_manifest
+from confide_server.serving.process import Serving, Settings
 
 from tests.coordinator_world import World
 from tests.tiny_models import tiny_llama
@@ -54,6 +56,31 @@ def served(app: Any) -> Iterator[str]:
         thread.join(20)
         listener.close()
         assert not thread.is_alive(), "the server ends"
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[tuple[Serving, int]]:
+    """A serving process's parts in a thread of this one."""
+    serving, ready, ports = Serving(settings), threading.Event(), []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(serving.run(lambda port: (ports.append(port), ready.set())))  # type: ignore[func-returns-value]
+        except BaseException as error:
+            failure.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(120) and not failure, failure
+    try:
+        yield serving, ports[0]
+    finally:
+        assert serving.server is not None
+        serving.server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive() and not failure
 
 
 def signed_manifest(world: World, spec: Specification, state: Mapping[str, torch.Tensor], base: Path) -> dict[str, Any]:

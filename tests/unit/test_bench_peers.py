@@ -64,6 +64,21 @@ def test_an_arm_that_fails_is_named_and_the_table_says_it(tmp_path: Path) -> Non
     assert "failed:" in console.export_text()
 
 
+def test_how_far_models_lie_apart_is_relative_to_how_far_they_moved(tmp_path: Path) -> None:
+    task = made(tmp_path)
+    models = {"initial": [1.0, 0.0], "confide": [4.0, 4.5], "flower": [4.0, 4.0], "nvflare": [4.0, 4.0]}
+    for name, model in models.items():
+        task.keep(name, np.array(model))
+    found: dict[str, dict[str, object]] = {"confide": {}, "flower": {}, "nvflare": {}, "flower_secagg": {"failed": ""}}
+    command.compare(task, found)  # the median is flower's, 5 from the first
+    assert {name: figures.get("apart") for name, figures in found.items()} == {
+        "confide": 0.1, "flower": 0.0, "nvflare": 0.0, "flower_secagg": None,
+    }  # fmt: skip
+    alone: dict[str, dict[str, object]] = {"flower": {}}
+    command.compare(task, alone)
+    assert alone == {"flower": {}}
+
+
 def test_commands_are_those_of_the_quickstart() -> None:
     assert len(commands(3)) == 12
 
@@ -87,4 +102,5 @@ def test_the_same_task_gives_the_same_loss_through_flower_and_through_confide(tm
         assert min(each["wall_s"], each["cpu_s"], each["peak_memory_mib"], each["wire_bytes"]) > 0
         assert each["nll"] < found["base_nll"] and each["coordinator_sees"] and each["commands"]
     flower, confide = (found["arms"][name]["nll"] for name in ("flower", "confide"))
-    assert abs(flower - confide) < 0.02
+    assert abs(flower - confide) < 1e-3
+    assert max(each["apart"] for each in found["arms"].values()) < 0.1

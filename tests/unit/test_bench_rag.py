@@ -19,6 +19,8 @@ def test_search_and_ingest_are_timed_by_step(tmp_path: Path) -> None:
     path.write_bytes(pdf(["A visit costs forty crowns.", "Children pay nothing."]))
     steps = measure_ingest(tmp_path, model, path)
     assert steps["pages"] == 1 and steps["passages"] >= 1 and steps["whole_s"] >= steps["embed_s"]
+    assert steps["command_s"] > 0 and steps["command_cpu_s"] > 0
+    assert (tmp_path / "by-command" / "organizations" / "bench" / "manuals" / "catalogue.json").exists()
 
 
 def test_word_recall_counts_words_as_often_as_they_come() -> None:

@@ -1,14 +1,21 @@
 """Embeddings do not depend on what a text is embedded beside, on threads, or on which attention computes."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from confide.errors import ModelError
 from confide.models import precision
 from confide.rag import embedder as module
-from confide.rag import plain_attention
 from confide.rag.embedder import Embedder
+from confide.rag.encoders import bert, general, plain_attention
+from confide.rag.encoders.bert import Bert
+from confide.rag.encoders.bert_shape import shape_of
+from confide.rag.encoders.general import General
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import tiny_bert, tiny_llama
 
@@ -36,10 +43,10 @@ def test_a_text_has_one_embedding_in_every_company(folder: Path) -> None:
     np.testing.assert_allclose(embedder.embed(TEXTS), alone, atol=1e-5)
 
 
-def test_long_texts_stand_beside_texts_of_their_length_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LONG", 10)
+def test_long_texts_stand_beside_texts_of_their_length_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(general, "_LONG", 10)
     lengths = [12, 3, 30, 12, 9, 30, 30, 4, 11, 90]
-    batches = module._batches([[0] * length for length in lengths], 60)
+    batches = General(folder, torch.float32).batches([[0] * length for length in lengths], 60)
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     assert [[lengths[place] for place in batch] for batch in batches] == [
         [3, 4, 9], [11], [12, 12], [30, 30], [30], [90],
@@ -56,28 +63,103 @@ def test_cores_that_share_the_batches_embed_the_same(folder: Path, monkeypatch: 
         np.testing.assert_allclose(embedder.embed(TEXTS), expected, atol=1e-5)
         assert torch.get_num_threads() == 3
         assert set(module._pool(3).map(lambda _: torch.get_num_threads(), range(12))) == {1}
-        monkeypatch.setattr(module, "_embedded", lambda model, rows: 1 / 0)
+        monkeypatch.setattr(Bert, "vectors", lambda model, rows: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embedder.embed(TEXTS)
     finally:
         torch.set_num_threads(threads)
 
 
-def test_in_bfloat16_embeddings_stay_where_they_were(folder: Path) -> None:
-    wide = Embedder(folder)
-    expected = wide.embed(TEXTS)
-    assert wide._model.config._attn_implementation == "sdpa"
+def rows_of(embedder: Embedder, texts: list[str]) -> list[list[int]]:
+    return [one.ids for one in embedder._tokenizer.encode_batch_fast(texts)]
+
+
+@pytest.mark.parametrize("precise", ["float32", "bfloat16"])
+def test_bert_as_it_is_written_down_is_the_librarys(folder: Path, precise: str) -> None:
+    precision.prefer("float32" if precise == "float32" else "bfloat16")
+    embedder = Embedder(folder)
+    encoder = embedder.load_soon().result()
+    assert isinstance(encoder, Bert)
+    rows = sorted(rows_of(embedder, TEXTS), key=len)
+    wide = np.concatenate([General(folder, torch.float32).vectors([row]) for row in rows])
+    close = 1e-5 if precise == "float32" else 3e-2
+    np.testing.assert_allclose(encoder.vectors(rows), wide, atol=close)
+    np.testing.assert_allclose(embedder.embed(TEXTS)[0], encoder.vectors(rows_of(embedder, TEXTS[:1]))[0], atol=close)
+    assert cosines(encoder.vectors(rows), wide).min() > 0.999
+
+
+@pytest.mark.parametrize("matrix_unit", [False, True])
+def test_with_and_without_a_matrix_unit_an_embedding_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, matrix_unit: bool
+) -> None:
+    expected = Embedder(folder).embed(TEXTS)
+    monkeypatch.setattr(bert, "_matrix_unit", lambda: matrix_unit)
+    monkeypatch.setattr(bert, "_PLAIN_UP_TO", 20)
+    if not matrix_unit:
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *_: 1 / 0)
     precision.prefer("bfloat16")
-    narrow = Embedder(folder)
-    assert cosines(narrow.embed(TEXTS), expected).min() > 0.999
-    assert narrow._model.config._attn_implementation == plain_attention.NAME
+    assert cosines(Embedder(folder).embed(TEXTS), expected).min() > 0.999
+
+
+def test_batches_hold_what_fits_by_length(folder: Path) -> None:
+    shape = shape_of(folder)
+    assert shape is not None
+    encoder = bert.read(folder, shape, torch.float32)
+    assert encoder is not None
+    lengths = [12, 3, 30, 12, 90, 9]
+    batches = encoder.batches([[0] * length for length in lengths], 40)
+    assert [[lengths[place] for place in batch] for batch in batches] == [[3, 9, 12, 12], [30], [90]]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_type": "roberta"},
+        {"hidden_act": "relu"},
+        {"position_embedding_type": "relative_key"},
+        {"is_decoder": True},
+        {"num_attention_heads": 5},
+        {"hidden_size": True},
+        {"layer_norm_eps": "small"},
+    ],
+)
+def test_another_bert_is_left_to_the_library(folder: Path, tmp_path: Path, changed: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    assert shape_of(tmp_path) is not None
+    (tmp_path / "config.json").write_text(json.dumps(config | changed), "utf-8")
+    assert shape_of(tmp_path) is None
+
+
+def test_weights_under_other_names_are_left_to_the_library(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "odd")
+    path = tmp_path / "odd" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({f"bert.{name}": tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
+    shape = shape_of(folder)
+    assert shape is not None and bert.read(tmp_path / "odd", shape, torch.float32) is not None
+    np.testing.assert_allclose(Embedder(tmp_path / "odd").embed(TEXTS), Embedder(folder).embed(TEXTS), atol=1e-6)
+    del tensors["encoder.layer.1.output.dense.bias"]
+    save_file(tensors, path, {"format": "pt"})
+    assert bert.read(tmp_path / "odd", shape, torch.float32) is None
+    with pytest.raises(ModelError, match=r"lacks 'encoder.layer.1.output.dense.bias'; take its whole folder"):
+        Embedder(tmp_path / "odd").embed(TEXTS)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_by_embed(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "torn")
+    embedder = Embedder(tmp_path / "torn")
+    path = tmp_path / "torn" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    embedder.load_soon()
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"model\.safetensors"):
+            embedder.embed(TEXTS)
 
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_plain_attention_is_the_fused_kernels(folder: Path, hidden: bool) -> None:
-    embedder = Embedder(folder)
-    embedder.embed(TEXTS[:1])
-    model = embedder._model.float()
+    model = General(folder, torch.float32).model
     ids = torch.randint(0, 50, (3, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     if hidden:
@@ -113,3 +195,8 @@ def test_where_order_counts_or_scores_are_many_the_fused_kernel_computes(
     monkeypatch.setattr(torch, "matmul", lambda *_: 1 / 0)
     far, _ = plain_attention.attention(unordered, q, q, q, None)
     torch.testing.assert_close(near, far)
+
+
+def test_in_bfloat16_other_families_attend_plainly(folder: Path) -> None:
+    assert General(folder, torch.float32).model.config._attn_implementation == "sdpa"
+    assert General(folder, torch.bfloat16).model.config._attn_implementation == plain_attention.NAME

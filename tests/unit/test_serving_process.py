@@ -3,9 +3,6 @@
 import asyncio
 import datetime
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.served_models import strong_adapter, strong_llama
+from tests.served_models import running, strong_adapter, strong_llama
 
 QUESTION = [{"role": "user", "content": "How thick must the wall be?"}]
 
@@ -43,31 +40,6 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "key.pem").write_bytes(key.private_bytes(pem, pkcs8, plain))
     return folder / "cert.pem", folder / "key.pem"
-
-
-@contextmanager
-def running(settings: Settings) -> Iterator[tuple[Serving, int]]:
-    """A serving process's parts in a thread of this one."""
-    serving, ready, ports = Serving(settings), threading.Event(), []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(serving.run(lambda port: (ports.append(port), ready.set())))  # type: ignore[func-returns-value]
-        except BaseException as error:
-            failure.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(120) and not failure, failure
-    try:
-        yield serving, ports[0]
-    finally:
-        assert serving.server is not None
-        serving.server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive() and not failure
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The one place where a folder's weights become a model: whole files, nothing unhashed, no code, nothing drawn."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from confide.models.store import model_files, only_hashed
 from confide.models.weights import check_whole
 
 transformers.utils.logging.disable_progress_bar()
+
+_ONE_AT_A_TIME = threading.Lock()
+"""transformers keeps globals while it loads: of two threads that did so at once, one lost its model's last layer."""
 
 
 @contextlib.contextmanager
@@ -55,7 +59,7 @@ def load_pretrained(
     """
     check_whole(model_files(folder))
     try:
-        with quiet(), only_hashed(source or folder) as hashed:
+        with _ONE_AT_A_TIME, quiet(), only_hashed(source or folder) as hashed:
             model, report = kind.from_pretrained(
                 hashed,
                 dtype=dtype,

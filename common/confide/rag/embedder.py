@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.models.store import folder_digest
+from confide.models.store import folder_digest, model_files
+from confide.models.weights import check_whole
+from confide.rag.encoders import Encoder
+from confide.rag.encoders.bert_shape import shape_of
 
 _TOKENS_AT_ONCE = 1024
 """More is slower: what a layer makes of it falls out of the cache."""
-_LONG = 128
-"""Tokens above which only texts of equal length go together: nothing is padded, and attention needs no mask."""
-_STEP = 16
-"""Shorter texts are padded to a multiple of it: a product whose shape is new costs some milliseconds to prepare."""
 _FEWEST_AT_ONCE = 256
 """Tokens that a core gets at least, where there are several."""
 
@@ -40,13 +39,18 @@ class Embedder:
         self.folder = folder
         self.sha256 = folder_digest(folder)
         self.name = folder.name
+        self._shape = shape_of(folder)
+        self._loaded: Future[Encoder] | None = None
 
     @functools.cached_property
     def dimension(self) -> int:
         """Numbers in an embedding."""
+        return self._shape.width if self._shape is not None else int(self._config().hidden_size)
+
+    def _config(self) -> Any:
         from confide.models.architecture import load_config
 
-        return int(load_config(self.folder).hidden_size)
+        return load_config(self.folder)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -62,37 +66,33 @@ class Embedder:
         tokenizer.no_truncation()
         return tokenizer
 
-    @functools.cached_property
-    def _model(self) -> Any:
-        import torch
-        import transformers
+    def load_soon(self) -> "Future[Encoder]":
+        """Begin to load the model in a thread of its own, unless that was begun. What fails is told by `embed`."""
+        if self._loaded is None:
+            loader = ThreadPoolExecutor(1, "embedder-loader")
+            self._loaded = loader.submit(self._read)
+            loader.shutdown(wait=False)
+        return self._loaded
 
+    def _read(self) -> Encoder:
         from confide.models import precision
-        from confide.models.pretrained import load_pretrained, pooler_names
-        from confide.rag import plain_attention
 
-        narrow = precision.choice("cpu").arithmetic == "bfloat16"
-        model = load_pretrained(
-            transformers.AutoModel,
-            self.folder,
-            torch.bfloat16 if narrow else torch.float32,
-            what="embedder",
-            remedy="take its whole folder",
-            may_lack=pooler_names,
-        )
-        if not hasattr(model.config, "max_position_embeddings"):
-            raise ModelError(f"the model in {self.folder} does not say how many tokens it reads; it is no embedder")
-        if narrow and model.config._attn_implementation == "sdpa":
-            plain_attention.register()
-            model.set_attn_implementation(plain_attention.NAME)
-        return model
+        check_whole(model_files(self.folder))
+        dtype = precision.DTYPES[precision.choice("cpu").arithmetic]
+        if self._shape is not None:
+            from confide.rag.encoders import bert
+
+            found = bert.read(self.folder, self._shape, dtype)
+            if found is not None:
+                return found
+        from confide.rag.encoders.general import General
+
+        return General(self.folder, dtype)
 
     @functools.cached_property
     def most_tokens(self) -> int:
         """The longest text that is embedded whole, in tokens with its two ends."""
-        from confide.models.architecture import load_config
-
-        return int(load_config(self.folder).max_position_embeddings)
+        return self._shape.most_tokens if self._shape is not None else int(self._config().max_position_embeddings)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without the two ends."""
@@ -103,16 +103,16 @@ class Embedder:
         """(N, D), each of length 1. A text that is longer than `most_tokens` is cut at its end."""
         import torch
 
-        model = self._model
+        encoder = self.load_soon().result()
         rows = [one.ids[: self.most_tokens] for one in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
 
         def fill(batch: list[int]) -> None:
-            vectors[batch] = _embedded(model, [rows[place] for place in batch])
+            vectors[batch] = encoder.vectors([rows[place] for place in batch])
 
         cores = torch.get_num_threads()
         share = math.ceil(sum(map(len, rows)) / cores)
-        batches = _batches(rows, max(_FEWEST_AT_ONCE, min(_TOKENS_AT_ONCE, share)))
+        batches = encoder.batches(rows, max(_FEWEST_AT_ONCE, min(_TOKENS_AT_ONCE, share)))
         # The long ones first, so that no core is left with one at the end.
         list((_pool(cores).map if cores > 1 else map)(fill, reversed(batches)))
         return vectors
@@ -136,35 +136,3 @@ def _pool(cores: int) -> ThreadPoolExecutor:
 
 # A fork takes no threads along.
 os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _embedded(model: Any, rows: list[list[int]]) -> NDArray[np.float32]:
-    import torch
-
-    width = max(map(len, rows))
-    if width <= _LONG:
-        width = _STEP * math.ceil(width / _STEP)
-    ids = torch.zeros((len(rows), width), dtype=torch.int64)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
-    with torch.inference_mode():
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        weights = mask[:, :, None].float()
-        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-        found: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).numpy()
-    return found
-
-
-def _batches(rows: Sequence[Sequence[int]], tokens: int = _TOKENS_AT_ONCE) -> list[list[int]]:
-    """Places of texts of like length, the short ones first, so that little of a batch is padding."""
-    batches: list[list[int]] = []
-    before = 0
-    for place in sorted(range(len(rows)), key=lambda place: len(rows[place])):
-        length = len(rows[place])
-        if not batches or length > max(_LONG, before) or (len(batches[-1]) + 1) * length > tokens:
-            batches.append([])
-        before = length
-        batches[-1].append(place)
-    return batches

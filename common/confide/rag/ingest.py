@@ -129,6 +129,7 @@ def _parsed(
     collection: Collection, path: Path, data: bytes, sha256: str, embedder: Embedder, parser: ParserProcess
 ) -> _Ready:
     format = format_of(path.name)
+    embedder.load_soon()  # while the file is parsed, in its own process
     text, found = _canonical(collection, parser.parse(format, data))
     spans = passages(text, embedder.count_tokens, most_tokens=_most_tokens(collection, embedder))
     if not spans:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from confide_simulations.demo.worker import Job, Work
@@ -39,8 +39,10 @@ def run_jobs(
     folder: Path,
     progress: Callable[[int, str], None],
     workers: int = 2,
+    environment: Mapping[str, str] | None = None,
 ) -> Found:
-    """(kind, label) to value. Raises TransportError with the worker's log when one fails."""
+    """(kind, label) to value. environment: more, of the workers. Raises TransportError with the log of a failed one."""
+    variables = {**ONE_THREAD, **(environment or {})}
     results = [folder / f"worker-{index}.jsonl" for index in range(workers)]
     with ProcessGroup() as processes:
         for index, part in enumerate(deal(jobs, workers, rounds)):
@@ -48,7 +50,7 @@ def run_jobs(
             work = Work(str(specification), str(base), str(held_out), 1, tuple(part))
             path = work.write(folder / f"worker-{index}.json")
             command = [sys.executable, "-m", "confide_simulations.demo.worker", str(path), str(results[index])]
-            processes.start(f"worker-{index}", command, folder / f"worker-{index}.log", ONE_THREAD)
+            processes.start(f"worker-{index}", command, folder / f"worker-{index}.log", variables)
         found: Found = {}
         while len(found) < len(jobs):
             time.sleep(0.2)

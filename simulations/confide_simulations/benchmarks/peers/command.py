@@ -1,7 +1,8 @@
 """`confide bench peers`: the demo's very task through other systems, one after the other on this machine.
 
 Every arm is a process whose whole tree is measured; every final model is scored by the same program afterwards. All
-compute in float32. What differs is what lies between the organizations.
+compute in float32, from the same first model, on the same batches in the same order, with the same records kept apart.
+What differs is what lies between the organizations; `apart` shows how little of it reaches the model.
 """
 
 import json
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import psutil
 import typer
 from confide.text import line, table
@@ -55,6 +57,7 @@ def peers(
         task = prepare(folder, data, model, nodes, rounds, local_steps, held_out)
         found = {name: measured(name, task, console) for name in chosen}
         base_nll = score(task, found, console)
+        compare(task, found)
     finally:
         if keep:
             console.print(f"folders and logs are kept in {folder}")
@@ -104,9 +107,13 @@ def prepare(
             sealing=sealing,
             local_steps=local_steps,
         )
+        # Batches that follow from the seed, as an administrator writes it who wants to repeat a run.
+        specification = specification.model_copy(update={"reproducible": True})
         path.write_bytes(specification.canonical_bytes())
     initial, _ = first_model(specification, base)
     task.model("initial").write_bytes(initial)
+    for name in task.nodes:
+        task.register(name, task.state(name))
     return task
 
 
@@ -151,15 +158,32 @@ def score(task: Task, found: dict[str, dict[str, Any]], console: Console) -> flo
         rounds=task.rounds,
         folder=Path(task.folder),
         progress=lambda count, what: None,
+        environment=_FLOAT32,
     )
     for name in arms[1:]:
         found[name]["nll"] = round(float(scores["score", name]), 4)
     return round(float(scores["score", "initial"]), 4)
 
 
+def compare(task: Task, found: dict[str, dict[str, Any]]) -> None:
+    """Into every arm's figures, how far its final model lies from the arms' median one, over how far that moved.
+
+    L2 norms; the median is of each coordinate. Where arms train on the same batches this is what rounding leaves; of an
+    arm that draws its own it is near 1.
+    """
+    models = {name: task.read_model(name) for name in found if task.model(name).exists()}
+    if len(models) < 2:
+        return
+    middle = np.median(np.stack(list(models.values())), axis=0)
+    moved = np.linalg.norm(middle - task.initial())
+    for name, model in models.items():
+        found[name]["apart"] = float(f"{np.linalg.norm(model - middle) / moved:.3g}")
+
+
 def show(found: dict[str, dict[str, Any]], base_nll: float, console: Console) -> None:
     """One line an arm."""
-    shown = table("", "wall s", "CPU s", "peak MiB", "wire MB", "NLL", "commands", title=f"base NLL {base_nll:.3f}")
+    columns = ("", "wall s", "CPU s", "peak MiB", "wire MB", "NLL", "apart", "typed")
+    shown = table(*columns, title=f"base NLL {base_nll:.3f}")
     for name, figures in found.items():
         if "failed" in figures:
             shown.add_row(name, f"failed: {figures['failed'][-200:]}", "", "", "", "", "")
@@ -171,6 +195,7 @@ def show(found: dict[str, dict[str, Any]], base_nll: float, console: Console) ->
             str(figures["peak_memory_mib"]),
             f"{figures['wire_bytes'] / 1e6:.1f}",
             f"{figures.get('nll', float('nan')):.3f}",
+            f"{figures['apart']:.0e}" if "apart" in figures else "",
             str(len(figures["commands"])),
         )
     console.print(shown)

@@ -10,7 +10,7 @@ from confide.errors import TrainingError
 from confide.runs.specification import parse_canonical
 
 from confide_simulations.benchmarks.peers.arm import Outcome, loopback_bytes
-from confide_simulations.benchmarks.peers.task import Task
+from confide_simulations.benchmarks.peers.task import DATA, Task
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 
@@ -59,8 +59,13 @@ def run(task: Task) -> Outcome:
 
 def _set_up(task: Task) -> LocalFederation:
     federation = LocalFederation(
-        Path(task.folder) / "confide", nodes={node: task.shard(node) for node in task.nodes}, base=Path(task.base)
+        Path(task.folder) / "confide",
+        nodes={node: task.shard(node) for node in task.nodes},
+        base=Path(task.base),
+        data=DATA,
     )
     federation.set_up()
+    for node in task.nodes:
+        task.register(node, federation.node_folder(node))
     federation.allow(parse_canonical(task.sealed.read_bytes()))
     return federation

@@ -22,8 +22,9 @@ def train(message: Message, context: Context) -> Message:
     assert isinstance(arrays, ArrayRecord)  # noqa: S101 - what the strategy sends
     model = arrays.to_numpy_ndarrays()[0]
     number = int(settings["server-round"])  # type: ignore[arg-type]
-    trained = task.trained("flower", str(context.node_config["node"]), model, number)
-    content = RecordDict({"arrays": ArrayRecord([trained]), "metrics": MetricRecord({"num-examples": 1})})
+    local = task.trained("flower", str(context.node_config["node"]), model, number)
+    metrics = MetricRecord({"num-examples": 1, **local.metrics})
+    content = RecordDict({"arrays": ArrayRecord([local.model]), "metrics": metrics})
     return Message(content, reply_to=message)
 
 

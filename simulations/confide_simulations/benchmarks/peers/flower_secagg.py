@@ -25,8 +25,8 @@ class _Client(NumPyClient):
     def fit(self, parameters: Any, config: Any) -> Any:
         """A round's local steps."""
         task = Task.read(os.environ[FOLDER])
-        trained = task.trained(ARM, self._node, parameters[0], int(config["round"]))
-        return [trained], 1, {}
+        local = task.trained(ARM, self._node, parameters[0], int(config["round"]))
+        return [local.model], 1, local.metrics
 
 
 class _Kept(FedAvg):

@@ -19,8 +19,9 @@ def main() -> None:
         if received is None:
             break
         number = int(received.current_round or 0) + 1
-        trained = task.trained("nvflare", node, received.params[KEY], number)
-        flare.send(flare.FLModel(params={KEY: trained}, meta={"NUM_STEPS_CURRENT_ROUND": 1}))
+        local = task.trained("nvflare", node, received.params[KEY], number)
+        weight = {"NUM_STEPS_CURRENT_ROUND": 1}
+        flare.send(flare.FLModel(params={KEY: local.model}, metrics=local.metrics, meta=weight))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 torch's fused kernel keeps the scores out of memory, which is what long texts need. On a CPU without a matrix unit it
 does not reach the speed of the plain products, which bfloat16's own instructions carry: passages of 400 tokens are
-read faster this way. Used only where nothing is hidden from anything: no mask, no order, no bias; else the fused
-kernel computes.
+read faster this way. With a matrix unit it is the other way round, from some 160 tokens on (bert.py). Used only where
+nothing is hidden from anything: no mask, no order, no bias; else the fused kernel computes.
 
     model.set_attn_implementation(plain_attention.NAME)
 """
@@ -46,7 +46,7 @@ def attention(
         and not ordered
         and not dropout
         and key.shape == query.shape
-        and query.shape[:3].numel() * key.shape[2] <= _MOST_SCORES
+        and fits(query)
         and all(others.get(name) is None for name in ("position_bias", "softcap", "s_aux", "cache"))
     )
     if not plain:
@@ -56,14 +56,23 @@ def attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
         )
         return found
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return mixed(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+def fits(query: torch.Tensor) -> bool:
+    """Whether the scores of (B, heads, T, D) are few enough to be written down."""
+    return query.shape[:3].numel() * query.shape[2] <= _MOST_SCORES
+
+
+def mixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """(B, heads, T, D) each; nothing is hidden from anything. Returns (B, T, heads, D)."""
     rows, heads, length, _ = query.shape
     query, key, value = (each.reshape(rows * heads, length, -1) for each in (query * scale, key, value))
     scores = _scratch(rows * heads, length, query.dtype)
     torch.bmm(query, key.transpose(1, 2), out=scores)
     torch.softmax(scores, dim=-1, out=scores)
-    mixed = torch.bmm(scores, value).view(rows, heads, length, -1)
-    return mixed.transpose(1, 2).contiguous(), None
+    found = torch.bmm(scores, value).view(rows, heads, length, -1)
+    return found.transpose(1, 2).contiguous()
 
 
 _kept = threading.local()
