@@ -1,7 +1,7 @@
 """Base models pinned by hash, what of them is trained, and how the result is exported.
 
 - `store`, `weights`: base models on this machine, each by one hash; `fresh`: a model to begin pre-training from
-- `architecture`, `trial`: load one, without its code; does a family work with a method
+- `pretrained`, `architecture`, `trial`: load one, whole and without its code; does a family work with a method
 - `trainable`, `aggregation`, `fedsvd`: LoRA or all of it; what is exact under a plain sum
 - `sent_coordinates`: which coordinates are sent in which round
 - `chat_template`, `rendering`, `answering`, `pieces`, `seeds`: text in and out, and randomness from names

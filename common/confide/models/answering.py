@@ -107,7 +107,9 @@ def with_adapter(model: Any, adapter: Path, name: str = "default", *, trainable:
             adapted.load_adapter(str(adapter), adapter_name=name, is_trainable=trainable)
         else:
             adapted = PeftModel.from_pretrained(model, str(adapter), adapter_name=name, is_trainable=trainable)
-    odd = sorted(weights ^ set(get_peft_model_state_dict(adapted, adapter_name=name)))
+    # Not "auto": PEFT would look for the base by its name, also on a hub.
+    present = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+    odd = sorted(weights ^ set(present))
     if odd:
         raise ModelError(f"the adapter in {adapter} does not fit this model: {odd[0]!r} has no counterpart in it")
     return adapted
