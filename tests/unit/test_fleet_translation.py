@@ -97,3 +97,29 @@ def test_every_answer_is_that_of_flowers_own_layers(status: int, path: str, body
     answers = [asyncio.run(_call(app, path, body, content_type)) for app in (flowers, _app(Middleware(Translation)))]
     assert answers[0] == answers[1]
     assert answers[1][0] == status and b"secret" not in answers[1][2]
+
+
+def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+    """What goes wrong in the middle of an answer is for the server, which breaks the connection."""
+
+    async def half(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"application/json")]})
+        raise RuntimeError("in the middle")
+
+    events: list[Any] = []
+
+    async def send(event: Any) -> None:
+        events.append(event)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": _beat(ANSWERED), "more_body": False}
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PATH,
+        "headers": [(b"content-type", PROTOBUF_MEDIA_TYPE.encode())],
+    }
+    with pytest.raises(RuntimeError, match="in the middle"):
+        asyncio.run(Translation(half)(scope, receive, send))
+    assert [event["type"] for event in events] == ["http.response.start"]

@@ -43,7 +43,7 @@ def load_answering(base_folder: Path, adapter: Path | None = None, device: str |
 
 def load_writer(base_folder: Path, device: str | None = None) -> tuple[Any, Any]:
     """(model, tokenizer) of the base alone, which writes text. Raises ModelError for one that does not."""
-    check_whole(model_files(base_folder))
+    model_files(base_folder)  # raises for a folder that holds none, which its configuration would be blamed for
     config = load_config(base_folder)
     if not _writes_text(config):
         raise ModelError(

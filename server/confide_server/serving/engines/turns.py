@@ -17,13 +17,13 @@ class Turns:
     def __init__(self) -> None:
         """Nothing runs."""
         self._running = {True: 0, False: 0}
-        self._door = asyncio.Lock()
+        self._entering = asyncio.Lock()
         self._ended = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def taken(self, kind: bool) -> AsyncGenerator[None]:
         """Hold a turn of this kind, once nothing of the other kind runs."""
-        async with self._door:
+        async with self._entering:
             while self._running[not kind]:
                 self._ended.clear()
                 await self._ended.wait()
