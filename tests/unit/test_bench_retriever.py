@@ -60,3 +60,18 @@ def test_an_adapter_is_added_to_its_base(encoder: Embedder, tmp_path: Path) -> N
         expected = lora(input_ids=ids).last_hidden_state[0].mean(dim=0).numpy()
     assert float(whole.embed([PAIRS[0][1]])[0] @ expected / np.linalg.norm(expected)) > 0.999
     assert whole.sha256 != encoder.sha256
+
+
+def test_abstention_is_calibrated_on_what_no_node_had(encoder: Embedder, tmp_path: Path) -> None:
+    pairs = [(f"Ask of wall {number}", f"Ask of wall {number}") for number in range(30)]
+    found = retriever.abstention(encoder, pairs[:24], [answer for _, answer in pairs], tmp_path / "own")
+    assert set(found) == set(retriever.ABSTENTION) and found["abstention_auroc"] > 0.9
+
+
+def test_what_the_seeds_gave_is_told_after_each(encoder: Embedder) -> None:
+    told = [(dict.fromkeys(retriever.ABSTENTION, 0.5), dict.fromkeys(retriever.ABSTENTION, 0.75))]
+    answers = [answer for _, answer in PAIRS]
+    one = compare(encoder, encoder, PAIRS[:5], answers)
+    found = retriever.Found([one], [one], told, [1.0]).to_json()
+    assert found["abstention"]["answer_auroc"] == {"before": 0.5, "after": 0.75, "by_seed": [[0.5, 0.75]]}
+    assert found["held_out"] == 5 and found["training_s"] == [1.0]

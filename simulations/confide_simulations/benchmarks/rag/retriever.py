@@ -3,13 +3,16 @@
 The recipe support-chatbot's stage `retriever` is run as it stands (four virtual nodes, sealed), once a seed, which also
 draws the questions that no node gets. Both encoders then look for the answers to these among all 503, and for them
 alone. A difference is paired by question; its interval is a bootstrap over questions, each with all its seeds.
+
+With each encoder a collection of all answers is calibrated on the held-out questions (`confide rag calibrate`): by its
+cross-validation, how well it is told whether the documents answer.
 """
 
 import json as json_module
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 RECIPE, STAGE = "support-chatbot", "retriever"
 MEASURES = ("ndcg_at_10", "recall_at_5", "recall_at_1")
+ABSTENTION = ("answer_auroc", "abstention_auroc")
 _DEPTH = 10
 _RESAMPLES = 2000
 Pair = tuple[str, str]
@@ -71,6 +75,38 @@ def _ranks(
     return found
 
 
+def abstention(embedder: Embedder, held: Sequence[Pair], passages: Sequence[str], folder: Path) -> dict[str, float]:
+    """The cross-validated AUROCs of a collection of the passages that is calibrated on the held-out questions.
+
+    answer_auroc: right answers against wrong ones and questions whose passage was taken away; abstention_auroc: all
+    questions whose passage is there, found or not, against those. Raises DataError as `calibrate`.
+    """
+    from confide.rag.access import Caller
+    from confide.rag.library import Library, settings_for
+    from confide_server.rag.calibrating import calibrate
+    from confide_server.rag.questions import Gold, Question, resolved
+
+    folder.mkdir(parents=True)
+    source, operator, name = folder / "answers.jsonl", Caller.operator("bench"), "answers"
+    place = {text: str(number) for number, text in enumerate(dict.fromkeys(passages))}
+    rows = [json_module.dumps({"id": key, "text": text}) for text, key in place.items()]
+    source.write_text("\n".join(rows) + "\n", "utf-8")
+    asked = [
+        Question(id=str(number), question=question, gold=(Gold(source=source.name, record=place[answer]),))
+        for number, (question, answer) in enumerate(held)
+    ]
+    library = Library(folder / "library")
+    try:
+        settings = settings_for(embedder, personal_data="keep")
+        library.add(operator, name, [source], embedder, settings, lambda _: None)
+        collection, searcher = library.opened(operator, name)
+        found = calibrate(collection, searcher, embedder, resolved(collection, asked), operator, most_risk=None)
+    finally:
+        library.close()
+    told = found.calibration.auroc, found.calibration.auroc_removed
+    return {name: float("nan") if value is None else value for name, value in zip(ABSTENTION, told, strict=True)}
+
+
 def figures(runs: Sequence[Compared], seed: int) -> dict[str, Any]:
     """By measure: means before and after, their difference with its 95 % interval, and in how many runs it rose."""
     return {name: _figure(name, runs, np.random.default_rng(seed)) for name in MEASURES}
@@ -95,8 +131,40 @@ def _figure(name: str, runs: Sequence[Compared], rng: np.random.Generator) -> di
     }
 
 
-def measure(folder: Path, seeds: Sequence[int], rounds: int | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train and compare, once a seed. rounds: in place of the recipe's."""
+@dataclass
+class Found:
+    """What the seeds so far gave. told: by seed, AUROCs with the encoder before and after; trained_s: seconds."""
+
+    among_all: list[Compared] = field(default_factory=list)
+    among_held: list[Compared] = field(default_factory=list)
+    told: list[tuple[dict[str, float], dict[str, float]]] = field(default_factory=list)
+    trained_s: list[float] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `confide bench retriever --json`, but for what it was run with."""
+        return {
+            "held_out": len(self.among_all[0].questions),
+            "among_all": figures(self.among_all, 0),
+            "among_held_out": figures(self.among_held, 0),
+            "abstention": {name: _told(name, self.told) for name in ABSTENTION},
+            "training_s": self.trained_s,
+        }
+
+
+def _told(name: str, told: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:
+    values = np.array([[one[name] for one in pair] for pair in told])
+    before, after = values.mean(axis=0)
+    return {"before": round(float(before), 4), "after": round(float(after), 4), "by_seed": values.round(4).tolist()}
+
+
+def measure(
+    folder: Path,
+    seeds: Sequence[int],
+    rounds: int | None,
+    say: Callable[[str], None],
+    keep: Callable[[Found], None],
+) -> Found:
+    """Train and compare, once a seed. rounds: in place of the recipe's. keep: gets what there is after each."""
     from rich.console import Console
 
     from confide_simulations.assets import minilm
@@ -105,9 +173,8 @@ def measure(folder: Path, seeds: Sequence[int], rounds: int | None, say: Callabl
     from confide_simulations.simulate import partition
     from confide_simulations.simulate.engine import Engine, Resources
 
-    recipe, base = find(RECIPE), minilm(say)
+    recipe, base, found = find(RECIPE), minilm(say), Found()
     share = recipe.stage(STAGE).held_out
-    among_all, among_held, trained_s = [], [], []
     with Engine(Resources(workers=None), nodes=4) as engine:
         for seed in seeds:
             own = folder / f"seed-{seed}"
@@ -116,23 +183,22 @@ def measure(folder: Path, seeds: Sequence[int], rounds: int | None, say: Callabl
             lines = (own / STAGE / "records.jsonl").read_text("utf-8").splitlines()
             pairs = [(row["question"], row["answer"]) for row in map(json_module.loads, lines)]
             _, places = partition.hold_out(len(pairs), share, seed)
-            held = [pairs[place] for place in places]
+            held, passages = [pairs[place] for place in places], [answer for _, answer in pairs]
             before, after = Embedder(base), Embedder(merged(own / STAGE / "model", base, own / "merged"))
-            among_all.append(compare(before, after, held, [answer for _, answer in pairs]))
-            among_held.append(compare(before, after, held, [answer for _, answer in held]))
-            trained_s.append(round(result.report.seconds, 1))
-            said = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after) in _means(among_all[-1]))
+            found.among_all.append(compare(before, after, held, passages))
+            found.among_held.append(compare(before, after, held, [answer for _, answer in held]))
+            one, other = (abstention(e, held, passages, own / e.sha256[:16]) for e in (before, after))
+            found.told.append((one, other))
+            found.trained_s.append(round(result.report.seconds, 1))
+            pairs_told = [*_means(found.among_all[-1]), *((name, (one[name], other[name])) for name in ABSTENTION)]
+            said = ", ".join(f"{name} {values[0]:.3f} -> {values[1]:.3f}" for name, values in pairs_told)
             say(f"seed {seed}: {len(held)} held-out questions among all {len(pairs)} answers: {said}")
-    return {
-        "held_out": len(among_all[0].questions),
-        "among_all": figures(among_all, 0),
-        "among_held_out": figures(among_held, 0),
-        "training_s": trained_s,
-    }
+            keep(found)
+    return found
 
 
-def _means(run: Compared) -> list[tuple[str, NDArray[np.float64]]]:
-    return [(name, values.mean(axis=0)) for name, values in run.values.items()]
+def _means(run: Compared) -> list[tuple[str, Sequence[float]]]:
+    return [(name, values.mean(axis=0).tolist()) for name, values in run.values.items()]
 
 
 def retriever(
@@ -146,9 +212,14 @@ def retriever(
     from confide_simulations.benchmarks.meta import meta, write_result
 
     console = Console()
-    result: dict[str, Any] = {"meta": meta(seed=7, config={"recipe": RECIPE, "seeds": seeds, "rounds": rounds})}
+    about = meta(seed=7, config={"recipe": RECIPE, "seeds": seeds, "rounds": rounds})
     with tempfile.TemporaryDirectory(prefix="confide-bench-retriever-") as name:
-        result |= measure(Path(name), range(7, 7 + seeds), rounds, lambda text: console.print(text, highlight=False))
-    for pool in ("among_all", "among_held_out"):
-        console.print(pool, result[pool], highlight=False)
-    write_result(json, result)
+        found = measure(
+            Path(name),
+            range(7, 7 + seeds),
+            rounds,
+            lambda text: console.print(text, highlight=False),
+            lambda so_far: write_result(json, {"meta": about, "seeds_done": len(so_far.told)} | so_far.to_json()),
+        ).to_json()
+    for pool in ("among_all", "among_held_out", "abstention"):
+        console.print(pool, found[pool], highlight=False)
