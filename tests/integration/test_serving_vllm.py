@@ -24,7 +24,7 @@ import openai
 import pytest
 import torch
 from confide.errors import ModelError
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.models.export import write_adapter
 from confide.models.store import folder_digest
 from confide.models.trainable import initial_state

@@ -13,7 +13,7 @@ import transformers
 from confide.errors import ModelError
 from confide.methods.base import IGNORED, Batch
 from confide.methods.token_loss import TokenLoss
-from confide.models.attention import IMPLEMENTATION
+from confide.models.arithmetic.attention import IMPLEMENTATION
 from confide.privacy.families import FAMILIES
 from confide.privacy.per_sample import PerSampleGradients
 from torch import nn

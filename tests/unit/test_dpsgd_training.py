@@ -10,9 +10,9 @@ import pytest
 import torch
 from confide.errors import ConfideError, DataError, ModelError
 from confide.methods import base as methods
-from confide.models import precision
 from confide.models.aggregation import rank_mask
 from confide.models.architecture import load_tokenizer
+from confide.models.arithmetic import precision
 from confide.models.trainable import initial_state
 from confide.privacy.dpsgd import RecordLoss
 from confide.privacy.events import SampledGaussian

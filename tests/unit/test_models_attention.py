@@ -8,8 +8,8 @@ import pytest
 import torch
 from confide.methods.base import Batch, create
 from confide.methods.token_loss import body_of
-from confide.models import attention, attention_kernels, matrix_unit
 from confide.models.architecture import load_tokenizer
+from confide.models.arithmetic import attention, attention_kernels, matrix_unit
 from confide.models.trainable import build
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from confide.models import linear, linear_kernels, matrix_unit
+from confide.models.arithmetic import linear, linear_kernels, matrix_unit
 from torch import nn
 
 pytestmark = pytest.mark.skipif(not matrix_unit.AVAILABLE, reason="this processor has no matrix unit for bfloat16")

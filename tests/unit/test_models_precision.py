@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from confide.errors import StateError
-from confide.models import precision
 from confide.models.answering import load_answering
+from confide.models.arithmetic import precision
+from confide.models.arithmetic.widened import is_narrow, widened
 from confide.models.store import ModelStore, float32_copy, folder_digest
 from confide.models.trainable import build, initial_state, load_trainable
-from confide.models.widened import is_narrow, widened
 from confide.proto import fleet_pb2
 from confide.runs.metrics import Metric
 from confide_client.data.datasets import LocalData
@@ -60,7 +60,7 @@ def test_the_faster_arithmetic_is_chosen(monkeypatch: pytest.MonkeyPatch, faster
 
 
 def test_it_is_measured_once_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="confide.models.precision")
+    caplog.set_level("INFO", logger="confide.models.arithmetic.precision")
     threads = torch.get_num_threads()
     first = precision.choice()
     assert first is precision.choice("cpu")
@@ -194,7 +194,7 @@ def test_removing_a_model_removes_the_copy(narrow: Path, tmp_path: Path) -> None
 WORK = """
     import json, sys
     from pathlib import Path
-    from confide.models import precision
+    from confide.models.arithmetic import precision
     from confide.models.trainable import initial_state
     from confide.proto import fleet_pb2
     from confide_client.data.datasets import LocalData

@@ -10,9 +10,9 @@ import torch
 import transformers
 from confide.methods import base as methods
 from confide.methods import token_loss
-from confide.models import frozen_prefix, unpadded
 from confide.models.architecture import load_tokenizer
-from confide.models.frozen_prefix import FrozenPrefix
+from confide.models.arithmetic import frozen_prefix, unpadded
+from confide.models.arithmetic.frozen_prefix import FrozenPrefix
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.privacy.per_sample import PerSampleGradients
 from confide.proto import fleet_pb2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import ModelError
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.rag import embedder as module
 from confide.rag.embedder import Embedder
 from confide.rag.encoders import bert, general, plain_attention

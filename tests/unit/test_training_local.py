@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import ConfideError, DataError, SpecificationError, TrainingError, UpdateError
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution

@@ -11,8 +11,9 @@ from confide import canonical
 from confide.errors import ModelError, SpecificationError
 from confide.files import private_folder, write_atomic
 from confide.methods import base as methods
-from confide.models import aggregation, precision
+from confide.models import aggregation
 from confide.models.architecture import load_base, load_tokenizer
+from confide.models.arithmetic import precision
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.privacy.audit.canaries import CanarySet
 from confide.privacy.audit.scoring import AuditResult, audit, canary_losses, extract

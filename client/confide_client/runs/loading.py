@@ -79,7 +79,7 @@ def trainers_of(state: StateFolder) -> MakeTrainer:
                 return CandidateTrainer(specification, base)
             allowed = load_policy(state.policy).feedback
             return OpinionTrainer(specification, base, judge=allowed.judge if allowed is not None else "")
-        from confide.models import precision
+        from confide.models.arithmetic import precision
 
         from confide_client.training import LocalTrainer
         from confide_client.training.sharding.steps import processes_for

@@ -259,7 +259,7 @@ class Run:
         """float32 or bfloat16, in which this node computes the run; empty for a run without a model."""
         if not self.specification.trains_model:
             return ""
-        from confide.models import precision
+        from confide.models.arithmetic import precision
 
         precision.prefer(self._node.state.settings.precision)
         return precision.used(self.specification, precision.default_device())

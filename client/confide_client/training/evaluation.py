@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from confide.errors import TrainingError
 from confide.methods.base import Example, Method
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from confide.errors import TrainingError
 from confide.methods.base import Batch, Example, Method, micro_batches
-from confide.models import precision, seeds
+from confide.models import seeds
+from confide.models.arithmetic import precision
 from confide.models.sent_coordinates import is_active
 from confide.proto import fleet_pb2
 from confide.runs.schedule import learning_rate

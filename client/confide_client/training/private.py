@@ -13,7 +13,7 @@ import torch
 from confide.codec.tensors import TensorSchema
 from confide.errors import DataError, TrainingError
 from confide.methods.base import Method
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, clipped_sum, private_gradients
 from confide.privacy.families import check_trainable
 from confide.privacy.per_sample import PerSampleGradients

@@ -18,10 +18,11 @@ from confide.codec.norms import l2_norm
 from confide.errors import DataError, SpecificationError, TrainingError
 from confide.methods import base as methods
 from confide.methods.token_loss import TokenLoss
-from confide.models import aggregation, precision
+from confide.models import aggregation
 from confide.models.architecture import load_tokenizer
-from confide.models.frozen_prefix import FrozenPrefix
-from confide.models.linear import use_matrix_unit
+from confide.models.arithmetic import precision
+from confide.models.arithmetic.frozen_prefix import FrozenPrefix
+from confide.models.arithmetic.linear import use_matrix_unit
 from confide.models.sent_coordinates import SentCoordinates
 from confide.models.trainable import build, load_trainable, schema_of, trainable_tensors, uses_lora
 from confide.planning.fitness import check

@@ -21,7 +21,7 @@ from confide.methods.base import IGNORED, Batch, fitting, micro_batches
 from confide.methods.preference import Answer, Pair, PairEncoder, answer_rows
 from confide.methods.reference import FILE_NAME, Reference, check_start, without_adapters
 from confide.methods.token_loss import TokenLoss
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.runs.fields import Record
 from confide.runs.metrics import Metric
 from confide.runs.specification import Specification

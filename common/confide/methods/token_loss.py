@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from confide.methods.base import IGNORED, Batch
-from confide.models import unpadded
-from confide.models.frozen_prefix import FrozenPrefix
+from confide.models.arithmetic import unpadded
+from confide.models.arithmetic.frozen_prefix import FrozenPrefix
 
 _CHUNK_ON_CPU, _CHUNK_ON_GPU = 256, 4096
 """Positions: what fits a processor's cache, and few large kernels."""

@@ -5,8 +5,7 @@
 - `trainable`, `aggregation`, `fedsvd`: LoRA or all of it; what is exact under a plain sum
 - `sent_coordinates`: which coordinates are sent in which round
 - `chat_template`, `rendering`, `answering`, `pieces`, `seeds`: text in and out, and randomness from names
-- `precision`, `linear`, `attention`, `unpadded`, `frozen_prefix`, `widened`: the arithmetic of this machine; their
-  kernels are `linear_kernels`, `attention_kernels` and `matrix_unit`
+- `arithmetic`: how this machine computes it
 - `export`, `gguf_export`, `reward_folder`, `opinions`, `model_card`, `bound`, `adapter_hash`: the result as files,
   whether an exported file is the signed model, and the hash by which an adapter is known
 """

@@ -16,14 +16,14 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
 from confide.errors import ModelError
-from confide.models import precision
 from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.architecture import load_config, load_tokenizer
+from confide.models.arithmetic import precision
+from confide.models.arithmetic.widened import widened
 from confide.models.pretrained import load_pretrained
 from confide.models.rendering import Rendering
 from confide.models.store import folder_digest, model_files
 from confide.models.weights import check_whole
-from confide.models.widened import widened
 
 
 def load_answering(base_folder: Path, adapter: Path | None = None, device: str | None = None) -> tuple[Any, Any]:

@@ -9,10 +9,10 @@ import transformers
 from torch import nn
 
 from confide.errors import ModelError
+from confide.models.arithmetic.widened import widened
 from confide.models.pretrained import load_pretrained, pooler_names, quiet
 from confide.models.store import only_hashed
 from confide.models.trial import EAGER, attention_for
-from confide.models.widened import widened
 from confide.runs.specification import Specification
 
 _TASKS: dict[str, Any] = {

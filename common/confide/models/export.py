@@ -24,9 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError
 from confide.files import private_folder, sha256_file, write_atomic
-from confide.models import precision
 from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.architecture import REWARD_HEAD, empty_model, head_names, load_base, load_config, load_tokenizer
+from confide.models.arithmetic import precision
 from confide.models.gguf_export import write_gguf
 from confide.models.model_card import licence_of, model_card
 from confide.models.opinions import write_opinions

@@ -21,8 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from confide.codec.tensors import TensorSchema
 from confide.errors import ModelError, SpecificationError
-from confide.models import aggregation, precision, seeds
+from confide.models import aggregation, seeds
 from confide.models.architecture import empty_model, head_names, load_base, unused_names
+from confide.models.arithmetic import precision
 from confide.runs.feedback import FeedbackSection
 from confide.runs.specification import Specification
 

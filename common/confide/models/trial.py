@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from confide.errors import ModelError
-from confide.models.attention import IMPLEMENTATION
+from confide.models.arithmetic.attention import IMPLEMENTATION
 from confide.runs.specification import Specification
 
 EAGER = "eager"

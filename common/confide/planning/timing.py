@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from confide.methods.base import Example, Method, create
-from confide.models import precision
 from confide.models.architecture import load_tokenizer
+from confide.models.arithmetic import precision
 from confide.models.trainable import build, trainable_tensors
 from confide.runs.deadline import Speed
 from confide.runs.fields import Record

@@ -75,7 +75,7 @@ class Embedder:
         return self._loaded
 
     def _read(self) -> Encoder:
-        from confide.models import precision
+        from confide.models.arithmetic import precision
 
         check_whole(model_files(self.folder))
         dtype = precision.DTYPES[precision.choice("cpu").arithmetic]

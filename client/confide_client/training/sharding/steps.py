@@ -26,7 +26,7 @@ from confide.children import bound
 from confide.errors import SpecificationError, TrainingError
 from confide.files import private_folder
 from confide.methods.base import Batch
-from confide.models import precision
+from confide.models.arithmetic import precision
 from confide.proto import fleet_pb2
 from confide.runs.fields import Record
 from confide.runs.specification import Specification

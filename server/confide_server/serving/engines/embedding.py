@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import transformers
-from confide.models import precision
 from confide.models.architecture import load_tokenizer
+from confide.models.arithmetic import precision
 from confide.models.pretrained import load_pretrained, pooler_names
 from confide.models.store import folder_digest
 from torch.nn import functional as F

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from confide import canonical
 from confide.methods import base as methods
-from confide.models import linear, precision
 from confide.models.architecture import load_base, load_tokenizer
-from confide.models.linear_kernels import weight_gradient
+from confide.models.arithmetic import linear, precision
+from confide.models.arithmetic.linear_kernels import weight_gradient
 from confide.models.trainable import build, initial_state, load_trainable
 from confide.proto import fleet_pb2
 from confide.runs.fields import Record

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from confide.codec.compiled import compiled, inlined
-from confide.models.matrix_unit import (
+from confide.models.arithmetic.matrix_unit import (
     LAYOUT,
     clear,
     configure,

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from confide.models import attention_kernels, matrix_unit
+from confide.models.arithmetic import attention_kernels, matrix_unit
 
 # transformers asks for an architecture's support of torch's attention where "sdpa" is part of the name.
 IMPLEMENTATION = "confide_sdpa"

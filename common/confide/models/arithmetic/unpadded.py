@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from confide.models import attention
+from confide.models.arithmetic import attention
 
 _WORTH = 0.95
 """Of the padded batch: with more than that left, rows are taken as they are."""

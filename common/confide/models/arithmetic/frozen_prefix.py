@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from confide.models import attention, unpadded
-from confide.models.unpadded import Rows
+from confide.models.arithmetic import attention, unpadded
+from confide.models.arithmetic.unpadded import Rows
 
 LIMIT_BYTES = 256 << 20
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from confide.codec.compiled import compiled
-from confide.models.matrix_unit import (
+from confide.models.arithmetic.matrix_unit import (
     LAYOUT,
     clear,
     configure,

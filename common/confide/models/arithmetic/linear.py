@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from confide.models import linear_kernels, matrix_unit
+from confide.models.arithmetic import linear_kernels, matrix_unit
 
 
 class TiledLinear(nn.Linear):
