@@ -24,7 +24,7 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.state.database import Database
 from confide_server.state.idempotency import Idempotency
-from confide_server.state.run_service import RunEvent, RunSummary, StoredModel, Submission
+from confide_server.state.runs.service import RunEvent, RunSummary, StoredModel, Submission
 from google.protobuf.json_format import ParseDict
 
 MODEL = bytes(range(256)) * 20000  # 5 chunks

@@ -16,7 +16,7 @@ from confide.identity.roster import Role
 from confide.identity.submission import sign_stop, sign_submission
 from confide.runs.specification import Specification
 from confide_server.coordinator.process import Settings, write_settings
-from confide_server.state.run_service import Submission
+from confide_server.state.runs.service import Submission
 from confide_simulations.forks import Fork, shared
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from confide_server.admin_cli import server
 from confide_server.alerts.settings import Alerts, Mail, Webhook
 from confide_server.coordinator.process import Coordinator, Settings, read_settings, write_settings
 from confide_server.state.events import RunFailed
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs.status import RunStatus
 from typer.testing import CliRunner
 
 from tests.alert_world import SECRET, mail_server, receiver, secret_file

@@ -12,7 +12,7 @@ from confide.identity.member import load_member
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
 from confide_server.state.events import Contributed
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.journal import RunJournal
 from confide_server.state.views import Views
 
 from tests.audit_writer import append_many

@@ -19,7 +19,7 @@ from confide_server.coordinator.process import Coordinator, standing
 from confide_server.rounds import driver
 from confide_server.rounds import round_loop as rounds
 from confide_server.state import checkpoints
-from confide_server.state.run_service import RunEvent
+from confide_server.state.runs.service import RunEvent
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
 from tests.coordinator_world import World, specification

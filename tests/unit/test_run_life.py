@@ -15,7 +15,7 @@ from confide_server.admin_cli import release as release_commands
 from confide_server.admin_cli import run as run_commands
 from confide_server.admin_cli.run_watch import EXIT_LOST, GIVE_UP_S, followed
 from confide_server.state.database import Checkpoint, Run
-from confide_server.state.submission_journal import signed_of
+from confide_server.state.runs.submission_journal import signed_of
 from confide_server.state.views import Filters
 from sqlalchemy import select
 from typer.testing import CliRunner

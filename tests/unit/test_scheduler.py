@@ -16,9 +16,9 @@ from confide_server.rounds.scheduler import Scheduler
 from confide_server.rounds.turns import Turns
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
-from confide_server.state.run_control import RunControl
-from confide_server.state.run_journal import RunJournal
-from confide_server.state.run_service import RunEvent
+from confide_server.state.runs.control import RunControl
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.service import RunEvent
 from confide_server.state.views import Views
 
 from tests.coordinator_world import World, specification

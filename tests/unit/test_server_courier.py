@@ -11,7 +11,7 @@ from confide_server.fleet.flower import FleetLink, FleetReply, Presence
 from confide_server.rounds.exchange import Courier, Question, Silence
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.journal import RunJournal
 
 from tests.coordinator_world import World, specification
 

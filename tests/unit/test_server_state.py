@@ -30,12 +30,12 @@ from confide.sealing.roles import Opened, SlotPlan
 from confide_server.api.grpc.incoming_model import IncomingModels
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Audit, Base, Database, Run, append_audit
-from confide_server.state.driving_journal import _answers
 from confide_server.state.events import OfferAnswered, RoundStarted, RunFailed, RunFinished
-from confide_server.state.run_ends import RunEnds
-from confide_server.state.run_journal import Committed, RunJournal
-from confide_server.state.run_service import Submission
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs.driving_journal import _answers
+from confide_server.state.runs.ends import RunEnds
+from confide_server.state.runs.journal import Committed, RunJournal
+from confide_server.state.runs.service import Submission
+from confide_server.state.runs.status import RunStatus
 from sqlalchemy import MetaData, Table, create_engine, select
 from sqlalchemy.event import listen
 

@@ -19,9 +19,9 @@ from confide_server.state.events import Contributed, OfferAnswered
 from confide_server.state.idempotency import Idempotency
 from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
-from confide_server.state.run_control import RunControl
-from confide_server.state.run_journal import RunJournal
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs.control import RunControl
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.status import RunStatus
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Filters, Views
 

@@ -34,7 +34,7 @@ from confide_server.coordinator.process import read_settings
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
 from confide_server.state.receipts import ReceiptStore
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.journal import RunJournal
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 V01 = FIXTURES / "v0.1"

@@ -8,7 +8,7 @@ LINE_EVERY_S = 30.0
 
 
 def progress_words(data: Mapping[str, Any]) -> str:
-    """One report (run_service.RunEvent, "progress").
+    """One report (runs.service.RunEvent, "progress").
 
     >>> progress_words({"node": "a", "phase": "training", "step": 3, "steps": 30, "seconds_left": 200})
     'a: training, step 3 of 30, about 3 min left'

@@ -62,7 +62,7 @@ class RunView:
         return self.status in {"failed", "stopped", "finished"}
 
     def feed(self, kind: str, data: Mapping[str, Any]) -> str:
-        """Take one event (kinds and data: confide_server.state.run_service.RunEvent); returns it as one line of text.
+        """Take one event (kinds and data: confide_server.state.runs.service.RunEvent); returns it as one line of text.
 
         The line is empty where there is nothing worth printing (progress_lines.py).
         """

@@ -60,10 +60,10 @@ from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
-from confide_server.state.round_log import RoundLog
-from confide_server.state.run_control import RunControl
-from confide_server.state.run_ends import RunEnds
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.control import RunControl
+from confide_server.state.runs.ends import RunEnds
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.round_log import RoundLog
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
 from confide_server.telemetry import traces

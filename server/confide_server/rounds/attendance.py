@@ -15,7 +15,7 @@ from confide.sealing.roles import Collector
 from confide_server.rounds.cohort import PAUSE_S, Cohort
 from confide_server.rounds.turns import Turn
 from confide_server.state.events import MembersReturned, WaitingForMembers
-from confide_server.state.run_journal import OpenRun, RunJournal
+from confide_server.state.runs.journal import OpenRun, RunJournal
 
 LOOK_EVERY_S = 1.0
 

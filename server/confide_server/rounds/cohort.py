@@ -23,8 +23,8 @@ from confide_server.fleet.port import Link
 from confide_server.rounds.exchange import Answer, Courier, Question, printable
 from confide_server.rounds.turns import MOST_BUSY_S
 from confide_server.state.events import OfferAnswered, RunStarted
-from confide_server.state.run_journal import OpenRun, RunJournal
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs.journal import OpenRun, RunJournal
+from confide_server.state.runs.status import RunStatus
 
 OFFER_AGAIN_S = 1.0
 PAUSE_S = 0.2

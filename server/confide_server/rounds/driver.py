@@ -27,8 +27,8 @@ from confide_server.rounds.retrying import wait_s
 from confide_server.rounds.round_loop import Rounds
 from confide_server.rounds.turns import Turn, Turns
 from confide_server.state.events import RunFailed, RunFinished, RunStopped
-from confide_server.state.run_journal import OpenRun, RunJournal
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs.journal import OpenRun, RunJournal
+from confide_server.state.runs.status import RunStatus
 from confide_server.telemetry.logs import about
 from confide_server.telemetry.traces import span
 
@@ -64,7 +64,7 @@ class Parts:
     folder: Path
     """Where collectors keep what they must find again: one folder a run."""
     head: Callable[[str], fleet_pb2.RunHead | None] = lambda run_id: None
-    """The signed head of a run's log of rounds (confide_server.state.round_log)."""
+    """The signed head of a run's log of rounds (confide_server.state.runs.round_log)."""
     on_trouble: Callable[[str], None] = lambda trouble: None
     """Told why no run is driven, and "" when that has passed."""
     max_concurrent_runs: int = 4

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from confide_server.fleet.flower import FleetReply, Presence
 from confide_server.fleet.port import Link, Session
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.journal import RunJournal
 
 SOONEST_AGAIN_S, LATEST_AGAIN_S = 0.5, 60.0
 """After which a busy node is asked again: work may end sooner than it said, and a lie must not cost hours."""

@@ -39,8 +39,8 @@ from confide_server.state.events import (
     EpochStarted,
     RoundStarted,
 )
-from confide_server.state.run_ends import end_message
-from confide_server.state.run_journal import Committed, Model, OpenRun, RunJournal
+from confide_server.state.runs.ends import end_message
+from confide_server.state.runs.journal import Committed, Model, OpenRun, RunJournal
 from confide_server.telemetry.logs import about
 from confide_server.telemetry.traces import note, span
 

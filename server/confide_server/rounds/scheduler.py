@@ -22,7 +22,7 @@ from confide.sealing.roles import Collector
 from confide_server.rounds.driver import RETRY_S, Parts, RunDriver
 from confide_server.rounds.retrying import wait_s
 from confide_server.rounds.turns import Turns
-from confide_server.state.run_journal import OpenRun
+from confide_server.state.runs.journal import OpenRun
 
 MAX_OPEN = 64
 """Runs that have a driver at a time; further ones are not offered before one of them has ended or rests."""

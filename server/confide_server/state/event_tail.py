@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from confide_server.state.database import Event
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.journal import RunJournal
 from confide_server.state.views import Views
 
 KEPT = 4000

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from confide_server.state.checkpoints import CheckpointStore, Stored
 from confide_server.state.database import Checkpoint, Database, Round, Run, append_audit
-from confide_server.state.run_status import ENDED
+from confide_server.state.runs.status import ENDED
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from confide_server.state.database import Answer, Checkpoint, Database, Event, Round, Run, SignedRoster
 from confide_server.state.events import OfferAnswered
 from confide_server.state.release_tables import ReleaseRow
-from confide_server.state.run_status import OPEN, RunStatus
+from confide_server.state.runs.status import OPEN, RunStatus
 
 MAX_PAGE = 200
 _MOST_NAMED = 500

@@ -11,8 +11,8 @@ from confide_server.rounds.driver import Parts, RunDriver
 from confide_server.rounds.turns import Turns
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.events import Happening
-from confide_server.state.run_journal import RunJournal
-from confide_server.state.run_service import Submission
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.service import Submission
 
 from confide_simulations.chaos.boundary import Boundaries
 from confide_simulations.chaos.consortium import COORDINATOR, Consortium, Ground

@@ -12,8 +12,8 @@ from confide import journal
 from confide.errors import StateError
 from confide.runs.specification import Specification
 from confide_server.state.database import Database, Round
-from confide_server.state.run_journal import RunJournal
-from confide_server.state.run_status import ENDED
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.status import ENDED
 from sqlalchemy import select
 
 from confide_simulations.chaos.training import TOLERANCE, mean_update

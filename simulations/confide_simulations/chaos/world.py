@@ -20,7 +20,7 @@ from confide.identity.submission import sign_submission
 from confide.proto import fleet_pb2, sealing_pb2
 from confide_client.runs.run import Node
 from confide_server.state.events import Happening, RoundCommitted, data_of
-from confide_server.state.run_service import Submission
+from confide_server.state.runs.service import Submission
 
 from confide_simulations.chaos import invariants
 from confide_simulations.chaos.boundary import Boundaries, Killed

@@ -15,7 +15,7 @@ from typing import Any
 from confide.codec.tensors import TensorSchema
 from confide.files import write_atomic
 from confide.runs.specification import Specification
-from confide_server.state.run_service import RunEvent
+from confide_server.state.runs.service import RunEvent
 from rich.table import Table
 
 from confide_simulations.benchmarks.meta import meta

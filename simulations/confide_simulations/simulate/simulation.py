@@ -28,16 +28,16 @@ from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database
-from confide_server.state.run_journal import RunJournal
-from confide_server.state.run_service import RunEvent, Submission
-from confide_server.state.run_status import ENDED
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.service import RunEvent, Submission
+from confide_server.state.runs.status import ENDED
 
 from confide_simulations.simulate.engine import Engine
 from confide_simulations.simulate.link import SimulatedLink
 from confide_simulations.simulate.population import ADMINISTRATOR, COORDINATOR, Population
 
 Watch = Callable[[str, Mapping[str, Any]], None]
-"""Takes (kind, data) of every event of the run, as confide_server.state.run_service.RunEvent lists them."""
+"""Takes (kind, data) of every event of the run, as confide_server.state.runs.service.RunEvent lists them."""
 _PATIENCE = 1e6
 _MARKER = "simulation.json"
 

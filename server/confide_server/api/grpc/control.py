@@ -18,7 +18,7 @@ from confide_server.api.grpc.incoming_model import CHUNK_BYTES
 from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.state.receipts import ReceiptStore
-from confide_server.state.round_log import RoundLog
+from confide_server.state.runs.round_log import RoundLog
 
 MAX_PROVERS = 4
 """Each may hold a model's files in memory, one at a time."""

@@ -1,7 +1,7 @@
 """A first model that comes in chunks: on disk while it is checked, in memory a mebibyte at a time.
 
 model = IncomingModels(folder, max_bytes=8 << 30).receive(header.initial_model_bytes, chunks)
-run_service.submit(Submission(signed, model))
+service.submit(Submission(signed, model))
 """
 
 import tempfile

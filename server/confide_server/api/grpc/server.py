@@ -28,7 +28,7 @@ from confide_server.membership.enrolment import EnrolmentQueue
 from confide_server.membership.intake import RosterIntake
 from confide_server.quota import HANDSHAKE_TIMEOUT_S, Quota, listening
 from confide_server.state.receipts import ReceiptStore
-from confide_server.state.round_log import RoundLog
+from confide_server.state.runs.round_log import RoundLog
 
 MAX_MESSAGE_BYTES = CHUNK_BYTES + (1 << 16)
 MAX_CALLS = 112

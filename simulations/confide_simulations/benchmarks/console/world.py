@@ -41,8 +41,8 @@ from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.release_gate import ReleaseGate
 from confide_server.state.releases import Releases
-from confide_server.state.run_control import RunControl
-from confide_server.state.run_journal import RunJournal
+from confide_server.state.runs.control import RunControl
+from confide_server.state.runs.journal import RunJournal
 from confide_server.state.sightings import Sightings
 from confide_server.state.views import Views
 from sqlalchemy import insert

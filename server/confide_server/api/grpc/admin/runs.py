@@ -19,7 +19,7 @@ from confide_server.api.grpc.admin.records import privacy_lines
 from confide_server.api.grpc.control import checked_run_id
 from confide_server.state.database import Event
 from confide_server.state.events import seen_by
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs.status import RunStatus
 from confide_server.state.views import MAX_PAGE, Detail, Filters, RunRow, Views
 
 POLL_S = 2.0

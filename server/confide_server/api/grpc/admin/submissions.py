@@ -15,7 +15,7 @@ from confide_server.api.grpc.admin.parts import AdminParts
 from confide_server.api.grpc.admin.runs import run_line
 from confide_server.api.grpc.control import checked_run_id
 from confide_server.api.grpc.incoming_model import CHUNK_BYTES
-from confide_server.state.run_service import RunService, Submission
+from confide_server.state.runs.service import RunService, Submission
 
 
 class SubmissionMethods:

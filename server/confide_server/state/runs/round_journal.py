@@ -11,10 +11,10 @@ from confide.errors import StateError
 from confide.sealing.roles import Opened, SlotPlan
 from sqlalchemy.orm import Session
 
-from confide_server.state import run_statements
 from confide_server.state.database import Checkpoint, Round, Slot, append_audit
 from confide_server.state.events import RoundCommitted, SlotAbandoned, data_of
-from confide_server.state.journal_core import JournalCore
+from confide_server.state.runs import statements
+from confide_server.state.runs.journal_core import JournalCore
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RoundJournal(JournalCore):
         """One number for each instruction's digest, the same one whenever it is asked for; numbers only go up."""
         with self._database.transaction() as session:
             self._hold(session, run_id)
-            numbers = run_statements.numbers_of(session, run_id, digests)
+            numbers = statements.numbers_of(session, run_id, digests)
         return [numbers[digest] for digest in digests]
 
     def model(self, run_id: str, number: int) -> Model:
@@ -77,7 +77,7 @@ class RoundJournal(JournalCore):
         """(round, model_sha256, model_file and outer_file of this round, those of the one before, or None)."""
         with self._database.looking() as connection:
             which = {"of_run": run_id, "this": number, "before": number - 1}
-            found = {files.round: files for files in connection.execute(run_statements.MODEL_FILES, which)}
+            found = {files.round: files for files in connection.execute(statements.MODEL_FILES, which)}
         if number not in found:
             raise StateError(f"the database has no checkpoint of round {number} of run {run_id}; restore a backup")
         return found[number], found.get(number - 1)
@@ -89,12 +89,12 @@ class RoundJournal(JournalCore):
         """
         with self._database.transaction() as session:
             self._hold(session, run_id)
-            return run_statements.plan_slot(session, run_id, round, self.clock())
+            return statements.plan_slot(session, run_id, round, self.clock())
 
     def attempts(self, run_id: str, round: int) -> int:
         """How many slots of this round were abandoned."""
         with self._database.looking() as connection:
-            return int(connection.execute(run_statements.ABANDONED, {"of_run": run_id, "this": round}).scalar_one())
+            return int(connection.execute(statements.ABANDONED, {"of_run": run_id, "this": round}).scalar_one())
 
     def abandon_slot(self, run_id: str, plan: SlotPlan, code: str, reason: str) -> None:
         """Close a slot that opened nothing."""
@@ -169,4 +169,4 @@ def _audited(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accepted(session: Session, run_id: str) -> set[str]:
-    return set(session.connection().execute(run_statements.ACCEPTED, {"of_run": run_id}).scalars())
+    return set(session.connection().execute(statements.ACCEPTED, {"of_run": run_id}).scalars())

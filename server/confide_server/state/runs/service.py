@@ -44,7 +44,7 @@ class RunSummary:
     detail: str
     submitted_at: float
     standing: str = ""
-    """The status as people are shown it: paused, waiting and finished_with_fewer too (run_status.RunStatus)."""
+    """The status as people are shown it: paused, waiting and finished_with_fewer too (status.RunStatus)."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from confide_server.state.database import Checkpoint, Run, append_audit, locked_head
 from confide_server.state.events import RunCosigned, RunStopped, RunSubmitted
-from confide_server.state.journal_core import JournalCore
-from confide_server.state.run_service import Submission
-from confide_server.state.run_status import ENDED, RunStatus
+from confide_server.state.runs.journal_core import JournalCore
+from confide_server.state.runs.service import Submission
+from confide_server.state.runs.status import ENDED, RunStatus
 
 
 class SubmissionJournal(JournalCore):

@@ -11,8 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from confide_server.state.database import Checkpoint, Event, Round, Run, SignedRoster
-from confide_server.state.journal_core import JournalCore
-from confide_server.state.run_service import StoredModel
+from confide_server.state.runs.journal_core import JournalCore
+from confide_server.state.runs.service import StoredModel
 
 
 class ManifestJournal(JournalCore):

@@ -23,8 +23,8 @@ from confide_server.state.database import (
 )
 from confide_server.state.events import PausedByOperator, ResumedByOperator, RunDeleted
 from confide_server.state.release_tables import ReleaseRow
-from confide_server.state.run_journal import RunJournal
-from confide_server.state.run_status import ENDED
+from confide_server.state.runs.journal import RunJournal
+from confide_server.state.runs.status import ENDED
 
 MAX_REASON_CHARS = 500
 MAX_PRIORITY = 100

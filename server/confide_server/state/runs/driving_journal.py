@@ -13,12 +13,12 @@ from confide.runs.specification import Specification, parse_canonical
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from confide_server.state import run_statements
 from confide_server.state.database import Answer, Run
 from confide_server.state.events import OfferAnswered, RunFailed, RunFinished, RunStopped, RunWaits
-from confide_server.state.round_journal import RoundJournal
-from confide_server.state.run_status import OPEN, RunStatus
-from confide_server.state.submission_journal import signed_of
+from confide_server.state.runs import statements
+from confide_server.state.runs.round_journal import RoundJournal
+from confide_server.state.runs.status import OPEN, RunStatus
+from confide_server.state.runs.submission_journal import signed_of
 
 log = logging.getLogger(__name__)
 _NEXT = (
@@ -116,22 +116,22 @@ class DrivingJournal(RoundJournal):
 
     def stop_order(self, run_id: str) -> tuple[str, bytes]:
         """(administrator, signature) of the order to stop; ("", b"") when there is none."""
-        by, signature = self._of_run(run_statements.STOP_ORDER, run_id)
+        by, signature = self._of_run(statements.STOP_ORDER, run_id)
         return by or "", signature
 
     def paused(self, run_id: str) -> bool:
         """Whether the run is to rest."""
         with self._database.looking() as connection:
-            found = run_statements.of_run(connection, run_statements.PAUSED_AT, run_id)
+            found = statements.of_run(connection, statements.PAUSED_AT, run_id)
         return found is not None and found[0] is not None
 
     def priority(self, run_id: str) -> int:
         """Higher goes first."""
-        return int(self._of_run(run_statements.PRIORITY, run_id)[0])
+        return int(self._of_run(statements.PRIORITY, run_id)[0])
 
     def committed(self, run_id: str) -> int:
         """The last committed round."""
-        return int(self._of_run(run_statements.COMMITTED, run_id)[0])
+        return int(self._of_run(statements.COMMITTED, run_id)[0])
 
     def waits(self, run_id: str, names: Sequence[str], reason: str) -> None:
         """Note for whom and for what the run waits from now on; an empty reason: it does not any more."""
@@ -152,7 +152,7 @@ class DrivingJournal(RoundJournal):
         """Keep one node's answer to the offer, with its event, in one transaction."""
         with self._database.transaction() as session:
             self._hold(session, run_id)
-            run_statements.set_answer(session, run_id, event.node, answer)
+            statements.set_answer(session, run_id, event.node, answer)
             self.add_event(session, run_id, event)
         self.notify()
 

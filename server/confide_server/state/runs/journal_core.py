@@ -15,7 +15,6 @@ from confide.identity.roster import RosterStore
 from sqlalchemy import Executable
 from sqlalchemy.orm import Session
 
-from confide_server.state import run_statements
 from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import (
     AFTER_COMMIT,
@@ -27,7 +26,8 @@ from confide_server.state.database import (
 from confide_server.state.event_lines import log_event
 from confide_server.state.events import Contributed, Dropped, Happening, data_of
 from confide_server.state.progress import ProgressBoard
-from confide_server.state.run_status import RunStatus
+from confide_server.state.runs import statements
+from confide_server.state.runs.status import RunStatus
 
 T = TypeVar("T")
 _HELD = "held_runs"
@@ -81,7 +81,7 @@ class JournalCore:
                 self._changed.wait(left)
 
     def _row(self, session: Session, run_id: str, *, held: bool = False) -> Run:
-        statement = run_statements.RUN_HELD if held else run_statements.RUN
+        statement = statements.RUN_HELD if held else statements.RUN
         run: Run | None = session.scalars(
             statement, {"of_run": run_id}, execution_options={"populate_existing": held}
         ).one_or_none()
@@ -91,14 +91,14 @@ class JournalCore:
 
     def _of_run(self, statement: Executable, run_id: str) -> Sequence[Any]:
         with self._database.looking() as connection:
-            found = run_statements.of_run(connection, statement, run_id)
+            found = statements.of_run(connection, statement, run_id)
         if found is None:
             raise StateError(_NO_RUN.format(run_id))
         return found
 
     def _hold(self, session: Session, run_id: str) -> None:
         """As `locked`, where nothing of the run is asked."""
-        if run_id not in session.info.setdefault(_HELD, {}) and not run_statements.hold(session, run_id):
+        if run_id not in session.info.setdefault(_HELD, {}) and not statements.hold(session, run_id):
             raise StateError(_NO_RUN.format(run_id))
 
     def locked(self, session: Session, run_id: str) -> Run:
@@ -111,7 +111,7 @@ class JournalCore:
     def update(self, run_id: str, **fields: Any) -> None:
         """Set columns of the run, durably."""
         with self._database.transaction() as session:
-            if not run_statements.set_columns(session, run_id, fields):
+            if not statements.set_columns(session, run_id, fields):
                 raise StateError(_NO_RUN.format(run_id))
 
     def record(self, run_id: str, event: Happening) -> None:
@@ -125,7 +125,7 @@ class JournalCore:
     def add_event(self, session: Session, run_id: str, event: Happening) -> None:
         """Append an event in the caller's transaction, which holds the run and the events' head until it ends."""
         self._hold(session, run_id)
-        run_statements.append_event(session, run_id, self.clock(), event.kind, data_of(event))
+        statements.append_event(session, run_id, self.clock(), event.kind, data_of(event))
         session.info.setdefault(AFTER_COMMIT, []).append(lambda: self._tell(run_id, event))
 
     def _tell(self, run_id: str, event: Happening) -> None:

@@ -15,18 +15,18 @@ from collections.abc import Sequence
 from sqlalchemy import select
 
 from confide_server.state.database import Event, Run
-from confide_server.state.driving_journal import DrivingJournal, OpenRun
-from confide_server.state.manifest_journal import ManifestJournal
-from confide_server.state.round_journal import Committed, Model
-from confide_server.state.run_service import RunEvent, RunSummary
-from confide_server.state.submission_journal import SubmissionJournal
+from confide_server.state.runs.driving_journal import DrivingJournal, OpenRun
+from confide_server.state.runs.manifest_journal import ManifestJournal
+from confide_server.state.runs.round_journal import Committed, Model
+from confide_server.state.runs.service import RunEvent, RunSummary
+from confide_server.state.runs.submission_journal import SubmissionJournal
 from confide_server.state.views import SHOWN
 
 __all__ = ["Committed", "Model", "OpenRun", "RunJournal"]
 
 
 class RunJournal(SubmissionJournal, ManifestJournal, DrivingJournal):
-    """Implements run_service.RunService; its other methods are the driver's."""
+    """Implements service.RunService; its other methods are the driver's."""
 
     def runs(self) -> Sequence[RunSummary]:
         """Newest first."""
