@@ -17,7 +17,8 @@ from confide.identity.roster import Role
 from confide.identity.submission import sign_submission
 from confide.privacy.receipts import Receipt
 from confide.runs.metrics import Metric
-from confide.runs.specification import Method, Specification
+from confide.runs.sections import Method
+from confide.runs.specification import Specification
 from confide.sealing.roles import Opened, SlotPlan
 from confide.transport.admin import ActingUser, AdminClient
 from confide_server.api.grpc.admin import functions

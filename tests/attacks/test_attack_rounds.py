@@ -21,7 +21,7 @@ from confide.proto import control_pb2 as pb
 from confide.rounds import merkle
 from confide.rounds.heads import SignedHead, TwoHeads, compare, head_of_message, sign_head
 from confide.rounds.record import RoundRecord, parse_record, upload_leaves
-from confide.runs.specification import Outer
+from confide.runs.sections import Outer
 from confide.transport.control import ControlClient
 from confide_client.commands import audit
 from confide_client.runs.heads import PROOF, Heads, kept_heads

@@ -14,7 +14,7 @@ import pytest
 from confide.errors import FailureName, ProtocolFailure, TrainingError
 from confide.proto import fleet_pb2
 from confide.rounds.outer_step import OuterStep
-from confide.runs.specification import Outer
+from confide.runs.sections import Outer
 from confide_server.coordinator.process import Coordinator, standing
 from confide_server.rounds import driver
 from confide_server.rounds import round_loop as rounds

@@ -9,7 +9,7 @@ import pytest
 import torch
 from confide.errors import FailureName, ProtocolFailure
 from confide.runs.parameters import Parameters, for_epoch, planned, words
-from confide.runs.specification import Outer
+from confide.runs.sections import Outer
 from confide.sealing.member.chain import mean_update_bound, step_bound
 from confide.sealing.primitives import keys, shamir
 from hypothesis import given, settings

@@ -6,7 +6,7 @@ from confide.codec.tensors import TensorSchema
 from confide.errors import StateError, TrainingError
 from confide.models.sent_coordinates import SentCoordinates
 from confide.rounds.outer_step import OuterStep, next_model
-from confide.runs.specification import Outer
+from confide.runs.sections import Outer
 from confide.sealing.roles import Opened
 from numpy.typing import NDArray
 

@@ -29,7 +29,7 @@ from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
-from confide.runs.specification import Name, Sha256
+from confide.runs.sections import Name, Sha256
 from confide.text import PARAGRAPH_CHARS, line
 from pydantic import Field, ValidationError
 

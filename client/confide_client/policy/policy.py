@@ -18,7 +18,8 @@ from typing import Annotated, Literal, NoReturn
 from confide import canonical
 from confide.errors import PolicyRefusal
 from confide.runs.budget import Budget
-from confide.runs.specification import Name, Sha256, Specification
+from confide.runs.sections import Name, Sha256
+from confide.runs.specification import Specification
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from confide_client.policy.retrieval import Retrieval

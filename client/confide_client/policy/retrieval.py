@@ -11,7 +11,7 @@ confide.inquiries.refusals.InquiryRefused: this node answers no questions for th
 from typing import Annotated, Literal
 
 from confide.inquiries.refusals import InquiryRefused, Refusal
-from confide.runs.specification import Name
+from confide.runs.sections import Name
 from pydantic import BaseModel, ConfigDict, Field
 
 

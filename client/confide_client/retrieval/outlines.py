@@ -29,7 +29,7 @@ from confide.rag.collection import Collection, split_passage_name
 from confide.rag.embedder import Embedder
 from confide.rag.library import Library
 from confide.rag.retrieval import passage_of
-from confide.runs.specification import Sha256
+from confide.runs.sections import Sha256
 from numpy.typing import NDArray
 from pydantic import ValidationError
 

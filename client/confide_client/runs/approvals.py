@@ -14,7 +14,7 @@ from typing import Literal
 from confide import canonical
 from confide.errors import StateError
 from confide.files import write_atomic
-from confide.runs.specification import Sha256
+from confide.runs.sections import Sha256
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 Decision = Literal["approved", "refused"]

@@ -7,7 +7,7 @@ import torch
 from confide.codec.tensors import TensorSchema
 from confide.errors import TrainingError
 from confide.files import private_folder, write_atomic
-from confide.runs.specification import Training
+from confide.runs.sections import Training
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 

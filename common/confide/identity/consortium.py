@@ -33,7 +33,7 @@ from confide.identity.member import Address, Membership, read_text
 from confide.identity.pkcs11_keys import TokenPlace, make_keys, open_keys, read_place
 from confide.identity.roster import GateRule, Member, Role, Roster, RosterStore, Rules, sign_roster
 from confide.identity.signed import Document, open_document, parse_document, sign_document, validated
-from confide.runs.specification import Name
+from confide.runs.sections import Name
 
 DAY_S = 86400
 APPROVAL_DOMAIN = "revocation-approval"

@@ -37,7 +37,7 @@ from confide.identity.keys import (
 from confide.identity.member import LocalMember, Membership, load_member, read_membership
 from confide.identity.roster import Member, Role, Roster, RosterStore, Seconds, verify_roster
 from confide.identity.signed import Document, open_document, parse_document, sign_document, validated
-from confide.runs.specification import Name
+from confide.runs.sections import Name
 
 REQUEST, ADMISSION, FLEET_PROOF = "request", "admission", "fleet-proof"
 NEXT_TLS_KEY = "tls.key.next"

@@ -21,7 +21,7 @@ from confide.identity.keys import check_p256_proof, load_p256_pem, load_spki, ne
 from confide.identity.member import Address
 from confide.identity.roster import Seconds
 from confide.identity.signed import MAX_BYTES, Document, validated
-from confide.runs.specification import Name
+from confide.runs.sections import Name
 
 PROOF = "invitation-proof"
 

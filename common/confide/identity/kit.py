@@ -14,7 +14,7 @@ from confide import canonical
 from confide.errors import IdentityError
 from confide.identity.invitation import Invitation
 from confide.identity.signed import MAX_BYTES, Document, validated
-from confide.runs.specification import Name
+from confide.runs.sections import Name
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Words = Annotated[tuple[Name, ...], Field(max_length=32)]

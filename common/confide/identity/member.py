@@ -18,7 +18,7 @@ from confide.identity.certificates import CertificateClaim, check_certificate
 from confide.identity.keys import SigningKey, load_p256
 from confide.identity.roster import Role, RosterStore
 from confide.identity.signed import Document, validated
-from confide.runs.specification import Name
+from confide.runs.sections import Name
 
 Address = Annotated[str, Field(max_length=300)]
 

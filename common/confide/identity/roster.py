@@ -28,7 +28,7 @@ from confide.errors import FailureName, IdentityError, ProtocolFailure
 from confide.files import write_atomic
 from confide.identity.keys import SigningKey, load_spki
 from confide.identity.signed import Document, open_document, sign_document, validated
-from confide.runs.specification import Name, Sha256
+from confide.runs.sections import Name, Sha256
 
 DOMAIN = "roster"
 MAX_CLOCK_SKEW_S = 300.0

@@ -15,7 +15,7 @@ from confide.documents import StoredDocument
 from confide.errors import LedgerError
 from confide.privacy.events import AnyEvent, Event, to_documents
 from confide.runs.budget import Delta, Epsilon
-from confide.runs.specification import Name, Sha256
+from confide.runs.sections import Name, Sha256
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Slot = Annotated[int, Field(ge=1, lt=2**63)]

@@ -23,7 +23,8 @@ from confide.privacy.calibration import noise_multiplier, noise_multiplier_by_rd
 from confide.privacy.events import SampledGaussian
 from confide.privacy.filter import filter_epsilon
 from confide.privacy.ledger_entries import RunCost
-from confide.runs.specification import Privacy, Specification
+from confide.runs.sections import Privacy
+from confide.runs.specification import Specification
 
 SPARE_FRACTION = 0.1
 """Of the rounds: further slots that the noise pays for, because an abandoned slot is charged and tried again."""

@@ -16,7 +16,7 @@ from confide.errors import LedgerError
 from confide.identity.keys import SigningKey, verify
 from confide.privacy.ledger import Ledger
 from confide.privacy.ledger_entries import RunId, Slot, events_digest
-from confide.runs.specification import Name, Sha256
+from confide.runs.sections import Name, Sha256
 
 DOMAIN = "receipt"
 

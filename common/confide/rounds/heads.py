@@ -23,7 +23,7 @@ from confide.identity.roster import Role, Roster, open_roster
 from confide.privacy.ledger_entries import RunId
 from confide.proto import fleet_pb2
 from confide.rounds import merkle
-from confide.runs.specification import Name, Sha256
+from confide.runs.sections import Name, Sha256
 
 DOMAIN = "run-head"
 MOST_ROUNDS = 1 << 20

@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 
 from confide.errors import FailureName, ProtocolFailure, StateError, TrainingError
 from confide.models.sent_coordinates import SentCoordinates, refactors
-from confide.runs.specification import Outer, Specification
+from confide.runs.sections import Outer
+from confide.runs.specification import Specification
 from confide.sealing.roles import Opened
 
 

@@ -17,7 +17,7 @@ from confide.documents import StoredDocument
 from confide.errors import FailureName, ProtocolFailure
 from confide.privacy.ledger_entries import RunId
 from confide.rounds import merkle
-from confide.runs.specification import Sha256
+from confide.runs.sections import Sha256
 
 MOST_BYTES = 4096
 """Of one record's canonical form."""

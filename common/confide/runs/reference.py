@@ -22,7 +22,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from confide.runs.specification import Federation, Specification
+from confide.runs.sections import Federation
+from confide.runs.specification import Specification
 
 _PATTERNS = {
     r"^[a-z0-9][a-z0-9._-]{0,63}$": "lower-case letters, digits, dot, dash and underscore, at most 64",

@@ -15,7 +15,7 @@ from confide.identity.keys import verify
 from confide.identity.roster import Role, Roster
 from confide.proto import sealing_pb2
 from confide.runs.parameters import Parameters
-from confide.runs.specification import Name, Sha256
+from confide.runs.sections import Name, Sha256
 from confide.sealing.collector.state import EpochRecord, SlotRecord
 from confide.sealing.primitives import context, wire
 

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from confide.files import private_folder, write_atomic
 from confide.runs.result_folder import write_manifest
-from confide.runs.specification import Specification, TokenizerSection
+from confide.runs.sections import TokenizerSection
+from confide.runs.specification import Specification
 from confide.tokenizer.state import TokenizerState, parse_state
 from confide.tokenizer.terms import Terms
 

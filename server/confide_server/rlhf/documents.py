@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import SpecificationError
-from confide.runs.specification import Name, Positive, Sha256
+from confide.runs.sections import Name, Positive, Sha256
 from pydantic import Field, ValidationError, model_validator
 
 METHODS_OF_PAIRS = frozenset({"dpo", "kto"})

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from confide.errors import StateError
 from confide.identity.signed import Document, validated
-from confide.runs.specification import Sha256
+from confide.runs.sections import Sha256
 from pydantic import Field
 
 from confide_server.rlhf.gate import Figures, Thresholds, decide, open_evidence

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from confide import canonical
 from confide.errors import SpecificationError
 from confide.identity.signed import Document, validated
-from confide.runs.specification import Sha256
+from confide.runs.sections import Sha256
 from pydantic import Field
 
 MAX_BYTES = 1 << 16

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from confide.models.store import require_base
 from confide.proto import fleet_pb2
-from confide.runs.specification import Privacy, Specification
+from confide.runs.sections import Privacy
+from confide.runs.specification import Specification
 from confide.tokenizer.counting import texts_of
 from confide.tokenizer.export import bytes_per_token, finished
 from confide.tokenizer.state import parse_state

@@ -20,7 +20,8 @@ from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.files import write_atomic
 from confide.models.fedsvd import Refactored, broken
 from confide.models.sent_coordinates import SentCoordinates, refactors
-from confide.runs.specification import Outer, Specification
+from confide.runs.sections import Outer
+from confide.runs.specification import Specification
 from confide.sealing.member.seal_log import SealLog
 from confide.sealing.member.tokenizer_link import TokenizerLink
 from confide.sealing.roles import SlotPlan

@@ -16,7 +16,8 @@ from typing import get_args
 import numpy as np
 import torch
 from confide.codec.tensors import TensorSchema
-from confide.runs.specification import Adapter, Specification
+from confide.runs.sections import Adapter
+from confide.runs.specification import Specification
 from numpy.typing import NDArray
 
 from confide_simulations.benchmarks.aggregation.federation import NODES, InTurn, Record, Round, demo_specification

@@ -21,7 +21,8 @@ from confide.identity.keys import SigningKey
 from confide.proto import fleet_pb2
 from confide.rounds.outer_step import OuterStep
 from confide.runs.contribution import Contribution
-from confide.runs.specification import EXAMPLE, Outer, parse_toml
+from confide.runs.sections import Outer
+from confide.runs.specification import EXAMPLE, parse_toml
 from confide.sealing.factory import make_collector
 from confide.sealing.member.context import NodeRules
 from confide.sealing.member.member import SealedMember

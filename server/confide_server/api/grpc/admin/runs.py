@@ -8,7 +8,8 @@ from typing import Any
 from confide.errors import ConfideError, IdentityError, StateError, TransportError
 from confide.identity.submission import SignedSubmission
 from confide.proto import admin_pb2 as pb
-from confide.runs.specification import Privacy, parse_canonical
+from confide.runs.sections import Privacy
+from confide.runs.specification import parse_canonical
 from confide.runs.toml_text import to_toml
 from confide.text import line
 from google.protobuf.json_format import ParseDict
