@@ -1,6 +1,6 @@
-"""Every store of passages does the same: one suite over LanceDB, PostgreSQL with pgvector, and Qdrant's client.
+"""Every store of passages does the same: one suite over LanceDB, PostgreSQL with pgvector, and Qdrant's engine.
 
-The last by the client's in-memory implementation: no server of Qdrant could be had to test against.
+The last behind an HTTP front of the tests' own (tests/qdrant_server.py): no server of Qdrant could be had.
 """
 
 import secrets
@@ -12,12 +12,10 @@ import pytest
 from confide.errors import StateError
 from confide.rag.access import CollectionName
 from confide.rag.stores import open_store
-from confide.rag.stores import qdrant as qdrant_store
 from confide.rag.stores.base import PassageStore, Row, StoreDown
 
-from tests.vector_stores import pgvector  # noqa: F401 - a fixture
+from tests.vector_stores import pgvector, qdrant  # noqa: F401 - fixtures
 
-pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 DIMENSION = 16
 RNG = np.random.default_rng(0)
 
@@ -43,20 +41,11 @@ class Opened:
         return open_store(self.kind, self.folder, self.name, dimension)
 
 
-@pytest.fixture
-def qdrant(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A server that lives in this process, for all who connect to its URL."""
-    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    client.close = lambda: None  # others use it too
-    monkeypatch.setattr("confide.rag.stores.qdrant.connected", lambda url: client)
-    return "qdrant+http://127.0.0.1:6333"
-
-
 @pytest.fixture(params=["lancedb", "pgvector", "qdrant"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
     kind = "lancedb"
     if request.param == "qdrant":
-        kind = request.getfixturevalue("qdrant")
+        kind = request.getfixturevalue("qdrant").url
     if request.param == "pgvector":
         kind = f"postgresql://confide@/postgres?host={request.getfixturevalue('pgvector')}"
     made = Opened(kind, tmp_path / "vectors")
@@ -163,23 +152,6 @@ def test_a_qdrant_server_that_is_down_is_named() -> None:
     pytest.importorskip("qdrant_client")
     with pytest.raises(StoreDown, match="on Qdrant cannot be used"):
         open_store("qdrant+http://127.0.0.1:1", Path(), CollectionName("a", "b"), 4)
-
-
-def test_what_a_cut_off_removal_left_on_qdrant_is_taken_away(qdrant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = qdrant_store.QdrantStore(qdrant, CollectionName("a", "b"), DIMENSION)
-    store.add(rows("a" * 32, 3))
-
-    def cut(self: object, client: object, name: str) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(qdrant_store.QdrantStore, "_point", cut)
-        with pytest.raises(KeyboardInterrupt):
-            store.remove({"a" * 32})
-    assert dict(store.counts()) == {"a" * 32: 3}
-    assert len(qdrant_store.connected("").get_collections().collections) == 2
-    store.tidy()
-    assert len(qdrant_store.connected("").get_collections().collections) == 1 and dict(store.counts()) == {"a" * 32: 3}
 
 
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:

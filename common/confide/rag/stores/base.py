@@ -25,7 +25,13 @@ _DOCUMENT = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class StoreDown(StateError):
-    """The store cannot be reached or is damaged; nothing was found and nothing was changed."""
+    """The store cannot be reached, refused, or is damaged. Its text says whether something may have been changed."""
+
+
+def down(what: str, reason: str, *, changes: bool) -> StoreDown:
+    """changes: whether what failed was to change something. Then nobody knows how far it came."""
+    outcome = "It may have been done in part; the next command puts that right" if changes else "Nothing was changed"
+    return StoreDown(f"{what} cannot be used: {reason}. {outcome}")
 
 
 @dataclass(frozen=True)
