@@ -62,6 +62,12 @@ def limited(value: int | None, limit: int | None, name: str) -> None:
         raise strict(f'Limit exceeded {value} > {limit} for "{name}"', f'Reduce the "{name}" parameter to {limit}.')
 
 
+def affordable(cost: int, limit: int | None, kind: str) -> None:
+    """The limits a minute, as far as one request alone is over them: such a one is told no time to come back."""
+    if limit is not None and cost > limit:
+        raise Refused(429, f"Rate limiting exceeded: {kind} rate limit exceeded, {cost} tokens of {limit} needed")
+
+
 def strict(error: str, remedy: str) -> Refused:
     return Refused(400, f"Bad request: {error}. Help: {remedy}")
 
@@ -111,6 +117,7 @@ class Served:
     def upsert(self, body: dict[str, Any]) -> Any:
         points = body["points"]
         limited(len(points), self.strict.get("upsert_max_batchsize"), "upsert limit")
+        affordable(len(points), self.strict.get("write_rate_limit"), "Write")
         size = self.made["vectors"]["size"]
         for one in points:
             if len(one["vector"]) != size:
@@ -171,6 +178,7 @@ class Served:
 
     def retrieve(self, body: dict[str, Any]) -> Any:
         ids = [point_id(one) for one in body["ids"]]
+        affordable(len(ids), self.strict.get("read_rate_limit"), "Read")
         shown = body.get("with_payload", True), body.get("with_vector", False)
         return records(self.shard.retrieve(ids, with_payload=shown[0], with_vector=shown[1]))
 
@@ -196,7 +204,7 @@ def written(path: Path, what: Any) -> None:
 
 
 class Server:
-    """All collections and aliases. settings: api_key, max_request_size_mb, strict_mode, max_collections, port, record."""
+    """All collections and aliases. settings: api_key, max_request_size_mb, strict_mode, max_collections, version, port, record."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], engine: Any) -> None:
         self.folder, self.settings, self.engine = folder, settings, engine
@@ -327,7 +335,8 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(length)
         try:
             if parts.path == "/":
-                return self._send(200, {"title": "qdrant - vector search engine", "version": VERSION})
+                version = self.served.settings.get("version", VERSION)
+                return self._send(200, {"title": "qdrant - vector search engine", "version": version})
             if parts.path == "/faults":
                 self.served.faults = [Fault(**one) for one in json.loads(raw)]
                 return self._send(200, {})
@@ -409,14 +418,13 @@ class QdrantServer:
         command = [sys.executable, __file__, str(self._folder), str(self._package), settings]
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._child.stdout is not None
-        self.port = int(self._child.stdout.readline())
+        with self._child.stdout as told:
+            self.port = int(told.readline())
 
     def stop(self) -> None:
         """SIGKILL: nothing is written on the way out."""
         self._child.kill()
         self._child.wait()
-        assert self._child.stdout is not None
-        self._child.stdout.close()
 
     def died(self) -> bool:
         """Whether it was killed by a fault."""

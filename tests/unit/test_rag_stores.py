@@ -4,7 +4,9 @@ The last behind an HTTP front of the tests' own (tests/qdrant_server.py): no ser
 """
 
 import secrets
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from confide.errors import StateError
 from confide.rag.access import CollectionName
 from confide.rag.stores import open_store
 from confide.rag.stores.base import PassageStore, Row, StoreDown
+from confide.rag.stores.lance import LanceStore
+from confide.rag.stores.postgres import PostgresStore
 
 from tests.vector_stores import pgvector, qdrant  # noqa: F401 - fixtures
 
@@ -103,6 +107,40 @@ def test_another_process_sees_what_was_added_and_removed(opened: Opened) -> None
     other.close()
 
 
+def test_many_that_begin_at_once_share_one_table(opened: Opened) -> None:
+    opened.store.drop()
+    barrier, documents = threading.Barrier(6), [f"{number:032x}" for number in range(6)]
+
+    def begin(document: str) -> None:
+        barrier.wait()
+        store = opened.again()
+        store.add(rows(document, 2))
+        store.close()
+
+    with ThreadPoolExecutor(len(documents)) as pool:
+        for _ in pool.map(begin, documents):
+            pass  # raises what went wrong
+    opened.store = opened.again()
+    assert dict(opened.store.counts()) == dict.fromkeys(documents, 2)
+
+
+def test_a_reader_goes_on_while_the_table_is_written_anew(opened: Opened) -> None:
+    """A catalogue's generation tells readers to reload; until the writer has written that, they know nothing."""
+    added = [*rows("a" * 32, 30), *rows("b" * 32, 3)]
+    opened.store.add(added)
+    reads = {
+        "search": lambda store: len(store.search(added[0].vector, 100)),
+        "vectors": lambda store: len(store.vectors([row.passage for row in added])),
+        "everything": lambda store: len(store.everything()[0]),
+        "counts": lambda store: sum(store.counts().values()),
+    }
+    readers = {what: opened.again() for what in reads}
+    opened.store.remove({"b" * 32})
+    assert {what: read(readers[what]) for what, read in reads.items()} == dict.fromkeys(reads, 30)
+    for reader in readers.values():
+        reader.close()
+
+
 @pytest.mark.parametrize("count", [1, 5, 45, 450])
 def test_of_what_is_removed_no_byte_is_left(opened: Opened, count: int) -> None:
     """LanceDB keeps deleted rows on disk where at most a tenth of a fragment goes: `remove` must not."""
@@ -146,6 +184,43 @@ def test_vectors_of_another_length_are_refused(opened: Opened) -> None:
 def test_a_store_that_is_down_is_named() -> None:
     with pytest.raises(StoreDown, match="cannot be used"):
         open_store("postgresql://confide@/postgres?host=/nowhere", Path(), CollectionName("a", "b"), 4)
+
+
+def test_a_server_that_was_started_anew_is_connected_to_again(pgvector: Path) -> None:  # noqa: F811
+    import psycopg
+
+    url = f"postgresql://confide@/postgres?host={pgvector}"
+    store = open_store(url, Path(), CollectionName("clinic", "restarted"), DIMENSION)
+    assert isinstance(store, PostgresStore)
+    for change in (lambda: store.add(rows("a" * 32, 3)), lambda: store.remove({"b" * 32}), lambda: None):
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (store._open_connection.info.backend_pid,))
+        change()
+        assert dict(store.counts()) == {"a" * 32: 3}
+    store.drop()
+
+
+def test_what_the_url_says_of_the_connection_goes_first(pgvector: Path) -> None:  # noqa: F811
+    url = f"postgresql://confide@/postgres?host={pgvector}&keepalives_idle=7"
+    store = open_store(url, Path(), CollectionName("clinic", "lively"), DIMENSION)
+    assert isinstance(store, PostgresStore)
+    said = store._open_connection.info.get_parameters()
+    assert (said["keepalives_idle"], said["keepalives_interval"]) == ("7", "10")
+    store.drop()
+
+
+def test_the_first_table_is_not_made_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins between this one's look at the folder and what it does about it."""
+    name, others, begin = CollectionName("a", "b"), [], LanceStore._begin
+
+    def overtaken(self: LanceStore) -> str:
+        monkeypatch.setattr(LanceStore, "_begin", begin)
+        others.append(open_store("lancedb", tmp_path / "v", name, DIMENSION))
+        others[0].add(rows("a" * 32, 3))
+        return begin(self)
+
+    monkeypatch.setattr(LanceStore, "_begin", overtaken)
+    assert dict(open_store("lancedb", tmp_path / "v", name, DIMENSION).counts()) == {"a" * 32: 3}
 
 
 def test_a_qdrant_server_that_is_down_is_named() -> None:

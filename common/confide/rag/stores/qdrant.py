@@ -308,5 +308,6 @@ def _reason(error: Exception) -> str:
     words = content.decode(errors="replace") if status is not None else str(error)
     with contextlib.suppress(ValueError, LookupError, TypeError):
         words = str(json.loads(content)["status"]["error"])
+    said = (words.strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
     remedy = "; the key is taken from QDRANT_API_KEY" if status in {401, 403} else ""
-    return f"{line(words.strip() or type(error).__name__, 200)}{f' ({status})' if status else ''}{remedy}"
+    return f"{said} ({status}){remedy}" if status is not None else said
