@@ -1,6 +1,6 @@
 """The store over Qdrant's engine, refused and killed: what a server does that an in-memory stand-in does not.
 
-The front is the tests' own (tests/qdrant_server.py); what it refuses was read in the source of Qdrant 1.19.0.
+The front is the tests' own (tests/qdrant_front.py); what it refuses was read in the source of Qdrant 1.19.0.
 """
 
 import json
@@ -18,7 +18,8 @@ from confide.rag.stores import qdrant as qdrant_store
 from confide.rag.stores.base import Row, StoreDown
 from confide.rag.stores.qdrant import QdrantStore
 
-from tests.qdrant_server import Fault, QdrantServer
+from tests.qdrant_front import Fault
+from tests.qdrant_server import QdrantServer
 from tests.rag_worlds import World, embedder
 from tests.vector_stores import qdrant, qdrant_started  # noqa: F401 - one is a fixture
 
@@ -141,7 +142,7 @@ def test_one_that_answers_nothing_is_down(fresh: QdrantServer, monkeypatch: pyte
     monkeypatch.setattr(qdrant_store, "_TIMEOUT_S", 1)
     store = opened(fresh)
     fresh.suffer(Fault("PUT .*/points", hold_s=1.5))
-    with pytest.raises(StoreDown, match="timed out. It may have been done in part"):
+    with pytest.raises(StoreDown, match=r"timed out\. It may have been done in part"):
         store.add(rows(ONE, 3))
 
 
@@ -149,7 +150,9 @@ def test_an_answer_before_the_deed_is_no_answer(fresh: QdrantServer, monkeypatch
     """A server acknowledges what it was not asked to wait for; whatever the reason, nothing was stored then."""
     store = opened(fresh)
     client = store._open_client
-    monkeypatch.setattr(client, "upsert", lambda *given, **named: type(client).upsert(client, *given, **named | {"wait": False}))
+    monkeypatch.setattr(
+        client, "upsert", lambda *given, **named: type(client).upsert(client, *given, **named | {"wait": False})
+    )
     with pytest.raises(StoreDown, match="acknowledged where it was to wait"):
         store.add(rows(ONE, 3))
 
@@ -157,7 +160,9 @@ def test_an_answer_before_the_deed_is_no_answer(fresh: QdrantServer, monkeypatch
 def test_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with qdrant_started(api_key="right") as server:
         monkeypatch.delenv("QDRANT_API_KEY", raising=False)
-        with pytest.raises(StoreDown, match=r"Must provide an API key .* \(401\); the key is taken from QDRANT_API_KEY"):
+        with pytest.raises(
+            StoreDown, match=r"Must provide an API key .* \(401\); the key is taken from QDRANT_API_KEY"
+        ):
             opened(server)
         monkeypatch.setenv("QDRANT_API_KEY", "wrong")
         with pytest.raises(StoreDown, match=r"Invalid API key or JWT \(401\); the key") as error:
@@ -213,9 +218,7 @@ def test_a_server_killed_while_passages_are_added(fresh: QdrantServer, kill: str
         ("DELETE .*", "after", True),
     ],
 )
-def test_a_server_killed_while_passages_are_removed(
-    fresh: QdrantServer, request_: str, kill: str, done: bool
-) -> None:
+def test_a_server_killed_while_passages_are_removed(fresh: QdrantServer, request_: str, kill: str, done: bool) -> None:
     store = opened(fresh)
     store.add([*rows(ONE, 30), *rows(TWO, 20)])
     fresh.suffer(Fault(request_, kill=kill))
@@ -247,7 +250,9 @@ def test_a_server_killed_while_a_store_is_made(fresh: QdrantServer, moment: str,
 
 @pytest.mark.parametrize("moment", ["_create", "_point"])
 def test_two_processes_that_begin_at_once_share_one_collection(
-    qdrant: QdrantServer, monkeypatch: pytest.MonkeyPatch, moment: str  # noqa: F811
+    qdrant: QdrantServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
 ) -> None:
     """The second comes in between the first one's look for an alias and what the first does about it."""
     name, others = CollectionName("clinic", f"begun-{moment}"), []
@@ -285,15 +290,19 @@ def test_an_alias_that_somebody_deleted_is_named_and_nothing_is_lost(fresh: Qdra
     assert dict(opened(fresh).counts()) == {ONE: 3}
 
 
-def test_a_second_library_with_a_collection_of_that_name_is_refused(tmp_path: Path, fresh: QdrantServer) -> None:
+def test_a_second_library_with_a_collection_of_that_name_is_refused(tmp_path: Path) -> None:
     """Names on the server come from organization and collection: it would take the first one's passages away."""
     first, second = World(tmp_path / "one"), World(tmp_path / "two")
     fees = first.file("fees.txt", "A visit costs forty crowns.")
-    first.add([fees], store=fresh.url)
-    with pytest.raises(StateError, match="another library's collection of this name"):
-        second.add([fees], store=fresh.url)
-    first.add([first.file("walls.txt", "The wall must be twelve centimetres thick.")], store=fresh.url)
-    assert len(first.library.search(Caller.operator("clinic"), "leaflets", "wall", embedder()).found) == 2
+    with qdrant_started(record=True) as server:
+        first.add([fees], store=server.url)
+        with pytest.raises(StateError, match="another library's collection of this name"):
+            second.add([fees], store=server.url)
+        first.add([first.file("walls.txt", "The wall must be twelve centimetres thick.")], store=server.url)
+        assert len(first.library.search(Caller.operator("clinic"), "leaflets", "wall", embedder()).found) == 2
+        seen = json.dumps(server.seen())
+    assert "confide_passages_" in seen
+    assert not any(chosen in seen for chosen in ("clinic", "leaflets", "fees", "crowns", "wall"))
 
 
 def test_a_library_goes_on_after_its_server_was_killed(tmp_path: Path, fresh: QdrantServer) -> None:

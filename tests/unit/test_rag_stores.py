@@ -1,6 +1,6 @@
 """Every store of passages does the same: one suite over LanceDB, PostgreSQL with pgvector, and Qdrant's engine.
 
-The last behind an HTTP front of the tests' own (tests/qdrant_server.py): no server of Qdrant could be had.
+The last behind an HTTP front of the tests' own (tests/qdrant_front.py): no server of Qdrant could be had.
 """
 
 import secrets

@@ -8,6 +8,7 @@ does not name; the next writer drops it. A reader whose table was dropped opens 
 import contextlib
 import datetime
 import fcntl
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,9 +152,7 @@ class LanceStore:
         found: dict[str, NDArray[np.float32]] = {}
         names = checked_passages(passages)
         for start in range(0, len(names), _AT_ONCE):
-            quoted = ", ".join(f"'{name}'" for name in names[start : start + _AT_ONCE])
-            chosen = f"passage IN ({quoted})"
-            table = self._read(lambda table, chosen=chosen: table.search().where(chosen).limit(_AT_ONCE).to_arrow())
+            table = self._read(functools.partial(_of, names[start : start + _AT_ONCE]))
             flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             rows = flat.reshape(-1, self._dimension)
             found.update(zip(table["passage"].to_pylist(), rows, strict=True))
@@ -206,6 +205,11 @@ class LanceStore:
             self._database.drop_table(name)
         (self._folder / "current").unlink(missing_ok=True)
         self._table, self._name = None, ""
+
+
+def _of(names: Sequence[str], table: Any) -> Any:
+    quoted = ", ".join(f"'{name}'" for name in names)
+    return table.search().where(f"passage IN ({quoted})").limit(_AT_ONCE).to_arrow()
 
 
 @contextlib.contextmanager

@@ -94,11 +94,12 @@ class PostgresStore:
     def _connect(self) -> None:
         import psycopg
         from pgvector.psycopg import register_vector
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
         self.close()
         url = self._url.replace("postgresql+psycopg://", "postgresql://", 1)
-        given = psycopg.conninfo.conninfo_to_dict(url)
-        self._open_connection = psycopg.connect(autocommit=True, **{**_LIVELY, **given})
+        unsaid = {name: value for name, value in _LIVELY.items() if name not in conninfo_to_dict(url)}
+        self._open_connection = psycopg.connect(make_conninfo(url, **unsaid), autocommit=True)
         self._make(self._open_connection, "CREATE EXTENSION IF NOT EXISTS vector")
         register_vector(self._open_connection)
 
