@@ -43,7 +43,8 @@ class Refused(Exception):
 class Fault:
     """What requests whose "METHOD /path" matches suffer. after: let this many pass first. times: then as many suffer.
 
-    status: the answer in place of another. kill: "before" or "after" the deed. hold_s: keep it waiting.
+    status: the answer in place of another. kill: "before" or "after" the deed, or "within" it: the first action on an
+    alias is kept and the next is not. hold_s: keep it waiting.
     """
 
     matches: str
@@ -215,6 +216,7 @@ class Server:
         self.folder, self.settings, self.engine = folder, settings, engine
         self.lock = threading.RLock()
         self.faults: list[Fault] = []
+        self.doomed = False
         self.seen: list[dict[str, Any]] = []
         (folder / "collections").mkdir(parents=True, exist_ok=True)
         self.aliases_file = folder / "aliases.json"
@@ -272,6 +274,8 @@ class Server:
             else:
                 self.aliases.pop(action["delete_alias"]["alias_name"], None)
             written(self.aliases_file, self.aliases)
+            if self.doomed:
+                os.kill(os.getpid(), signal.SIGKILL)
         return True
 
     def updated(self, served: Served, operation: Any, asked: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -374,6 +378,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.status:
                 raise Refused(fault.status, "told to fail", fault.headers)
         with self.served.lock:
+            self.served.doomed = fault is not None and fault.kill == "within"
             try:
                 result = self.served.answer(self.command, parts.path, parse_qs(parts.query), body)
             except (KeyError, TypeError, ValueError) as error:

@@ -186,7 +186,7 @@ class Collection:
 
     def _recover(self, say: Say) -> None:
         catalogue = self.catalogue()
-        if self.store.files() is None and not catalogue.documents() and self.store.counts():
+        if not catalogue.documents() and self.store.files() is None and self.store.counts():
             raise StateError(
                 f"collection {self.name} is new here, and its store on the server holds passages: those of another "
                 "library's collection of this name. Give this one another name, or the library a server of its own"
