@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from confide.children import bound
+
 from tests import qdrant_front
 from tests.qdrant_front import Fault
 
@@ -31,7 +33,7 @@ class QdrantServer:
         """Returns when it listens."""
         settings = json.dumps({**self._settings, "port": self.port})
         command = [sys.executable, qdrant_front.__file__, str(self._folder), str(self._package), settings]
-        self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._child = subprocess.Popen(bound(command), stdout=subprocess.PIPE, text=True)
         assert self._child.stdout is not None
         with self._child.stdout as told:
             self.port = int(told.readline())
