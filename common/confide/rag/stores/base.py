@@ -19,13 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import StateError
+from confide.text import line
 
 _PASSAGE = re.compile(r"[0-9a-f]{32}\.[0-9]{1,8}", re.ASCII)
 _DOCUMENT = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class StoreDown(StateError):
-    """The store cannot be reached or is damaged; nothing was found and nothing was changed."""
+    """The store cannot be reached, refused, or is damaged. Its text says whether something may have been changed."""
+
+
+def down(what: str, reason: object, *, changes: bool) -> StoreDown:
+    """changes: whether what failed was to change something. Then nobody knows how far it came."""
+    said = line((str(reason).splitlines() or [type(reason).__name__])[0], 250)
+    outcome = "It may have been done in part; the next command puts that right" if changes else "Nothing was changed"
+    return StoreDown(f"{what} cannot be used: {said}. {outcome}")
 
 
 @dataclass(frozen=True)

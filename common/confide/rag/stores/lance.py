@@ -2,24 +2,28 @@
 
 Deleting rows leaves their bytes on disk (measured: at most 10 % of a fragment's rows stay for good), so `remove` writes
 a new table without them, points `current` at it, and drops the old one. A crash between leaves a table that `current`
-does not name; the next writer drops it.
+does not name; the next writer drops it. A reader whose table was dropped opens the one that `current` names.
 """
 
 import contextlib
 import datetime
+import fcntl
+import functools
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import StateError
 from confide.files import private_folder, write_atomic
-from confide.rag.stores.base import Row, StoreDown, checked_documents, checked_passages
+from confide.rag.stores.base import Row, StoreDown, checked_documents, checked_passages, down
 
+T = TypeVar("T")
 _TABLE = re.compile(r"passages-[0-9]{1,9}", re.ASCII)
 _MOST_FRAGMENTS = 32
 _AT_ONCE = 500
@@ -42,14 +46,33 @@ class LanceStore:
 
     def reload(self) -> None:
         """Open the table that `current` names."""
+        name = self._current() or self._begin()
+        while True:
+            try:
+                return self._open(name)
+            except StoreDown:
+                # A writer may have dropped it between our two looks.
+                before, name = name, self._current()
+                if name in {before, ""}:
+                    raise
+
+    def _current(self) -> str:
         pointer = self._folder / "current"
         with _named_errors(self._folder):
             name = pointer.read_text("ascii") if pointer.exists() else ""
-            if not name:
+        if name and not _TABLE.fullmatch(name):
+            raise StoreDown(f"{pointer} names no table; restore the collection from a backup")
+        return name
+
+    def _begin(self) -> str:
+        """Make the first table, unless another process was first: that one's is not to be made anew."""
+        with _named_errors(self._folder), _alone(self._folder):
+            if not self._current():
                 self._create("passages-1", [])
-                return
-            if not _TABLE.fullmatch(name):
-                raise StoreDown(f"{pointer} names no table; restore the collection from a backup")
+            return self._current()
+
+    def _open(self, name: str) -> None:
+        with _named_errors(self._folder):
             if name == self._name:
                 self._table.checkout_latest()
             else:
@@ -59,6 +82,18 @@ class LanceStore:
             raise StateError(
                 f"{self._folder} holds vectors of {found} numbers, the collection's have {self._dimension}"
             )
+
+    def _read(self, what: Callable[[Any], T]) -> T:
+        """What it gives of the table; of the next one where a writer dropped this one meanwhile."""
+        try:
+            with _named_errors(self._folder):
+                return what(self._table)
+        except StoreDown:
+            if self._current() in {self._name, ""}:
+                raise
+        self.reload()
+        with _named_errors(self._folder):
+            return what(self._table)
 
     def _schema(self) -> Any:
         import pyarrow
@@ -94,18 +129,21 @@ class LanceStore:
             raise StateError(f"an embedding has {flat.shape[1]} numbers; this table's have {self._dimension}")
         vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat.ravel()), self._dimension)
         columns = [[row.passage for row in rows], [row.document for row in rows], [row.added for row in rows], vectors]
-        with _named_errors(self._folder):
+        with _named_errors(self._folder, changes=True):
             self._table.add(pyarrow.table(columns, schema=self._schema()))
             if self._table.stats()["fragment_stats"]["num_fragments"] > _MOST_FRAGMENTS:
                 self._table.optimize(cleanup_older_than=_READERS_MAY_TAKE)
 
     def search(self, vector: NDArray[np.float32], limit: int, *, since: int = 0) -> list[tuple[str, float]]:
         """By looking at every row: exact."""
-        with _named_errors(self._folder):
-            query = self._table.search(np.asarray(vector, dtype=np.float32)).distance_type("cosine").limit(int(limit))
+
+        def nearest(table: Any) -> Any:
+            query = table.search(np.asarray(vector, dtype=np.float32)).distance_type("cosine").limit(int(limit))
             if since > 0:
                 query = query.where(f"added >= {int(since)}", prefilter=True)
-            found = query.select(["passage", "_distance"]).to_arrow()
+            return query.select(["passage", "_distance"]).to_arrow()
+
+        found = self._read(nearest)
         pairs = zip(found["passage"].to_pylist(), found["_distance"].to_pylist(), strict=True)
         return [(name, 1.0 - distance) for name, distance in pairs]
 
@@ -114,9 +152,7 @@ class LanceStore:
         found: dict[str, NDArray[np.float32]] = {}
         names = checked_passages(passages)
         for start in range(0, len(names), _AT_ONCE):
-            quoted = ", ".join(f"'{name}'" for name in names[start : start + _AT_ONCE])
-            with _named_errors(self._folder):
-                table = self._table.search().where(f"passage IN ({quoted})").limit(_AT_ONCE).to_arrow()
+            table = self._read(functools.partial(_of, names[start : start + _AT_ONCE]))
             flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             rows = flat.reshape(-1, self._dimension)
             found.update(zip(table["passage"].to_pylist(), rows, strict=True))
@@ -124,16 +160,17 @@ class LanceStore:
 
     def everything(self) -> tuple[list[str], list[int], NDArray[np.float32]]:
         """By reading the table."""
-        with _named_errors(self._folder):
-            table = self._table.to_arrow()
+        table = self._read(lambda table: table.to_arrow())
         flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return table["passage"].to_pylist(), table["added"].to_pylist(), flat.reshape(-1, self._dimension)
 
     def counts(self) -> Mapping[str, int]:
         """By reading one column."""
-        with _named_errors(self._folder):
-            rows = self._table.count_rows()
-            found = self._table.search().select(["document"]).limit(max(1, rows)).to_arrow()["document"]
+
+        def documents(table: Any) -> Any:
+            return table.search().select(["document"]).limit(max(1, table.count_rows())).to_arrow()["document"]
+
+        found = self._read(documents)
         return {pair["values"]: pair["counts"] for pair in found.combine_chunks().value_counts().to_pylist()}
 
     def remove(self, documents: AbstractSet[str]) -> None:
@@ -141,7 +178,7 @@ class LanceStore:
         import pyarrow.compute
 
         names = checked_documents(documents)
-        with _named_errors(self._folder):
+        with _named_errors(self._folder, changes=True):
             everything = self._table.to_arrow()
             gone = pyarrow.compute.is_in(everything["document"], value_set=pyarrow.array(names, pyarrow.string()))
             kept = everything.filter(pyarrow.compute.invert(gone)).select(["passage", "document", "added", "vector"])
@@ -170,12 +207,27 @@ class LanceStore:
         self._table, self._name = None, ""
 
 
+def _of(names: Sequence[str], table: Any) -> Any:
+    quoted = ", ".join(f"'{name}'" for name in names)
+    return table.search().where(f"passage IN ({quoted})").limit(_AT_ONCE).to_arrow()
+
+
 @contextlib.contextmanager
-def _named_errors(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for other processes that are within this block."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _named_errors(folder: Path, *, changes: bool = False) -> Iterator[None]:
     try:
         yield
     except StateError:
         raise
     except (RuntimeError, OSError, ValueError, LookupError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise StoreDown(f"the passages in {folder} cannot be used: {reason}. Nothing was changed") from error
+        raise down(f"the passages in {folder}", error, changes=changes) from error

@@ -18,9 +18,19 @@ from numpy.typing import NDArray
 
 from confide.errors import StateError
 from confide.rag.access import CollectionName
-from confide.rag.stores.base import Row, StoreDown, checked_documents, checked_passages
+from confide.rag.stores.base import Row, checked_documents, checked_passages, down
 
-_CONNECT_TIMEOUT_S = 10
+_LIVELY = {
+    "connect_timeout": 10,
+    # A server that went without a word is noticed after a minute, not after the kernel's quarter of an hour.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""What libpq takes, unless the URL says otherwise."""
+_MAKING = int.from_bytes(hashlib.sha256(b"confide passages").digest()[:8], "big", signed=True)
+"""The advisory lock of whoever makes something: two at once fail, with IF NOT EXISTS too."""
 
 
 def checked_url(url: str) -> str:
@@ -32,7 +42,7 @@ def checked_url(url: str) -> str:
 
 
 class PostgresStore:
-    """One table, over one connection that is made anew when it breaks."""
+    """One table, over one connection that is made anew when it broke."""
 
     def __init__(self, url: str, name: CollectionName, dimension: int) -> None:
         """Open or create the table. Raises StoreDown when the server cannot be reached or lacks pgvector."""
@@ -43,13 +53,13 @@ class PostgresStore:
         self._sql, self._table = sql, sql.Identifier(f"confide_passages_{key}")
         self._open_connection: Any = None
         with self._connection() as connection:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            connection.execute(
+            self._make(
+                connection,
                 self._with_table(
                     "CREATE TABLE IF NOT EXISTS {} (passage text PRIMARY KEY, document text NOT NULL, "
                     "added bigint NOT NULL, embedding vector({}) NOT NULL)",
                     sql.Literal(dimension),
-                )
+                ),
             )
             found = connection.execute(
                 "SELECT atttypmod FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'embedding'",
@@ -62,31 +72,41 @@ class PostgresStore:
     def _with_table(self, statement: str, *more: Any) -> Any:
         return self._sql.SQL(statement).format(self._table, *more)
 
+    @staticmethod
+    def _make(connection: Any, statement: Any) -> None:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
+            connection.execute(statement)
+
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[Any]:
+    def _connection(self, *, changes: bool = False) -> Iterator[Any]:
         import psycopg
-        from pgvector.psycopg import register_vector
 
         try:
-            if self._open_connection is None or self._open_connection.closed:
-                url = self._url.replace("postgresql+psycopg://", "postgresql://", 1)
-                connection = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S)
-                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-                register_vector(connection)
-                self._open_connection = connection
+            if self._open_connection is None or not _answers(self._open_connection):
+                self._connect()
             yield self._open_connection
         except psycopg.Error as error:
             with contextlib.suppress(psycopg.Error):
-                if self._open_connection is not None:
-                    self.close()
-            self._open_connection = None
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise StoreDown(f"the passages on PostgreSQL cannot be used: {reason}. Nothing was changed") from error
+                self.close()
+            raise down("the passages on PostgreSQL", error, changes=changes) from error
+
+    def _connect(self) -> None:
+        import psycopg
+        from pgvector.psycopg import register_vector
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+        self.close()
+        url = self._url.replace("postgresql+psycopg://", "postgresql://", 1)
+        unsaid = {name: value for name, value in _LIVELY.items() if name not in conninfo_to_dict(url)}
+        self._open_connection = psycopg.connect(make_conninfo(url, **unsaid), autocommit=True)
+        self._make(self._open_connection, "CREATE EXTENSION IF NOT EXISTS vector")
+        register_vector(self._open_connection)
 
     def add(self, rows: Sequence[Row]) -> None:
         """All of them, or none."""
         checked_passages([row.passage for row in rows])
-        with self._connection() as connection, connection.transaction(), connection.cursor() as cursor:
+        with self._connection(changes=True) as connection, connection.transaction(), connection.cursor() as cursor:
             cursor.executemany(
                 self._with_table("INSERT INTO {} VALUES (%s, %s, %s, %s)"),
                 [(row.passage, row.document, row.added, row.vector.astype(np.float32)) for row in rows],
@@ -130,7 +150,7 @@ class PostgresStore:
     def remove(self, documents: AbstractSet[str]) -> None:
         """Delete, and rewrite the table's file."""
         names = checked_documents(documents)
-        with self._connection() as connection:
+        with self._connection(changes=True) as connection:
             connection.execute(self._with_table("DELETE FROM {} WHERE document = ANY(%s)"), (names,))
             connection.execute(self._with_table("VACUUM FULL {}"))
 
@@ -152,9 +172,20 @@ class PostgresStore:
 
     def drop(self) -> None:
         """The table."""
-        with self._connection() as connection:
+        with self._connection(changes=True) as connection:
             connection.execute(self._with_table("DROP TABLE IF EXISTS {}"))
         self.close()
+
+
+def _answers(connection: Any) -> bool:
+    """Whether the server still knows the connection: it may have been started anew since the last call."""
+    import psycopg
+
+    try:
+        connection.execute("")
+    except psycopg.Error:
+        return False
+    return True
 
 
 def _array(vector: Any) -> NDArray[np.float32]:
