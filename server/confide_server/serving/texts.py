@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +126,8 @@ async def _streamed(desk: Desk, request: Request, wanted: TextRequest, sampling:
         _note(account, wanted, answer)
         account.settle(ended_as(error))
         raise
-    stream = _Stream(desk, wanted, sampling, account, answer)
-    return EventStream(stream.documents(first, parts))
+    stream = _Stream(desk, wanted, sampling, account, answer, first, parts)
+    return EventStream(stream.documents(), stream.close)
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,15 @@ class _Stream:
     sampling: Sampling
     account: Account
     answer: Answer
+    first: "asyncio.Future[Part | None]"
+    parts: AsyncGenerator[Part, None]
 
-    async def documents(
-        self, first: "asyncio.Future[Part | None]", parts: AsyncGenerator[Part, None]
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def documents(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks; an error as OpenAI's clients understand it, in place of the rest."""
         outcome = "done"
         try:
-            async with asyncio.timeout(self.account.seconds_left), aclosing(parts):
-                async for choice in self._choices(first, parts):
+            async with aclosing(self.parts):
+                async for choice in self._choices():
                     yield self._chunk([choice])
             if self.sampling.wants_usage:
                 yield self.wanted.head.document(self.wanted.head.chunk_kind, [], self._usage())
@@ -158,24 +158,41 @@ class _Stream:
             outcome = "failed"
             yield self._failure(error).document()
         finally:
-            first.cancel()
-            _note(self.account, self.wanted, self.answer)
-            self.account.settle(outcome)
+            self._settle(outcome)
 
-    async def _choices(
-        self, first: "asyncio.Future[Part | None]", parts: AsyncGenerator[Part, None]
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def close(self) -> None:
+        """End it; also where nobody ever asked for its first chunk, so that `documents` never began."""
+        self.first.cancel()
+        await asyncio.gather(self.first, return_exceptions=True)
+        await self.parts.aclose()
+        self._settle("cancelled")
+
+    def _settle(self, outcome: str) -> None:
+        self.first.cancel()
+        _note(self.account, self.wanted, self.answer)
+        self.account.settle(outcome)
+
+    async def _choices(self) -> AsyncGenerator[dict[str, Any], None]:
         form = self.wanted.form
         for choice in self.answer.choices:
             opening = form.first(choice.index)
             if opening is not None:
                 yield opening
-        part, nothing = await first, None
-        while part is not nothing:
+        part = await self._in_time(self.first)
+        while part is not None:
             index, delta = part
             if delta.text or delta.logprobs or delta.finish is not None or self.sampling.wants_usage_throughout:
                 yield form.part(index, delta)
-            part = await anext(parts, nothing)
+            part = await self._in_time(anext(self.parts, None))
+
+    async def _in_time(self, coming: Awaitable[Part | None]) -> Part | None:
+        """Raises TimeoutError once the request's time is over.
+
+        Each part has a timeout of its own: one around all of them would belong to the task that asked for the first
+        chunk, and every chunk is asked for by another.
+        """
+        async with asyncio.timeout(self.account.seconds_left):
+            return await coming
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         document = self.wanted.head.document(self.wanted.head.chunk_kind, choices)

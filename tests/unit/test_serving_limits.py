@@ -1,0 +1,141 @@
+"""What bounds a request holds for streams and for several texts too, and what is charged of one that is refused."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from confide_server.serving.access import Asked, Caller, OpenAccess, Spent
+from confide_server.serving.app import Limits, Parts, build_app
+from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.port import BASE, Delta, Generation, Load, Overloaded, Unanswerable
+
+from tests.served_models import served
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+class Prompts:
+    """A token a character."""
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        return tuple(map(ord, messages[-1]["content"]))
+
+    def text(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+class Scripted:
+    """An engine that writes a token every `pace_s`, and refuses where `refusal` is set."""
+
+    base_sha256, context, prompts = "b" * 64, 1000, Prompts()
+
+    def __init__(self, pace_s: float = 0.0) -> None:
+        self.pace_s = pace_s
+        self.refusal: Exception | None = None
+        self.running = self.most_running = 0
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            for token in range(1, generation.max_tokens + 1):
+                await asyncio.sleep(self.pace_s)
+                yield Delta("x", token, finish="length" if token == generation.max_tokens else None)
+        finally:
+            self.running -= 1
+
+    def load(self) -> Load:
+        return Load(self.running)
+
+    async def check(self) -> None: ...
+
+    async def add_adapter(self, sha256: str, folder: str) -> None: ...
+
+    async def remove_adapter(self, sha256: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Noted(OpenAccess):
+    """Everybody may ask; how each request ended is kept."""
+
+    def __init__(self) -> None:
+        self.ends: list[Spent] = []
+
+    async def begin(self, caller: Caller, asked: Asked) -> "Noted":  # type: ignore[override]  # is its own charge
+        return self
+
+    def settle(self, spent: Spent) -> None:
+        self.ends.append(spent)
+
+
+@contextmanager
+def endpoint(engine: Scripted, access: Noted, **limits: Any) -> Iterator[httpx.Client]:
+    catalogue = Catalogue()
+    catalogue.point(Target("m", engine, BASE))
+    with (
+        served(build_app(Parts(catalogue, access, Limits(**limits)))) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+def body(path: str, **options: Any) -> dict[str, Any]:
+    asked = {"messages": [{"role": "user", "content": "why"}]} if path == CHAT else {"prompt": "why"}
+    return {"model": "m", "max_tokens": 200, **asked, **options}
+
+
+def errors_of(reply: httpx.Response) -> list[dict[str, Any]]:
+    documents = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    return [one["error"] for one in documents if "error" in one]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("texts", [1, 2])
+def test_a_stream_ends_when_its_time_is_over(path: str, texts: int) -> None:
+    engine, access = Scripted(pace_s=0.02), Noted()
+    with endpoint(engine, access, seconds=0.3) as client:
+        reply = client.post(path, json=body(path, stream=True, n=texts))
+        (error,) = errors_of(reply)
+        assert error["code"] == "timeout" and reply.text.endswith("data: [DONE]\n\n")
+        assert client.post(path, json=body(path, n=texts)).status_code == 504
+    assert [one.outcome for one in access.ends] == ["failed"] * 2 and engine.running == 0
+    assert all(0 < one.completion_tokens < 100 for one in access.ends)
+
+
+def test_who_leaves_before_a_stream_has_begun_is_settled() -> None:
+    """What was sent before is unread, so that the head of the answer waits; then the peer has gone."""
+
+    async def leave() -> None:
+        app = build_app(Parts(catalogue, access))
+        asked = [{"type": "http.request", "body": json.dumps(body(CHAT, stream=True)).encode()}]
+
+        async def receive() -> Any:
+            if not asked:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            return asked.pop()
+
+        async def send(_: Any) -> None:
+            gone.set()
+            await asyncio.Event().wait()
+
+        gone = asyncio.Event()
+        headers = [(b"content-type", b"application/json"), (b"host", b"here")]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b""}
+        async with asyncio.timeout(10):
+            await app(scope, receive, send)  # type: ignore[arg-type]  # a scope has more, which nobody reads here
+
+    engine, access, catalogue = Scripted(), Noted(), Catalogue()
+    catalogue.point(Target("m", engine, BASE))
+    asyncio.run(leave())
+    assert [one.outcome for one in access.ends] == ["cancelled"] and engine.running == 0
