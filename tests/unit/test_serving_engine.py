@@ -12,6 +12,7 @@ from confide.errors import ModelError
 from confide.models.answering import answer, load_answering
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room
+from confide_server.serving.engines.sampling import Sampler
 from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Overloaded, Unanswerable
 
 from tests.served_models import strong_adapter, strong_llama
@@ -231,6 +232,37 @@ def test_an_engine_that_breaks_tells_everybody_and_goes_on(
         with pytest.raises(EngineFailed, match="the model failed"):
             run(written(engine, asked(engine, "Who?")))
     assert text_of(run(written(engine, asked(engine, "Who?")))) == good
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest_token(engine: LocalEngine) -> None:
+    """Dividing by it leaves float32, and what cannot be drawn from ended everybody's answers in the batch."""
+    plain = text_of(run(written(engine, asked(engine, "Who?"))))
+    for temperature in (1e-6, 1e-40, 1e-300):
+        assert text_of(run(written(engine, asked(engine, "Who?", temperature=temperature, seed=1)))) == plain
+    assert run(written(engine, asked(engine, "Who?", temperature=1e-5, top_p=0.5, seed=1)))[-1].finish
+
+
+def test_an_answer_that_fails_leaves_the_rest_of_its_batch(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = text_of(run(written(engine, asked(engine, "Who?", temperature=0.7, seed=1))))
+    plain = Sampler.choose
+
+    def choose(sampler: Sampler, logits_V: torch.Tensor) -> int:
+        if sampler._top_p == 0.125:
+            raise RuntimeError("drawn from nothing")
+        return plain(sampler, logits_V)
+
+    monkeypatch.setattr(Sampler, "choose", choose)
+
+    async def together() -> list[Any]:
+        bad = asked(engine, "Who?", temperature=0.7, top_p=0.125)
+        good = asked(engine, "Who?", temperature=0.7, seed=1)
+        return await asyncio.gather(*(written(engine, one) for one in (good, bad, good)), return_exceptions=True)
+
+    first, failed, second = run(together())
+    assert text_of(first) == alone == text_of(second)
+    assert isinstance(failed, EngineFailed) and "drawn" not in str(failed)
 
 
 def test_what_cannot_be_answered_is_named(engine: LocalEngine) -> None:
