@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import json
+import math
+import shutil
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -277,8 +280,6 @@ def test_what_cannot_be_answered_is_named(engine: LocalEngine) -> None:
 
 
 def test_unfit_adapters_are_refused_and_leave_nothing(base: Path, model: AdaptedModel, tmp_path: Path) -> None:
-    import json
-
     swapped = strong_adapter(base, tmp_path / "swapped", 3)
     config = json.loads((swapped / "adapter_config.json").read_text())
     (swapped / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["o_proj", "k_proj"]}))
@@ -289,6 +290,31 @@ def test_unfit_adapters_are_refused_and_leave_nothing(base: Path, model: Adapted
         model.add("d" * 64, swapped)
     assert model.adapters == set(ADAPTERS)
     gc.collect()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("changed", [{"lora_alpha": "x"}, {"r": 3}, {"target_modules": "("}, {"lora_alpha": math.nan}])
+def test_a_load_that_fails_in_the_middle_leaves_nothing(
+    base: Path, adapters: dict[str, Path], tmp_path: Path, loaded: bool, changed: dict[str, Any]
+) -> None:
+    """PEFT gives up between two layers; what it had put in made the next good adapter be refused."""
+    (first, good), (_, second) = adapters.items()
+    model = AdaptedModel(base, "cpu")
+    if loaded:
+        model.add(first, good)
+    before = model._logits(BASE)
+    unfit = Path(shutil.copytree(second, tmp_path / "unfit"))
+    config = json.loads((unfit / "adapter_config.json").read_text())
+    (unfit / "adapter_config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(ModelError):
+        model.add("d" * 64, unfit)
+    assert model.adapters == ({first} if loaded else set())
+    assert not any("d" * 64 in name for name, _ in model.bare.named_modules())
+    model.add("e" * 64, second)
+    assert bool((model._logits(BASE) == before).all()) and model.adapters >= {"e" * 64}
+    for name in list(model.adapters):
+        model.remove(name)
+    assert bool((model._logits(BASE) == before).all()) and not any("lora" in n for n, _ in model.bare.named_modules())
 
 
 def test_an_adapter_comes_and_goes_between_steps(engine: LocalEngine, base: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from confide.errors import ModelError
 from confide.models.answering import check_adapter, ends, load_writer, with_adapter
 from confide.models.store import folder_digest
+from peft import PeftModel
 from peft.tuners.lora import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 
@@ -173,17 +174,19 @@ class AdaptedModel:
             raise ModelError(f"the adapter in {folder} cannot be loaded onto this base model: {reason}") from error
 
     def remove(self, sha256: str) -> None:
-        """Forget an adapter; no row may use it any more."""
+        """Forget an adapter, or what a load that failed left of one; no row may use it any more."""
         self.adapters.discard(sha256)
-        if sha256 not in getattr(self._model, "peft_config", {}):
-            return
-        if len(self._model.peft_config) > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of which adapter is "active" then: none is asked by that here
-                self._model.delete_adapter(sha256)
-        else:
-            self._model = self._model.unload()
+        if not self.adapters:
+            self._model = _bare(self._model)
             self._hooked.clear()
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of which adapter is "active" then: none is asked by that here
+            if sha256 in self._model.peft_config:
+                self._model.delete_adapter(sha256)
+            for module in self._model.modules():  # where PEFT gave up in the middle it knows nothing of it any more
+                if isinstance(module, LoraLayer):
+                    module.delete_adapter(sha256)
 
     def _hook(self) -> None:
         """Tell every adapted layer, at each pass, which adapter each row has."""
@@ -219,6 +222,18 @@ class AdaptedModel:
             raise ModelError(
                 f"with adapter {sha256[:12]} beside it the base model answers differently; do not serve it"
             )
+
+
+def _bare(model: Any) -> Any:
+    """The base model as it was before any adapter, also where PEFT gave up in the middle of its layers."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(base.get_submodule(parent), own, module.get_base_layer())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base
 
 
 def _check_plain(folder: Path) -> None:
