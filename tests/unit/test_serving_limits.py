@@ -11,7 +11,7 @@ import pytest
 from confide_server.serving.access import Asked, Caller, OpenAccess, Spent
 from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
-from confide_server.serving.port import BASE, Delta, Generation, Load, Overloaded, Unanswerable
+from confide_server.serving.port import BASE, Delta, Generation, Load
 
 from tests.served_models import served
 

@@ -72,8 +72,8 @@ async def _hung_up(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events from a generator of documents, which is closed when the peer leaves.
 
-    The generator yields JSON documents; "[DONE]" follows the last. It must not raise but for cancellation. close: called
-    at the end in any case, also where the generator never began: then closing it runs none of its own.
+    The generator yields JSON documents; "[DONE]" follows the last. It must not raise but for cancellation. close:
+    called at the end in any case, also where the generator never began: then closing it runs nothing of its own.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 RETRY_S = 30.0
-"""After so long an alias that could not be made ready is tried again: an engine elsewhere may be up by then."""
+"""After so long an alias that could not be made ready is tried again, as when an engine elsewhere was down."""
 KEPT_LOADED = 4
 """Adapters that stay loaded after their last alias was pointed elsewhere."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -197,7 +197,7 @@ class Serving:
             self._idle.remove(adapter)
 
     async def _point(self, standing: Standing) -> bool:
-        """Whether the alias stands for this now; its owner reads in the log why not."""
+        """False where it is worth another try: what is unfit stays so, and its owner reads in the log why."""
         target = self.catalogue.find(standing.alias)
         if target is not None and target.adapter == standing.adapter_sha256:
             return True
@@ -206,7 +206,7 @@ class Serving:
         except Exception as error:  # one unfit adapter keeps no other alias from being followed
             known = isinstance(error, ConfideError)
             log.error("alias %s: %s", standing.alias, error, exc_info=None if known else error)
-            return False
+            return isinstance(error, ModelError)
         self.catalogue.point(Target(standing.alias, self.engine, standing.adapter_sha256))
         log.info("alias %s stands for %s", standing.alias, standing.adapter_sha256[:12] or "the base")
         return True
