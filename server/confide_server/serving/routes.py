@@ -69,7 +69,7 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        caller = await self._caller(request)
+        caller = await self._asker(request)
         asked = parsed(ChatRequest, await read_body(request, self.body_bytes))
         target = self._target(caller, asked.model)
         messages = [message.plain() for message in asked.messages]
@@ -91,7 +91,7 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        caller = await self._caller(request)
+        caller = await self._asker(request)
         asked = parsed(CompletionRequest, await read_body(request, self.body_bytes))
         target = self._target(caller, asked.model)
         if asked.max_tokens == 0 and not asked.echo:
@@ -114,7 +114,7 @@ class Routes:
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        caller = await self._caller(request)
+        caller = await self._asker(request)
         asked = parsed(EmbeddingRequest, await read_body(request, self.body_bytes))
         embedder = self._embedder(caller, asked.model)
         if asked.dimensions not in (None, embedder.dimensions):
@@ -161,6 +161,12 @@ class Routes:
     async def _caller(self, request: Request) -> Caller:
         address = request.client.host if request.client else ""
         return await self.desk.access.caller(request.headers.get("authorization"), address)
+
+    async def _asker(self, request: Request) -> Caller:
+        """Who asks for work. It counts before its body is read: what is refused later has cost something too."""
+        caller = await self._caller(request)
+        self.desk.access.arrived(caller)
+        return caller
 
     def _target(self, caller: Caller, alias: str) -> Target:
         """What is not there and what may not be used look the same."""
