@@ -11,7 +11,7 @@ import pytest
 from confide_server.serving.access import Asked, Caller, OpenAccess, Spent
 from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
-from confide_server.serving.port import BASE, Delta, Generation, Load
+from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Load, Overloaded, Unanswerable
 
 from tests.served_models import served
 
@@ -139,3 +139,17 @@ def test_who_leaves_before_a_stream_has_begun_is_settled() -> None:
     catalogue.point(Target("m", engine, BASE))
     asyncio.run(leave())
     assert [one.outcome for one in access.ends] == ["cancelled"] and engine.running == 0
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"), [(Overloaded("busy", 5.0), 429), (Unanswerable("long"), 400), (EngineFailed("down"), 503)]
+)
+def test_what_the_engine_refuses_costs_nothing(refusal: Exception, status: int) -> None:
+    """OpenAI's client tries again by itself: a busy server would use a budget up for nothing."""
+    engine, access = Scripted(), Noted()
+    engine.refusal = refusal
+    with endpoint(engine, access) as client:
+        for options in ({}, {"stream": True}, {"n": 2}, {"n": 2, "stream": True}):
+            for path in (CHAT, TEXT):
+                assert client.post(path, json=body(path, **options)).status_code == status
+    assert [(one.prompt_tokens, one.completion_tokens, one.outcome) for one in access.ends] == [(0, 0, "failed")] * 8

@@ -150,6 +150,7 @@ class Routes:
             try:
                 found = await unless_gone(request, self._timed(account, work))
             except PolicyRefusal:
+                account.read = 0
                 raise no_collection(names[0]) from None
             account.written, account.text = await _length(target, found.text), found.text
         head, usage = replies.Head("chat", asked.model, target.fingerprint), replies.usage(read, account.written)

@@ -13,11 +13,11 @@ from starlette.responses import JSONResponse, Response
 
 from confide_server.serving import replies
 from confide_server.serving.access import Asked, Caller
-from confide_server.serving.accounting import Account, Desk, accounted, begun, ended_as
+from confide_server.serving.accounting import Account, Desk, accounted, begun
 from confide_server.serving.answers import Answer, Part
 from confide_server.serving.catalogue import Target
 from confide_server.serving.failures import SERVER, Refused, as_refused
-from confide_server.serving.http import EventStream, unless_gone
+from confide_server.serving.http import EventStream, Gone, unless_gone
 from confide_server.serving.port import Delta, Generation
 from confide_server.serving.wire import Sampling
 
@@ -124,7 +124,7 @@ async def _streamed(desk: Desk, request: Request, wanted: TextRequest, sampling:
         await asyncio.gather(first, return_exceptions=True)
         await parts.aclose()
         _note(account, wanted, answer)
-        account.settle(ended_as(error))
+        account.settle_after(error)
         raise
     stream = _Stream(desk, wanted, sampling, account, answer, first, parts)
     return EventStream(stream.documents(), stream.close)
@@ -144,7 +144,7 @@ class _Stream:
 
     async def documents(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks; an error as OpenAI's clients understand it, in place of the rest."""
-        outcome = "done"
+        ended: BaseException | None = None
         try:
             async with aclosing(self.parts):
                 async for choice in self._choices():
@@ -152,25 +152,28 @@ class _Stream:
             if self.sampling.wants_usage:
                 yield self.wanted.head.document(self.wanted.head.chunk_kind, [], self._usage())
         except (GeneratorExit, asyncio.CancelledError) as error:
-            outcome = ended_as(error)
+            ended = error
             raise
         except Exception as error:
-            outcome = "failed"
+            ended = error
             yield self._failure(error).document()
         finally:
-            self._settle(outcome)
+            self._settle(ended)
 
     async def close(self) -> None:
         """End it; also where nobody ever asked for its first chunk, so that `documents` never began."""
         self.first.cancel()
         await asyncio.gather(self.first, return_exceptions=True)
         await self.parts.aclose()
-        self._settle("cancelled")
+        self._settle(Gone())
 
-    def _settle(self, outcome: str) -> None:
+    def _settle(self, ended: BaseException | None) -> None:
         self.first.cancel()
         _note(self.account, self.wanted, self.answer)
-        self.account.settle(outcome)
+        if ended is None:
+            self.account.settle("done")
+        else:
+            self.account.settle_after(ended)
 
     async def _choices(self) -> AsyncGenerator[dict[str, Any], None]:
         form = self.wanted.form
