@@ -13,6 +13,7 @@ import pytest
 import torch
 from confide.errors import ModelError
 from confide.models.answering import answer, load_answering
+from confide_server.serving.answers import Answer
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room
 from confide_server.serving.engines.sampling import Sampler
@@ -197,6 +198,16 @@ def test_a_full_queue_is_said_at_once(model: AdaptedModel) -> None:
 
     refused = run(crowd())
     assert len(refused) == 3 and all(isinstance(one, Overloaded) and one.retry_after_s >= 1 for one in refused)
+
+
+def test_more_texts_than_the_queue_holds_are_written_for_one_request(model: AdaptedModel) -> None:
+    """Behind its own like a text waits as long as it takes: only others' work makes a server busy."""
+    engine = LocalEngine(model, Room(rows=2, tokens=200, waiting=2)).start()
+    assert (engine.together(40), engine.together(150), engine.together(10**6)) == (2, 1, 1)
+    answer = Answer(engine, [asked(engine, "Who?", max_tokens=30)] * 8)
+    run(answer.whole())
+    assert len({"".join(choice.text) for choice in answer.choices}) == 1 and answer.tokens >= 8
+    run(engine.close())
 
 
 def test_who_left_the_queue_takes_no_place_in_it(model: AdaptedModel) -> None:

@@ -53,6 +53,9 @@ class Scripted:
         finally:
             self.running -= 1
 
+    def together(self, longest: int) -> int:
+        return 3
+
     def load(self) -> Load:
         return Load(self.running)
 
@@ -153,3 +156,14 @@ def test_what_the_engine_refuses_costs_nothing(refusal: Exception, status: int) 
             for path in (CHAT, TEXT):
                 assert client.post(path, json=body(path, **options)).status_code == status
     assert [(one.prompt_tokens, one.completion_tokens, one.outcome) for one in access.ends] == [(0, 0, "failed")] * 8
+
+
+def test_one_request_fills_no_queue() -> None:
+    engine, access = Scripted(pace_s=0.001), Noted()
+    with endpoint(engine, access) as client:
+        many = body(TEXT, prompt=["a", "b"] * 10, n=2, max_tokens=3)
+        made = client.post(TEXT, json=many).json()
+        assert [choice["text"] for choice in made["choices"]] == ["xxx"] * 40 and engine.most_running == 3
+        reply = client.post(TEXT, json={**many, "stream": True})
+        assert reply.text.count('"finish_reason":"length"') == 40 and engine.most_running == 3
+    assert [one.completion_tokens for one in access.ends] == [120, 120]

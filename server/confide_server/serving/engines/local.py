@@ -119,6 +119,10 @@ class LocalEngine:
     async def check(self) -> None:
         """It is here."""
 
+    def together(self, longest: int) -> int:
+        """As many as there are rows, and room for their keys and values."""
+        return max(1, min(self.room.rows, self.room.tokens // max(1, longest)))
+
     def load(self) -> Load:
         """How busy it is."""
         running = sum(len(group.rows) for group in [*self._reading, *self._writing])
