@@ -14,10 +14,12 @@ import torch
 from confide.errors import ModelError
 from confide.models.answering import answer, load_answering
 from confide_server.serving.answers import Answer
+from confide_server.serving.engines import adapted_model
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room
 from confide_server.serving.engines.sampling import Sampler
 from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Overloaded, Unanswerable
+from safetensors.torch import load_file, save_file
 
 from tests.served_models import strong_adapter, strong_llama
 
@@ -301,6 +303,46 @@ def test_unfit_adapters_are_refused_and_leave_nothing(base: Path, model: Adapted
         model.add("d" * 64, swapped)
     assert model.adapters == set(ADAPTERS)
     gc.collect()
+
+
+def weak_adapter(base: Path, folder: Path) -> Path:
+    """As after a short training."""
+    weights = strong_adapter(base, folder, 8) / "adapter_model.safetensors"
+    save_file({name: 0.02 * tensor for name, tensor in load_file(weights).items()}, weights)
+    return folder
+
+
+def test_rounding_between_two_shapes_hides_no_adapter_and_ends_no_batching(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16: SmolLM2 was taken to be disturbed by padding, and short trainings to change nothing."""
+    plain = AdaptedModel.forward
+
+    def rounded(self: AdaptedModel, ids: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        return plain(self, ids, *more, **options) * (1 + 0.03 * (len(ids) > 1))
+
+    monkeypatch.setattr(AdaptedModel, "forward", rounded)
+    monkeypatch.setitem(adapted_model._ROUNDING, torch.float32, adapted_model._ROUNDING[torch.bfloat16])
+    model = AdaptedModel(base, "cpu")
+    model.add("f" * 64, weak_adapter(base, tmp_path / "weak"))
+    assert model.plain and model.adapters == {"f" * 64}
+
+
+def test_an_adapter_that_a_batch_does_not_keep_apart_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = AdaptedModel.forward
+
+    def mixed(
+        self: AdaptedModel, ids: torch.Tensor, batch: Any, adapters: Any, *more: Any, **options: Any
+    ) -> torch.Tensor:
+        return plain(self, ids, batch, [BASE] * len(ids) if len(ids) > 1 else adapters, *more, **options)
+
+    model, folder = AdaptedModel(base, "cpu"), strong_adapter(base, tmp_path / "strong", 9)
+    monkeypatch.setattr(AdaptedModel, "forward", mixed)
+    with pytest.raises(ModelError, match="answer differently in one batch than alone"):
+        model.add("f" * 64, folder)
+    assert not model.adapters
 
 
 @pytest.mark.parametrize("loaded", [False, True])
