@@ -30,6 +30,9 @@ class Prompts:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
+    def plain(self, text: str) -> str:
+        return text
+
 
 class Scripted:
     """An engine that writes a token every `pace_s`, and refuses where `refusal` is set."""

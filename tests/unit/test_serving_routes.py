@@ -137,6 +137,12 @@ def test_completions_go_on_with_texts_and_tokens(client: openai.OpenAI, base: Pa
     assert found
     values: list[Any] = list(found.token_logprobs or [])
     assert len(values) > 2 and values[0] is None and all(value < 0 for value in values[1:])
+    chunks = list(client.completions.create(prompt=[text, "Who"], stream=True, logprobs=1, echo=True, **options))
+    whole = client.completions.create(prompt=[text, "Who"], logprobs=1, echo=True, **options)
+    for choice in whole.choices:
+        parts = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].index == choice.index]
+        offsets = [offset for part in parts if part for offset in part.text_offset or []]
+        assert choice.logprobs and offsets == choice.logprobs.text_offset and offsets[0] == 0 < offsets[-1]
     assert scored.choices[0].text == text and "".join(found.tokens or []) == text
 
 

@@ -48,6 +48,8 @@ class TextForm:
 
     def __init__(self, echoes: Sequence[str]) -> None:
         self._echoes = echoes
+        self._ends = [0] * len(echoes)
+        """Characters of the tokens that a stream has named, by text."""
 
     def first(self, index: int) -> dict[str, Any] | None:
         """What a stream begins with: the prompt, if anything."""
@@ -56,7 +58,9 @@ class TextForm:
 
     def part(self, index: int, delta: Delta) -> dict[str, Any]:
         """A part of a stream."""
-        return replies.text_chunk(index, delta)
+        begin = self._ends[index]
+        self._ends[index] += sum(len(one.text) for one in delta.logprobs)
+        return replies.text_chunk(index, delta, begin)
 
     def whole(self, choice: replies.Choice) -> dict[str, Any]:
         """A finished text."""
