@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -170,3 +171,28 @@ def test_one_request_fills_no_queue() -> None:
         reply = client.post(TEXT, json={**many, "stream": True})
         assert reply.text.count('"finish_reason":"length"') == 40 and engine.most_running == 3
     assert [one.completion_tokens for one in access.ends] == [120, 120]
+
+
+def test_long_texts_hold_up_nobody_s_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They took all threads, and whoever asked with a key waited behind them."""
+    release, plain = threading.Event(), Prompts.chat
+
+    def chat(self: Prompts, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        assert len(messages[-1]["content"]) < 1000 or release.wait(60)
+        return plain(self, messages)[:10]
+
+    async def crowd(url: str) -> list[int]:
+        long = body(CHAT, messages=[{"role": "user", "content": "x" * 100_000}], max_tokens=2)
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=80), timeout=60) as asked:
+            waiting = [asyncio.create_task(asked.post(CHAT, json=long)) for _ in range(40)]
+            await asyncio.sleep(1)
+            short = await asyncio.wait_for(asked.post(CHAT, json=body(CHAT, max_tokens=2)), 20)
+            release.set()
+            return [short.status_code, *(one.status_code for one in await asyncio.gather(*waiting))]
+
+    monkeypatch.setattr(Prompts, "chat", chat)
+    try:
+        with endpoint(Scripted(), Noted()) as client:
+            assert asyncio.run(crowd(str(client.base_url))) == [200] * 41
+    finally:
+        release.set()

@@ -15,6 +15,7 @@ from confide_server.serving.access import Asked, Caller
 from confide_server.serving.accounting import Account, Desk, accounted
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import AskedDocuments, Cited, no_collection, readable
+from confide_server.serving.encoding import encoded
 from confide_server.serving.failures import DENIED, Refused
 from confide_server.serving.http import EventStream, read_body, unless_gone
 from confide_server.serving.port import BASE, Delta, Embedder, Generation
@@ -75,7 +76,8 @@ class Routes:
         messages = [message.plain() for message in asked.messages]
         if asked.collections:
             return await self._from_documents(request, caller, target, asked, messages[-1]["content"])
-        ids = await asyncio.to_thread(target.engine.prompts.chat, messages)
+        chars = sum(len(message["content"]) for message in messages)
+        ids = await encoded(target.engine.prompts.chat, messages, chars)
         options = {"prompt": ids, "adapter": target.adapter, "max_tokens": self._limit(target, len(ids), asked.limit)}
         wanted = TextRequest(
             route=CHAT,
@@ -119,7 +121,8 @@ class Routes:
         embedder = self._embedder(caller, asked.model)
         if asked.dimensions not in (None, embedder.dimensions):
             raise Refused(400, f"dimensions: this model has {embedder.dimensions}; leave it out", param="dimensions")
-        most = await asyncio.to_thread(lambda: sum(embedder.count(text) for text in asked.texts))
+        chars = sum(map(len, asked.texts))
+        most = await encoded(lambda texts: sum(map(embedder.count, texts)), asked.texts, chars)
         kept = str(asked.texts) if self.desk.access.keeps_text else None
         account_of = Asked(EMBED, asked.model, embedder.sha256, BASE, most, kept)
         async with accounted(self.desk, caller, account_of) as account:
@@ -228,12 +231,12 @@ def _variants(asked: Sampling, alternatives: int | None, **options: Any) -> list
 
 async def _ids(target: Target, prompt: str | list[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        return await asyncio.to_thread(target.engine.prompts.text, prompt)
+        return await encoded(target.engine.prompts.text, prompt, len(prompt))
     return tuple(prompt)
 
 
 async def _length(target: Target, text: str) -> int:
-    return len(await asyncio.to_thread(target.engine.prompts.text, text))
+    return len(await encoded(target.engine.prompts.text, text, len(text)))
 
 
 def _echoes(target: Target, asked: CompletionRequest) -> Sequence[str]:
