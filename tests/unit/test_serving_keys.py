@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,21 @@ def test_an_end_that_cannot_be_written_is_said(
     asyncio.run(ask())
     access.close()
     assert spent(database) == 100 and "stays charged with 100 tokens" in caplog.text and key not in caplog.text
+
+
+def test_texts_with_zero_bytes_are_kept_on_every_database(database: Database) -> None:
+    """PostgreSQL holds none: such a question was an error of the server, and such an answer was never settled."""
+    access = KeyedAccess(database, "here", keeps_text=True)
+    key = add_key(database, KeyTerms(name="alice"))
+
+    async def ask() -> None:
+        asked = replace(ASKED, text="a\0b")
+        (await access.begin(await caller(access, key), asked)).settle(Spent(1, 2, "done", "c\0d"))
+
+    asyncio.run(ask())
+    access.close()
+    (row,) = serving_requests.newest(database)
+    assert (row.asked_text, row.answer_text, row.outcome) == ("a\ufffdb", "c\ufffdd", "done") and spent(database) == 3
 
 
 def test_rates_save_up_a_minute_and_owe_more() -> None:

@@ -53,6 +53,8 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         ({"library": Path("x")}, "--library and --library-embedder"),
         ({"certificate": Path("x"), "key": Path("y")}, "do not serve TLS"),
         ({"upstream": "ftp://x"}, "http://"),
+        ({"name": "m" * 65}, "at most 64 characters"),
+        ({"embedder_name": "m" * 65}, "by --embedder-name"),
     ],
 )
 def test_what_would_be_open_or_half_is_refused(tmp_path: Path, base: Path, options: Any, said: str) -> None:

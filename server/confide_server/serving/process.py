@@ -45,6 +45,8 @@ RETRY_S = 30.0
 """After so long an alias that could not be made ready is tried again, as when an engine elsewhere was down."""
 KEPT_LOADED = 4
 """Adapters that stay loaded after their last alias was pointed elsewhere."""
+MAX_NAME = 64
+"""Of a model, as the records hold it."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _GRACE_S = 5
 
@@ -102,8 +104,16 @@ class Settings:
             raise StateError("documents need both, --library and --library-embedder; give the other one too")
         if self.library_model and (self.library is None or self.upstream):
             raise StateError("--library-model chooses among documents (--library), by a model in this process")
+        for name, option in ((self.base_alias, "--name"), (self.embedder_name, "--embedder-name")):
+            if len(name) > MAX_NAME:
+                raise StateError(f"a model's name has at most {MAX_NAME} characters; give {name!r} another by {option}")
         if not local and not self.keys:
             raise StateError(f"without keys only this machine may ask, and {self.bind} is reached from others")
+
+    @property
+    def base_alias(self) -> str:
+        """The name under which the base itself is asked."""
+        return self.name or self.base.resolve().name
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
@@ -143,7 +153,7 @@ class Serving:
             self.engine = _engine(settings)
             self.store = AdapterStore(settings.state / "adapters", settings.base)
             self._opened = opened.pop_all()
-        self.base_alias = settings.name or settings.base.resolve().name
+        self.base_alias = settings.base_alias
         self._seen = -1
         self._try_again_at = math.inf
         self._idle: list[str] = []
