@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from confide.errors import ConfideError, ModelError, RetryableError, StateError
 from confide_server.serving.access import Asked, Caller, OpenAccess, Spent
 from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
@@ -196,3 +197,19 @@ def test_long_texts_hold_up_nobody_s_short_one(monkeypatch: pytest.MonkeyPatch) 
             assert asyncio.run(crowd(str(client.base_url))) == [200] * 41
     finally:
         release.set()
+
+
+@pytest.mark.parametrize(("error", "status"), [(RetryableError, 503), (StateError, 500), (ModelError, 500)])
+def test_what_is_for_the_operator_stands_in_the_log_only(
+    error: type[ConfideError], status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody without a key learns where the database is."""
+
+    class Down(Noted):
+        async def caller(self, authorization: str | None, address: str) -> Caller:
+            raise error("the database postgresql://confide@db.internal/keys cannot be used")
+
+    with endpoint(Scripted(), Down()) as client:
+        reply = client.get("/v1/models")
+    assert reply.status_code == status and "db.internal" not in reply.text and "db.internal" in caplog.text
+    assert ("Retry-After" in reply.headers) == (status == 503)
