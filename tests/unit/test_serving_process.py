@@ -2,6 +2,8 @@
 
 import asyncio
 import datetime
+import logging
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -117,6 +119,20 @@ def test_an_unfit_adapter_leaves_its_alias_as_it_was(tmp_path: Path, base: Path)
 
     asyncio.run(live())
     serving._opened.close()
+
+
+def test_nobody_fills_the_log(tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no HTTP is a line of the log for whoever sends it, without a key and as often as they like."""
+    settings = Settings(state=tmp_path / "state", base=base, name="wall", port=0, keys=False)
+    with running(settings) as (_, port):
+        for _ in range(30):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as peer:
+                peer.sendall(b"no HTTP at all\r\n\r\n")
+                assert b" 400 " in peer.recv(4096)
+        filtered = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "said", (), None)
+        (seldom,) = logging.getLogger("uvicorn.error").filters
+        assert [bool(seldom.filter(filtered)) for _ in range(2)] == [True, False]  # type: ignore[union-attr]  # a Filter
+    assert sum("Invalid HTTP request" in record.getMessage() for record in caplog.records) <= 1
 
 
 def test_an_alias_is_tried_again_and_holds_up_no_other(
