@@ -213,11 +213,7 @@ class AdaptedModel:
         Its effect is taken at one shape: between two shapes bfloat16 rounds by more than a short training changes.
         """
         base, again, adapted = before[0], self._logits(BASE)[0], self._logits(sha256)[0]
-        noise, effect, scale = (
-            _apart(base, again),
-            _apart(base, adapted),
-            float(max(base.abs().max(), adapted.abs().max())),
-        )
+        noise, effect = _apart(base, again), _apart(base, adapted)
         if not bool(adapted.isfinite().all()):
             raise ModelError(f"adapter {sha256[:12]} makes numbers that are not finite of this base model; train anew")
         if effect <= _CLEAR * noise:
@@ -225,8 +221,9 @@ class AdaptedModel:
                 f"adapter {sha256[:12]} changes nothing on this base model ({effect:.2g} at most, rounding {noise:.2g}"
                 "): its names do not match the model's, or it is as training began. Export it again for this base"
             )
-        beside_base, beside = self._logits(BASE, sha256)
-        if max(_apart(base, beside_base), _apart(adapted, beside)) > self._rounding * scale:
+        scale = max(float(base.abs().max()), float(adapted.abs().max()))
+        mixed = self._logits(BASE, sha256)
+        if max(_apart(base, mixed[0]), _apart(adapted, mixed[1])) > self._rounding * scale:
             raise ModelError(
                 f"base model and adapter {sha256[:12]} answer differently in one batch than alone; do not serve it"
             )
