@@ -8,15 +8,19 @@ WRITE_TIMEOUT_S.
 import asyncio
 import contextlib
 import errno
+import logging
+import math
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from confide_server.quota import HANDSHAKE_TIMEOUT_S, WRITE_TIMEOUT_S, Quota, Ticket
+from confide_server.quota import HANDSHAKE_TIMEOUT_S, SAYING_EVERY_S, WRITE_TIMEOUT_S, Quota, Ticket
 
 HEADER_TIMEOUT_S = 10.0
 MAX_HEADER_BYTES = 16384
@@ -112,11 +116,40 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uv
         super().connection_lost(exc)
 
 
+class _Seldom(logging.Filter):
+    """Warnings that anybody can bring about by what they send: each once in SAYING_EVERY_S, with how often it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._said: dict[str, tuple[float, int]] = {}
+        """When, and how often it was kept back since. uvicorn has a handful of such texts."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is said now."""
+        if record.levelno != logging.WARNING:
+            return True
+        with self._lock:
+            said_at, kept_back = self._said.get(record.msg, (-math.inf, 0))
+            now = time.monotonic()
+            if now < said_at + SAYING_EVERY_S:
+                self._said[record.msg] = said_at, kept_back + 1
+                return False
+            self._said[record.msg] = now, 0
+        if kept_back:
+            record.msg = f"{record.msg} ({kept_back} times more since this was last said)"
+        return True
+
+
+_SELDOM = _Seldom()
+
+
 class BoundedServer(uvicorn.Server):
     """uvicorn with an accept loop of its own: uvicorn's would take, and shake hands with, whatever comes."""
 
     def __init__(self, config: uvicorn.Config, quota: Quota) -> None:
         config.http = BoundedProtocol
+        logging.getLogger("uvicorn.error").addFilter(_SELDOM)
         super().__init__(config)
         self._quota = quota
         self._tasks: set[asyncio.Task[None]] = set()

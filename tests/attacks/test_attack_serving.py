@@ -136,6 +136,15 @@ def test_who_guesses_keys_is_slowed_down(world: World) -> None:
     access.close()
 
 
+def test_a_rate_counts_what_is_refused_too(world: World) -> None:
+    """A body that says nothing costs work to read, and no tokens."""
+    for path, refused in ((CHAT, {}), (TEXT, {"model": "nothere", "prompt": "x"}), (EMBED, {"model": "sentences"})):
+        key = world.key(requests_per_minute=3)
+        with httpx.Client(base_url=world.url, headers=key) as client:
+            statuses = [client.post(path, json=refused).status_code for _ in range(4)]
+        assert statuses[:3] in ([400] * 3, [404] * 3) and statuses[3] == 429
+
+
 def hang_up(world: World, key: dict[str, str], body: dict[str, Any]) -> None:
     """Ask for an answer in one piece, and go while it is written."""
     address = httpx.URL(world.url)

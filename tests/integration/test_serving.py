@@ -72,5 +72,10 @@ def test_an_endpoint_lives_through_what_happens_to_it(tmp_path: Path) -> None:
         command("keys", "revoke", key.split("-")[1], *ours)
         with pytest.raises(openai.AuthenticationError, match="revoked"):
             says(asked)
+        command("alias", "remove", "support", *ours)
         assert process.stop() == 0
+    history = [json.loads(line) for line in command("alias", "list", "support", "--json", *ours).splitlines()]
+    assert [row["removed"] for row in history] == [True, False, False, False]
+    assert len({row["adapter_sha256"] for row in history[:2]}) == 1 and history[0]["set_at"] > history[-1]["set_at"]
+    assert "removed" in command("alias", "list", "support", *ours)
     assert "spent" in command("keys", "list", *ours) and "old" not in command("alias", "list", *ours)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,11 @@ def test_who_guesses_waits_and_others_do_not(database: Database, access: KeyedAc
             with pytest.raises(Refused) as refused:
                 await caller(access, "confide-00000000-" + "x" * 43, "2001:db8::1")
             found.append(refused.value.status)
-        with pytest.raises(Refused) as refused:  # the same machine under another of its addresses, with a good key even
-            await caller(access, key, "2001:db8::2")
+        with pytest.raises(Refused) as refused:  # the same machine under another of its addresses
+            await caller(access, "confide-00000000-" + "x" * 43, "2001:db8::2")
         assert refused.value.status == 429 and (refused.value.retry_after_s or 0) > 0
-        assert (await caller(access, key, "2001:db8:1::1")).name == "alice"
+        for address in ("2001:db8::1", "2001:db8:1::1"):  # a good key is not kept out by who else is behind its address
+            assert (await caller(access, key, address)).name == "alice"
         return found
 
     assert asyncio.run(guess()) == [401] * GUESSES_PER_MINUTE + [429] * 2
@@ -166,7 +168,13 @@ def test_rates_refuse_with_when_to_come_back(database: Database, access: KeyedAc
     narrow = add_key(database, KeyTerms(name="narrow", at_once=1))
 
     async def ask() -> None:
-        for key, good, word in ((many, 2, "requests a minute"), (big, 1, "tokens a minute"), (narrow, 1, "under way")):
+        who = await caller(access, many)
+        for _ in range(2):
+            access.arrived(who)
+        with pytest.raises(Refused, match="2 requests a minute") as refused:
+            access.arrived(who)
+        assert refused.value.status == 429 and (refused.value.retry_after_s or 0) > 0
+        for key, good, word in ((big, 1, "tokens a minute"), (narrow, 1, "under way")):
             who = await caller(access, key)
             charges = [await access.begin(who, ASKED) for _ in range(good)]
             with pytest.raises(Refused, match=word) as refused:
@@ -197,6 +205,36 @@ def test_who_hangs_up_while_it_is_written_is_settled(database: Database, access:
     access.close()
     assert spent(database) == 0
     assert {row.outcome for row in serving_requests.newest(database)} <= {"done", "cancelled"}
+
+
+def test_an_end_that_cannot_be_written_is_said(
+    database: Database, access: KeyedAccess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the disk is full: nobody waits for it, and the key stays charged."""
+    key = add_key(database, KeyTerms(name="alice"))
+    monkeypatch.setattr(serving_requests, "end", lambda *_, **__: 1 / 0)
+
+    async def ask() -> None:
+        (await access.begin(await caller(access, key), ASKED)).settle(Spent(1, 1, "done"))
+
+    asyncio.run(ask())
+    access.close()
+    assert spent(database) == 100 and "stays charged with 100 tokens" in caplog.text and key not in caplog.text
+
+
+def test_texts_with_zero_bytes_are_kept_on_every_database(database: Database) -> None:
+    """PostgreSQL holds none: such a question was an error of the server, and such an answer was never settled."""
+    access = KeyedAccess(database, "here", keeps_text=True)
+    key = add_key(database, KeyTerms(name="alice"))
+
+    async def ask() -> None:
+        asked = replace(ASKED, text="a\0b")
+        (await access.begin(await caller(access, key), asked)).settle(Spent(1, 2, "done", "c\0d"))
+
+    asyncio.run(ask())
+    access.close()
+    (row,) = serving_requests.newest(database)
+    assert (row.asked_text, row.answer_text, row.outcome) == ("a\ufffdb", "c\ufffdd", "done") and spent(database) == 3
 
 
 def test_rates_save_up_a_minute_and_owe_more() -> None:

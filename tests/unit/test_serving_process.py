@@ -2,7 +2,10 @@
 
 import asyncio
 import datetime
+import logging
+import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import httpx
 import pytest
 from confide.errors import StateError, TransportError
 from confide_client.endpoint import Endpoint
+from confide_server.serving import process
 from confide_server.serving.process import KEPT_LOADED, Serving, Settings
 from confide_server.state import serving_aliases
 from confide_server.state.serving_aliases import Standing
@@ -51,6 +55,8 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         ({"library": Path("x")}, "--library and --library-embedder"),
         ({"certificate": Path("x"), "key": Path("y")}, "do not serve TLS"),
         ({"upstream": "ftp://x"}, "http://"),
+        ({"name": "m" * 65}, "at most 64 characters"),
+        ({"embedder_name": "m" * 65}, "by --embedder-name"),
     ],
 )
 def test_what_would_be_open_or_half_is_refused(tmp_path: Path, base: Path, options: Any, said: str) -> None:
@@ -113,6 +119,54 @@ def test_an_unfit_adapter_leaves_its_alias_as_it_was(tmp_path: Path, base: Path)
 
     asyncio.run(live())
     serving._opened.close()
+
+
+def test_nobody_fills_the_log(tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no HTTP is a line of the log for whoever sends it, without a key and as often as they like."""
+    settings = Settings(state=tmp_path / "state", base=base, name="wall", port=0, keys=False)
+    with running(settings) as (_, port):
+        for _ in range(30):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as peer:
+                peer.sendall(b"no HTTP at all\r\n\r\n")
+                assert b" 400 " in peer.recv(4096)
+        filtered = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "said", (), None)
+        (seldom,) = logging.getLogger("uvicorn.error").filters
+        assert [bool(seldom.filter(filtered)) for _ in range(2)] == [True, False]  # type: ignore[union-attr]  # a Filter
+    assert sum("Invalid HTTP request" in record.getMessage() for record in caplog.records) <= 1
+
+
+def test_an_alias_is_tried_again_and_holds_up_no_other(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that no check foresaw ended the task that follows the aliases, and no rollback was heard any more."""
+    monkeypatch.setattr(process, "POLL_S", 0.02)
+    monkeypatch.setattr(process, "RETRY_S", 0.1)
+    settings = Settings(state=tmp_path / "state", base=base, name="plain", port=0, keys=False)
+    with running(settings) as (serving, _):
+        good, later = (serving.store.keep(strong_adapter(base, tmp_path / str(n), n), None) for n in range(2))
+        plain, down = serving.engine.add_adapter, [True]
+
+        async def add_adapter(sha256: str, folder: str) -> None:
+            if sha256 == later.sha256 and down[0]:
+                raise AttributeError("nobody thought of this")
+            await plain(sha256, folder)
+
+        monkeypatch.setattr(serving.engine, "add_adapter", add_adapter)
+
+        def stands(alias: str, sha256: str) -> bool:
+            until = time.monotonic() + 20
+            while time.monotonic() < until:
+                found = serving.catalogue.find(alias)
+                if found is not None and found.adapter == sha256:
+                    return True
+                time.sleep(0.02)
+            return False
+
+        for alias, kept in (("a", later), ("b", good)):
+            serving_aliases.point(serving.database, Standing(alias, kept.sha256, kept.base_sha256))
+        assert stands("b", good.sha256) and serving.catalogue.find("a") is None
+        down[0] = False
+        assert stands("a", later.sha256), "without another change"
 
 
 def test_adapters_that_nobody_names_are_let_go_in_the_end(tmp_path: Path, base: Path) -> None:

@@ -21,6 +21,8 @@ from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.embedding import LocalEmbedder
 from confide_server.serving.engines.local import LocalEngine, Room
 from confide_server.serving.port import BASE
+from confide_server.serving.wire import ChatRequest, CompletionRequest, EmbeddingRequest
+from pydantic import ValidationError
 
 from tests.served_models import served, strong_adapter, strong_llama
 from tests.tiny_models import tiny_bert
@@ -135,6 +137,12 @@ def test_completions_go_on_with_texts_and_tokens(client: openai.OpenAI, base: Pa
     assert found
     values: list[Any] = list(found.token_logprobs or [])
     assert len(values) > 2 and values[0] is None and all(value < 0 for value in values[1:])
+    chunks = list(client.completions.create(prompt=[text, "Who"], stream=True, logprobs=1, echo=True, **options))
+    whole = client.completions.create(prompt=[text, "Who"], logprobs=1, echo=True, **options)
+    for choice in whole.choices:
+        parts = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].index == choice.index]
+        offsets = [offset for part in parts if part for offset in part.text_offset or []]
+        assert choice.logprobs and offsets == choice.logprobs.text_offset and offsets[0] == 0 < offsets[-1]
     assert scored.choices[0].text == text and "".join(found.tokens or []) == text
 
 
@@ -166,6 +174,15 @@ def test_refusals_are_openai_s(client: openai.OpenAI) -> None:
     assert refused(openai.BadRequestError, extra_body={"top_k": 3})["code"] == "unknown_parameter"
     assert refused(openai.BadRequestError, messages=[])["param"] == "messages"
     assert refused(openai.BadRequestError, messages=[{"role": "tool", "content": "x"}])["param"] == "messages.0.role"
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}
+    assert refused(openai.BadRequestError, messages=[image])["param"] == "messages.0.content.0.type"
+    assert "at most 16 items" in refused(openai.BadRequestError, stop=["a"] * 17)["message"]
+    asks_usage = refused(openai.BadRequestError, stream_options={"include_usage": True})
+    assert "stream_options goes with stream" in asks_usage["message"]
+    with pytest.raises(openai.BadRequestError, match="input: List should have at most 256 items"):
+        client.embeddings.create(model="sentences", input=["x"] * 300)
+    with pytest.raises(openai.BadRequestError, match=r"input\.1: Input should be a valid string; got 2"):
+        client.embeddings.create(model="sentences", input=["x", 2])  # type: ignore[list-item]  # what is refused
     assert refused(openai.BadRequestError, max_tokens=4000)["code"] == "context_length_exceeded"
     assert refused(openai.BadRequestError, max_tokens=4000, stream=True)["code"] == "context_length_exceeded"
     assert refused(openai.BadRequestError, tools=[{"type": "function", "function": {"name": "f"}}])["param"] == "tools"
@@ -186,6 +203,16 @@ def test_what_is_no_route_or_no_json_is_told_in_the_same_form(url: str) -> None:
         assert plain.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
         metrics = plain.get("/metrics").text
         assert 'confide_serving_tokens_total{kind="completion",model="wall"}' in metrics
+
+
+@pytest.mark.parametrize("junk", [b"null", b"[]", b"{}", b'"a"', b"-1", b"[-1]"])
+def test_a_malformed_body_is_not_listed_to_its_end(junk: bytes) -> None:
+    """A megabyte of it kept the process busy for seconds, in which nobody was answered."""
+    many = b"[" + b",".join([junk] * 50_000) + b"]"
+    for kind, field in ((CompletionRequest, b"prompt"), (ChatRequest, b"messages"), (EmbeddingRequest, b"input")):
+        with pytest.raises(ValidationError) as refused:
+            kind.model_validate_json(b'{"model":"m","' + field + b'":' + many + b"}")
+        assert refused.value.error_count() < 20
 
 
 class Leaflets:

@@ -10,7 +10,7 @@ import logging
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from confide.errors import StateError
@@ -18,6 +18,9 @@ from confide.secrecy import private_files, private_process
 from confide.text import line, log_to_stderr, markup
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from confide_server.state.serving_tables import ServingAlias
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -300,20 +303,27 @@ def show_aliases(
     """Show what aliases stand for."""
     from confide_server.serving.process import open_database
     from confide_server.state import serving_aliases
+    from confide_server.state.serving_tables import ServingAlias
 
     opened = open_database(state.expanduser(), database)
     found = serving_aliases.history(opened, alias) if alias else serving_aliases.current(opened)[1]
     opened.close()
-    fields = ("alias", "adapter_sha256", "base_sha256", "root", "run_id")
+    fields = ["alias", "adapter_sha256", "base_sha256", "root", "run_id", *(("set_at", "removed") if alias else ())]
     if as_json:
         for one in found:
             typer.echo(json.dumps({name: getattr(one, name) for name in fields}))
         return
-    table = Table("alias", "adapter", "base", "signed by root", "run")
+    table = Table("alias", "adapter", "base", "signed by root", "run", *(["since"] if alias else []))
     for one in found:
         signed = one.root[:12] or "UNSIGNED"
-        table.add_row(markup(one.alias), one.adapter_sha256[:12], one.base_sha256[:12], signed, markup(one.run_id[:12]))
+        cells = [markup(one.alias), one.adapter_sha256[:12], one.base_sha256[:12], signed, markup(one.run_id[:12])]
+        table.add_row(*cells, *([_since(one)] if isinstance(one, ServingAlias) else []))
     Console().print(table)
+
+
+def _since(row: "ServingAlias") -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.set_at))
+    return f"{at} removed" if row.removed else at
 
 
 @alias_app.command("rollback")

@@ -69,8 +69,11 @@ class Access(Protocol):
     async def caller(self, authorization: str | None, address: str) -> Caller:
         """Who asks. Raises Refused (401, or 429 for who guesses)."""
 
+    def arrived(self, caller: Caller) -> None:
+        """A request has come, whatever becomes of it. Raises Refused (429) over the rate of requests."""
+
     async def begin(self, caller: Caller, asked: Asked) -> Charge:
-        """Reserve, durably. Raises Refused (429) over a rate, a budget, or too many at once; 401 for a revoked key."""
+        """Reserve, durably. Raises Refused: 429 over a rate of tokens or a budget, or too many at once; 401 revoked."""
 
 
 class _Free:
@@ -88,6 +91,9 @@ class OpenAccess:
     async def caller(self, authorization: str | None, address: str) -> Caller:
         """Somebody."""
         return Caller("", "anybody", (EVERYTHING,), (EVERYTHING,), metrics=True)
+
+    def arrived(self, caller: Caller) -> None:
+        """As many as they like."""
 
     async def begin(self, caller: Caller, asked: Asked) -> Charge:
         """At no charge."""

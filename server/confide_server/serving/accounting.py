@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from confide_server.serving.access import Access, Asked, Caller, Charge, Spent
 from confide_server.serving.http import Gone
 from confide_server.serving.metrics import Metrics
+from confide_server.serving.port import EngineFailed, Overloaded, Unanswerable
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Account:
         route, model = self._asked.route, self._asked.model
         self._desk.metrics.ended(route, model, outcome, seconds, read=self.read, written=self.written)
 
+    def settle_after(self, error: BaseException) -> None:
+        """Charge what it took until it ended by this; nothing where the engine had not begun to write."""
+        if isinstance(error, Overloaded | Unanswerable | EngineFailed) and not self.written:
+            self.read = 0
+        self.settle(ended_as(error))
+
 
 async def begun(desk: Desk, caller: Caller, asked: Asked) -> Account:
     """Reserve what a request may cost. Raises Refused."""
@@ -65,11 +72,9 @@ def ended_as(error: BaseException) -> str:
 async def accounted(desk: Desk, caller: Caller, asked: Asked) -> AsyncIterator[Account]:
     """Reserve, and settle at the end. Raises Refused before anything is done."""
     account = await begun(desk, caller, asked)
-    outcome = "done"
     try:
         yield account
     except BaseException as error:
-        outcome = ended_as(error)
+        account.settle_after(error)
         raise
-    finally:
-        account.settle(outcome)
+    account.settle("done")

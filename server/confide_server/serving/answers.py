@@ -49,10 +49,14 @@ class Answer:
 
     async def _several(self) -> AsyncGenerator[Part, None]:
         arrived: asyncio.Queue[Part | BaseException] = asyncio.Queue()
+        # The rest waits here: in the engine's queue it would take everybody's places, and be given up for waiting too
+        # long behind its own like.
+        longest = max(len(one.prompt) + one.max_tokens for one in self._generations)
+        places = asyncio.Semaphore(self._engine.together(longest))
 
         async def follow(index: int, generation: Generation) -> None:
             try:
-                async with aclosing(self._engine.generate(generation)) as deltas:
+                async with places, aclosing(self._engine.generate(generation)) as deltas:
                     async for delta in deltas:
                         arrived.put_nowait((index, delta))
             except Exception as error:

@@ -1,13 +1,15 @@
 """What is answered when a request is refused, in OpenAI's form: {"error": {message, type, param, code}}."""
 
+import logging
 from typing import Any
 
-from confide.errors import ConfideError, DataError
+from confide.errors import ConfideError, DataError, RetryableError
 from confide.text import paragraph
 from fastapi.responses import JSONResponse
 
 from confide_server.serving.port import EngineFailed, Overloaded, Unanswerable
 
+log = logging.getLogger(__name__)
 INVALID, DENIED, SERVER = "invalid_request_error", "permission_error", "server_error"
 
 
@@ -53,6 +55,10 @@ def as_refused(error: Exception) -> Refused:
         return Refused(400, str(error), param="messages")
     if isinstance(error, EngineFailed):
         return Refused(503, str(error), kind=SERVER, code="engine_failed", retry_after_s=5.0)
-    if isinstance(error, ConfideError):
-        return Refused(500, str(error), kind=SERVER, code=error.code)
+    if isinstance(error, ConfideError):  # for the operator: it names databases, folders and hosts
+        log.error("%s", error)
+        said = "this server cannot answer now; its log says why"
+        if isinstance(error, RetryableError):
+            return Refused(503, said, kind=SERVER, code=error.code, retry_after_s=5.0)
+        return Refused(500, said, kind=SERVER, code=error.code)
     return Refused(500, "this server failed on the request; its log says more", kind=SERVER, code="internal")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -72,14 +72,17 @@ async def _hung_up(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events from a generator of documents, which is closed when the peer leaves.
 
-    The generator yields JSON documents; "[DONE]" follows the last. It must not raise but for cancellation.
+    The generator yields JSON documents; "[DONE]" follows the last. It must not raise but for cancellation. close:
+    called at the end in any case, also where the generator never began: then closing it runs nothing of its own.
     """
 
-    def __init__(self, documents: AsyncGenerator[dict[str, Any], None]) -> None:
+    def __init__(
+        self, documents: AsyncGenerator[dict[str, Any], None], close: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         super().__init__(
             media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
-        self._documents = documents
+        self._documents, self._close = documents, close
         with contextlib.suppress(KeyError):
             del self.headers["content-length"]
 
@@ -96,6 +99,8 @@ class EventStream(Response):
                 one.cancel()
             await asyncio.gather(watcher, sending, return_exceptions=True)
             await self._documents.aclose()
+            if self._close is not None:
+                await self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -6,6 +6,7 @@ budget allows is read in the transaction that reserves. Rates and how many at on
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections import Counter
 from concurrent.futures import Future
@@ -22,10 +23,12 @@ from confide_server.state.serving_keys import KeyRefused, key_of
 from confide_server.state.serving_requests import Begun
 from confide_server.state.serving_tables import ServingKey
 
+log = logging.getLogger(__name__)
+
 KEPT_S = 1.0
 MAX_KEPT = 4096
 GUESSES_PER_MINUTE = 20
-"""Wrong keys that one address may try before it has to wait."""
+"""Wrong keys of one address that are told so; those beyond it are told to wait."""
 
 
 @dataclass
@@ -58,18 +61,25 @@ class KeyedAccess:
         kind, _, key = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not key.strip():
             raise _unauthorized("send a key as `Authorization: Bearer confide-...`; this server's operator makes them")
+        try:
+            return (await self._find(key.strip())).caller
+        except KeyRefused as error:
+            if error.kind == "unknown":
+                self._count_guess(address)
+            raise _unauthorized(str(error)) from None
+
+    def _count_guess(self, address: str) -> None:
+        """Raises Refused where there were too many. A good key is never kept waiting by them.
+
+        Behind one address may be a whole organization, or a proxy with everybody, and one machine with an old key.
+        """
         guesses = self._guesses.of(source_of(address))
         wait_s = guesses.wait_s(1)
         if wait_s:
             raise Refused(
                 429, "too many wrong keys came from your address; wait", kind="rate_limit_error", retry_after_s=wait_s
             )
-        try:
-            return (await self._find(key.strip())).caller
-        except KeyRefused as error:
-            if error.kind == "unknown":
-                guesses.take(1)
-            raise _unauthorized(str(error)) from None
+        guesses.take(1)
 
     async def _find(self, key: str) -> _Known:
         name, now = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest(), time.monotonic()
@@ -93,12 +103,19 @@ class KeyedAccess:
         self._known[name] = self._ids[row.key_id] = fresh
         return fresh
 
+    def arrived(self, caller: Caller) -> None:
+        """Count a request, whatever becomes of it. Raises Refused (429)."""
+        known = self._ids[caller.key_id]
+        wait_s = known.requests.wait_s(1)
+        if wait_s:
+            raise _slow_down(f"this key may make {known.row.requests_per_minute} requests a minute", wait_s)
+        known.requests.take(1)
+
     async def begin(self, caller: Caller, asked: Asked) -> Charge:
         """Reserve what a request may cost, on disk. Raises Refused (429, 401)."""
         known = self._ids[caller.key_id]
         self._check_rates(known, asked.reserved)
         self._under_way[caller.key_id] += 1
-        known.requests.take(1)
         known.tokens.take(asked.reserved)
         charge = KeyedCharge(self, known, asked.reserved)
         request = serving_requests.Request(
@@ -135,9 +152,6 @@ class KeyedAccess:
         row = known.row
         if row.at_once and self._under_way[row.key_id] >= row.at_once:
             raise _slow_down(f"{row.at_once} requests of this key are under way, which is as many as may", 1.0)
-        wait_s = known.requests.wait_s(1)
-        if wait_s:
-            raise _slow_down(f"this key may make {row.requests_per_minute} requests a minute", wait_s)
         wait_s = known.tokens.wait_s(tokens)
         if wait_s:
             said = f"this key may use {row.tokens_per_minute} tokens a minute, and the request may take {tokens}"
@@ -145,7 +159,7 @@ class KeyedAccess:
 
     def write_end(self, begun: Begun, spent: Spent) -> None:
         """Have the end of a request written; nobody waits for it."""
-        self._writer.submit(
+        written = self._writer.submit(
             lambda session: serving_requests.end(
                 session,
                 begun,
@@ -156,6 +170,7 @@ class KeyedAccess:
             ),
             patient=True,
         )
+        written.add_done_callback(lambda end: _say_if_lost(begun, end))
 
     def ended(self, key_id: str) -> None:
         """One request of the key fewer is under way."""
@@ -166,6 +181,13 @@ class KeyedAccess:
     def close(self) -> None:
         """Write what is yet to be written."""
         self._writer.close()
+
+
+def _say_if_lost(begun: Begun, end: "Future[None]") -> None:
+    error = end.exception()
+    if error is not None:
+        said = "the end of request %s of key %s was not written, and it stays charged with %d tokens: %s"
+        log.error(said, begun.request_id, begun.key_id, begun.reserved, error)
 
 
 _NOTHING = Spent(0, 0, "cancelled")

@@ -128,6 +128,9 @@ class Engine(Protocol):
     def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         """Deltas, the last with `finish`. Raises Overloaded, Unanswerable, EngineFailed; at the first step at once."""
 
+    def together(self, longest: int) -> int:
+        """How many texts of so many tokens, prompt included, it writes at once; at least one."""
+
     def load(self) -> Load:
         """Now."""
 

@@ -9,11 +9,13 @@ one folder; aliases that are changed while it runs hold within POLL_S, for reque
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +41,12 @@ from confide_server.state.serving_aliases import Standing
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+RETRY_S = 30.0
+"""After so long an alias that could not be made ready is tried again, as when an engine elsewhere was down."""
 KEPT_LOADED = 4
 """Adapters that stay loaded after their last alias was pointed elsewhere."""
+MAX_NAME = 64
+"""Of a model, as the records hold it."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _GRACE_S = 5
 
@@ -98,8 +104,16 @@ class Settings:
             raise StateError("documents need both, --library and --library-embedder; give the other one too")
         if self.library_model and (self.library is None or self.upstream):
             raise StateError("--library-model chooses among documents (--library), by a model in this process")
+        for name, option in ((self.base_alias, "--name"), (self.embedder_name, "--embedder-name")):
+            if len(name) > MAX_NAME:
+                raise StateError(f"a model's name has at most {MAX_NAME} characters; give {name!r} another by {option}")
         if not local and not self.keys:
             raise StateError(f"without keys only this machine may ask, and {self.bind} is reached from others")
+
+    @property
+    def base_alias(self) -> str:
+        """The name under which the base itself is asked."""
+        return self.name or self.base.resolve().name
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
@@ -139,8 +153,9 @@ class Serving:
             self.engine = _engine(settings)
             self.store = AdapterStore(settings.state / "adapters", settings.base)
             self._opened = opened.pop_all()
-        self.base_alias = settings.name or settings.base.resolve().name
+        self.base_alias = settings.base_alias
         self._seen = -1
+        self._try_again_at = math.inf
         self._idle: list[str] = []
         """Loaded adapters that no alias stands for, in the order in which they were left."""
         self._load_embedder()
@@ -166,12 +181,12 @@ class Serving:
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""
         newest, standings = await asyncio.to_thread(serving_aliases.current, self.database)
-        if newest == self._seen:
+        if newest == self._seen and time.monotonic() < self._try_again_at:
             return
         if self.base_alias not in {standing.alias for standing in standings}:
             self.catalogue.point(Target(self.base_alias, self.engine, BASE))
-        for standing in standings:
-            await self._point(standing)
+        pointed = [await self._point(standing) for standing in standings]
+        self._try_again_at = math.inf if all(pointed) else time.monotonic() + RETRY_S
         known = {standing.alias for standing in standings} | {self.base_alias}
         for alias in {target.alias for target in self.catalogue.targets()} - known:
             self.catalogue.forget(alias)
@@ -191,17 +206,20 @@ class Serving:
                 continue
             self._idle.remove(adapter)
 
-    async def _point(self, standing: Standing) -> None:
+    async def _point(self, standing: Standing) -> bool:
+        """False where it is worth another try: what is unfit stays so, and its owner reads in the log why."""
         target = self.catalogue.find(standing.alias)
         if target is not None and target.adapter == standing.adapter_sha256:
-            return
+            return True
         try:
             await self._ready(standing)
-        except ConfideError as error:
-            log.error("alias %s: %s", standing.alias, error)
-            return
+        except Exception as error:  # one unfit adapter keeps no other alias from being followed
+            known = isinstance(error, ConfideError)
+            log.error("alias %s: %s", standing.alias, error, exc_info=None if known else error)
+            return isinstance(error, ModelError)
         self.catalogue.point(Target(standing.alias, self.engine, standing.adapter_sha256))
         log.info("alias %s stands for %s", standing.alias, standing.adapter_sha256[:12] or "the base")
+        return True
 
     async def _ready(self, standing: Standing) -> None:
         """Load what an alias stands for, everything checked again. Raises ConfideError."""
@@ -281,6 +299,8 @@ class Serving:
                 await self.refresh()
             except ConfideError as error:
                 log.error("the aliases cannot be read: %s", error)
+            except Exception:  # a task that ends would leave every alias as it is, for ever and unsaid
+                log.exception("the aliases could not be followed")
 
 
 def _engine(settings: Settings) -> Engine:

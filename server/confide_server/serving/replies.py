@@ -122,19 +122,19 @@ def text_choice(choice: Choice, before: str = "") -> dict[str, Any]:
     }
 
 
-def text_chunk(index: int, delta: Delta, before: str = "") -> dict[str, Any]:
-    """A part of a text."""
+def text_chunk(index: int, delta: Delta, begin: int = 0) -> dict[str, Any]:
+    """A part of a text; begin: where in the whole its first token with a log-probability begins."""
     return {
         "index": index,
-        "text": before + delta.text,
-        "logprobs": text_logprobs(delta.logprobs) if delta.logprobs else None,
+        "text": delta.text,
+        "logprobs": text_logprobs(delta.logprobs, begin) if delta.logprobs else None,
         "finish_reason": delta.finish,
     }
 
 
-def text_logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """OpenAI's form for completions. Each token's own stands among the alternatives."""
-    offsets, end = [], 0
+def text_logprobs(found: Sequence[TokenLogprob], begin: int = 0) -> dict[str, Any]:
+    """OpenAI's form for completions. Each token's own stands among the alternatives; offsets are counted from begin."""
+    offsets, end = [], begin
     for one in found:
         offsets.append(end)
         end += len(one.text)

@@ -15,6 +15,7 @@ from confide_server.serving.access import Asked, Caller
 from confide_server.serving.accounting import Account, Desk, accounted
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import AskedDocuments, Cited, no_collection, readable
+from confide_server.serving.encoding import encoded
 from confide_server.serving.failures import DENIED, Refused
 from confide_server.serving.http import EventStream, read_body, unless_gone
 from confide_server.serving.port import BASE, Delta, Embedder, Generation
@@ -69,13 +70,14 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        caller = await self._caller(request)
+        caller = await self._asker(request)
         asked = parsed(ChatRequest, await read_body(request, self.body_bytes))
         target = self._target(caller, asked.model)
         messages = [message.plain() for message in asked.messages]
         if asked.collections:
             return await self._from_documents(request, caller, target, asked, messages[-1]["content"])
-        ids = await asyncio.to_thread(target.engine.prompts.chat, messages)
+        chars = sum(len(message["content"]) for message in messages)
+        ids = await encoded(target.engine.prompts.chat, messages, chars)
         options = {"prompt": ids, "adapter": target.adapter, "max_tokens": self._limit(target, len(ids), asked.limit)}
         wanted = TextRequest(
             route=CHAT,
@@ -91,7 +93,7 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        caller = await self._caller(request)
+        caller = await self._asker(request)
         asked = parsed(CompletionRequest, await read_body(request, self.body_bytes))
         target = self._target(caller, asked.model)
         if asked.max_tokens == 0 and not asked.echo:
@@ -114,12 +116,13 @@ class Routes:
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        caller = await self._caller(request)
+        caller = await self._asker(request)
         asked = parsed(EmbeddingRequest, await read_body(request, self.body_bytes))
         embedder = self._embedder(caller, asked.model)
         if asked.dimensions not in (None, embedder.dimensions):
             raise Refused(400, f"dimensions: this model has {embedder.dimensions}; leave it out", param="dimensions")
-        most = await asyncio.to_thread(lambda: sum(embedder.count(text) for text in asked.texts))
+        chars = sum(map(len, asked.texts))
+        most = await encoded(lambda texts: sum(map(embedder.count, texts)), asked.texts, chars)
         kept = str(asked.texts) if self.desk.access.keeps_text else None
         account_of = Asked(EMBED, asked.model, embedder.sha256, BASE, most, kept)
         async with accounted(self.desk, caller, account_of) as account:
@@ -150,6 +153,7 @@ class Routes:
             try:
                 found = await unless_gone(request, self._timed(account, work))
             except PolicyRefusal:
+                account.read = 0
                 raise no_collection(names[0]) from None
             account.written, account.text = await _length(target, found.text), found.text
         head, usage = replies.Head("chat", asked.model, target.fingerprint), replies.usage(read, account.written)
@@ -161,6 +165,12 @@ class Routes:
     async def _caller(self, request: Request) -> Caller:
         address = request.client.host if request.client else ""
         return await self.desk.access.caller(request.headers.get("authorization"), address)
+
+    async def _asker(self, request: Request) -> Caller:
+        """Who asks for work. It counts before its body is read: what is refused later has cost something too."""
+        caller = await self._caller(request)
+        self.desk.access.arrived(caller)
+        return caller
 
     def _target(self, caller: Caller, alias: str) -> Target:
         """What is not there and what may not be used look the same."""
@@ -221,12 +231,12 @@ def _variants(asked: Sampling, alternatives: int | None, **options: Any) -> list
 
 async def _ids(target: Target, prompt: str | list[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        return await asyncio.to_thread(target.engine.prompts.text, prompt)
+        return await encoded(target.engine.prompts.text, prompt, len(prompt))
     return tuple(prompt)
 
 
 async def _length(target: Target, text: str) -> int:
-    return len(await asyncio.to_thread(target.engine.prompts.text, text))
+    return len(await encoded(target.engine.prompts.text, text, len(text)))
 
 
 def _echoes(target: Target, asked: CompletionRequest) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ from starlette.responses import JSONResponse, Response
 
 from confide_server.serving import replies
 from confide_server.serving.access import Asked, Caller
-from confide_server.serving.accounting import Account, Desk, accounted, begun, ended_as
+from confide_server.serving.accounting import Account, Desk, accounted, begun
 from confide_server.serving.answers import Answer, Part
 from confide_server.serving.catalogue import Target
 from confide_server.serving.failures import SERVER, Refused, as_refused
-from confide_server.serving.http import EventStream, unless_gone
+from confide_server.serving.http import EventStream, Gone, unless_gone
 from confide_server.serving.port import Delta, Generation
 from confide_server.serving.wire import Sampling
 
@@ -48,6 +48,8 @@ class TextForm:
 
     def __init__(self, echoes: Sequence[str]) -> None:
         self._echoes = echoes
+        self._ends = [0] * len(echoes)
+        """Characters of the tokens that a stream has named, by text."""
 
     def first(self, index: int) -> dict[str, Any] | None:
         """What a stream begins with: the prompt, if anything."""
@@ -56,7 +58,9 @@ class TextForm:
 
     def part(self, index: int, delta: Delta) -> dict[str, Any]:
         """A part of a stream."""
-        return replies.text_chunk(index, delta)
+        begin = self._ends[index]
+        self._ends[index] += sum(len(one.text) for one in delta.logprobs)
+        return replies.text_chunk(index, delta, begin)
 
     def whole(self, choice: replies.Choice) -> dict[str, Any]:
         """A finished text."""
@@ -124,10 +128,10 @@ async def _streamed(desk: Desk, request: Request, wanted: TextRequest, sampling:
         await asyncio.gather(first, return_exceptions=True)
         await parts.aclose()
         _note(account, wanted, answer)
-        account.settle(ended_as(error))
+        account.settle_after(error)
         raise
-    stream = _Stream(desk, wanted, sampling, account, answer)
-    return EventStream(stream.documents(first, parts))
+    stream = _Stream(desk, wanted, sampling, account, answer, first, parts)
+    return EventStream(stream.documents(), stream.close)
 
 
 @dataclass(frozen=True)
@@ -139,43 +143,63 @@ class _Stream:
     sampling: Sampling
     account: Account
     answer: Answer
+    first: "asyncio.Future[Part | None]"
+    parts: AsyncGenerator[Part, None]
 
-    async def documents(
-        self, first: "asyncio.Future[Part | None]", parts: AsyncGenerator[Part, None]
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def documents(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks; an error as OpenAI's clients understand it, in place of the rest."""
-        outcome = "done"
+        ended: BaseException | None = None
         try:
-            async with asyncio.timeout(self.account.seconds_left), aclosing(parts):
-                async for choice in self._choices(first, parts):
+            async with aclosing(self.parts):
+                async for choice in self._choices():
                     yield self._chunk([choice])
             if self.sampling.wants_usage:
                 yield self.wanted.head.document(self.wanted.head.chunk_kind, [], self._usage())
         except (GeneratorExit, asyncio.CancelledError) as error:
-            outcome = ended_as(error)
+            ended = error
             raise
         except Exception as error:
-            outcome = "failed"
+            ended = error
             yield self._failure(error).document()
         finally:
-            first.cancel()
-            _note(self.account, self.wanted, self.answer)
-            self.account.settle(outcome)
+            self._settle(ended)
 
-    async def _choices(
-        self, first: "asyncio.Future[Part | None]", parts: AsyncGenerator[Part, None]
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def close(self) -> None:
+        """End it; also where nobody ever asked for its first chunk, so that `documents` never began."""
+        self.first.cancel()
+        await asyncio.gather(self.first, return_exceptions=True)
+        await self.parts.aclose()
+        self._settle(Gone())
+
+    def _settle(self, ended: BaseException | None) -> None:
+        self.first.cancel()
+        _note(self.account, self.wanted, self.answer)
+        if ended is None:
+            self.account.settle("done")
+        else:
+            self.account.settle_after(ended)
+
+    async def _choices(self) -> AsyncGenerator[dict[str, Any], None]:
         form = self.wanted.form
         for choice in self.answer.choices:
             opening = form.first(choice.index)
             if opening is not None:
                 yield opening
-        part, nothing = await first, None
-        while part is not nothing:
+        part = await self._in_time(self.first)
+        while part is not None:
             index, delta = part
             if delta.text or delta.logprobs or delta.finish is not None or self.sampling.wants_usage_throughout:
                 yield form.part(index, delta)
-            part = await anext(parts, nothing)
+            part = await self._in_time(anext(self.parts, None))
+
+    async def _in_time(self, coming: Awaitable[Part | None]) -> Part | None:
+        """Raises TimeoutError once the request's time is over.
+
+        Each part has a timeout of its own: one around all of them would belong to the task that asked for the first
+        chunk, and every chunk is asked for by another.
+        """
+        async with asyncio.timeout(self.account.seconds_left):
+            return await coming
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         document = self.wanted.head.document(self.wanted.head.chunk_kind, choices)

@@ -5,6 +5,7 @@ A field that changes nothing at its neutral value (n = 1, frequency_penalty = 0)
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,7 +15,9 @@ from confide_server.serving.failures import Refused
 MAX_MESSAGES, MAX_INPUTS, MAX_N, MAX_STOPS, MAX_STOP_CHARS, MAX_TOP = 1024, 256, 16, 16, 256, 20
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
 Text = Annotated[str, Field(max_length=1 << 22)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20)]
+# What is wrong in a list is said once: a body of nothing else would keep this process busy with listing it.
+Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20, fail_fast=True)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Neutral = Annotated[float, Field(ge=0, le=0)]
 
@@ -102,6 +105,12 @@ class Sampling(Body):
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
 
+    @model_validator(mode="after")
+    def _streamed(self) -> "Sampling":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream = true, and only with it")
+        return self
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop texts."""
@@ -121,7 +130,7 @@ class Sampling(Body):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[Count, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -155,7 +164,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """POST /v1/completions. Prompts are texts, or token ids."""
 
-    prompt: Text | Tokens | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
+    prompt: Text | Tokens | Texts | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     max_tokens: Count | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     echo: bool | None = None
@@ -182,7 +191,7 @@ class EmbeddingRequest(Body):
     """POST /v1/embeddings."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Text | Texts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
@@ -207,8 +216,8 @@ def parsed(kind: type[Any_], body: bytes) -> Any_:
 
 
 def _refusal(error: ValidationError) -> Refused:
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not _is_type_name(part)) or None
+    first = _telling(error.errors(include_url=False, include_context=False))
+    place = ".".join(_place(first)) or None
     value = _shown(first.get("input"))
     if first["type"] == "json_invalid":
         return Refused(400, f"the body is no JSON: {first['msg']}")
@@ -218,8 +227,24 @@ def _refusal(error: ValidationError) -> Refused:
         )
     if first["type"] == "missing":
         return Refused(400, f"{place!r} is missing", param=place, code="missing_required_parameter")
-    said = f"{place or 'the request'}: {first['msg']}"
+    said = f"{place or 'the request'}: {first['msg'].removeprefix('Value error, ')}"
     return Refused(400, f"{said}; got {value}" if place else said, param=place, code="invalid_value")
+
+
+def _telling(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first error; of a field with several forms the one of the form that was meant.
+
+    That a list is no text says nothing to who sent a list: what is wrong in it does.
+    """
+    first, place = errors[0], _place(errors[0])
+    if not first["type"].endswith("_type"):
+        return first
+    same = [one for one in errors if _place(one)[: len(place)] == place]
+    return next((one for one in same if len(_place(one)) > len(place) or not one["type"].endswith("_type")), first)
+
+
+def _place(error: Mapping[str, Any]) -> list[str]:
+    return [str(part) for part in error["loc"] if not _is_type_name(part)]
 
 
 def _is_type_name(part: object) -> bool:

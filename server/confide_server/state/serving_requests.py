@@ -60,7 +60,7 @@ def begin(session: Session, request: Request) -> Begun:
         "prompt_tokens": 0,
         "completion_tokens": 0,
         "outcome": "open",
-        "asked_text": request.text,
+        "asked_text": _kept(request.text),
         "answer_text": None,
     }
     session.execute(_INSERT, values)
@@ -77,11 +77,16 @@ def end(
         "read": prompt_tokens,
         "written": completion_tokens,
         "how": outcome,
-        "text": text,
+        "text": _kept(text),
     }
     if int(getattr(session.execute(_END, values), "rowcount", 0)) == 1:
         spent = prompt_tokens + completion_tokens
         serving_keys.settle(session, begun.key_id, begun.reserved, spent, begun.began_at)
+
+
+def _kept(text: str | None) -> str | None:
+    """PostgreSQL's texts hold no zero byte, which questions and answers may."""
+    return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 _INSERT = insert(ServingRequest)

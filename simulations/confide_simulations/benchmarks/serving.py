@@ -176,6 +176,9 @@ class _Instant:
 
     async def check(self) -> None: ...
 
+    def together(self, longest: int) -> int:
+        return 1
+
     def load(self) -> Any:
         from confide_server.serving.port import Load
 

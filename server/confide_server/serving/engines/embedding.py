@@ -17,6 +17,7 @@ from confide.models.pretrained import load_pretrained, pooler_names
 from confide.models.store import folder_digest
 from torch.nn import functional as F
 
+from confide_server.serving.encoding import encoded
 from confide_server.serving.port import Overloaded, Unanswerable
 
 _AT_ONCE = 32
@@ -45,7 +46,7 @@ class LocalEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """(one vector a text, tokens read). Raises Unanswerable for an empty or too long text, Overloaded."""
-        rows: list[list[int]] = await asyncio.to_thread(lambda: self._tokenizer(list(texts))["input_ids"])
+        rows: list[list[int]] = await encoded(self._rows, list(texts), sum(map(len, texts)))
         for place, row in enumerate(rows):
             if not row or len(row) > self._most:
                 raise Unanswerable(
@@ -59,6 +60,10 @@ class LocalEmbedder:
         finally:
             self._waiting -= 1
         return vectors, sum(map(len, rows))
+
+    def _rows(self, texts: list[str]) -> list[list[int]]:
+        rows: list[list[int]] = self._tokenizer(texts)["input_ids"]
+        return rows
 
     def _embed(self, rows: list[list[int]]) -> list[list[float]]:
         by_length = sorted(range(len(rows)), key=lambda place: len(rows[place]))

@@ -119,6 +119,10 @@ class LocalEngine:
     async def check(self) -> None:
         """It is here."""
 
+    def together(self, longest: int) -> int:
+        """As many as there are rows, and room for their keys and values."""
+        return max(1, min(self.room.rows, self.room.tokens // max(1, longest)))
+
     def load(self) -> Load:
         """How busy it is."""
         running = sum(len(group.rows) for group in [*self._reading, *self._writing])
@@ -275,8 +279,7 @@ class LocalEngine:
         except Exception as error:
             log.exception("a batch of %d failed", len(group.rows))
             for row in group.rows:
-                known = isinstance(error, ConfideError)
-                row.deliver(error if known else EngineFailed("the model failed on this request; the log says more"))
+                row.deliver(_told(error))
             self._reading = [one for one in self._reading if one is not group]
             self._writing = [one for one in self._writing if one is not group]
 
@@ -385,9 +388,11 @@ class LocalEngine:
             try:
                 token, logprobs = (greedy, ()) if row.plainly_greedy else row.choose(logits_V, self.tokenizer)
                 row.take(token, self._model.ends, logprobs)
-            except ConfideError as error:  # a form that grew too large: its own request only
+            except Exception as error:  # a form that grew too large, say: its own request only, and not the batch
+                if not isinstance(error, ConfideError):
+                    log.exception("an answer failed; the others of its batch go on")
                 row.done = True
-                row.deliver(error)
+                row.deliver(_told(error))
 
     def _drop_cancelled(self, group: _Group, where: list[_Group]) -> bool:
         """Whether nobody waits for the group any more."""
@@ -415,6 +420,12 @@ class LocalEngine:
             home.batch.join(group.batch)
             home.rows += group.rows
             self._writing.remove(group)
+
+
+def _told(error: Exception) -> Exception:
+    """What who waits hears of it."""
+    known = isinstance(error, ConfideError)
+    return error if known else EngineFailed("the model failed on this request; the log says more")
 
 
 def _alone_not(*rows: Row) -> bool:

@@ -8,15 +8,17 @@ import secrets
 
 import torch
 
+_GREEDY = 1e-5
+"""A temperature below it takes the likeliest token: dividing by less leaves float32."""
 _NUCLEUS = 512
 """Tokens among which a nucleus nearly always lies; else all of them are sorted."""
 
 
 class Sampler:
-    """One row's draws. temperature 0 takes the likeliest token."""
+    """One row's draws. A temperature of 0, or next to it, takes the likeliest token."""
 
     def __init__(self, temperature: float, top_p: float, seed: int | None) -> None:
-        self.greedy = temperature <= 0
+        self.greedy = temperature < _GREEDY
         self._temperature = temperature
         self._top_p = top_p
         self._random = torch.Generator()

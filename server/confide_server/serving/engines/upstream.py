@@ -53,6 +53,7 @@ _CONNECT_S, _SILENCE_S = 5.0, 180.0
 _IDLE_S = 2.0
 """A connection kept longer may be closed by the other side (vLLM: after 5 s) just as a request goes out on it."""
 _PATIENCE_S = 60.0
+_TEXTS_AT_ONCE = 64
 _LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 _TOGETHER, _SPOILED = 3, 0.3
 """How often base and adapter are asked at once, and from which part of an adapter's effect on the base is spoiled."""
@@ -119,6 +120,10 @@ class UpstreamEngine:
                 f"{self.base_sha256}"
             )
         self.context = min(self.context, models[self.base_sha256].context or self.context)
+
+    def together(self, longest: int) -> int:
+        """It has a queue of its own; one request fills no more of it than this."""
+        return _TEXTS_AT_ONCE
 
     def load(self) -> Load:
         """As seen from here."""
