@@ -70,7 +70,9 @@ def add(
 
 @app.command(name="list", cls=StateFirst)
 def list_(
-    folder: Folder, collection: Annotated[str, typer.Argument(help="the collection; without it, all are named")] = ""
+    folder: Folder,
+    collection: Annotated[str, typer.Argument(help="the collection; without it, all are named")] = "",
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="passages that are kept back, and why")] = False,
 ) -> None:
     """Name collections, or a collection's documents in every state."""
     _, library, caller = _opened(folder)
@@ -81,6 +83,8 @@ def list_(
     for one in library.documents(caller, collection):
         day = time.strftime("%Y-%m-%d", time.gmtime(one.added))
         _say(f"{one.id}  {one.state.value:9} v{one.version} {day} {one.passages:6} passages  {one.source}")
+        for kept in one.quarantined if quarantine else ():
+            _say(f"    passage {kept.ordinal}: {kept.reason}")
 
 
 @app.command(cls=StateFirst)

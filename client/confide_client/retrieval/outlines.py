@@ -18,7 +18,7 @@ from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import PolicyRefusal, StateError
 from confide.files import write_atomic
-from confide.inquiries.documents import Outline
+from confide.inquiries.documents import MOST_EPSILON, Outline
 from confide.inquiries.outline import cost, noised
 from confide.privacy.filter import Budget
 from confide.privacy.ledger import Ledger
@@ -56,6 +56,8 @@ def make_outline(
 
     Raises PolicyRefusal, BUDGET_EXHAUSTED, LedgerError or StateError; then nothing was spent.
     """
+    if not 0 < epsilon <= MOST_EPSILON:
+        raise StateError(f"an outline's epsilon is above 0 and at most {MOST_EPSILON:g}; got {epsilon:g}")
     rules, budget = _allowed(policy)
     collections = [library.opened(caller, name)[0] for name in rules.collections]
     for collection in collections:
