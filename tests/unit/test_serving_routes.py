@@ -230,6 +230,15 @@ def test_answers_from_documents_have_citations_for_readers_only(base: Path) -> N
         assert len(set(refusals)) == 1, "what is there is not told"
         with pytest.raises(openai.BadRequestError, match="no ORGANIZATION/COLLECTION"):
             ask("leaflets")
+        with pytest.raises(openai.BadRequestError, match="collections: List should have at least 1 item"):
+            ask()  # left to the model, the answer would be words of no document
+        with pytest.raises(openai.NotFoundError, match="is not there, or this key"):
+            ask(f"clinic/{'x' * 64}")
+        with pytest.raises(openai.BadRequestError, match="stop out"):
+            ask("clinic/leaflets", stop=["euros"])
+        spoken = [*QUESTION, {"role": "assistant", "content": "Nine euros."}]
+        with pytest.raises(openai.BadRequestError, match="the last message is the question"):
+            client.chat.completions.create(model="wall", messages=spoken, extra_body={"collections": ["clinic/leaflets"]})
     asyncio.run(engine.close())
 
 

@@ -73,7 +73,7 @@ class Routes:
         asked = parsed(ChatRequest, await read_body(request, self.body_bytes))
         target = self._target(caller, asked.model)
         messages = [message.plain() for message in asked.messages]
-        if asked.collections:
+        if asked.collections is not None:
             return await self._from_documents(request, caller, target, asked, messages[-1]["content"])
         ids = await asyncio.to_thread(target.engine.prompts.chat, messages)
         options = {"prompt": ids, "adapter": target.adapter, "max_tokens": self._limit(target, len(ids), asked.limit)}
@@ -136,10 +136,11 @@ class Routes:
         documents = self.documents
         if documents is None:
             raise no_collection(names[0])
-        if (asked.n or 1) != 1 or asked.logprobs or asked.response_format is not None:
-            raise Refused(
-                400, "collections: such an answer is one text of quotations; leave n, logprobs and response_format out"
-            )
+        if (asked.n or 1) != 1 or asked.logprobs or asked.response_format is not None or asked.stops:
+            said = "such an answer is one text of whole quotations; leave n, logprobs, response_format and stop out"
+            raise Refused(400, f"collections: {said}")
+        if asked.messages[-1].role != "user":
+            raise Refused(400, "collections: the last message is the question, and the user's", param="messages")
         base, adapter = target.engine.base_sha256, target.adapter
         read = await _length(target, question)
         kept = question if self.desk.access.keeps_text else None
