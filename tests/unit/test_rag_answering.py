@@ -10,12 +10,12 @@ import pytest
 from confide.errors import DataError, StateError
 from confide.rag import gate, verifying
 from confide.rag.access import AccessRefused, Caller, CollectionName
-from confide.rag.calibration import Calibration, parsed
+from confide.rag.calibration import Calibration, GateWeights, parsed
 from confide.rag.library import Library
 from confide.rag.stores.base import StoreDown
 from confide.rag.stores.lance import LanceStore
 from confide.rag.verifying import REFUSAL, Citation, CitationError, verify_answer
-from confide_server.rag import answering
+from confide_server.rag import answering, evaluating
 from confide_server.rag.answering import Answer, Answerer
 from confide_server.rag.calibrating import calibrate, plot
 from confide_server.rag.evaluating import evaluate, token_f1
@@ -63,6 +63,21 @@ def test_nothing_near_is_an_abstention(tmp_path: Path, monkeypatch: pytest.Monke
     assert (answer.text, answer.citations, answer.abstained) == (REFUSAL, (), True)
     world.library.erase(Caller.operator("clinic"), "leaflets", "fees.md", print)
     assert asked(world).reason == "nothing was found"
+
+
+def test_the_gate_of_a_collection_that_has_nothing_to_quote_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However sure it is: here it would answer anything."""
+    monkeypatch.setattr(answering, "DEFAULT_THRESHOLD", -1.0)
+    world = world_with_fees(tmp_path)
+    world.add([world.file("short.txt", "Visit: forty.")], collection="lists")
+    sure = gate.Head(np.zeros(len(gate.FEATURES)), np.ones(len(gate.FEATURES)), np.zeros(len(gate.FEATURES)), 50.0)
+    Calibration(gate=GateWeights.of(sure, -2.0)).save(world.folder_of(collection="lists") / "calibration")
+    answerer, operator = Answerer(world.library, embedder()), Caller.operator("clinic")
+    assert answerer.answer(QUESTION, operator, ["lists"]).abstained
+    for names in (["lists", "leaflets"], ["leaflets", "lists"]):
+        assert [one.source for one in answerer.answer(QUESTION, operator, names).citations] == ["fees.md"]
 
 
 def test_every_named_collection_must_be_the_callers(tmp_path: Path) -> None:
@@ -309,6 +324,17 @@ def test_calibration_and_evaluation_from_end_to_end(tmp_path: Path) -> None:
     answers = found.figures["answers"]
     assert answers["citation_validity"] == 1.0 and answers["abstention_auroc"] > 0.8
     json.dumps(found.figures, allow_nan=False)
+    nobody = [dataclasses.replace(one, passages=frozenset()) for one in asked_of[28:]]
+    for few, part, name in ((nobody, "retrieval", "bm25"), (asked_of[28:30], "answers", "false_answers")):
+        some = evaluate(collection, searcher, embedder(), few, operator, world.library.root)
+        json.dumps(some.figures, allow_nan=False)
+        assert name in some.figures[part]
+        evaluating.plot(some, tmp_path / "recall.png")
+    Calibration(gate=GateWeights.of(gate.fit(np.eye(len(gate.FEATURES)), np.zeros(len(gate.FEATURES))), 2.0)).save(
+        collection.calibration_folder
+    )
+    none = evaluate(collection, searcher, embedder(), asked_of[28:], operator, world.library.root).figures
+    assert json.loads(json.dumps(none, allow_nan=False))["answers"]["citation_precision"] is None
     with pytest.raises(DataError, match="calibration needs 20"):
         calibrate(collection, searcher, embedder(), asked_of[:10], operator, most_risk=0.2)
 
@@ -328,6 +354,24 @@ def test_gold_that_is_not_there_is_named(tmp_path: Path) -> None:
         resolved(collection, line(source="fees.md", quote="ninety"))
     with pytest.raises(DataError, match="needs a record or a quote"):
         line(source="fees.md")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"question": "q", "gold": [{"source": "fees.md", "quote": " \\u200b"}]}', "a quote of white space"),
+        ('{"question": " ", "gold": []}', "nothing but white space"),
+        ('{"question": "q", "gold": [], "gold": [{"source": "a", "record": "1"}]}', "a field is written twice"),
+        ('{"question": "q", "gold": [{"source": "a", "source": "b", "record": "1"}]}', "a field is written twice"),
+        ('{"question": "q\\ud800", "gold": []}', "line: Invalid JSON"),
+        ('{"question": "q"}', "gold: Field required"),
+        ('{"question": "q", "gold": []}\r{"question": "r", "gold": []}', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_what_is_wrong_in_a_question_file_is_named_with_its_line(line: str, said: str) -> None:
+    with pytest.raises(DataError, match="x line 2:? .*" + said):
+        parse_questions(b'{"question": "fine", "gold": []}\n' + line.encode(), "x")
 
 
 @settings(max_examples=30)
@@ -351,8 +395,6 @@ def test_a_calibration_is_read_or_refused(data: bytes) -> None:
 def test_a_calibration_of_other_features_is_refused() -> None:
     rng = np.random.default_rng(0)
     head = gate.fit(rng.normal(size=(50, len(gate.FEATURES))), rng.integers(0, 2, 50).astype(float))
-    from confide.rag.calibration import GateWeights
-
     kept = Calibration(gate=GateWeights.of(head, 0.5)).model_dump(mode="json")
     assert parsed(json.dumps(kept).encode(), "x").gate is not None
     kept["gate"]["features"][0] = "other"

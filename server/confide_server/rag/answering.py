@@ -94,15 +94,14 @@ class Answerer:
         """From the collection whose gate is surest; every named collection must be the caller's."""
         question = checked_question(question)
         with self._lock:
-            best: tuple[float, float, Seen] | None = None
+            found: list[tuple[float, float, Seen]] = []
             for name in dict.fromkeys(collections):
                 seen, calibration = self._seen(question, caller, name)
-                confidence, threshold = confidence_of(seen, calibration)
-                if best is None or confidence - threshold > best[0] - best[1]:
-                    best = (confidence, threshold, seen)
-            if best is None:
+                found.append((*confidence_of(seen, calibration), seen))
+            if not found:
                 return _abstained("no collection was named", None)
-            return self._decided(caller, *best)
+            # Where nothing can be quoted the gate's number means nothing.
+            return self._decided(caller, *max(found, key=lambda one: (bool(one[2].sentences), one[0] - one[1])))
 
     def _seen(self, question: str, caller: Caller, name: str) -> tuple[Seen, Calibration]:
         collection, searcher = self._library.opened(caller, name)
