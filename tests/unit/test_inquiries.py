@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,19 @@ def test_a_version_is_charged_once(world: InquiryWorld) -> None:
     clinic.library.add(clinic.caller, "leaflets", [more], embedder(), None, lambda _: None)
     other, charged, lines = make(world)
     assert other != first and charged and lines == 8
+
+
+def test_an_outline_is_told_while_the_policy_opens_what_it_speaks_of(world: InquiryWorld) -> None:
+    clinic = world.organizations["clinic"]
+
+    def told(policy: str, model: Any = None) -> Outline | None:
+        return outlines.told_outline(clinic.folder, parse_policy(policy), model or embedder())
+
+    assert told(CHARGED) is None
+    made, _, _ = make(world)
+    assert told(CHARGED) == made == told(CHARGED.replace('["leaflets"]', '["leaflets", "more"]'))
+    assert told("version = 1\n") is None and told(CHARGED.replace('["leaflets"]', '["more"]')) is None
+    assert told(CHARGED, SimpleNamespace(sha256="0" * 64)) is None
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, 100.5, float("nan"), float("inf")])

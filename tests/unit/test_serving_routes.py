@@ -238,7 +238,8 @@ def test_answers_from_documents_have_citations_for_readers_only(base: Path) -> N
             ask("clinic/leaflets", stop=["euros"])
         spoken = [*QUESTION, {"role": "assistant", "content": "Nine euros."}]
         with pytest.raises(openai.BadRequestError, match="the last message is the question"):
-            client.chat.completions.create(model="wall", messages=spoken, extra_body={"collections": ["clinic/leaflets"]})
+            body = {"collections": ["clinic/leaflets"]}
+            client.chat.completions.create(model="wall", messages=spoken, extra_body=body)
     asyncio.run(engine.close())
 
 

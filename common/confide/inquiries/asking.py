@@ -140,7 +140,7 @@ class Inquirer:
     def _sealed(
         self, question: str, cards: dict[str, IndexCard], deadline_s: int
     ) -> tuple[dict[str, _Sent], dict[str, str]]:
-        """(an inquiry a node, why there is none): one member's odd card must not keep anybody from asking the others."""
+        """(an inquiry a node, why there is none): one member's odd card keeps nobody from asking the others."""
         sent, failures = {}, {}
         for node, card in cards.items():
             try:

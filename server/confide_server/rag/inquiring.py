@@ -26,7 +26,8 @@ def told(found: Outcome) -> Iterator[str]:
         elif not answer.found:
             yield f"{answer.node}: nothing near enough to the question"
         elif not answer.quotes:
-            yield f"{answer.node}: {answer.found} passages are near the question, and nothing in them may or can be quoted"
+            near = f"{answer.found} passages are near the question"
+            yield f"{answer.node}: {near}, and nothing in them may or can be quoted"
     for node, why in sorted(found.failures.items()):
         yield f"{node}: no answer that could be believed: {why}"
     if found.skipped:

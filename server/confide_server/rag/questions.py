@@ -99,7 +99,7 @@ def _parsed(line: bytes, number: int, what: str) -> Question:
         if bool(gold.record) == bool(gold.quote):
             raise DataError(f"{what} line {number}: a place of gold needs a record or a quote, and not both")
         if gold.quote and not normalised(gold.quote).strip():
-            raise DataError(f"{what} line {number}: a quote of white space stands everywhere; write words of the document")
+            raise DataError(f"{what} line {number}: a quote of white space stands everywhere; write words")
     return question
 
 

@@ -107,7 +107,7 @@ class Prompts(Protocol):
         """The text of token ids."""
 
     def plain(self, text: str) -> str:
-        """A text of somebody else's in which nothing is a mark of the tokenizer's: in a turn it can only be its words."""
+        """Somebody else's text in which nothing is a mark of the tokenizer's: in a turn it can only be words."""
 
 
 class Engine(Protocol):
