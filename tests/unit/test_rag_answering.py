@@ -165,7 +165,7 @@ def test_an_erased_or_replaced_document_is_not_quoted(answered: tuple[World, Ans
 
 
 def test_a_citation_that_fails_is_an_abstention(
-    answered: tuple[World, Answer, Citation], monkeypatch: pytest.MonkeyPatch
+    answered: tuple[World, Answer, Citation], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world, _, _ = answered
 
@@ -175,6 +175,7 @@ def test_a_citation_that_fails_is_an_abstention(
     monkeypatch.setattr(answering, "verify_answer", wrong)
     answer = asked(world)
     assert answer.abstained and answer.text == REFUSAL and "could not be verified: a test" in answer.reason
+    assert "a quotation from clinic/leaflets is not given: a test" in caplog.text
 
 
 def test_a_text_changed_on_disk_is_an_error_or_an_abstention(answered: tuple[World, Answer, Citation]) -> None:

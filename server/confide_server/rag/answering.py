@@ -8,6 +8,7 @@ Guarantee: a text that comes out of `answer` consists of verified quotations (ve
 An instruction in a document can be quoted like any other sentence; it cannot make the answer say anything else.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from confide_server.rag.grammar import Writer, answer_grammar, chosen
 
+log = logging.getLogger(__name__)
 LOOKED_AT = 5
 """Passages whose sentences are looked at."""
 RANKED = 20
@@ -122,7 +124,8 @@ class Answerer:
                 return _abstained("the model found no sentence that answers", confidence)
             text, citations = cited(seen.collection, quotes)
             verify_answer(text, citations, caller, self._library.root)
-        except CitationError as error:
+        except CitationError as error:  # erased just now, or a text was changed on disk: the operator should know
+            log.warning("a quotation from %s is not given: %s", seen.collection.name, error)
             return _abstained(f"what was found could not be verified: {error}", confidence)
         return Answer(text, tuple(citations), False, "", confidence)
 

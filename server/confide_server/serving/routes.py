@@ -2,11 +2,12 @@
 may reach."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from confide.errors import PolicyRefusal
+from confide.errors import PolicyRefusal, StateError
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
@@ -15,12 +16,13 @@ from confide_server.serving.access import Asked, Caller
 from confide_server.serving.accounting import Account, Desk, accounted
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import AskedDocuments, Cited, no_collection, readable
-from confide_server.serving.failures import DENIED, Refused
+from confide_server.serving.failures import DENIED, SERVER, Refused
 from confide_server.serving.http import EventStream, read_body, unless_gone
 from confide_server.serving.port import BASE, Delta, Embedder, Generation
 from confide_server.serving.texts import ChatForm, TextForm, TextRequest, answered, too_slow
 from confide_server.serving.wire import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, parsed
 
+log = logging.getLogger(__name__)
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 _CITED = 1024
 """Tokens that an answer out of documents stays below: it is a few quotations."""
@@ -152,6 +154,12 @@ class Routes:
                 found = await unless_gone(request, self._timed(account, work))
             except PolicyRefusal:
                 raise no_collection(names[0]) from None
+            except StateError as error:  # its words are for the operator, and name folders of this machine
+                log.error("documents of %s: %s", organization, error)
+                raise Refused(
+                    503, "these documents cannot be read now; the log of this server says why", kind=SERVER,
+                    code="documents_unavailable", retry_after_s=30.0,
+                ) from None  # fmt: skip
             account.written, account.text = await _length(target, found.text), found.text
         head, usage = replies.Head("chat", asked.model, target.fingerprint), replies.usage(read, account.written)
         if asked.stream:
