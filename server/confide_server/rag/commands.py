@@ -192,7 +192,7 @@ def calibrate(
     embedder: Model = None,
     library: Root = _ROOT,
     most_risk: Annotated[
-        float | None, typer.Option(help="Share of answers that may be wrong, aimed at. Default: a balance.", min=0.0, max=1.0)
+        float | None, typer.Option(help="Share of wrong answers aimed at. Default: a balance.", min=0.0, max=1.0)
     ] = None,
     reranker: CrossEncoder = None,
 ) -> None:
