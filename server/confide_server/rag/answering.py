@@ -132,7 +132,8 @@ class Answerer:
     def _quotes(self, seen: Seen) -> list[Quote]:
         if self._writer is None:
             return pick(seen.sentences, seen.ranking.found, most=self._most_quotes)
-        nearest = sorted(seen.sentences, key=lambda one: -one.cosine)[:CHOICES]
+        writable = [one for one in seen.sentences if self._writer.can_write(one.text)]
+        nearest = sorted(writable, key=lambda one: -one.cosine)[:CHOICES]
         passages = list(dict.fromkeys(one.found.passage.name for one in nearest))
         choices = [(1 + passages.index(one.found.passage.name), one.text) for one in nearest]
         texts = {one.found.passage.name: one.found.passage.text for one in nearest}

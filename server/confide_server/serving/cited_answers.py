@@ -21,6 +21,8 @@ from confide_server.serving.documents import Cited
 from confide_server.serving.port import Generation
 
 _MOST_TOKENS = 512
+_AROUND = 16
+"""Tokens of a quotation's marks and number, at most."""
 
 
 class LibraryDocuments:
@@ -56,6 +58,14 @@ class ModelWriter:
 
     def __init__(self, target: Callable[[], Target | None]) -> None:
         self._target = target
+
+    def can_write(self, sentence: str) -> bool:
+        """Not one that holds a mark of its tokenizer's, at which the grammar stops, nor one too long to be ended."""
+        target = self._target()
+        if target is None:
+            return True  # `write` says so
+        prompts = target.engine.prompts
+        return prompts.plain(sentence) == sentence and len(prompts.text(sentence)) <= _MOST_TOKENS - _AROUND
 
     def write(self, question: str, passages: Sequence[str], grammar: str) -> str:
         """A text of the grammar. Raises StateError where the alias stands for nothing, and what the engine raises.
