@@ -121,7 +121,7 @@ def test_no_passage_leaves_the_users_turn(sentencepiece: bool, tmp_path: Path) -
     assert engine.prompts.plain("The <b>wall</b> [1] costs 5 < 6.") == "The <b>wall</b> [1] costs 5 < 6."
 
 
-def test_what_a_model_cannot_write_is_not_among_its_choices(root: Path, tmp_path: Path) -> None:
+def test_what_a_model_cannot_write_is_not_among_its_choices(root: Path, library: Library, tmp_path: Path) -> None:
     """A sentence that holds a mark of the tokenizer's stops the grammar, and one that is too long is cut: each kept the
     model from choosing any other."""
     make_tokenizer(tmp_path)
@@ -131,16 +131,16 @@ def test_what_a_model_cannot_write_is_not_among_its_choices(root: Path, tmp_path
     assert writer.can_write("The client pays for the scaffold.") and ModelWriter(lambda: None).can_write("x")
     assert not writer.can_write("The mark <pad> ends every line.") and not writer.can_write("wall " * 600)
     engine = LocalEngine(AdaptedModel(strong_llama(root / "marks"), "cpu")).start()
-    embedder, library = Embedder(root / "bert"), Library(tmp_path / "library")
+    embedder, own = Embedder(root / "bert"), Library(tmp_path / "library")
     source = tmp_path / "marks.txt"
     source.write_text("The mark <pad> ends every line of it.\n\nThe mark <pad> is what the client pays for.\n")
     operator = Caller.operator("clinic")
-    library.add(operator, "leaflets", [source], embedder, settings_for(embedder), lambda _: None)
-    documents = LibraryDocuments(library.root, root / "bert", ModelWriter(lambda: Target("model", engine, BASE)))
+    own.add(operator, "leaflets", [source], embedder, settings_for(embedder), lambda _: None)
+    documents = LibraryDocuments(own.root, root / "bert", ModelWriter(lambda: Target("model", engine, BASE)))
     options: Any = {"reader": "desk", "organization": "clinic", "collections": ["leaflets"]}
     assert "no sentence to choose from" in documents.answer("The mark <pad> ends every line of it.", **options).reason
     source.write_text("The mark <pad> ends every line of it.\n\nThe client pays for the scaffold.\n")
-    library.add(operator, "leaflets", [source], embedder, settings_for(embedder), lambda _: None)
+    own.add(operator, "leaflets", [source], embedder, settings_for(embedder), lambda _: None)
     found = documents.answer("The mark <pad> ends every line of it.", **options)
     assert found.text in (REFUSAL, '"The client pays for the scaffold." [1]') and "could not" not in found.reason
     asyncio.run(engine.close())
