@@ -444,3 +444,19 @@ def test_the_carrier_reads_nothing(world: InquiryWorld) -> None:
         assert world.inquirer(Reader(world)).ask(question, everybody=True).quotes
     assert not any(word in box for box in seen for word in (b"isit", b"crowns", b"care", b"administrator"))
     assert {len(box) for box in seen[::2]} == {len(seen[0])} and {len(box) for box in seen[1::2]} == {len(seen[1])}
+
+
+@pytest.mark.parametrize("key", ["00" * 32, "01" + "00" * 31])
+def test_a_card_that_nothing_can_be_sealed_to_keeps_nobody_from_asking(world: InquiryWorld, key: str) -> None:
+    """A point of small order: any member with a card could have stopped all questions."""
+
+    class Odd(Carrier):
+        def cards(self) -> list[bytes]:
+            builders = world.organizations["builders"]
+            odd = builders.card().model_copy(update={"key": key})
+            return [signed(world.organizations["clinic"].card(), world.organizations["clinic"].identity),
+                    signed(odd, builders.identity)]  # fmt: skip
+
+    found = world.inquirer(Odd(world)).ask("What does a visit cost?", everybody=True)
+    assert {one.organization for one in found.quotes} == {"clinic"}
+    assert "no X25519 key" in found.failures["builders"]

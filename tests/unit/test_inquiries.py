@@ -1,10 +1,12 @@
 """Routing, outlines and their charge, what a relay holds, and forms of quotations."""
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from confide_client.retrieval import outlines
 from confide_client.retrieval.outlines import make_outline
 from confide_server.inquiries import relay as relay_module
 from confide_server.inquiries.relay import BUSY, LATE, NOT_LISTENING, InquiryRelay
+from confide_server.rag.inquiring import told
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +133,25 @@ def test_a_version_is_charged_once(world: InquiryWorld) -> None:
     clinic.library.add(clinic.caller, "leaflets", [more], embedder(), None, lambda _: None)
     other, charged, lines = make(world)
     assert other != first and charged and lines == 8
+
+
+def test_an_outline_is_told_while_the_policy_opens_what_it_speaks_of(world: InquiryWorld) -> None:
+    clinic = world.organizations["clinic"]
+
+    def told(policy: str, model: Any = None) -> Outline | None:
+        return outlines.told_outline(clinic.folder, parse_policy(policy), model or embedder())
+
+    assert told(CHARGED) is None
+    made, _, _ = make(world)
+    assert told(CHARGED) == made == told(CHARGED.replace('["leaflets"]', '["leaflets", "more"]'))
+    assert told("version = 1\n") is None and told(CHARGED.replace('["leaflets"]', '["more"]')) is None
+    assert told(CHARGED, SimpleNamespace(sha256="0" * 64)) is None
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, 100.5, float("nan"), float("inf")])
+def test_an_epsilon_that_is_none_is_refused(epsilon: float, world: InquiryWorld) -> None:
+    with pytest.raises(StateError, match="an outline's epsilon"):
+        make(world, epsilon=epsilon)
 
 
 def test_beyond_the_budget_nothing_is_made(world: InquiryWorld) -> None:
@@ -330,6 +352,24 @@ def test_an_expired_card_is_not_asked(world: InquiryWorld) -> None:
         asking.ask("What does a visit cost?", nodes=["stranger"])
     with pytest.raises(StateError, match="1 to 2000 characters"):
         asking.ask("  ")
+    with pytest.raises(StateError, match="surrogate"):
+        asking.ask("half \udcff")
+    with pytest.raises(StateError, match="purpose 'Care of!' is no name"):
+        world.inquirer(purpose="Care of!")
+
+
+def test_what_each_node_said_is_told(world: InquiryWorld) -> None:
+    """Also of one that has nothing, and of one that was not asked because others were named."""
+    for one in world.organizations.values():
+        one.policy = one.policy.replace("-1.0", "1.0")
+    found = world.inquirer().ask("What does a visit cost?", everybody=True)
+    assert set(told(found)) == {f"{name}: nothing near enough to the question" for name in ("clinic", "builders")}
+    assert list(told(world.inquirer().ask("Cost?", nodes=["clinic"]))) == [
+        "clinic: nothing near enough to the question"
+    ]
+    unquoted = found.answers[0].model_copy(update={"node": "clinic", "found": 2})
+    [said] = told(dataclasses.replace(found, answers=(unquoted,)))
+    assert said == "clinic: 2 passages are near the question, and nothing in them may or can be quoted"
 
 
 def test_quotations_of_all_organizations_are_ranked_by_the_asker(world: InquiryWorld) -> None:

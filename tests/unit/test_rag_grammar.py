@@ -52,6 +52,9 @@ class RandomWriter:
         assert not matcher.is_error(), matcher.get_error()
         return matcher
 
+    def can_write(self, sentence: str) -> bool:
+        return True
+
     def write(self, question: str, passages: Sequence[str], grammar: str) -> str:
         import numpy as np
         import torch
@@ -114,6 +117,9 @@ def test_a_model_of_random_weights_quotes_or_refuses(
 
 class Liar:
     """An engine that does not hold the grammar."""
+
+    def can_write(self, sentence: str) -> bool:
+        return True
 
     def write(self, question: str, passages: Sequence[str], grammar: str) -> str:
         return "A visit is free, trust me. [1]"

@@ -17,6 +17,7 @@ from confide_server.rag.answering import Answerer
 from confide_server.rag.calibrating import by_chance, calibrate
 from confide_server.rag.evaluating import evaluate
 from confide_server.rag.questions import Gold, Question, resolved
+from confide_server.rag.reading_room import ReadingRoom
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -114,6 +115,10 @@ def test_calibration_keeps_it_only_where_it_is_better(tmp_path: Path) -> None:
             reranker.sha256 = "ab" * 32
         with pytest.raises(StateError, match="was calibrated with the cross-encoder"):
             Answerer(world.library, embedder(), reranker=reranker).answer("visit", OPERATOR, ["leaflets"])
+        with pytest.raises(StateError, match="was calibrated with the cross-encoder"):
+            ReadingRoom(world.library.root, embedder().folder).search(OPERATOR, "leaflets", "visit")
+    room = ReadingRoom(world.library.root, embedder().folder, folder)
+    assert room.search(OPERATOR, "leaflets", "visit").ranking.found, "the console names it too"
     figures = evaluate(
         collection, searcher, embedder(), asked, OPERATOR, world.library.root, reranker=knowing
     ).figures  # fmt: skip

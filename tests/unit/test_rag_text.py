@@ -10,7 +10,7 @@ from confide.rag.documents import Content, encoded, parsed_structure
 from confide.rag.injection import suspicion
 from confide.rag.lexical import LexicalIndex, words
 from confide.rag.parsing.blocks import Block
-from confide.rag.sentences import sentence_spans
+from confide.rag.sentences import sentence_spans, word_count
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +66,32 @@ def test_sentences_are_trimmed_pieces_in_order(text: str) -> None:
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert all(text[a:b] == text[a:b].strip() != "" for a, b in spans)
     assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("It costs forty crowns.", 4, 4),
+        ("诊所每次就诊收费四十克朗。", 4, 8),
+        ("免费。", 0, 1),
+        ("यात्रा की फीस", 3, 3),
+        ("nai\u0308ve cafe\u0301", 2, 2),
+        ("ค่าธรรมเนียม", 2, 8),
+        ("", 0, 0),
+    ],
+)
+def test_words_are_counted_in_every_script(text: str, least: int, most: int) -> None:
+    assert least <= word_count(text) <= most
+
+
+def test_sentences_end_in_every_script() -> None:
+    for text, sentences in (
+        ("كم رسوم الزيارة؟ أربعون كرونة.", 2),
+        ("फीस चालीस है। बच्चे नहीं देते॥", 2),
+        ("他说「免费。」儿童免费。", 2),
+        ("یہ کلینک ہے۔ فیس چالیس ہے۔", 2),
+    ):
+        assert len(list(sentence_spans(text, 0, len(text)))) == sentences, text
 
 
 def test_headings_stand_above_what_follows_them() -> None:

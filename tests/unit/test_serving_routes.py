@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from confide.errors import PolicyRefusal
+from confide.errors import PolicyRefusal, StateError
 from confide.models.answering import answer, load_answering
 from confide.text import paragraph
 from confide_server.serving.access import Caller, OpenAccess
@@ -219,6 +219,8 @@ class Leaflets:
     """Documents of one organization: the text of one leaflet. (The real ones are in confide_server.rag.)"""
 
     def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
+        if question == "damaged":
+            raise StateError("/srv/library/catalogue.json is damaged")
         if (organization, set(collections)) != ("clinic", {"leaflets"}):
             raise PolicyRefusal("not there")
         cited = {"start_index": 0, "end_index": 13, "title": "fees", "url": "confide:clinic/leaflets/1#char=0,9"}
@@ -257,6 +259,20 @@ def test_answers_from_documents_have_citations_for_readers_only(base: Path) -> N
         assert len(set(refusals)) == 1, "what is there is not told"
         with pytest.raises(openai.BadRequestError, match="no ORGANIZATION/COLLECTION"):
             ask("leaflets")
+        with pytest.raises(openai.BadRequestError, match="collections: List should have at least 1 item"):
+            ask()  # left to the model, the answer would be words of no document
+        with pytest.raises(openai.NotFoundError, match="is not there, or this key"):
+            ask(f"clinic/{'x' * 64}")
+        with pytest.raises(openai.BadRequestError, match="stop out"):
+            ask("clinic/leaflets", stop=["euros"])
+        spoken = [*QUESTION, {"role": "assistant", "content": "Nine euros."}]
+        with pytest.raises(openai.BadRequestError, match="the last message is the question"):
+            body = {"collections": ["clinic/leaflets"]}
+            client.chat.completions.create(model="wall", messages=spoken, extra_body=body)
+        with pytest.raises(openai.InternalServerError, match="cannot be read now") as down:
+            damaged: Any = [{"role": "user", "content": "damaged"}]
+            client.chat.completions.create(model="wall", messages=damaged, extra_body=body)
+        assert down.value.status_code == 503 and "/srv" not in str(down.value)
     asyncio.run(engine.close())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from confide.errors import PolicyRefusal, StateError
+from confide.errors import ConfideError, PolicyRefusal, StateError
 from confide.secrecy import private_files, private_process
 from confide.state_option import StateFirst
 from confide.text import line, log_to_stderr
@@ -70,7 +70,9 @@ def add(
 
 @app.command(name="list", cls=StateFirst)
 def list_(
-    folder: Folder, collection: Annotated[str, typer.Argument(help="the collection; without it, all are named")] = ""
+    folder: Folder,
+    collection: Annotated[str, typer.Argument(help="the collection; without it, all are named")] = "",
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="passages that are kept back, and why")] = False,
 ) -> None:
     """Name collections, or a collection's documents in every state."""
     _, library, caller = _opened(folder)
@@ -81,6 +83,8 @@ def list_(
     for one in library.documents(caller, collection):
         day = time.strftime("%Y-%m-%d", time.gmtime(one.added))
         _say(f"{one.id}  {one.state.value:9} v{one.version} {day} {one.passages:6} passages  {one.source}")
+        for kept in one.quarantined if quarantine else ():
+            _say(f"    passage {kept.ordinal}: {kept.reason}")
 
 
 @app.command(cls=StateFirst)
@@ -132,7 +136,7 @@ def serve(folder: Folder, embedder: Model) -> None:
     from confide_client.retrieval.finding import Finder
     from confide_client.retrieval.listening import Listener
     from confide_client.retrieval.log import NAME, InquiryLog
-    from confide_client.retrieval.outlines import load_outline
+    from confide_client.retrieval.outlines import told_outline
 
     state, library, caller = _opened(folder)
     if load_policy(state.policy).retrieval is None:
@@ -154,8 +158,11 @@ def serve(folder: Folder, embedder: Model) -> None:
     )
 
     def told() -> Any:
-        stored = load_outline(state.root)
-        return None if stored is None else stored.outline
+        try:
+            policy = load_policy(state.policy)
+        except ConfideError:  # an unclear policy allows nothing; the desk says so
+            return None
+        return told_outline(state.root, policy, model)
 
     listener = Listener(state.member, desk, model, told, proxy=state.settings.proxy, said=_say)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -61,15 +61,16 @@ class Finder:
         return Findings(len(best), tuple(chosen))
 
     def _quoted(self, collection: Collection, picked: Sequence[Quote], rules: Retrieval) -> list[Quotation]:
-        _, citations = cited(collection, picked)
+        try:
+            _, citations = cited(collection, picked)
+            for citation in citations:
+                verify_citation(citation, self._caller, self._library.root)
+        except CitationError as error:
+            raise InquiryRefused(
+                Refusal.QUOTE_NOT_VERIFIED, "a passage was found whose words could not be verified; ask again"
+            ) from error
         made = []
         for citation, quote in zip(citations, picked, strict=True):
-            try:
-                verify_citation(citation, self._caller, self._library.root)
-            except CitationError as error:
-                raise InquiryRefused(
-                    Refusal.QUOTE_NOT_VERIFIED, "a passage was found whose words could not be verified; ask again"
-                ) from error
             personal = _personal(quote, collection) if rules.personal_data != "keep" else []
             if not (personal and rules.personal_data == "refuse"):
                 headings = [_masked(one, collection, rules) for one in citation.headings[-16:]]

@@ -18,7 +18,7 @@ from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import PolicyRefusal, StateError
 from confide.files import write_atomic
-from confide.inquiries.documents import Outline
+from confide.inquiries.documents import MOST_EPSILON, Outline
 from confide.inquiries.outline import cost, noised
 from confide.privacy.filter import Budget
 from confide.privacy.ledger import Ledger
@@ -42,11 +42,16 @@ DATA = "rag-index"
 
 
 class StoredOutline(StoredDocument):
-    """version: of the documents and settings that it was made of; run: under which the ledger was charged."""
+    """version: of the documents and settings that it was made of; run: under which the ledger was charged.
+
+    collections, embedder: what it speaks of, and whose embeddings those are.
+    """
 
     version: Sha256
     run: str
     outline: Outline
+    collections: tuple[str, ...] = ()
+    embedder: str = ""
 
 
 def make_outline(
@@ -56,6 +61,8 @@ def make_outline(
 
     Raises PolicyRefusal, BUDGET_EXHAUSTED, LedgerError or StateError; then nothing was spent.
     """
+    if not 0 < epsilon <= MOST_EPSILON:
+        raise StateError(f"an outline's epsilon is above 0 and at most {MOST_EPSILON:g}; got {epsilon:g}")
     rules, budget = _allowed(policy)
     collections = [library.opened(caller, name)[0] for name in rules.collections]
     for collection in collections:
@@ -80,6 +87,19 @@ def make_outline(
 def load_outline(folder: Path) -> StoredOutline | None:
     """The newest that was charged. Raises StateError when damaged."""
     return _load(folder / NAME)
+
+
+def told_outline(folder: Path, policy: Policy, embedder: Embedder) -> Outline | None:
+    """The newest that was charged, if the policy still opens each collection that it speaks of; None else.
+
+    Raises StateError when damaged. Of another embedder it would lead askers astray, and is not told either.
+    """
+    stored = load_outline(folder)
+    opened = () if policy.retrieval is None else policy.retrieval.collections
+    # "": made before it was kept.
+    if stored is None or stored.embedder not in ("", embedder.sha256) or not set(stored.collections) <= set(opened):
+        return None
+    return stored.outline
 
 
 def _allowed(policy: Policy) -> tuple[Retrieval, Budget]:
@@ -124,7 +144,10 @@ def _pending(
         ledger.release(left.run)
     units = {str(number): _units(one) for number, one in enumerate(collections)}
     outline = noised(units, epsilon=epsilon, delta=budget.delta, random=SecureRandom())
-    made = StoredOutline(version=version, run=secrets.token_hex(16), outline=outline)
+    made = StoredOutline(
+        version=version, run=secrets.token_hex(16), outline=outline,
+        collections=tuple(one.name.collection for one in collections), embedder=collections[0].settings.embedder.sha256,
+    )  # fmt: skip
     write_atomic(folder / PENDING, canonical.encode(made.model_dump(mode="json")))
     return made
 

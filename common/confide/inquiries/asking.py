@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from confide.errors import ConfideError, StateError
+from confide.errors import ConfideError, StateError, TransportError
 from confide.identity.keys import SigningKey
 from confide.identity.roster import Roster
 from confide.inquiries.checking import NODES, checked
@@ -30,6 +30,7 @@ from confide.inquiries.documents import (
 )
 from confide.inquiries.routing import chosen, known_of
 from confide.inquiries.sealed import BoxKey, seal
+from confide.rag.access import checked_name
 from confide.rag.embedder import Embedder
 from confide.transport.inquiries import InquiryClient
 
@@ -88,7 +89,11 @@ class Inquirer:
         quotes: int = 3,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """roster: the newest. quotes: wanted of each node; 0 asks for counts only. clock: replaced in tests only."""
+        """roster: the newest. quotes: wanted of each node; 0 asks for counts only. clock: replaced in tests only.
+
+        Raises StateError for a purpose that no policy can name.
+        """
+        checked_name(purpose, "purpose")
         self._name, self._identity, self._roster, self._client = name, identity, roster, client
         self._embedder, self._purpose, self._quotes, self._clock = embedder, purpose, quotes, clock
 
@@ -115,19 +120,34 @@ class Inquirer:
         question = " ".join(question.split())
         if not 1 <= len(question) <= MOST_QUESTION_CHARS:
             raise StateError(f"a question has 1 to {MOST_QUESTION_CHARS} characters; this one has {len(question)}")
+        if any("\ud800" <= char <= "\udfff" for char in question):
+            raise StateError("the question holds half of a surrogate pair; write it as UTF-8")
         cards = self.cards()
         if missing := set(nodes) - set(cards):
             raise StateError(f"{', '.join(sorted(missing))} answers no questions now; without --node others are asked")
         if not cards:
             raise StateError("no node answers questions: none runs `confide node rag serve`, or its card has ended")
         asked = list(nodes) or (sorted(cards) if everybody else self._routed(question, cards, margin))
-        sent = {node: self._inquiry(question, cards[node], deadline_s) for node in asked}
-        return self._collected(question, sent, tuple(sorted(set(cards) - set(asked))), deadline_s)
+        skipped = () if nodes else tuple(sorted(set(cards) - set(asked)))
+        sent, failures = self._sealed(question, {node: cards[node] for node in asked}, deadline_s)
+        return self._collected(question, sent, failures, skipped, deadline_s)
 
     def _routed(self, question: str, cards: dict[str, IndexCard], margin: float | None) -> list[str]:
         known = {n: known_of(card, self._embedder.sha256, self._embedder.dimension) for n, card in cards.items()}
         [vector] = self._embedder.embed([question])
         return chosen(vector.astype(float), known, margin=margin)
+
+    def _sealed(
+        self, question: str, cards: dict[str, IndexCard], deadline_s: int
+    ) -> tuple[dict[str, _Sent], dict[str, str]]:
+        """(an inquiry a node, why there is none): one member's odd card keeps nobody from asking the others."""
+        sent, failures = {}, {}
+        for node, card in cards.items():
+            try:
+                sent[node] = self._inquiry(question, card, deadline_s)
+            except TransportError as error:
+                failures[node] = f"{error.code}: {error}"
+        return sent, failures
 
     def _inquiry(self, question: str, card: IndexCard, deadline_s: int) -> _Sent:
         key, now = BoxKey(), int(self._clock())
@@ -139,11 +159,14 @@ class Inquirer:
         box = seal(data, bytes.fromhex(card.key), info_of_inquiry(card.node), step=INQUIRY_STEP)
         return _Sent(inquiry, data, key, box)
 
-    def _collected(self, question: str, sent: dict[str, _Sent], skipped: tuple[str, ...], deadline_s: int) -> Outcome:
+    def _collected(
+        self, question: str, sent: dict[str, _Sent], unsent: dict[str, str], skipped: tuple[str, ...], deadline_s: int
+    ) -> Outcome:
         answers: list[Answer] = []
         kept: dict[str, bytes] = {}
         failures, received = dict.fromkeys(sent, "LATE"), 0
-        for node, box, failure in self._client.inquire({n: one.box for n, one in sent.items()}, deadline_s=deadline_s):
+        boxes = {node: one.box for node, one in sent.items()}
+        for node, box, failure in self._client.inquire(boxes, deadline_s=deadline_s) if boxes else ():
             if node not in failures:
                 continue  # not asked, or answered before: the first answer counts
             received += len(box)
@@ -155,7 +178,7 @@ class Inquirer:
                     del failures[node]
                 except ConfideError as error:
                     failures[node] = f"{error.code}: {error}"
-        out = sum(len(one.box) for one in sent.values())
+        out, failures = sum(map(len, boxes.values())), {**failures, **unsent}
         return Outcome(self._ranked(question, answers), tuple(answers), kept, failures, skipped, out, received)
 
     def _opened(self, box: bytes, sent: _Sent) -> tuple[Answer, bytes]:

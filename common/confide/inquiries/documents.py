@@ -26,6 +26,8 @@ MOST_VALID_S = 600
 MOST_CARD_S = 86_400
 MOST_DIMENSION = 4096
 MOST_CENTROIDS = 16
+MOST_EPSILON = 100.0
+"""Of an outline."""
 
 ASKERS = frozenset({Role.ADMINISTRATOR, Role.OPERATOR, Role.NODE, Role.COORDINATOR})
 """Roles that may ask at all; which members of them do, each node's policy says."""
@@ -52,7 +54,7 @@ class Centroid(StoredDocument):
 class Outline(StoredDocument):
     """What a node tells of its documents, and what it was charged for that in its own ledger (once a version)."""
 
-    epsilon: Annotated[float, Field(gt=0, le=100)]
+    epsilon: Annotated[float, Field(gt=0, le=MOST_EPSILON)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
     centroids: tuple[Centroid, ...] = Field(max_length=MOST_CENTROIDS)

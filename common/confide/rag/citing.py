@@ -8,7 +8,7 @@ from confide.rag.verifying import Citation, rendered
 
 
 def cited(collection: Collection, quotes: Sequence[Quote]) -> tuple[str, list[Citation]]:
-    """The answer that these quotations make."""
+    """The answer that these quotations make. Raises CitationError as `rendered` does."""
     texts = [collection.content(one.found.passage.document).text[one.start : one.stop] for one in quotes]
     text, places = rendered(texts)
     citations = []

@@ -141,7 +141,7 @@ def risk_coverage(scores: Array, correct: Array) -> tuple[Array, Array, Array]:
 
 
 def threshold_for(scores: Array, correct: Array, most_risk: float | None) -> float:
-    """The lowest threshold at which at most that share of answers is wrong; above all scores where none is.
+    """The lowest threshold at which at most that share of these answers is wrong; above all scores where none is.
 
     most_risk None: where as many right answers pass and as many others are held back as possible (Youden 1950).
     """

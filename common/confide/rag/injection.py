@@ -11,6 +11,7 @@ True
 """
 
 import re
+import unicodedata
 
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (
@@ -28,7 +29,11 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
         "gives a model a role",
         r"\b(?:act|behave|respond|pretend)\b[^.\n]{0,20}\bas (?:if you|an? (?:ai|assistant|unrestricted))",
     ),
-    ("marks a turn of a conversation", r"<\|?(?:im_start|im_end|system|assistant|endoftext)\|?>|\[/?INST\]|<</?SYS>>"),
+    (
+        "marks a turn of a conversation",
+        r"<\|?(?:im_start|im_end|system|assistant|endoftext)\|?>|<\|[\w▁-]{1,40}\|>|</?(?:start|end)_of_turn>"
+        r"|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>",
+    ),
     (
         "marks a turn of a conversation",
         r"(?:^|\n)\s*#{2,}\s*(?:system|instruction|assistant|new instructions?)\s*:?\s*(?:\n|$)",
@@ -58,10 +63,13 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
         r"\b(?:system prompt|your instructions|api key|password)s?\b",
     ),
 )
+_BROKEN_LINE = re.compile(r"(?<!\n)\n(?!\n)")
 _COMPILED = tuple((reason, re.compile(pattern, re.IGNORECASE)) for reason, pattern in _PATTERNS)
 
 
 def suspicion(text: str) -> str | None:
     """Why the text reads like an instruction to a machine; None where it does not."""
-    flat = re.sub(r"[ \t]+", " ", text)
+    flat = re.sub(r"[ \t]+", " ", unicodedata.normalize("NFKC", text))
+    # Also as one line, where an instruction is broken into several; an empty line stays.
+    flat = f"{flat}\n\n{_BROKEN_LINE.sub(' ', flat)}"
     return next((reason for reason, pattern in _COMPILED if pattern.search(flat)), None)

@@ -17,6 +17,7 @@ from confide.rag.access import Caller, CollectionName, allow
 from confide.rag.catalogue import Catalogue, Document
 from confide.rag.collection import Collection, split_passage_name
 from confide.rag.documents import Content
+from confide.rag.injection import suspicion
 from confide.rag.lexical import LexicalIndex
 
 DEFAULT_WEIGHT = 0.1
@@ -269,7 +270,7 @@ def _top(columns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
 
 
 def passage_of(collection: CollectionName, document: Document, content: Content, ordinal: int) -> Passage:
-    """A passage as it is shown."""
+    """A passage as it is shown. Headings that read like an instruction are left out: their own passage is kept back."""
     span = content.passages[ordinal]
     first = content.marks_of(span)[0]
     return Passage(
@@ -279,7 +280,7 @@ def passage_of(collection: CollectionName, document: Document, content: Content,
         start=span.start,
         stop=span.stop,
         text=content.text[span.start : span.stop],
-        headings=content.heading_of(span),
+        headings=tuple(title for title in content.heading_of(span) if suspicion(title) is None),
         page=first.page,
         record=first.record,
     )

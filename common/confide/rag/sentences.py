@@ -6,14 +6,19 @@
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
-_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+|\n\n|\n(?=\s*[-*•])")
+_END = re.compile(r"[.!?…؟۔।॥]+[\"'”’)\]]*(?=\s)|[。！？]+[」』”’）]*|\n\n|\n(?=\s*[-*•])")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[\"'“‘])(?:dr|mr|mrs|ms|prof|st|no|nr|art|vs|cf|ca|approx|fig|figs|eq|sec|ch|vol|pp|p|ed|eds|inc|ltd|co|jr|"
     r"sr|al|e\.g|i\.e|z\.b|d\.h|u\.a|bzw|usw|etc|[a-z])\.$",
     re.IGNORECASE,
 )
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Han: written without spaces between words."""
 _MOST_CHARS = 1200
 """Of one sentence: a table or a list without ends is cut at a space."""
 
@@ -52,8 +57,12 @@ def _trimmed(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def word_count(text: str) -> int:
-    """Runs of letters and digits."""
-    return sum(1 for _ in re.finditer(r"\w+", text))
+    """Runs of letters and digits; of scripts without spaces between words, every second character."""
+    if text.isascii():
+        return sum(1 for _ in re.finditer(r"\w+", text))
+    letters = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
+    unspaced = sum(1 for _ in _UNSPACED.finditer(letters))
+    return unspaced // 2 + sum(1 for _ in re.finditer(r"\w+", _UNSPACED.sub(" ", letters)))
 
 
 def long_enough(spans: Iterable[tuple[int, int]], text: str, words: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
 from confide.rag.retrieval import Found
 from confide.rag.sentences import long_enough, sentence_spans
+from confide.rag.verifying import ends_itself
 
 FEWEST_WORDS = 4
 _MOST_SENTENCES = 64
@@ -62,7 +63,10 @@ class Sentence:
 
 
 def sentences_of(collection: Collection, found: Sequence[Found]) -> list[Sentence]:
-    """Of these passages, passage by passage in reading order, at most _MOST_SENTENCES. Headings are none."""
+    """Of these passages, passage by passage in reading order, at most _MOST_SENTENCES. Headings are none.
+
+    Nor is what could not be quoted without seeming to be two quotations.
+    """
     places: list[Sentence] = []
     for one in found:
         content = collection.content(one.passage.document)
@@ -70,7 +74,8 @@ def sentences_of(collection: Collection, found: Sequence[Found]) -> list[Sentenc
             if not mark.level:
                 start, stop = max(mark.start, one.passage.start), min(mark.stop, one.passage.stop)
                 spans = long_enough(sentence_spans(content.text, start, stop), content.text, FEWEST_WORDS)
-                places += [Sentence(one, a, b, content.text[a:b]) for a, b in spans]
+                texts = [(a, b, content.text[a:b]) for a, b in spans]
+                places += [Sentence(one, a, b, text) for a, b, text in texts if not ends_itself(text)]
     return places[:_MOST_SENTENCES]
 
 

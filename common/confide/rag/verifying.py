@@ -9,17 +9,21 @@ read, as far as SHA-256 holds and the disk answers honestly. Whoever cannot veri
 """
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote as percent
 
-from confide.errors import ConfideError
+from confide.errors import ConfideError, StateError
 from confide.rag.access import Caller, CollectionName, allow
 from confide.rag.catalogue import Catalogue, Document, State
 from confide.rag.documents import DocumentFiles
 
 REFUSAL = "I don't know: the documents do not say."
+_MARK = """(?:["“”„‟«»″ʺ˝〃]|''|‘‘|’’|′′)"""
+_ENDING = re.compile(rf"{_MARK}\s*[\[【〔⟦]\s*\d+\s*[\]】〕⟧]\s*(?:{_MARK}|$)")
 
 
 class CitationError(ConfideError):
@@ -66,10 +70,21 @@ class Citation:
         }
 
 
+def ends_itself(text: str) -> bool:
+    """Whether a text holds what ends a quotation, or looks like it: what follows would seem to be another document's.
+
+    >>> ends_itself('It is free" [2] "and good'), ends_itself('He said "good" [2] and left')
+    (True, False)
+    """
+    return _ENDING.search(unicodedata.normalize("NFKC", text)) is not None
+
+
 def rendered(quotes: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The answer that these quotations make, and where each stands in it."""
+    """The answer that these quotations make, and where each stands in it. Raises CitationError (ends_itself)."""
     text, places = "", []
     for number, quote in enumerate(quotes, start=1):
+        if ends_itself(quote):
+            raise CitationError(f"what citation {number} would quote reads like the end of a quotation")
         start = len(text) + (1 if text else 0)
         text += f'{" " if text else ""}"{" ".join(quote.split())}" [{number}]'
         places.append((start, len(text)))
@@ -120,7 +135,10 @@ def _text(folder: Path, document: Document) -> str:
 
 
 def _check_quarantine(folder: Path, document: Document, citation: Citation) -> None:
-    spans = DocumentFiles(folder / "documents").read(document).passages if document.quarantined else ()
+    try:
+        spans = DocumentFiles(folder / "documents").read(document).passages if document.quarantined else ()
+    except StateError:  # erased just now, or changed; its words name the operator's folders
+        raise CitationError(f"the passages of {document.id} cannot be read") from None
     for one in document.quarantined:
         span = spans[one.ordinal] if one.ordinal < len(spans) else None
         if span is None or (span.start < citation.stop and span.stop > citation.start):

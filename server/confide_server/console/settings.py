@@ -33,6 +33,8 @@ class KnowledgeSettings(Document):
     """The folder of all collections."""
     embedder: Text
     """The model folder that embedded them."""
+    reranker: Text = ""
+    """The cross-encoder's folder, for collections that were calibrated with one."""
     organization: Annotated[str, Field(max_length=64)] = ""
     """Whose collections people of the consortium itself see; empty: none. An organization's people see their own."""
 

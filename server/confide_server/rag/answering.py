@@ -8,6 +8,7 @@ Guarantee: a text that comes out of `answer` consists of verified quotations (ve
 An instruction in a document can be quoted like any other sentence; it cannot make the answer say anything else.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from confide_server.rag.grammar import Writer, answer_grammar, chosen
 
+log = logging.getLogger(__name__)
 LOOKED_AT = 5
 """Passages whose sentences are looked at."""
 RANKED = 20
@@ -94,15 +96,14 @@ class Answerer:
         """From the collection whose gate is surest; every named collection must be the caller's."""
         question = checked_question(question)
         with self._lock:
-            best: tuple[float, float, Seen] | None = None
+            found: list[tuple[float, float, Seen]] = []
             for name in dict.fromkeys(collections):
                 seen, calibration = self._seen(question, caller, name)
-                confidence, threshold = confidence_of(seen, calibration)
-                if best is None or confidence - threshold > best[0] - best[1]:
-                    best = (confidence, threshold, seen)
-            if best is None:
+                found.append((*confidence_of(seen, calibration), seen))
+            if not found:
                 return _abstained("no collection was named", None)
-            return self._decided(caller, *best)
+            # Where nothing can be quoted the gate's number means nothing.
+            return self._decided(caller, *max(found, key=lambda one: (bool(one[2].sentences), one[0] - one[1])))
 
     def _seen(self, question: str, caller: Caller, name: str) -> tuple[Seen, Calibration]:
         collection, searcher = self._library.opened(caller, name)
@@ -123,14 +124,16 @@ class Answerer:
                 return _abstained("the model found no sentence that answers", confidence)
             text, citations = cited(seen.collection, quotes)
             verify_answer(text, citations, caller, self._library.root)
-        except CitationError as error:
+        except CitationError as error:  # erased just now, or a text was changed on disk: the operator should know
+            log.warning("a quotation from %s is not given: %s", seen.collection.name, error)
             return _abstained(f"what was found could not be verified: {error}", confidence)
         return Answer(text, tuple(citations), False, "", confidence)
 
     def _quotes(self, seen: Seen) -> list[Quote]:
         if self._writer is None:
             return pick(seen.sentences, seen.ranking.found, most=self._most_quotes)
-        nearest = sorted(seen.sentences, key=lambda one: -one.cosine)[:CHOICES]
+        writable = [one for one in seen.sentences if self._writer.can_write(one.text)]
+        nearest = sorted(writable, key=lambda one: -one.cosine)[:CHOICES]
         passages = list(dict.fromkeys(one.found.passage.name for one in nearest))
         choices = [(1 + passages.index(one.found.passage.name), one.text) for one in nearest]
         texts = {one.found.passage.name: one.found.passage.text for one in nearest}

@@ -192,7 +192,7 @@ def calibrate(
     embedder: Model = None,
     library: Root = _ROOT,
     most_risk: Annotated[
-        float | None, typer.Option(help="Of answers, how many may be wrong. Default: a balance.", min=0.0, max=1.0)
+        float | None, typer.Option(help="Share of wrong answers aimed at. Default: a balance.", min=0.0, max=1.0)
     ] = None,
     reranker: CrossEncoder = None,
 ) -> None:
@@ -247,14 +247,13 @@ def evaluate(
     reads = _reranker(reranker)
     found = evaluating.evaluate(target, searcher, _embedder(embedder), asked, caller, opened.root, reranker=reads)
     for part, table in found.figures["retrieval"].items():
-        said = ", ".join(
-            f"{name} {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for name, one in table.items()
-        )
-        _say(f"{part:7} {said}")
+        _say(f"{part:7} {', '.join(f'{name} {_shown(one)}' for name, one in table.items())}")
     for name, value in found.figures["answers"].items():
         _say(f"{name}: {_shown(value)}")
+    for name, seconds in found.figures["latency_s"].items():
+        _say(f"{name}: {seconds['median'] * 1000:.0f} ms, one question in twenty over {seconds['p95'] * 1000:.0f} ms")
     if out is not None:
-        write_atomic(out, (json.dumps(found.figures, indent=2) + "\n").encode(), mode=0o644)
+        write_atomic(out, (json.dumps(found.figures, indent=2, allow_nan=False) + "\n").encode(), mode=0o644)
     if plot is not None:
         evaluating.plot(found, plot)
 

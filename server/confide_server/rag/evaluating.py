@@ -129,10 +129,10 @@ def _retrieval(
     return table
 
 
-def with_interval(values: NDArray[np.float64], rng: np.random.Generator) -> dict[str, float]:
-    """Mean and 95 % percentile bootstrap."""
+def with_interval(values: NDArray[np.float64], rng: np.random.Generator) -> dict[str, float] | None:
+    """Mean and 95 % percentile bootstrap. None, in JSON null, where there is nothing to measure."""
     if not len(values):
-        return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}
+        return None
     means = values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
@@ -177,14 +177,15 @@ def _asked(one: Asked, seen: Seen, calibration: Calibration, caller: Caller, roo
     gold = one.passages if whole else frozenset()
     confidence, threshold = confidence_of(seen, calibration)
     quotes = pick(seen.sentences, seen.ranking.found)
-    text, citations = cited(seen.collection, quotes)
-    verified = True
+    said, verified = "", True
     try:
+        text, citations = cited(seen.collection, quotes)
+        said = " ".join(citation.quote for citation in citations)
         verify_answer(text, citations, caller, root)
     except CitationError:
         verified = False
     right = bool(quotes) and quotes[0].found.passage.name in gold
-    f1 = token_f1(text, one.question.answer) if one.question.answer and whole else None
+    f1 = token_f1(said, one.question.answer) if one.question.answer and whole else None
     return _Asked(whole, bool(gold), confidence, confidence >= threshold and bool(quotes), right, verified, f1)
 
 
@@ -259,6 +260,8 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5, 3.5))
     for place, part in enumerate(table):
         one = table[part]["recall_at_5"]
+        if one is None:  # no question names where its answer stands
+            continue
         axes.bar(place, one["mean"], color="#8fb3d9")
         axes.errorbar(
             place, one["mean"], [[one["mean"] - one["low"]], [one["high"] - one["mean"]]], color="black", capsize=4

@@ -21,6 +21,9 @@ Choice = tuple[int, str]
 class Writer(Protocol):
     """A language model that writes under a grammar. Passages are data: they never enter a system prompt."""
 
+    def can_write(self, sentence: str) -> bool:
+        """Whether it could choose this sentence at all: another one would spoil the choice of any."""
+
     def write(self, question: str, passages: Sequence[str], grammar: str) -> str:
         """What it wrote. Raises ConfideError when the engine is down."""
 

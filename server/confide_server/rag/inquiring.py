@@ -23,6 +23,11 @@ def told(found: Outcome) -> Iterator[str]:
             yield f"{answer.node}: {answer.found} passages are near the question; it gives no quotations"
         elif answer.outcome == "refused":
             yield f"{answer.node}: refused, {line(answer.code, 64)}: {answer.reason}"
+        elif not answer.found:
+            yield f"{answer.node}: nothing near enough to the question"
+        elif not answer.quotes:
+            near = f"{answer.found} passages are near the question"
+            yield f"{answer.node}: {near}, and nothing in them may or can be quoted"
     for node, why in sorted(found.failures.items()):
         yield f"{node}: no answer that could be believed: {why}"
     if found.skipped:

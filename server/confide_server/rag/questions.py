@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from confide.documents import StoredDocument
 from confide.errors import DataError
@@ -79,7 +79,7 @@ def read_questions(path: Path) -> list[Question]:
 
 def _parsed(line: bytes, number: int, what: str) -> Question:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=_once)
         if isinstance(fields, dict):
             fields.setdefault("id", str(number))
         question = Question.model_validate_json(json.dumps(fields))
@@ -89,12 +89,26 @@ def _parsed(line: bytes, number: int, what: str) -> Question:
         raise DataError(
             f"{what} line {number}: {place or 'the line'}: {first['msg']}; docs/formats.md says how"
         ) from None
+    except DataError as error:
+        raise DataError(f"{what} line {number}: {error}") from None
     except (ValueError, RecursionError):
         raise DataError(f"{what} line {number} is not JSON; each line holds one question") from None
+    if not question.question.strip():
+        raise DataError(f"{what} line {number}: question: it holds nothing but white space")
     for gold in question.gold:
         if bool(gold.record) == bool(gold.quote):
             raise DataError(f"{what} line {number}: a place of gold needs a record or a quote, and not both")
+        if gold.quote and not normalised(gold.quote).strip():
+            raise DataError(f"{what} line {number}: a quote of white space stands everywhere; write words")
     return question
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each field of which was written once: of two the later would count in silence."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise DataError("a field is written twice")
+    return made
 
 
 def resolved(collection: Collection, questions: Sequence[Question]) -> list[Asked]:

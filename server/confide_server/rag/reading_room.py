@@ -22,6 +22,7 @@ from confide.rag.access import Caller
 from confide.rag.catalogue import Document, State
 from confide.rag.embedder import Embedder
 from confide.rag.library import Library
+from confide.rag.reranker import Reranker
 from confide.rag.retrieval import Ranking
 
 from confide_server.rag.answering import Answer, Answerer
@@ -84,11 +85,12 @@ class Knowledge(Protocol):
 class ReadingRoom:
     """Implements Knowledge over a library on this machine."""
 
-    def __init__(self, library: Path, embedder: Path) -> None:
-        """Raises ModelError when `embedder` holds no model."""
+    def __init__(self, library: Path, embedder: Path, reranker: Path | None = None) -> None:
+        """Raises ModelError when `embedder` or `reranker` holds no such model."""
         self._library = Library(library)
         self._embedder = Embedder(embedder)
-        self._answerer = Answerer(self._library, self._embedder)
+        reads = None if reranker is None else Reranker(reranker)
+        self._answerer = Answerer(self._library, self._embedder, reranker=reads)
         self._lock = threading.Lock()
 
     def shelves(self, caller: Caller) -> Sequence[Shelf]:

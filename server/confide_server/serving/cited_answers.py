@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from confide.errors import StateError
+from confide.errors import DataError, StateError
 from confide.rag.access import Caller
 from confide.rag.embedder import Embedder
-from confide.rag.library import Library
+from confide.rag.library import Library, checked_question
 from confide.rag.reranker import Reranker
 
 from confide_server.rag.answering import Answerer, QueryPort
@@ -21,6 +21,8 @@ from confide_server.serving.documents import Cited
 from confide_server.serving.port import Generation
 
 _MOST_TOKENS = 512
+_AROUND = 16
+"""Tokens of a quotation's marks and number, at most."""
 
 
 class LibraryDocuments:
@@ -37,7 +39,14 @@ class LibraryDocuments:
         self._answers: QueryPort = Answerer(Library(library), Embedder(embedder), writer=writer, reranker=reads)
 
     def answer(self, question: str, *, reader: str, organization: str, collections: Collection[str]) -> Cited:
-        """Quotations that were verified, or word for word the refusal. Raises AccessRefused, StateError."""
+        """Quotations that were verified, or word for word the refusal.
+
+        Raises DataError for a question that is none, AccessRefused, StateError.
+        """
+        try:
+            question = checked_question(question)
+        except StateError as error:  # the reader's own mistake, and no state of this server's
+            raise DataError(str(error)) from None
         caller = Caller(name=reader, organization=organization, collections=frozenset(collections))
         found = self._answers.answer(question, caller, sorted(collections))
         annotations = tuple(one.annotation() for one in found.citations)
@@ -50,17 +59,38 @@ class ModelWriter:
     def __init__(self, target: Callable[[], Target | None]) -> None:
         self._target = target
 
+    def can_write(self, sentence: str) -> bool:
+        """Not one that holds a mark of its tokenizer's, at which the grammar stops, nor one too long to be ended."""
+        target = self._target()
+        if target is None:
+            return True  # `write` says so
+        prompts = target.engine.prompts
+        return prompts.plain(sentence) == sentence and len(prompts.text(sentence)) <= _MOST_TOKENS - _AROUND
+
     def write(self, question: str, passages: Sequence[str], grammar: str) -> str:
-        """A text of the grammar. Raises StateError where the alias stands for nothing, and what the engine raises."""
+        """A text of the grammar. Raises StateError where the alias stands for nothing, and what the engine raises.
+
+        Passages that the model has no room for are left out, from the last on; their sentences stay in the grammar.
+        """
         target = self._target()
         if target is None:
             raise StateError("the model that is to choose quotations is not served; see --library-model")
-        numbered = "\n\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, 1))
-        asked = f"{numbered}\n\nQuote the sentence that answers this question, with its number.\n{question}"
-        prompt = target.engine.prompts.chat([{"role": "user", "content": asked}])
+        prompt = _prompt(target, question, passages)
+        for kept in range(len(passages) - 1, 0, -1):
+            if len(prompt) + _MOST_TOKENS <= target.engine.context:
+                break
+            prompt = _prompt(target, question, passages[:kept])
         most = min(_MOST_TOKENS, target.engine.context - len(prompt))
         wanted = Generation(prompt=prompt, adapter=target.adapter, max_tokens=max(1, most), grammar=grammar)
         return asyncio.run(_whole(target, wanted))
+
+
+def _prompt(target: Target, question: str, passages: Sequence[str]) -> tuple[int, ...]:
+    """All in the user's turn, which no passage can leave."""
+    prompts = target.engine.prompts
+    numbered = "\n\n".join(f"[{number}] {prompts.plain(passage)}" for number, passage in enumerate(passages, 1))
+    asked = f"{numbered}\n\nQuote the sentence that answers this question, with its number.\n{question}"
+    return prompts.chat([{"role": "user", "content": asked}])
 
 
 async def _whole(target: Target, wanted: Generation) -> str:

@@ -106,6 +106,9 @@ class Prompts(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
 
+    def plain(self, text: str) -> str:
+        """Somebody else's text in which nothing is a mark of the tokenizer's: in a turn it can only be words."""
+
 
 class Engine(Protocol):
     """A base model with adapters by hash."""

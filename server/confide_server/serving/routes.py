@@ -2,11 +2,12 @@
 may reach."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from confide.errors import PolicyRefusal
+from confide.errors import PolicyRefusal, StateError
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,12 +17,13 @@ from confide_server.serving.accounting import Account, Desk, accounted
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import AskedDocuments, Cited, no_collection, readable
 from confide_server.serving.encoding import encoded
-from confide_server.serving.failures import DENIED, Refused
+from confide_server.serving.failures import DENIED, SERVER, Refused
 from confide_server.serving.http import EventStream, read_body, unless_gone
 from confide_server.serving.port import BASE, Delta, Embedder, Generation
 from confide_server.serving.texts import ChatForm, TextForm, TextRequest, answered, too_slow
 from confide_server.serving.wire import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, parsed
 
+log = logging.getLogger(__name__)
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 _CITED = 1024
 """Tokens that an answer out of documents stays below: it is a few quotations."""
@@ -74,7 +76,7 @@ class Routes:
         asked = parsed(ChatRequest, await read_body(request, self.body_bytes))
         target = self._target(caller, asked.model)
         messages = [message.plain() for message in asked.messages]
-        if asked.collections:
+        if asked.collections is not None:
             return await self._from_documents(request, caller, target, asked, messages[-1]["content"])
         chars = sum(len(message["content"]) for message in messages)
         ids = await encoded(target.engine.prompts.chat, messages, chars)
@@ -139,10 +141,11 @@ class Routes:
         documents = self.documents
         if documents is None:
             raise no_collection(names[0])
-        if (asked.n or 1) != 1 or asked.logprobs or asked.response_format is not None:
-            raise Refused(
-                400, "collections: such an answer is one text of quotations; leave n, logprobs and response_format out"
-            )
+        if (asked.n or 1) != 1 or asked.logprobs or asked.response_format is not None or asked.stops:
+            said = "such an answer is one text of whole quotations; leave n, logprobs, response_format and stop out"
+            raise Refused(400, f"collections: {said}")
+        if asked.messages[-1].role != "user":
+            raise Refused(400, "collections: the last message is the question, and the user's", param="messages")
         base, adapter = target.engine.base_sha256, target.adapter
         read = await _length(target, question)
         kept = question if self.desk.access.keeps_text else None
@@ -155,6 +158,12 @@ class Routes:
             except PolicyRefusal:
                 account.read = 0
                 raise no_collection(names[0]) from None
+            except StateError as error:  # its words are for the operator, and name folders of this machine
+                log.error("documents of %s: %s", organization, error)
+                raise Refused(
+                    503, "these documents cannot be read now; the log of this server says why", kind=SERVER,
+                    code="documents_unavailable", retry_after_s=30.0,
+                ) from None  # fmt: skip
             account.written, account.text = await _length(target, found.text), found.text
         head, usage = replies.Head("chat", asked.model, target.fingerprint), replies.usage(read, account.written)
         if asked.stream:

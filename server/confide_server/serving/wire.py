@@ -19,6 +19,8 @@ Text = Annotated[str, Field(max_length=1 << 22)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20, fail_fast=True)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Collection = Annotated[str, Field(min_length=1, max_length=129)]
+"""ORGANIZATION/COLLECTION, 64 characters each."""
 Neutral = Annotated[float, Field(ge=0, le=0)]
 
 
@@ -139,8 +141,9 @@ class ChatRequest(Sampling):
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    collections: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=16)] | None = None
-    """Confide's own: answer from these collections of documents, with citations."""
+    collections: Annotated[list[Collection], Field(min_length=1, max_length=16)] | None = None
+    """Confide's own: answer from these collections of documents, with citations. An empty list is refused: left to the
+    model, the answer would be words of no document."""
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatRequest":

@@ -174,6 +174,9 @@ class _Instant:
     def decode(self, ids: Sequence[int]) -> str:
         return ""
 
+    def plain(self, text: str) -> str:
+        return text
+
     async def check(self) -> None: ...
 
     def together(self, longest: int) -> int:

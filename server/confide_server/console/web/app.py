@@ -86,7 +86,8 @@ def _reading_room(settings: KnowledgeSettings | None) -> "ReadingRoom | None":
         return None
     from confide_server.rag.reading_room import ReadingRoom
 
-    return ReadingRoom(Path(settings.library), Path(settings.embedder))
+    reranker = Path(settings.reranker) if settings.reranker else None
+    return ReadingRoom(Path(settings.library), Path(settings.embedder), reranker)
 
 
 class Console:

@@ -8,6 +8,7 @@ written, and leave it when they end or nobody waits for them any more. Answers u
 """
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -71,6 +72,18 @@ class LocalPrompts:
         """The text of token ids, special tokens left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def plain(self, text: str) -> str:
+        """The text with a space in what the tokenizer would take for a mark: it can neither end a turn nor open one."""
+        for mark in self._marks:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
+    @functools.cached_property
+    def _marks(self) -> list[str]:
+        """Longest first. Added words and runs of spaces are no marks."""
+        added = {one.content for one in self._tokenizer.added_tokens_decoder.values()}
+        return sorted((one for one in added if len(one) > 2 and one.strip() and not one.isalnum()), key=len)[::-1]
 
 
 @dataclass
