@@ -39,6 +39,8 @@ class Endpoint:
     ca: Path | None = None
     citations: list[Citation] = field(default_factory=list)
     """Of the last answer."""
+    prose: str = ""
+    """What the endpoint's model says of them in its own words. Nobody verified it."""
 
     def models(self) -> list[str]:
         """The names that the key may use. Raises TransportError."""
@@ -56,7 +58,7 @@ class Endpoint:
         collections: Sequence[str] = (),
     ) -> Iterator[str]:
         """Pieces of the answer. Raises TransportError with what the endpoint said."""
-        self.citations = []
+        self.citations, self.prose = [], ""
         asked: dict[str, Any] = {
             "model": model,
             "messages": list(messages),
@@ -79,6 +81,8 @@ class Endpoint:
                 continue
             if isinstance(delta.get("content"), str):
                 yield delta["content"]
+            if isinstance(delta.get("unverified_prose"), str):
+                self.prose = delta["unverified_prose"]
             for note in _list(delta.get("annotations")):
                 cited = note.get("url_citation") if isinstance(note, dict) else None
                 if isinstance(cited, dict):

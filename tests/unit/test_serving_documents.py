@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -14,14 +15,16 @@ from confide.rag.embedder import Embedder
 from confide.rag.library import Library, settings_for
 from confide.rag.verifying import REFUSAL
 from confide_client.commands.chat import chat
+from confide_server.serving import cited_answers
+from confide_server.serving.access import OpenAccess
 from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
-from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter
+from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter, ProseWriter
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, LocalPrompts
 from confide_server.serving.keyed_access import KeyedAccess
-from confide_server.serving.port import BASE, Delta, Generation
-from confide_server.serving.process import open_database
+from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Overloaded
+from confide_server.serving.process import Serving, open_database
 from confide_server.state import serving_requests
 from confide_server.state.database import Database
 from confide_server.state.serving_keys import KeyTerms, add_key
@@ -188,3 +191,101 @@ def test_documents_answer_their_readers_only(url: str, root: Path, library: Libr
     fresh = add_key(database, KeyTerms(name="clinic desk", collections=("clinic/leaflets",)))
     message, _ = ask(url, fresh, "clinic/leaflets")
     assert "scaffold" not in message.content and not message.annotations
+
+
+# --- a model's own words beside an answer
+
+
+class Words:
+    """An engine's place in a target; writes words of its own, or breaks."""
+
+    context = 4096
+
+    def __init__(self, folder: Path, said: str | Exception) -> None:
+        make_tokenizer(folder)
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        self.prompts, self.said = LocalPrompts(load_tokenizer(folder)), said
+        self.base_sha256, self.prompt = "0" * 64, ""
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
+        self.prompt = self.prompts.decode(generation.prompt)
+        if isinstance(self.said, Exception):
+            raise self.said
+        if not self.said:
+            await asyncio.sleep(60)
+        yield Delta(self.said, 3, (), "stop")
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Library:
+    """A library of this test's own: others erase."""
+    embedder, opened = Embedder(tiny_bert(tmp_path / "bert", head=False)), Library(tmp_path / "library")
+    source = tmp_path / "fees.md"
+    source.write_text(TEXT)
+    opened.add(Caller.operator("clinic"), "leaflets", [source], embedder, settings_for(embedder), lambda _: None)
+    return opened
+
+
+def _with(told: Library, engine: Any) -> LibraryDocuments:
+    writer = ProseWriter(lambda: Target("model", engine, BASE))
+    return LibraryDocuments(told.root, told.root.parent / "bert", prose=writer)
+
+
+def test_a_models_own_words_stand_beside_the_answer_and_are_called_unverified(told: Library, tmp_path: Path) -> None:
+    words: Any = Words(tmp_path, "Somebody else pays.")
+    catalogue = Catalogue()
+    catalogue.point(Target("model", words, BASE))
+    parts = Parts(catalogue, OpenAccess(), documents=_with(told, words))
+    with served(build_app(parts)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+        body = {"collections": ["clinic/leaflets"]}
+        options: Any = {"model": "model", "messages": QUESTION, "extra_body": body}
+        message = client.chat.completions.create(**options).choices[0].message
+        chunks = [one.choices[0].delta for one in client.chat.completions.create(**options, stream=True)]
+        app = Typer()
+        app.command()(chat)
+        asked = ["--url", f"{url}/v1", "--collection", "clinic/leaflets", "--prompt", QUESTION[0]["content"]]
+        shown = CliRunner().invoke(app, asked).output
+    assert "client pays for the scaffold" in message.content and len(message.annotations) == 1
+    assert "Somebody" not in message.content
+    assert message.model_extra == {"unverified_prose": "Somebody else pays."}
+    assert "".join(one.content or "" for one in chunks) == message.content
+    assert [one.model_extra["unverified_prose"] for one in chunks if "unverified_prose" in one.model_extra] == [
+        "Somebody else pays."
+    ]
+    assert "[1] The client pays for the scaffold." in words.prompt and "Fees" not in words.prompt
+    answer, _, rest = shown.partition("[1] fees.md")
+    assert "Somebody" not in answer and "Unverified, in the model's own words: Somebody else pays." in rest
+
+
+@pytest.mark.parametrize("said", [EngineFailed("it broke"), Overloaded("full", 1.0), ""])
+def test_what_goes_wrong_with_a_models_own_words_never_costs_the_answer(
+    said: str | Exception, told: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cited_answers, "_PROSE_S", 0.1)
+    options: Any = {"reader": "desk", "organization": "clinic", "collections": ["leaflets"]}
+    found = _with(told, Words(tmp_path, said)).answer(QUESTION[0]["content"], **options)
+    assert "client pays for the scaffold" in found.text and not found.abstained and not found.prose
+
+
+def test_a_refusal_has_no_words_beside_it(told: Library, tmp_path: Path) -> None:
+    words: Any = Words(tmp_path, "I know all the same.")
+    documents = _with(told, words)
+    told.erase(Caller.operator("clinic"), "leaflets", "fees.md", lambda _: None)
+    found = documents.answer(QUESTION[0]["content"], reader="desk", organization="clinic", collections=["leaflets"])
+    assert found.abstained and not found.prose and not words.prompt
+
+
+@pytest.mark.parametrize(("asked", "parameters", "writes"), [
+    (None, 135_000_000, False), (None, 1_000_000_000, True), (True, 135_000_000, True), (False, 7_000_000_000, False),
+])  # fmt: skip
+def test_small_models_keep_their_own_words_unless_the_operator_wants_them(
+    asked: bool | None, parameters: int, writes: bool, told: Library
+) -> None:
+    settings: Any = SimpleNamespace(
+        library=told.root, library_embedder=told.root.parent / "bert", library_reranker=None, library_model="model",
+        library_prose=asked,
+    )  # fmt: skip
+    engine = SimpleNamespace(parameters=parameters)
+    serving: Any = SimpleNamespace(settings=settings, engine=engine, catalogue=Catalogue())
+    documents: Any = Serving._documents(serving)
+    assert (documents._prose is not None) is writes

@@ -71,6 +71,8 @@ def _remote(
     max_tokens: int,
     temperature: float,
 ) -> tuple[str, _Answer]:
+    from confide.text import line
+
     from confide_client.endpoint import Endpoint
 
     try:
@@ -87,6 +89,8 @@ def _remote(
         yield from endpoint.answer(chosen, messages, **options)  # type: ignore[arg-type]  # by name
         for number, cited in enumerate(endpoint.citations, 1):
             typer.echo(f"\n[{number}] {cited.title} {cited.url}", nl=False)
+        if endpoint.prose:
+            typer.echo(f"\nUnverified, in the model's own words: {line(endpoint.prose, 2000)}", nl=False)
 
     return f"{chosen} at {url}", ask
 

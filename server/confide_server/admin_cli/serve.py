@@ -73,6 +73,13 @@ def serve(
     library_model: Annotated[
         str, typer.Option(help="The alias that chooses what is quoted; default: the embedder. For models above 1B.")
     ] = "",
+    library_prose: Annotated[
+        bool | None,
+        typer.Option(
+            "--library-prose/--no-library-prose",
+            help="That model also says in its own words what is quoted: apart, and unverified. Default: from 1B on.",
+        ),
+    ] = None,
     upstream: Annotated[str, typer.Option(help="URL of a vLLM server that computes, instead of this process.")] = "",
     upstream_key_file: Annotated[Path | None, typer.Option(help="File with the upstream's key.")] = None,
     keep_text: Annotated[
@@ -112,6 +119,7 @@ def serve(
         library_embedder=library_embedder,
         library_reranker=library_reranker,
         library_model=library_model,
+        library_prose=library_prose,
         bind=bind,
         port=port,
         hosts=tuple(host or ()),

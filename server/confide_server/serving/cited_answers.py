@@ -1,14 +1,16 @@
 """Answers from an organization's documents, by confide_server.rag, as the endpoint asks for them.
 
 The embedder chooses what is quoted, or a served model does (`ModelWriter`): under a grammar that admits the sentences
-that were found and the refusal, and nothing else, so that no word of the answer is the model's own.
+that were found and the refusal, and nothing else, so that no word of the answer is the model's own. What a model says
+of the quotations in its own words (`ProseWriter`) is never part of the answer: it stands beside it, unverified.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from confide.errors import DataError, StateError
+from confide.errors import ConfideError, DataError, StateError
 from confide.rag.access import Caller
 from confide.rag.embedder import Embedder
 from confide.rag.library import Library, checked_question
@@ -20,21 +22,31 @@ from confide_server.serving.catalogue import Target
 from confide_server.serving.documents import Cited
 from confide_server.serving.port import Generation
 
+log = logging.getLogger(__name__)
 _MOST_TOKENS = 512
 _AROUND = 16
 """Tokens of a quotation's marks and number, at most."""
+_MOST_PROSE, _PROSE_S = 160, 30.0
+"""Tokens, and how long an answer that is ready waits for them."""
 
 
 class LibraryDocuments:
     """The library of all collections on this machine. The reader is checked there again, before and after retrieval."""
 
     def __init__(
-        self, library: Path, embedder: Path, writer: Writer | None = None, reranker: Path | None = None
+        self,
+        library: Path,
+        embedder: Path,
+        writer: Writer | None = None,
+        reranker: Path | None = None,
+        prose: "ProseWriter | None" = None,
     ) -> None:
         """Raises ModelError when `embedder` or `reranker` holds no such model.
 
         writer: chooses what is quoted, in the embedder's place. reranker: of collections that were calibrated with it.
+        prose: says in a model's own words, beside an answer, what its quotations say.
         """
+        self._prose = prose
         reads = None if reranker is None else Reranker(reranker)
         self._answers: QueryPort = Answerer(Library(library), Embedder(embedder), writer=writer, reranker=reads)
 
@@ -50,7 +62,9 @@ class LibraryDocuments:
         caller = Caller(name=reader, organization=organization, collections=frozenset(collections))
         found = self._answers.answer(question, caller, sorted(collections))
         annotations = tuple(one.annotation() for one in found.citations)
-        return Cited(found.text, annotations, found.abstained, found.reason)
+        quotes = [one.quote for one in found.citations]
+        prose = self._prose.write(question, quotes) if self._prose is not None and quotes else ""
+        return Cited(found.text, annotations, found.abstained, found.reason, prose)
 
 
 class ModelWriter:
@@ -85,12 +99,42 @@ class ModelWriter:
         return asyncio.run(_whole(target, wanted))
 
 
-def _prompt(target: Target, question: str, passages: Sequence[str]) -> tuple[int, ...]:
+class ProseWriter:
+    """A served model that says in its own words what verified quotations say. Nobody verifies that.
+
+    Guarantee: it reads the question and these quotations alone, and nothing that goes wrong with it costs the answer.
+    """
+
+    def __init__(self, target: Callable[[], Target | None]) -> None:
+        self._target = target
+
+    def write(self, question: str, quotes: Sequence[str]) -> str:
+        """ "" where there is no such model now, no room or no time for it. Blocks; not for the event loop."""
+        target = self._target()
+        if target is None:
+            return ""
+        prompt = _prompt(target, question, quotes, "Answer this question in one or two sentences, from the text above.")
+        most = min(_MOST_PROSE, target.engine.context - len(prompt))
+        if most < 1:
+            return ""
+        wanted = Generation(prompt=prompt, adapter=target.adapter, max_tokens=most)
+        try:
+            return asyncio.run(asyncio.wait_for(_whole(target, wanted), _PROSE_S)).strip()
+        except (ConfideError, TimeoutError) as error:
+            log.warning("an answer goes without a model's own words: %s", str(error) or f"{_PROSE_S:.0f} s were over")
+            return ""
+
+
+def _prompt(
+    target: Target,
+    question: str,
+    passages: Sequence[str],
+    task: str = "Quote the sentence that answers this question, with its number.",
+) -> tuple[int, ...]:
     """All in the user's turn, which no passage can leave."""
     prompts = target.engine.prompts
     numbered = "\n\n".join(f"[{number}] {prompts.plain(passage)}" for number, passage in enumerate(passages, 1))
-    asked = f"{numbered}\n\nQuote the sentence that answers this question, with its number.\n{question}"
-    return prompts.chat([{"role": "user", "content": asked}])
+    return prompts.chat([{"role": "user", "content": f"{numbered}\n\n{task}\n{question}"}])
 
 
 async def _whole(target: Target, wanted: Generation) -> str:

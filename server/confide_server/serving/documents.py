@@ -16,12 +16,16 @@ _THREADS, _MOST_WAITING = 2, 64
 
 @dataclass(frozen=True)
 class Cited:
-    """annotations: OpenAI's url_citation, with indices into the text. abstained: the documents do not say, and why."""
+    """annotations: OpenAI's url_citation, with indices into the text. abstained: the documents do not say, and why.
+
+    prose: what a model says of the quotations in its own words; nobody verified it, and it is no part of the text.
+    """
 
     text: str
     annotations: Sequence[dict[str, Any]] = field(default_factory=tuple)
     abstained: bool = False
     reason: str = ""
+    prose: str = ""
 
 
 class Documents(Protocol):

@@ -122,6 +122,10 @@ class Engine(Protocol):
         """Most tokens of prompt and answer together."""
 
     @property
+    def parameters(self) -> int:
+        """Of the base model; 0 where its weights are elsewhere."""
+
+    @property
     def prompts(self) -> Prompts:
         """How text becomes tokens here."""
 

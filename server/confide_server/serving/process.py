@@ -45,6 +45,8 @@ RETRY_S = 30.0
 """After so long an alias that could not be made ready is tried again, as when an engine elsewhere was down."""
 KEPT_LOADED = 4
 """Adapters that stay loaded after their last alias was pointed elsewhere."""
+WRITES_WELL = 1_000_000_000
+"""Parameters from which on a model's own words stand beside an answer unless the operator says otherwise."""
 MAX_NAME = 64
 """Of a model, as the records hold it."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -60,6 +62,7 @@ class Settings:
     library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
     library_reranker: folder of the cross-encoder with which collections were calibrated, if any.
     library_model: the alias that chooses what is quoted from them; "": the embedder does.
+    library_prose: whether it also says in its own words, unverified, what is quoted; None: if it writes well.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
     """
@@ -75,6 +78,7 @@ class Settings:
     library_embedder: Path | None = None
     library_reranker: Path | None = None
     library_model: str = ""
+    library_prose: bool | None = None
     bind: str = "127.0.0.1"
     port: int = 8080
     hosts: tuple[str, ...] = ()
@@ -104,6 +108,8 @@ class Settings:
             raise StateError("documents need both, --library and --library-embedder; give the other one too")
         if self.library_model and (self.library is None or self.upstream):
             raise StateError("--library-model chooses among documents (--library), by a model in this process")
+        if self.library_prose and not self.library_model:
+            raise StateError("--library-prose is written by the model that --library-model names; name one")
         for name, option in ((self.base_alias, "--name"), (self.embedder_name, "--embedder-name")):
             if len(name) > MAX_NAME:
                 raise StateError(f"a model's name has at most {MAX_NAME} characters; give {name!r} another by {option}")
@@ -172,11 +178,23 @@ class Serving:
         settings = self.settings
         if settings.library is None or settings.library_embedder is None:
             return None
-        from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter
+        from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter, ProseWriter
 
         chooser = settings.library_model
-        writer = ModelWriter(lambda: self.catalogue.find(chooser)) if chooser else None
-        return LibraryDocuments(settings.library, settings.library_embedder, writer, settings.library_reranker)
+
+        def target() -> Target | None:
+            return self.catalogue.find(chooser)
+
+        wanted = settings.library_prose
+        if wanted is None:
+            wanted = bool(chooser) and self.engine.parameters >= WRITES_WELL
+        return LibraryDocuments(
+            settings.library,
+            settings.library_embedder,
+            ModelWriter(target) if chooser else None,
+            settings.library_reranker,
+            ProseWriter(target) if wanted else None,
+        )
 
     async def refresh(self) -> None:
         """Make the catalogue what the database says. An adapter that does not load leaves its alias as it was."""

@@ -10,6 +10,9 @@ from typing import Any
 
 from confide_server.serving.port import Delta, Finish, TokenLogprob
 
+PROSE = "unverified_prose"
+"""Confide's own field of a message."""
+
 
 @dataclass
 class Choice:
@@ -73,11 +76,13 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     }
 
 
-def chat_choice(choice: Choice, annotations: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """A finished answer of the assistant."""
+def chat_choice(choice: Choice, annotations: Sequence[dict[str, Any]] | None = None, prose: str = "") -> dict[str, Any]:
+    """A finished answer of the assistant. prose: in a model's own words, unverified, beside the answer."""
     message: dict[str, Any] = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
     if annotations is not None:
         message["annotations"] = list(annotations)
+    if prose:
+        message[PROSE] = prose
     return {
         "index": choice.index,
         "message": message,

@@ -164,12 +164,14 @@ class Routes:
                     503, "these documents cannot be read now; the log of this server says why", kind=SERVER,
                     code="documents_unavailable", retry_after_s=30.0,
                 ) from None  # fmt: skip
-            account.written, account.text = await _length(target, found.text), found.text
+            account.text = f"{found.text}\n\n({replies.PROSE}) {found.prose}" if found.prose else found.text
+            account.written = await _length(target, found.text + found.prose)
         head, usage = replies.Head("chat", asked.model, target.fingerprint), replies.usage(read, account.written)
         if asked.stream:
             return EventStream(_cited_chunks(head, found, usage if asked.wants_usage else None))
         choice = replies.Choice(0, [found.text], tokens=account.written, finish="stop")
-        return JSONResponse(head.document(head.whole_kind, [replies.chat_choice(choice, found.annotations)], usage))
+        message = replies.chat_choice(choice, found.annotations, found.prose)
+        return JSONResponse(head.document(head.whole_kind, [message], usage))
 
     async def _caller(self, request: Request) -> Caller:
         address = request.client.host if request.client else ""
@@ -213,6 +215,8 @@ async def _cited_chunks(
     yield head.document(head.chunk_kind, [replies.chat_chunk(0, None)])
     chunk = replies.chat_chunk(0, Delta(found.text, finish="stop"))
     chunk["delta"]["annotations"] = list(found.annotations)
+    if found.prose:
+        chunk["delta"][replies.PROSE] = found.prose
     yield head.document(head.chunk_kind, [chunk])
     if usage is not None:
         yield head.document(head.chunk_kind, [], usage)

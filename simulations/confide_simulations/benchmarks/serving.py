@@ -159,7 +159,7 @@ def _bare(model: Any, prompts: Sequence[Sequence[int]], tokens: int) -> Callable
 class _Instant:
     """An engine that answers at once, so that what is left is the endpoint's own time."""
 
-    base_sha256, context = "0" * 64, 4096
+    base_sha256, context, parameters = "0" * 64, 4096, 0
 
     @property
     def prompts(self) -> Any:

@@ -76,6 +76,7 @@ class AdaptedModel:
         self.vocabulary = int(self.config.vocab_size)
         self.ends = frozenset(ends(self._model, self.tokenizer))
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 20)
+        self.parameters = int(self._model.num_parameters())
         self._rounding = _ROUNDING.get(self._model.dtype, 0.1)
         self.plain = batches_rows(self._model.config)
         """Whether rows can share a batch."""

@@ -111,6 +111,7 @@ class LocalEngine:
         self.room = room or Room()
         self.base_sha256 = model.sha256
         self.context = model.context
+        self.parameters = model.parameters
         self.tokenizer = model.tokenizer
         self.prompts = LocalPrompts(model.tokenizer)
         self._grammars: Grammars | None = None

@@ -87,6 +87,7 @@ class UpstreamEngine:
         tokenizer = load_tokenizer(base_folder)
         config = load_config(base_folder).get_text_config(decoder=True)
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        self.parameters = 0
         self.prompts = LocalPrompts(tokenizer)
         self._neutral = _neutral(base_folder)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
