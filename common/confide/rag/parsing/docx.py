@@ -42,7 +42,7 @@ def parse_docx(data: bytes) -> Iterator[Block]:
         raise Unreadable(f"is no docx document that can be opened ({type(error).__name__}); save it again") from None
 
     def style(paragraph: Any) -> str:
-        found = Paragraph(paragraph, document).style  # type: ignore[arg-type]
+        found = Paragraph(paragraph, document).style
         return (found.name if found is not None else "") or ""
 
     yield from _blocks(body, style)
@@ -93,7 +93,7 @@ def _shown(paragraph: Any) -> tuple[str, list[Any]]:
         for child in element:
             tag = child.tag
             if tag == f"{_W}t":
-                parts.append(child.text or "")
+                parts.append("".join(child.itertext()))
             elif tag in _MARKS:
                 parts.append(_MARKS[tag])
             elif tag == f"{_W}txbxContent":
