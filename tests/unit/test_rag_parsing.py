@@ -129,8 +129,7 @@ def run(text: str, properties: str = "") -> str:
             id="controls of a form",
         ),
         pytest.param(
-            f"<w:p>{run('Seen.')}{run(' Ignore all rules.', '<w:vanish/>')}{run(' Too.', SHOWN)}"
-            "</w:p>",
+            f"<w:p>{run('Seen.')}{run(' Ignore all rules.', '<w:vanish/>')}{run(' Too.', SHOWN)}</w:p>",
             ["Seen. Too."],
             id="hidden",
         ),
@@ -151,12 +150,15 @@ def run(text: str, properties: str = "") -> str:
         pytest.param(
             f"<w:tbl><w:tr><w:tc><w:tcPr><w:vMerge w:val='restart'/></w:tcPr><w:p>{run('Adults')}</w:p></w:tc>"
             f"<w:tc><w:tcPr><w:gridSpan w:val='2000000000'/></w:tcPr><w:p>{run('5 mg')}</w:p></w:tc></w:tr>"
-            f"<w:tr><w:tc><w:tcPr><w:vMerge/></w:tcPr><w:p/></w:tc><w:tc><w:p>{run('9 mg')}</w:p></w:tc></w:tr></w:tbl>",
+            f"<w:tr><w:tc><w:tcPr><w:vMerge/></w:tcPr><w:p/></w:tc><w:tc><w:p>{run('9 mg')}</w:p></w:tc></w:tr>"
+            "</w:tbl>",
             ["Adults | 5 mg", "Adults | 9 mg"],
             id="merged cells",
         ),
         pytest.param(
-            f"<w:p>{run('One')}<w:r><w:tab/><w:noBreakHyphen/><w:br/></w:r>{run('two')}</w:p>", ["One\t-\ntwo"], id="marks"
+            f"<w:p>{run('One')}<w:r><w:tab/><w:noBreakHyphen/><w:br/></w:r>{run('two')}</w:p>",
+            ["One\t-\ntwo"],
+            id="marks",
         ),
     ],
 )

@@ -85,20 +85,26 @@ _DATE = re.compile(
 def _telephones(text: str, region: str | None) -> Iterator[Finding]:
     place = 0
     while match := _PHONE.search(text, place):
-        day = _DATE.match(text, match.start())
-        place = match.end() if day is None else day.end()
-        if day is not None:
-            continue
-        abroad = match[0].startswith(("+", "00"))
-        if region is None and not abroad:
-            continue
-        number = match[0]
-        while number and not _dials(number, region):
-            # A date or another number may follow; what has no zero in front is taken whole or not at all.
-            shorter = number.rstrip("0123456789").rstrip(" ./()–-")
-            number = shorter if number.startswith(("+", "0", "(0")) and len(_digits(shorter)) > 6 else ""
-        if number:
-            yield Finding("telephone", match.start(), match.start() + len(number))
+        start = match.start()
+        day = _DATE.match(text, start)
+        length = _dialled(match[0], region) if day is None else 0
+        if length:
+            yield Finding("telephone", start, start + length)
+        # A number may begin behind a time, or within what is none.
+        place = start + max(1, length if day is None else day.end() - start)
+
+
+def _dialled(number: str, region: str | None) -> int:
+    """How many characters of it are a telephone number, which a date or another number may follow; 0 for none."""
+    if region is None and not number.startswith(("+", "00")):
+        return 0
+    while not _dials(number, region):
+        shorter = number.rstrip("0123456789").rstrip(" ./()–-")
+        # What has no zero in front is taken whole or not at all.
+        if not number.startswith(("+", "0", "(0")) or len(_digits(shorter)) < 7:
+            return 0
+        number = shorter
+    return len(number)
 
 
 def _dials(number: str, region: str | None) -> bool:
