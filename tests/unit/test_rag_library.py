@@ -116,6 +116,54 @@ def test_a_new_version_is_found_and_the_old_one_is_kept_until_erased(tmp_path: P
     assert b"forty crowns" not in left and b"fifty crowns" not in left
 
 
+def test_a_new_version_that_says_what_another_file_says_replaces_the_old_one(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    changed = FEES.replace("forty", "fifty")
+    world.add([world.file("draft.md", changed)])
+    report = world.add([world.file("fees.md", changed)])
+    assert not report.there and "fees.md: 2 passages (version 2 in place of 1)" in world.said
+    assert states(world) == [("fees.md", State.REPLACED), ("draft.md", State.LIVE), ("fees.md", State.LIVE)]
+    # Both at once, whichever comes first.
+    other = World(tmp_path / "other")
+    other.add([other.file("fees.md", FEES)])
+    other.add([other.file("draft.md", changed), other.file("fees.md", changed)])
+    assert "forty" not in " ".join(found(other, "visit crowns"))
+
+
+def test_of_two_files_of_one_name_none_hides_the_other(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    files = [world.file("adults/dose.txt", "Adults take five milligrams."), world.file("children/dose.txt", "Less.")]
+    for _ in range(2):
+        report = world.add([*files, files[0]])
+        [(name, reason)] = report.failed
+        assert name == "dose.txt" and "adults/dose.txt" in reason
+    assert found(world, "dose") == ["Adults take five milligrams."]
+
+
+def test_a_name_that_is_no_text_does_not_stop_the_others(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    report = world.add([world.file("b\udcff.txt", "Hello."), tmp_path, world.file("walls.txt", WALLS)])
+    assert [one.source for one in report.added] == ["walls.txt"]
+    assert ["no UTF-8" in reason or "a folder" in reason for _, reason in report.failed] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"personal_data": "refuse"}, "personal data mask"),
+        ({"region": "DE"}, "region ''"),
+        ({"store": "qdrant+http://localhost:1"}, "store lancedb"),
+    ],
+)
+def test_what_is_fixed_for_a_collection_is_not_ignored(chosen: dict[str, str], said: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    with pytest.raises(StateError, match=f"was made with {said}"):
+        world.add([world.file("walls.txt", WALLS)], **chosen)
+    assert states(world) == [("fees.md", State.LIVE)]
+    world.add([world.file("walls.txt", WALLS)], personal_data="mask", region="", store="lancedb")
+    assert len(states(world)) == 2
+
+
 def test_personal_data_is_masked_before_anything_is_stored(tmp_path: Path) -> None:
     world = World(tmp_path)
     report = world.add([world.file("a.txt", "Write to ann@example.org about the wall of the clinic.")])
@@ -179,6 +227,8 @@ def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:
     assert "was erased" in report.failed[0][1] and found(world, "visit") == []
     assert len(world.add([world.file("fees.md", FEES)], again=True).added) == 1
     assert found(world, "visit")
+    report = world.add([world.file("fees.md", FEES)])
+    assert (report.there, report.failed) == (["fees.md"], [])
 
 
 def test_no_receipt_while_a_piece_is_left(tmp_path: Path) -> None:

@@ -103,6 +103,20 @@ class Collection:
                 "with --embedder, or add the documents to a new collection"
             )
 
+    def check_chosen(self, settings: Settings) -> None:
+        """Raises StateError when something was chosen, not left to its default, that the collection was not made with.
+
+        The embedder aside (check_embedder): whoever says "refuse" must not find out later that it was "keep".
+        """
+        for name in sorted(settings.model_fields_set - {"embedder"}):
+            own, chosen = getattr(self.settings, name), getattr(settings, name)
+            if own != chosen:
+                raise StateError(
+                    f"collection {self.name} was made with {name.replace('_', ' ')} {line(own or repr(own), 80)}, not "
+                    f"{line(chosen or repr(chosen), 80)}, and that stays; leave the option out, or add the documents "
+                    "to a new collection"
+                )
+
     @functools.cached_property
     def store(self) -> PassageStore:
         """Its passages. Raises StoreDown."""

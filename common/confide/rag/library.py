@@ -73,11 +73,17 @@ class Library:
         limits: Limits | None = None,
         again: bool = False,
     ) -> Report:
-        """Add files to a collection. settings: of a collection that is not there yet; None refuses to make one."""
+        """Add files to a collection.
+
+        settings: of a collection that is not there yet; None refuses to make one. Of one that is there, what was chosen
+        must be what it was made with: StateError.
+        """
         name = CollectionName(caller.organization, collection)
         allow(caller, name, "write")
         if settings is None or self._folder(name).joinpath("collection.json").exists():
             target = self._collection(caller, collection)
+            if settings is not None:
+                target.check_chosen(settings)
         else:
             private_folder(self.root)
             target = Collection.create(self._folder(name), name, settings)
@@ -148,9 +154,9 @@ class Library:
 
 
 def settings_for(embedder: Embedder, **chosen: object) -> Settings:
-    """Settings of a new collection with this embedder."""
+    """Settings of a new collection with this embedder; what is None is left to its default."""
     pin = EmbedderPin(name=embedder.name, sha256=embedder.sha256, dimension=embedder.dimension)
-    return Settings.model_validate({"embedder": pin, **chosen})
+    return Settings.model_validate({"embedder": pin, **{k: v for k, v in chosen.items() if v is not None}})
 
 
 def checked_question(question: str) -> str:
