@@ -60,6 +60,9 @@ def test_from_adding_to_a_receipt(tmp_path: Path) -> None:
         (["erase", "leaflets", "no.md"], "holds no document"),
         (["add", "leaflets", "x.md", "--personal-data", "sell"], "use one of mask, refuse, keep"),
         (["add", "other", "x.md", "--store", "chroma"], "is not known"),
+        (["add", "other", "x.md", "--region", "de"], "country 'de' is not known"),
+        (["add", "other", "x.md", "--region", "UK"], "country 'UK' is not known"),
+        (["add", "leaflets", "x.md", "--personal-data", "refuse"], "was made with personal data mask"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from confide.rag.embedder import Embedder
 from confide.rag.erasure import erase
 from confide.rag.ingest import Report, add_files
 from confide.rag.parsing.parent import Limits
+from confide.rag.personal_data import check_region
 from confide.rag.retrieval import Ranking, Searcher
 from confide.text import line
 
@@ -154,7 +155,9 @@ class Library:
 
 
 def settings_for(embedder: Embedder, **chosen: object) -> Settings:
-    """Settings of a new collection with this embedder; what is None is left to its default."""
+    """Settings of a new collection with this embedder; what is None is left to its default. Raises StateError."""
+    if chosen.get("region"):
+        check_region(str(chosen["region"]))
     pin = EmbedderPin(name=embedder.name, sha256=embedder.sha256, dimension=embedder.dimension)
     return Settings.model_validate({"embedder": pin, **{k: v for k, v in chosen.items() if v is not None}})
 

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from confide.errors import StateError
+from confide.text import line
+
 Handling = Literal["mask", "refuse", "keep"]
 HANDLINGS: tuple[Handling, ...] = ("mask", "refuse", "keep")
 
@@ -58,6 +61,16 @@ def masked(text: str, found: Sequence[Finding]) -> str:
 def counts(found: Sequence[Finding]) -> dict[str, int]:
     """How many of each kind, for a report: the values are in no report."""
     return dict(sorted(Counter(one.kind for one in found).items()))
+
+
+def check_region(region: str) -> None:
+    """Raises StateError for a country whose telephone numbers are not known: none would be found, without a word."""
+    import phonenumbers
+
+    if region not in phonenumbers.SUPPORTED_REGIONS:
+        raise StateError(
+            f"the country {line(region, 20)!r} is not known; write two capital letters as DE, FR or GB (ISO 3166)"
+        )
 
 
 def _by_pattern(text: str) -> Iterator[Finding]:
