@@ -14,6 +14,7 @@ from confide.rag.access import AccessRefused, Caller
 from confide.rag.catalogue import Catalogue, State, parsed
 from confide.rag.collection import Collection
 from confide.rag.documents import DocumentFiles
+from confide.rag.embedder import Embedder
 from confide.rag.erasure import read_receipt
 from confide.rag.lexical import LexicalIndex
 from confide.rag.library import Library
@@ -218,6 +219,64 @@ def test_a_document_that_says_the_same_twice_is_erased_too(tmp_path: Path) -> No
     world.add([world.file("a.jsonl", "".join(json.dumps({"id": n, "text": same}) + "\n" for n in range(5)))])
     assert len(world.library.erase(OPERATOR, "leaflets", "a.jsonl", print)) == 1
     assert b"twelve" not in everything_on_disk(world.library.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "a"),
+        ("fees.txt", "fees"),
+        ("of.txt", "live"),
+        ("Opening hours of the ward.txt", "Opening hours of the ward"),
+    ],
+)
+def test_a_document_whose_words_stand_in_every_file_is_erased_too(name: str, text: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file(name, text)])
+    [receipt] = world.library.erase(OPERATOR, "leaflets", name, print)
+    assert states(world)[1] == ("", State.ERASED) and receipt.exists()
+
+
+def test_a_document_whose_numbers_are_anothers_too_is_erased_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All that many a trained encoder sees in a capital letter, an accent or a line break: nothing.
+    monkeypatch.setattr(Embedder, "embed", lambda self, texts: np.ones((len(texts), 32), np.float32) / 32**0.5)
+    world = world_with_fees(tmp_path)
+    text = "The wall of the old house must be dry and thick."
+    world.add([world.file("a.txt", text), world.file("b.txt", text.upper()), world.file("c.txt", text + "\n")])
+    public = world.library.receipt_key().public
+    [receipt] = world.library.erase(OPERATOR, "leaflets", "c.txt", world.said.append)
+    searched = read_receipt(receipt.read_bytes(), public)["searched"]
+    assert (searched["pieces_of_text"], searched["pieces_elsewhere"]) == (0, 1)  # type: ignore[index]
+    assert any(said.startswith("c.txt: 1 of 1 pieces") and "a.txt" in said for said in world.said)
+    [receipt] = world.library.erase(OPERATOR, "leaflets", "a.txt", world.said.append)
+    searched = read_receipt(receipt.read_bytes(), public)["searched"]
+    assert (searched["pieces_of_text"], searched["pieces_of_embeddings"]) == (1, 0)  # type: ignore[index]
+    assert len(found(world, "wall")) == 3 and b"old house" not in everything_on_disk(world.library.root)
+
+
+@pytest.mark.parametrize("damage", ["text", "structure", "no text", "no structure", "neither"])
+def test_a_damaged_document_is_erased_as_its_error_says(damage: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file("walls.txt", WALLS)])
+    collection, _ = world.library.opened(OPERATOR, "leaflets")
+    text, structure = collection.documents.paths(world.library.documents(OPERATOR, "leaflets")[1].id)
+    if damage in {"text", "structure"}:
+        (text if damage == "text" else structure).write_bytes(b"Lime \xff and more lime on the old brick wall")
+    if damage in {"no text", "neither"}:
+        text.unlink()
+    if damage in {"no structure", "neither"}:
+        structure.unlink()
+    # What is beside it can be added and erased, and what comes of it is said.
+    assert world.add([world.file("other.txt", "The other wall is dry.")]).added
+    assert any(str(tmp_path) in said for said in world.said)
+    assert world.library.erase(OPERATOR, "leaflets", "other.txt", print)
+    assert world.library.erase(OPERATOR, "leaflets", "walls.txt", print)
+    left = everything_on_disk(world.library.root)
+    assert b"lime" not in left and b"walls.txt" not in left
+    assert len(found(world, "visit")) == 2
+    assert len(world.add([world.file("walls.txt", WALLS)], again=True).added) == 1
 
 
 def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:

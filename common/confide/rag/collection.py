@@ -190,11 +190,18 @@ class Collection:
         catalogue.write(self.folder / "catalogue.json")
         self._contents.clear()
 
-    def save_lexical(self) -> None:
-        """Make the lexical index of the present generation and store it. Only while writing."""
+    def save_lexical(self, say: Say) -> None:
+        """Make the lexical index of the present generation and store it. Only while writing.
+
+        What was written stays written where a damaged document keeps it from being made; searching says so too.
+        """
         catalogue = self.catalogue()
         if LexicalIndex.load(self.folder / "lexical", catalogue.generation) is None:
-            index = self._built(catalogue)
+            try:
+                index = self._built(catalogue)
+            except StateError as error:
+                say(f"collection {self.name} cannot be searched: {error}")
+                return
             index.save(self.folder / "lexical", catalogue.generation)
             self._lexical = (catalogue.generation, index)
 

@@ -72,7 +72,7 @@ def add_files(
                 group = []
         _store(collection, group, embedder, report, say)
         _forget_replaced(collection)
-        collection.save_lexical()
+        collection.save_lexical(say)
     return report
 
 
