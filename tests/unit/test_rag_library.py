@@ -19,6 +19,7 @@ from confide.rag.erasure import read_receipt
 from confide.rag.lexical import LexicalIndex
 from confide.rag.library import Library
 from confide.rag.retrieval import Ranking, Searcher
+from confide.rag.stores.base import Row, StoreDown
 from confide.rag.stores.lance import LanceStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -394,6 +395,34 @@ def test_a_kill_at_any_step_leaves_before_or_after(kind: str, tmp_path: Path, mo
             assert step > 5
             return
     raise AssertionError("it never got through")
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_store_that_lost_passages_is_named_and_filled_again(
+    left: int, resident: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "RESIDENT_PASSAGES", 10**6 if resident else 0)
+    world = world_with_fees(tmp_path)
+    world.add([world.file("walls.txt", WALLS)])
+    before = found(world, "visit crowns")
+    collection = Collection(world.folder_of(), world.library.collections(OPERATOR)[0])
+    fees = world.library.documents(OPERATOR, "leaflets")[0]
+    names, added, matrix = collection.store.everything()
+    collection.store.remove({fees.id})
+    kept = [place for place, name in enumerate(names) if name.startswith(fees.id)][:left]
+    collection.store.add([Row(names[place], fees.id, added[place], matrix[place]) for place in kept])
+    with pytest.raises(StoreDown, match=r"lacks .* of fees\.md.*add any file"):
+        found(world, "visit crowns")
+    world.add([world.file("walls.txt", WALLS)])
+    assert any("fees.md" in said and "embedded again" in said for said in world.said)
+    assert found(world, "visit crowns") == before
+    (world.folder_of() / "vectors").rename(tmp_path / "gone")
+    with pytest.raises(StoreDown, match="lacks"):
+        found(world, "visit crowns")
+    world.library = Library(world.library.root)
+    assert world.add([world.file("new.txt", "The door is green.")]).added
+    assert set(before) < set(found(world, "visit crowns"))
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import contextlib
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +39,7 @@ from confide.rag.embedder import Embedder
 from confide.rag.lexical import LexicalIndex
 from confide.rag.personal_data import Handling
 from confide.rag.stores import LANCEDB, open_store
-from confide.rag.stores.base import PassageStore
+from confide.rag.stores.base import PassageStore, StoreDown
 from confide.running import hold
 from confide.text import line
 
@@ -145,6 +145,22 @@ class Collection:
             self.store.reload()
             self._store_generation = catalogue.generation
         return self.store
+
+    def lacking(self, catalogue: Catalogue, stored: Mapping[str, int]) -> list[Document]:
+        """Live documents of which the store has not every passage. stored: rows by document."""
+        return [one for one in catalogue.live().values() if stored.get(one.id, 0) != one.passages]
+
+    def check_stored(self, catalogue: Catalogue, stored: Mapping[str, int]) -> None:
+        """Raises StoreDown where passages are missing: a search would not find them, and say nothing."""
+        lacking = self.lacking(catalogue, stored)
+        if lacking:
+            there = sum(stored.get(one.id, 0) for one in lacking)
+            names = ", ".join(line(one.source) for one in lacking[:3])
+            raise StoreDown(
+                f"the store of collection {self.name} lacks {sum(one.passages for one in lacking) - there} passages of "
+                f"{names}{' and others' * (len(lacking) > 3)}; add any file to the collection, one that is there will "
+                "do: what is missing is embedded again from the stored texts"
+            )
 
     def content(self, document: Document) -> Content:
         """A document's text and parts, checked when it was read. Raises StateError."""

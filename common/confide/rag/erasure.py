@@ -110,9 +110,8 @@ def _searched(collection: Collection, document: Document, texts: tuple[Path, Pat
         )
     if needles.elsewhere:
         share = f"{needles.elsewhere} of {needles.elsewhere + len(needles.text)} pieces of its text"
-        say(
-            f"{line(document.source)}: {share} stand in {', '.join(map(line, needles.documents[:3]))} too, and stay there"
-        )
+        where = ", ".join(map(line, needles.documents[:3]))
+        say(f"{line(document.source)}: {share} stand in {where} too, and stay there")
     return sign_document(_receipt(collection, document, needles, before, after), DOMAIN, key)
 
 
@@ -186,8 +185,10 @@ def _piece(text: str) -> bytes:
 def _shared(
     collection: Collection, document: Document, pieces: Iterable[bytes]
 ) -> tuple[frozenset[bytes], tuple[str, ...]]:
-    """Those that stand in another document or a document's name too, where finding them would say nothing about this
-    one; and the names of those documents."""
+    """Those that stand in another document, or in its name: finding them would say nothing about this one.
+
+    And the names of those documents.
+    """
     left, found, documents = set(pieces), set[bytes](), []
     for other in collection.catalogue().documents():
         if other.id != document.id:

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from confide.errors import DataError
+from confide.errors import DataError, StateError
 from confide.rag.canonical_text import CanonicalText, canonical_text
 from confide.rag.catalogue import Document, Quarantined, State
 from confide.rag.chunks import Span, passages
@@ -63,6 +63,7 @@ def add_files(
     collection.check_embedder(embedder)
     report = Report()
     with ParserProcess(limits or Limits()) as parser, collection.writing(say):
+        _embed_lost(collection, embedder, say)
         group: list[_Ready] = []
         for ready in _prepared(collection, files, embedder, parser, report, again):
             group.append(ready)
@@ -218,13 +219,7 @@ def embedded_text(content: Content, ordinal: int) -> str:
 def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, report: Report, say: Say) -> None:
     if not group:
         return
-    texts = [embedded_text(one.content, place) for one in group for place in range(one.document.passages)]
-    vectors = iter(embedder.embed(texts))
-    rows = [
-        Row(passage_name(one.document.id, place), one.document.id, one.document.added, next(vectors))
-        for one in group
-        for place in range(one.document.passages)
-    ]
+    rows = _rows([(one.document, one.content) for one in group], embedder)
     collection.commit(collection.catalogue().with_documents(one.document for one in group))
     for one in group:
         collection.documents.write(one.document.id, one.files)
@@ -238,6 +233,34 @@ def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, 
     report.replaced += len(replaced)
     for document in live:
         say(f"{line(document.source)}: {document.passages} passages" + _remarks(document, old.get(document.source)))
+
+
+def _rows(documents: Sequence[tuple[Document, Content]], embedder: Embedder) -> list[Row]:
+    places = [(document, content, place) for document, content in documents for place in range(document.passages)]
+    vectors = embedder.embed([embedded_text(content, place) for _, content, place in places])
+    return [
+        Row(passage_name(document.id, place), document.id, document.added, vector)
+        for (document, _, place), vector in zip(places, vectors, strict=True)
+    ]
+
+
+def _embed_lost(collection: Collection, embedder: Embedder, say: Say) -> None:
+    """What a store lost (a folder that was not restored, a table that was dropped) is made again from the texts."""
+    catalogue = collection.catalogue()
+    lost = collection.lacking(catalogue, collection.store.counts())
+    if not lost:
+        return
+    collection.store.remove({one.id for one in lost})
+    for document in lost:
+        try:
+            content = collection.documents.read(document)
+        except StateError as error:
+            say(f"{line(document.source)}: its embeddings are lost, and {error}")
+            continue
+        collection.store.add(_rows([(document, content)], embedder))
+        say(f"{line(document.source)}: its passages were missing in the store; they were embedded again")
+    # Readers look again.
+    collection.commit(catalogue.with_documents(()))
 
 
 def _remarks(document: Document, old: Document | None) -> str:
