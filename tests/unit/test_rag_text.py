@@ -1,6 +1,8 @@
 """Canonical text, sentences, passages and personal data: offsets hold, whatever the text."""
 
 import itertools
+import time
+from collections.abc import Sequence
 
 import pytest
 from confide.rag import personal_data
@@ -73,6 +75,35 @@ def test_headings_stand_above_what_follows_them() -> None:
         [Block("A", 1), Block("B", 2), Block("b."), Block("C", 2), Block("c."), Block("D", 1), Block("d.")]
     )
     assert [mark.headings for mark in made.marks if not mark.level] == [("A", "B"), ("A", "C"), ("D",)]
+
+
+def test_records_whose_names_are_masked_alike_stay_apart() -> None:
+    blocks = [Block(f"Text {n}.", record=f"{name}@example.org") for n, name in enumerate(["ann", "bob", "bob", "ann"])]
+    made = canonical_text(blocks, lambda text: personal_data.masked(text, personal_data.findings(text)))
+    assert [mark.record for mark in made.marks] == ["[e-mail]", "[e-mail] 2", "[e-mail] 2", "[e-mail]"]
+    assert len(passages(made, count, most_tokens=60)) == 3  # type: ignore[arg-type]
+
+
+def test_no_text_takes_long_to_normalise() -> None:
+    # Canonical order is found by insertion: the square of a run of marks, in one call that nothing interrupts.
+    began = time.process_time()
+    made = canonical_text([Block("a" + "\u0315\u0300" * 20_000 + "b e\u0301")])
+    assert time.process_time() - began < 1
+    assert made.text.startswith("à") and made.text.endswith("b é") and len(made.text) < 50
+
+
+def test_what_is_one_token_to_a_tokenizer_is_cut_all_the_same() -> None:
+    asked: list[int] = []
+
+    def words_only(texts: Sequence[str]) -> list[int]:
+        asked.extend(map(len, texts))
+        return [len(text.split()) for text in texts]
+
+    # WordPiece makes one token of a word of more than a hundred characters.
+    made = canonical_text([Block("x" * 100_000), Block("A wall. " * 20_000)])
+    found = passages(made, words_only, most_tokens=50)
+    assert max(one.stop - one.start for one in found) <= 2000 and max(asked) <= 2000
+    assert sum(one.stop - one.start for one in found) > 250_000
 
 
 def test_a_hyphen_at_the_end_of_a_line_stays() -> None:
