@@ -40,17 +40,19 @@ def docx(paragraphs: list[tuple[str, str]], table: list[list[str]] | None = None
     return out.getvalue()
 
 
-def pdf(lines: list[str]) -> bytes:
-    """One page in Helvetica, written by hand (ISO 32000-1)."""
-    text = " ".join(f"({line}) Tj T*" for line in lines)
-    stream = f"BT /F1 12 Tf 14 TL 72 720 Td {text} ET"
+def pdf(*pages: list[str]) -> bytes:
+    """Pages in Helvetica, written by hand (ISO 32000-1)."""
+    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         "<</Type/Catalog/Pages 2 0 R>>",
-        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
-        f"<</Length {len(stream)}>>stream\n{stream}\nendstream",
+        f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>",
         "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
     ]
+    for lines in pages:
+        text = " ".join(f"({line}) Tj T*" for line in lines)
+        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {text} ET"
+        own = f"/MediaBox[0 0 612 792]/Contents {len(objects) + 2} 0 R/Resources<</Font<</F1 3 0 R>>>>"
+        objects += [f"<</Type/Page/Parent 2 0 R{own}>>", f"<</Length {len(stream)}>>stream\n{stream}\nendstream"]
     out, places = "%PDF-1.4\n", []
     for number, body in enumerate(objects, start=1):
         places.append(len(out))
@@ -175,6 +177,36 @@ def test_pdf_gives_lines_of_a_page() -> None:
     [block] = parse("pdf", pdf(["A visit costs", "forty crowns."]), MOST)
     assert block.page == 1
     assert block.text.split() == ["A", "visit", "costs", "forty", "crowns."]
+
+
+BODY = ["Wash your hands first.", "Then dry them.", "And wait."]
+
+
+def lines_of(pages: list[list[str]]) -> list[str]:
+    return [line for block in parse("pdf", pdf(*pages), MOST) for line in block.text.splitlines()]
+
+
+def test_a_header_of_a_pdf_is_read_once_and_its_page_numbers_are_not() -> None:
+    romans = ["i", "ii", "iii", "iv"]
+    for number in ([str(n + 7) for n in range(9)], romans + [str(n) for n in range(1, 6)]):
+        pages = [["Never give more than 5 mg", *BODY, f"Rules of 2026, page {one}"] for one in number]
+        found = lines_of(pages)
+        assert found.count("Never give more than 5 mg") == 1 and found.count("And wait.") == 9
+        assert [line for line in found if "Rules" in line] == [f"Rules of 2026, page {number[0]}"]
+        assert not {"2", "9", "iii"} & set(lines_of([[*BODY, "x", one] for one in number]))
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [[f"Drug {drug}", *BODY, f"Total {total}"] for drug, total in (("A", 12), ("B", 40), ("C", 99), ("D", 7))],
+        [[f"Drug {drug}", *BODY, str(total)] for drug, total in (("A", 12), ("B", 40), ("C", 99), ("D", 7))],
+        [[f"Ward {number}"] for number in range(1, 6)],
+        [[f"Step {number}", *BODY[:2]] for number in range(1, 6)],
+    ],
+)
+def test_no_line_of_a_pdf_is_lost_that_only_looks_like_a_footer(pages: list[list[str]]) -> None:
+    assert lines_of(pages) == [line for page in pages for line in page]
 
 
 def test_jsonl_gives_a_record_a_line() -> None:
