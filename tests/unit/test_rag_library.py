@@ -291,6 +291,14 @@ def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:
     assert (report.there, report.failed) == (["fees.md"], [])
 
 
+def test_no_name_is_left_in_what_a_kill_left_of_the_catalogue(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    half = world.folder_of() / ".catalogue.json.x1y2"
+    half.write_bytes((world.folder_of() / "catalogue.json").read_bytes())
+    world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+    assert not half.exists() and b"fees.md" not in everything_on_disk(world.library.root)
+
+
 def test_no_receipt_while_a_piece_is_left(tmp_path: Path) -> None:
     world = world_with_fees(tmp_path)
     (world.folder_of() / "forgotten.bak").write_text("once: A visit costs forty crowns. Children pay nothing at all.")

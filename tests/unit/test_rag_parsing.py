@@ -75,6 +75,21 @@ def test_markdown_gives_headings_items_tables_and_code() -> None:
     ]
 
 
+def test_markup_in_markdown_is_read_as_a_page_shows_it() -> None:
+    text = (
+        "Before.\n\n<table><tr><td>Adults</td><td>5 mg</td></tr></table>\n\n<details><summary>More</summary>\nIn it.\n"
+        "</details>\n\n<div hidden>\nnot this\n</div>\n\n<!-- nor\nthis -->\n\n<script>\nno\n</script>\n\n"
+        "After <b>all</b>."
+    )
+    assert blocks("markdown", text) == [
+        (0, "Before."),
+        (0, "Adults | 5 mg"),
+        (0, "More"),
+        (0, "In it."),
+        (0, "After all."),
+    ]
+
+
 def test_html_gives_what_a_reader_sees() -> None:
     page = (
         "<html><head><title>t</title><style>p{}</style></head><body><nav>menu</nav><h2>Fees</h2>"

@@ -232,7 +232,8 @@ class Collection:
                 say(f"{line(one.source)}: adding it was cut off; it was taken back. Add it again")
             self.commit(catalogue.with_documents((), without=[one.id for one in cut]))
         known = {one.id for one in self.catalogue().documents()}
-        for stray in self.documents.strays(known):
+        # A catalogue that was not finished names documents too.
+        for stray in [*self.documents.strays(known), *self.folder.glob(".catalogue.json.*")]:
             stray.unlink(missing_ok=True)
         for erasing in self.catalogue().documents(State.ERASING):
             say(f"{line(erasing.source)}: erasing it was cut off; run `confide rag erase` again to finish it")
