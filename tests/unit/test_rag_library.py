@@ -440,6 +440,25 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         world.add([world.file("walls.txt", WALLS)])
 
 
+def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    (world.folder_of() / "lock").unlink()
+    (world.folder_of() / "lock").mkdir()
+    with pytest.raises(StateError, match="lock cannot be opened"):
+        world.add([world.file("walls.txt", WALLS)])
+    (world.folder_of() / "lock").rmdir()
+    # The words' index is made anew where it cannot be kept: what was added is there, and that is said.
+    for path in (world.folder_of() / "lexical").iterdir():
+        path.unlink()
+    (world.folder_of() / "lexical").rmdir()
+    (world.folder_of() / "lexical").write_text("")
+    assert world.add([world.file("walls.txt", WALLS)]).added
+    assert any("could not be stored" in said for said in world.said) and len(found(world, "wall")) == 4
+    world.library = Library(world.file("a file", "x") / "library")
+    with pytest.raises(StateError, match="cannot be made"):
+        world.add([world.file("walls.txt", WALLS)])
+
+
 def test_a_reader_sees_what_another_process_did(tmp_path: Path) -> None:
     world = world_with_fees(tmp_path)
     reader = Library(world.library.root)

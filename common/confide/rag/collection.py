@@ -29,7 +29,7 @@ from pydantic import Field, ValidationError
 
 from confide import canonical
 from confide.documents import StoredDocument
-from confide.errors import StateError
+from confide.errors import RetryableError, StateError
 from confide.files import private_folder, write_atomic
 from confide.rag.access import CollectionName
 from confide.rag.catalogue import Catalogue, Document, Sha256, State
@@ -194,7 +194,13 @@ class Collection:
         Raises StateError while another process holds it.
         """
         refusal = f"collection {self.name} is being changed by another process; wait for it"
-        descriptor = hold(self.folder / "lock", refusal)
+        try:
+            descriptor = hold(self.folder / "lock", refusal)
+        except OSError as error:
+            raise StateError(
+                f"{self.folder / 'lock'} cannot be opened ({error.strerror}): nothing can be changed here. Make the disk "
+                "writable, or run this as the folder's owner"
+            ) from error
         try:
             self._recover(say)
             yield
@@ -218,7 +224,12 @@ class Collection:
             except StateError as error:
                 say(f"collection {self.name} cannot be searched: {error}")
                 return
-            index.save(self.folder / "lexical", catalogue.generation)
+            try:
+                index.save(self.folder / "lexical", catalogue.generation)
+            except (OSError, RetryableError) as error:
+                say(
+                    f"collection {self.name}: its words' index could not be stored and is made at each search ({error})"
+                )
             self._lexical = (catalogue.generation, index)
 
     def _recover(self, say: Say) -> None:

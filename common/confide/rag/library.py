@@ -86,8 +86,13 @@ class Library:
             if settings is not None:
                 target.check_chosen(settings)
         else:
-            private_folder(self.root)
-            target = Collection.create(self._folder(name), name, settings)
+            try:
+                private_folder(self.root)
+                target = Collection.create(self._folder(name), name, settings)
+            except OSError as error:
+                raise StateError(
+                    f"{self._folder(name)} cannot be made ({error.strerror}); name a folder with --library that is yours"
+                ) from error
         return add_files(target, files, embedder, say, limits=limits, again=again)
 
     def erase(self, caller: Caller, collection: str, which: str, say: Say) -> list[Path]:
