@@ -198,7 +198,7 @@ class Collection:
             descriptor = hold(self.folder / "lock", refusal)
         except OSError as error:
             raise StateError(
-                f"{self.folder / 'lock'} cannot be opened ({error.strerror}): nothing can be changed here. Make the disk "
+                f"{self.folder / 'lock'} cannot be opened ({error.strerror}): nothing can be changed. Make the disk "
                 "writable, or run this as the folder's owner"
             ) from error
         try:

@@ -91,7 +91,7 @@ class Library:
                 target = Collection.create(self._folder(name), name, settings)
             except OSError as error:
                 raise StateError(
-                    f"{self._folder(name)} cannot be made ({error.strerror}); name a folder with --library that is yours"
+                    f"{self._folder(name)} cannot be made ({error.strerror}); name another folder with --library"
                 ) from error
         return add_files(target, files, embedder, say, limits=limits, again=again)
 
