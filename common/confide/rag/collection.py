@@ -148,7 +148,7 @@ class Collection:
 
     def lacking(self, catalogue: Catalogue, stored: Mapping[str, int]) -> list[Document]:
         """Live documents of which the store has not every passage. stored: rows by document."""
-        return [one for one in catalogue.live().values() if stored.get(one.id, 0) != one.passages]
+        return [one for one in catalogue.live().values() if stored.get(one.id, 0) < one.passages]
 
     def check_stored(self, catalogue: Catalogue, stored: Mapping[str, int]) -> None:
         """Raises StoreDown where passages are missing: a search would not find them, and say nothing."""
