@@ -297,14 +297,19 @@ def receipt(
     from confide.rag.library import Library
 
     try:
+        if not key and not (library / "receipt-key.pem").exists():
+            raise StateError(
+                f"{library} has no key of receipts; name the library with --library, or the key with --key"
+            )
         public = bytes.fromhex(key) if key else Library(library).receipt_key().public
         data = file.read_bytes()
     except ValueError:
         raise IdentityError("--key is no hex; it has 64 digits") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    content = read_receipt(data, public)
     _say(f"signed by {public.hex()}")
-    typer.echo(json.dumps(read_receipt(data, public), indent=2, ensure_ascii=True))
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=True))
 
 
 @app.command()
