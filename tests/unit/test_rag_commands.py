@@ -46,6 +46,12 @@ def test_from_adding_to_a_receipt(tmp_path: Path) -> None:
     receipt = erased.output.strip().partition("receipt: ")[2]
     checked = RUNNER.invoke(app, ["receipt", receipt, "--library", str(tmp_path / "library")])
     assert checked.exit_code == 0 and '"found_after": 0' in checked.output
+    forged = tmp_path / "forged.json"
+    forged.write_bytes(Path(receipt).read_bytes().replace(b"clinic", b"clinik"))
+    refused = RUNNER.invoke(app, ["receipt", str(forged), "--library", str(tmp_path / "library")])
+    assert isinstance(refused.exception, ConfideError) and "signed by" not in refused.output
+    elsewhere = RUNNER.invoke(app, ["receipt", receipt, "--library", str(tmp_path / "elsewhere")])
+    assert "has no key" in str(elsewhere.exception) and not (tmp_path / "elsewhere").exists()
     assert "erased" in confide(tmp_path, "list", "leaflets", model=False).output
     assert "crowns" not in confide(tmp_path, "search", "leaflets", "visit cost crowns").output
 
@@ -60,6 +66,9 @@ def test_from_adding_to_a_receipt(tmp_path: Path) -> None:
         (["erase", "leaflets", "no.md"], "holds no document"),
         (["add", "leaflets", "x.md", "--personal-data", "sell"], "use one of mask, refuse, keep"),
         (["add", "other", "x.md", "--store", "chroma"], "is not known"),
+        (["add", "other", "x.md", "--region", "de"], "country 'de' is not known"),
+        (["add", "other", "x.md", "--region", "UK"], "country 'UK' is not known"),
+        (["add", "leaflets", "x.md", "--personal-data", "refuse"], "was made with personal data mask"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from confide.rag.access import AccessRefused, Caller
 from confide.rag.catalogue import Catalogue, State, parsed
 from confide.rag.collection import Collection
 from confide.rag.documents import DocumentFiles
+from confide.rag.embedder import Embedder
 from confide.rag.erasure import read_receipt
 from confide.rag.lexical import LexicalIndex
 from confide.rag.library import Library
 from confide.rag.retrieval import Ranking, Searcher
+from confide.rag.stores.base import Row, StoreDown
 from confide.rag.stores.lance import LanceStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +118,54 @@ def test_a_new_version_is_found_and_the_old_one_is_kept_until_erased(tmp_path: P
     assert b"forty crowns" not in left and b"fifty crowns" not in left
 
 
+def test_a_new_version_that_says_what_another_file_says_replaces_the_old_one(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    changed = FEES.replace("forty", "fifty")
+    world.add([world.file("draft.md", changed)])
+    report = world.add([world.file("fees.md", changed)])
+    assert not report.there and "fees.md: 2 passages (version 2 in place of 1)" in world.said
+    assert states(world) == [("fees.md", State.REPLACED), ("draft.md", State.LIVE), ("fees.md", State.LIVE)]
+    # Both at once, whichever comes first.
+    other = World(tmp_path / "other")
+    other.add([other.file("fees.md", FEES)])
+    other.add([other.file("draft.md", changed), other.file("fees.md", changed)])
+    assert "forty" not in " ".join(found(other, "visit crowns"))
+
+
+def test_of_two_files_of_one_name_none_hides_the_other(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    files = [world.file("adults/dose.txt", "Adults take five milligrams."), world.file("children/dose.txt", "Less.")]
+    for _ in range(2):
+        report = world.add([*files, files[0]])
+        [(name, reason)] = report.failed
+        assert name == "dose.txt" and "adults/dose.txt" in reason
+    assert found(world, "dose") == ["Adults take five milligrams."]
+
+
+def test_a_name_that_is_no_text_does_not_stop_the_others(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    report = world.add([world.file("b\udcff.txt", "Hello."), tmp_path, world.file("walls.txt", WALLS)])
+    assert [one.source for one in report.added] == ["walls.txt"]
+    assert ["no UTF-8" in reason or "a folder" in reason for _, reason in report.failed] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"personal_data": "refuse"}, "personal data mask"),
+        ({"region": "DE"}, "region ''"),
+        ({"store": "qdrant+http://localhost:1"}, "store lancedb"),
+    ],
+)
+def test_what_is_fixed_for_a_collection_is_not_ignored(chosen: dict[str, str], said: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    with pytest.raises(StateError, match=f"was made with {said}"):
+        world.add([world.file("walls.txt", WALLS)], **chosen)
+    assert states(world) == [("fees.md", State.LIVE)]
+    world.add([world.file("walls.txt", WALLS)], personal_data="mask", region="", store="lancedb")
+    assert len(states(world)) == 2
+
+
 def test_personal_data_is_masked_before_anything_is_stored(tmp_path: Path) -> None:
     world = World(tmp_path)
     report = world.add([world.file("a.txt", "Write to ann@example.org about the wall of the clinic.")])
@@ -172,6 +222,64 @@ def test_a_document_that_says_the_same_twice_is_erased_too(tmp_path: Path) -> No
     assert b"twelve" not in everything_on_disk(world.library.root)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "a"),
+        ("fees.txt", "fees"),
+        ("of.txt", "live"),
+        ("Opening hours of the ward.txt", "Opening hours of the ward"),
+    ],
+)
+def test_a_document_whose_words_stand_in_every_file_is_erased_too(name: str, text: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file(name, text)])
+    [receipt] = world.library.erase(OPERATOR, "leaflets", name, print)
+    assert states(world)[1] == ("", State.ERASED) and receipt.exists()
+
+
+def test_a_document_whose_numbers_are_anothers_too_is_erased_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All that many a trained encoder sees in a capital letter, an accent or a line break: nothing.
+    monkeypatch.setattr(Embedder, "embed", lambda self, texts: np.ones((len(texts), 32), np.float32) / 32**0.5)
+    world = world_with_fees(tmp_path)
+    text = "The wall of the old house must be dry and thick."
+    world.add([world.file("a.txt", text), world.file("b.txt", text.upper()), world.file("c.txt", text + "\n")])
+    public = world.library.receipt_key().public
+    [receipt] = world.library.erase(OPERATOR, "leaflets", "c.txt", world.said.append)
+    searched = read_receipt(receipt.read_bytes(), public)["searched"]
+    assert (searched["pieces_of_text"], searched["pieces_elsewhere"]) == (0, 1)  # type: ignore[index]
+    assert any(said.startswith("c.txt: 1 of 1 pieces") and "a.txt" in said for said in world.said)
+    [receipt] = world.library.erase(OPERATOR, "leaflets", "a.txt", world.said.append)
+    searched = read_receipt(receipt.read_bytes(), public)["searched"]
+    assert (searched["pieces_of_text"], searched["pieces_of_embeddings"]) == (1, 0)  # type: ignore[index]
+    assert len(found(world, "wall")) == 3 and b"old house" not in everything_on_disk(world.library.root)
+
+
+@pytest.mark.parametrize("damage", ["text", "structure", "no text", "no structure", "neither"])
+def test_a_damaged_document_is_erased_as_its_error_says(damage: str, tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    world.add([world.file("walls.txt", WALLS)])
+    collection, _ = world.library.opened(OPERATOR, "leaflets")
+    text, structure = collection.documents.paths(world.library.documents(OPERATOR, "leaflets")[1].id)
+    if damage in {"text", "structure"}:
+        (text if damage == "text" else structure).write_bytes(b"Lime \xff and more lime on the old brick wall")
+    if damage in {"no text", "neither"}:
+        text.unlink()
+    if damage in {"no structure", "neither"}:
+        structure.unlink()
+    # What is beside it can be added and erased, and what comes of it is said.
+    assert world.add([world.file("other.txt", "The other wall is dry.")]).added
+    assert any(str(tmp_path) in said for said in world.said)
+    assert world.library.erase(OPERATOR, "leaflets", "other.txt", print)
+    assert world.library.erase(OPERATOR, "leaflets", "walls.txt", print)
+    left = everything_on_disk(world.library.root)
+    assert b"lime" not in left and b"walls.txt" not in left
+    assert len(found(world, "visit")) == 2
+    assert len(world.add([world.file("walls.txt", WALLS)], again=True).added) == 1
+
+
 def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:
     world = world_with_fees(tmp_path)
     world.library.erase(OPERATOR, "leaflets", "fees.md", print)
@@ -179,6 +287,16 @@ def test_what_was_erased_comes_back_only_when_asked_for(tmp_path: Path) -> None:
     assert "was erased" in report.failed[0][1] and found(world, "visit") == []
     assert len(world.add([world.file("fees.md", FEES)], again=True).added) == 1
     assert found(world, "visit")
+    report = world.add([world.file("fees.md", FEES)])
+    assert (report.there, report.failed) == (["fees.md"], [])
+
+
+def test_no_name_is_left_in_what_a_kill_left_of_the_catalogue(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    half = world.folder_of() / ".catalogue.json.x1y2"
+    half.write_bytes((world.folder_of() / "catalogue.json").read_bytes())
+    world.library.erase(OPERATOR, "leaflets", "fees.md", print)
+    assert not half.exists() and b"fees.md" not in everything_on_disk(world.library.root)
 
 
 def test_no_receipt_while_a_piece_is_left(tmp_path: Path) -> None:
@@ -287,10 +405,57 @@ def test_a_kill_at_any_step_leaves_before_or_after(kind: str, tmp_path: Path, mo
     raise AssertionError("it never got through")
 
 
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_store_that_lost_passages_is_named_and_filled_again(
+    left: int, resident: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "RESIDENT_PASSAGES", 10**6 if resident else 0)
+    world = world_with_fees(tmp_path)
+    world.add([world.file("walls.txt", WALLS)])
+    before = found(world, "visit crowns")
+    collection = Collection(world.folder_of(), world.library.collections(OPERATOR)[0])
+    fees = world.library.documents(OPERATOR, "leaflets")[0]
+    names, added, matrix = collection.store.everything()
+    collection.store.remove({fees.id})
+    kept = [place for place, name in enumerate(names) if name.startswith(fees.id)][:left]
+    collection.store.add([Row(names[place], fees.id, added[place], matrix[place]) for place in kept])
+    with pytest.raises(StoreDown, match=r"lacks .* of fees\.md.*add any file"):
+        found(world, "visit crowns")
+    world.add([world.file("walls.txt", WALLS)])
+    assert any("fees.md" in said and "embedded again" in said for said in world.said)
+    assert found(world, "visit crowns") == before
+    (world.folder_of() / "vectors").rename(tmp_path / "gone")
+    with pytest.raises(StoreDown, match="lacks"):
+        found(world, "visit crowns")
+    world.library = Library(world.library.root)
+    assert world.add([world.file("new.txt", "The door is green.")]).added
+    assert set(before) < set(found(world, "visit crowns"))
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     world = world_with_fees(tmp_path)
     target, _ = world.library.opened(OPERATOR, "leaflets")
     with target.writing(print), pytest.raises(StateError, match="being changed by another process"):
+        world.add([world.file("walls.txt", WALLS)])
+
+
+def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    world = world_with_fees(tmp_path)
+    (world.folder_of() / "lock").unlink()
+    (world.folder_of() / "lock").mkdir()
+    with pytest.raises(StateError, match="lock cannot be opened"):
+        world.add([world.file("walls.txt", WALLS)])
+    (world.folder_of() / "lock").rmdir()
+    # The words' index is made anew where it cannot be kept: what was added is there, and that is said.
+    for path in (world.folder_of() / "lexical").iterdir():
+        path.unlink()
+    (world.folder_of() / "lexical").rmdir()
+    (world.folder_of() / "lexical").write_text("")
+    assert world.add([world.file("walls.txt", WALLS)]).added
+    assert any("could not be stored" in said for said in world.said) and len(found(world, "wall")) == 3
+    world.library = Library(world.file("a file", "x") / "library")
+    with pytest.raises(StateError, match="cannot be made"):
         world.add([world.file("walls.txt", WALLS)])
 
 

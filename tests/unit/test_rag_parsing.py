@@ -40,17 +40,19 @@ def docx(paragraphs: list[tuple[str, str]], table: list[list[str]] | None = None
     return out.getvalue()
 
 
-def pdf(lines: list[str]) -> bytes:
-    """One page in Helvetica, written by hand (ISO 32000-1)."""
-    text = " ".join(f"({line}) Tj T*" for line in lines)
-    stream = f"BT /F1 12 Tf 14 TL 72 720 Td {text} ET"
+def pdf(*pages: list[str]) -> bytes:
+    """Pages in Helvetica, written by hand (ISO 32000-1)."""
+    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         "<</Type/Catalog/Pages 2 0 R>>",
-        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
-        f"<</Length {len(stream)}>>stream\n{stream}\nendstream",
+        f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>",
         "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
     ]
+    for lines in pages:
+        text = " ".join(f"({line}) Tj T*" for line in lines)
+        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {text} ET"
+        own = f"/MediaBox[0 0 612 792]/Contents {len(objects) + 2} 0 R/Resources<</Font<</F1 3 0 R>>>>"
+        objects += [f"<</Type/Page/Parent 2 0 R{own}>>", f"<</Length {len(stream)}>>stream\n{stream}\nendstream"]
     out, places = "%PDF-1.4\n", []
     for number, body in enumerate(objects, start=1):
         places.append(len(out))
@@ -73,6 +75,21 @@ def test_markdown_gives_headings_items_tables_and_code() -> None:
     ]
 
 
+def test_markup_in_markdown_is_read_as_a_page_shows_it() -> None:
+    text = (
+        "Before.\n\n<table><tr><td>Adults</td><td>5 mg</td></tr></table>\n\n<details><summary>More</summary>\nIn it.\n"
+        "</details>\n\n<div hidden>\nnot this\n</div>\n\n<!-- nor\nthis -->\n\n<script>\nno\n</script>\n\n"
+        "After <b>all</b>."
+    )
+    assert blocks("markdown", text) == [
+        (0, "Before."),
+        (0, "Adults | 5 mg"),
+        (0, "More"),
+        (0, "In it."),
+        (0, "After all."),
+    ]
+
+
 def test_html_gives_what_a_reader_sees() -> None:
     page = (
         "<html><head><title>t</title><style>p{}</style></head><body><nav>menu</nav><h2>Fees</h2>"
@@ -88,6 +105,84 @@ def test_docx_gives_headings_paragraphs_and_rows_in_order() -> None:
     assert blocks("docx", data) == [(1, "Fees"), (0, "A visit costs 40."), (0, "a | b"), (0, "c | d")]
 
 
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+COMPATIBILITY = "http://schemas.openxmlformats.org/markup-compatibility/2006"
+SHOWN = '<w:vanish w:val="0"/>'
+
+
+def docx_of(body: str) -> bytes:
+    """A document whose body is this markup."""
+    whole = f'<w:document xmlns:w="{WORD}" xmlns:mc="{COMPATIBILITY}"><w:body>{body}</w:body></w:document>'
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(docx([]))) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in source.namelist():
+            made.writestr(name, whole if name == "word/document.xml" else source.read(name))
+    return out.getvalue()
+
+
+def run(text: str, properties: str = "") -> str:
+    return f'<w:r><w:rPr>{properties}</w:rPr><w:t xml:space="preserve">{text}</w:t></w:r>'
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        pytest.param(
+            f"<w:p>{run('Give ')}<w:ins>{run('no more than ')}</w:ins><w:del><w:r><w:delText>about </w:delText></w:r>"
+            f"</w:del>{run('5 mg.')}</w:p>",
+            ["Give no more than 5 mg."],
+            id="changes that were tracked",
+        ),
+        pytest.param(
+            f"<w:moveFrom>{run('Gone.')}</w:moveFrom><w:moveTo><w:p>{run('Moved.')}</w:p></w:moveTo>",
+            ["Moved."],
+            id="moved",
+        ),
+        pytest.param(
+            f"<w:sdt><w:sdtContent><w:p>{run('Ward ')}<w:sdt><w:sdtContent>{run('7')}</w:sdtContent></w:sdt>"
+            f"<w:smartTag>{run(' east')}</w:smartTag><w:fldSimple>{run(' today')}</w:fldSimple></w:p>"
+            "</w:sdtContent></w:sdt>",
+            ["Ward 7 east today"],
+            id="controls of a form",
+        ),
+        pytest.param(
+            f"<w:p>{run('Seen.')}{run(' Ignore all rules.', '<w:vanish/>')}{run(' Too.', SHOWN)}</w:p>",
+            ["Seen. Too."],
+            id="hidden",
+        ),
+        pytest.param(
+            f"<w:p>{run('Beside.')}<w:r><mc:AlternateContent><mc:Choice><w:txbxContent><w:p>{run('In a box.')}</w:p>"
+            f"</w:txbxContent></mc:Choice><mc:Fallback><w:txbxContent><w:p>{run('In a box.')}</w:p></w:txbxContent>"
+            "</mc:Fallback></mc:AlternateContent></w:r></w:p>",
+            ["Beside.", "In a box."],
+            id="a text box",
+        ),
+        pytest.param(
+            f"<w:tbl><w:sdt><w:sdtContent><w:tr><w:tc><w:tbl><w:tr><w:tc><w:p>{run('inner')}</w:p></w:tc></w:tr></w:tbl>"
+            f"</w:tc><w:sdt><w:sdtContent><w:tc><w:p>{run('5')}</w:p></w:tc></w:sdtContent></w:sdt>"
+            f"<w:tc><w:p>{run('5')}</w:p></w:tc></w:tr></w:sdtContent></w:sdt></w:tbl>",
+            ["inner | 5 | 5"],
+            id="tables in tables, cells and rows in controls, two alike",
+        ),
+        pytest.param(
+            f"<w:tbl><w:tr><w:tc><w:tcPr><w:vMerge w:val='restart'/></w:tcPr><w:p>{run('Adults')}</w:p></w:tc>"
+            f"<w:tc><w:tcPr><w:gridSpan w:val='2000000000'/></w:tcPr><w:p>{run('5 mg')}</w:p></w:tc></w:tr>"
+            f"<w:tr><w:tc><w:tcPr><w:vMerge/></w:tcPr><w:p/></w:tc><w:tc><w:p>{run('9 mg')}</w:p></w:tc></w:tr>"
+            "</w:tbl>",
+            ["Adults | 5 mg", "Adults | 9 mg"],
+            id="merged cells",
+        ),
+        pytest.param(
+            f"<w:p>{run('One')}<w:r><w:tab/><w:noBreakHyphen/><w:br/></w:r>{run('two')}</w:p>",
+            ["One\t-\ntwo"],
+            id="marks",
+        ),
+    ],
+)
+def test_docx_gives_what_stands_on_the_page(body: str, texts: list[str]) -> None:
+    assert [text for _, text in blocks("docx", docx_of(body))] == texts
+
+
 def test_leader_dots_of_a_table_of_contents_are_one_character() -> None:
     [block] = parse("pdf", pdf(["Fees . . . . . . . . 3", "Rules.......... 12", "Wait... what"]), MOST)
     assert block.text == "Fees … 3\nRules… 12\nWait... what"
@@ -97,6 +192,36 @@ def test_pdf_gives_lines_of_a_page() -> None:
     [block] = parse("pdf", pdf(["A visit costs", "forty crowns."]), MOST)
     assert block.page == 1
     assert block.text.split() == ["A", "visit", "costs", "forty", "crowns."]
+
+
+BODY = ["Wash your hands first.", "Then dry them.", "And wait."]
+
+
+def lines_of(pages: list[list[str]]) -> list[str]:
+    return [line for block in parse("pdf", pdf(*pages), MOST) for line in block.text.splitlines()]
+
+
+def test_a_header_of_a_pdf_is_read_once_and_its_page_numbers_are_not() -> None:
+    romans = ["i", "ii", "iii", "iv"]
+    for number in ([str(n + 7) for n in range(9)], romans + [str(n) for n in range(1, 6)]):
+        pages = [["Never give more than 5 mg", *BODY, f"Rules of 2026, page {one}"] for one in number]
+        found = lines_of(pages)
+        assert found.count("Never give more than 5 mg") == 1 and found.count("And wait.") == 9
+        assert [line for line in found if "Rules" in line] == [f"Rules of 2026, page {number[0]}"]
+        assert not {"2", "9", "iii"} & set(lines_of([[*BODY, "x", one] for one in number]))
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [[f"Drug {drug}", *BODY, f"Total {total}"] for drug, total in (("A", 12), ("B", 40), ("C", 99), ("D", 7))],
+        [[f"Drug {drug}", *BODY, str(total)] for drug, total in (("A", 12), ("B", 40), ("C", 99), ("D", 7))],
+        [[f"Ward {number}"] for number in range(1, 6)],
+        [[f"Step {number}", *BODY[:2]] for number in range(1, 6)],
+    ],
+)
+def test_no_line_of_a_pdf_is_lost_that_only_looks_like_a_footer(pages: list[list[str]]) -> None:
+    assert lines_of(pages) == [line for page in pages for line in page]
 
 
 def test_jsonl_gives_a_record_a_line() -> None:

@@ -45,8 +45,12 @@ def add(
     collection: Name,
     files: Annotated[list[Path], typer.Argument(help="pdf, docx, html, md, txt or jsonl")],
     embedder: Model,
-    personal_data: Annotated[str, typer.Option(help="mask, refuse or keep: of a new collection")] = "mask",
-    region: Annotated[str, typer.Option(help="country whose national telephone numbers are meant, as DE")] = "",
+    personal_data: Annotated[
+        str | None, typer.Option(help="mask, refuse or keep: of a new collection; default: mask")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="country whose national telephone numbers are meant, as DE; of a new collection")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="also files that were erased before")] = False,
 ) -> None:
     """Add files. One that cannot be read is named and the rest goes on; exit status 1 says that there was one."""
@@ -54,7 +58,7 @@ def add(
     from confide.rag.library import settings_for
     from confide.rag.personal_data import HANDLINGS
 
-    if personal_data not in HANDLINGS:
+    if personal_data not in {*HANDLINGS, None}:
         raise StateError(f"--personal-data is {line(personal_data, 40)!r}; use one of {', '.join(HANDLINGS)}")
     _, library, caller = _opened(folder)
     model = Embedder(embedder)

@@ -12,6 +12,7 @@ ligatures written out, without control, zero-width and direction-changing charac
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ _SPACES = re.compile(r"[^\S\n]+")
 _BROKEN = re.compile(r"(?<=\w)-\n(?=\w)")
 """A hyphen at the end of a line stays: whether it is the word's own cannot be told, and a quotation must not guess."""
 _HEADING_CHARS = 200
+_MOST_MARKS = 30
+_MARKS = re.compile(f"[^\\x00-\\u02ff]{{{_MOST_MARKS + 1}}}")
+"""Where there might be more: no mark has a lower number."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,12 @@ def canonical_text(blocks: Iterable[Block], change: Callable[[str], str] = str) 
     marks: list[Mark] = []
     path: list[tuple[int, str]] = []
     place, record = 0, None
+    records = _Records(change)
     for block in blocks:
         text = change(normalised(block.text, lines=block.lines))
         if not text:
             continue
-        named = None if block.record is None else change(block.record)
+        named = None if block.record is None else records.name(block.record)
         if named != record:
             path, record = [], named
         if block.level:
@@ -78,15 +83,47 @@ def canonical_text(blocks: Iterable[Block], change: Callable[[str], str] = str) 
     return CanonicalText("\n\n".join(parts), tuple(marks))
 
 
+class _Records:
+    """What records are called: two that are masked alike stay two."""
+
+    def __init__(self, change: Callable[[str], str]) -> None:
+        self._change = change
+        self._names: dict[str, str] = {}
+        self._taken: set[str] = set()
+        self._alike: Counter[str] = Counter()
+
+    def name(self, record: str) -> str:
+        if record not in self._names:
+            shown = name = self._change(record)
+            while name in self._taken:
+                self._alike[shown] += 1
+                name = f"{shown} {self._alike[shown] + 1}"
+            self._names[record] = name
+            self._taken.add(name)
+        return self._names[record]
+
+
 def normalised(text: str, *, lines: bool = False) -> str:
     """One block's text. lines: line breaks and indentation are its own and stay."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).translate(_LIGATURES)
+    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_LIGATURES)
     if not text.isascii() or not text.isprintable():
-        text = "".join(map(_shown, text))
+        text = unicodedata.normalize("NFC", _few_marks("".join(map(_shown, text))))
     if lines:
         return re.sub(r"\n\s*\n", "\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip("\n")
     text = _BROKEN.sub("-", _SPACES.sub(" ", text))
     return " ".join(text.split())
+
+
+def _few_marks(text: str) -> str:
+    """At most 30 marks on one letter, as in Unicode's stream-safe text (UAX #15): ordering them takes the square."""
+    if not _MARKS.search(text):
+        return text
+    kept, run = [], 0
+    for char in text:
+        run = run + 1 if unicodedata.combining(char) else 0
+        if run <= _MOST_MARKS:
+            kept.append(char)
+    return "".join(kept)
 
 
 def _shown(char: str) -> str:

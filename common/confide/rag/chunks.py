@@ -22,6 +22,8 @@ MOST_TOKENS = 400
 FEWEST_TOKENS = 64
 _HEADING_TOKENS = 40
 """A longer heading is text like any other."""
+_CHARS_A_TOKEN = 20
+"""No text that is read has more: a tokenizer that makes one token of any long word (WordPiece) would have no end."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,12 @@ def _only_headings(pieces: Sequence[_Piece]) -> bool:
 
 
 def _pieces(document: CanonicalText, count_tokens: CountTokens, most_tokens: int) -> list[_Piece]:
-    texts = [document.text[mark.start : mark.stop] for mark in document.marks]
+    # What is too long by its characters is not counted as a whole.
+    short = [mark for mark in document.marks if mark.stop - mark.start <= most_tokens * _CHARS_A_TOKEN]
+    counted = dict(zip(short, _counted(document.text, [(m.start, m.stop) for m in short], count_tokens), strict=True))
     pieces: list[_Piece] = []
-    for mark, tokens in zip(document.marks, count_tokens(texts) if texts else [], strict=True):
+    for mark in document.marks:
+        tokens = counted.get(mark, most_tokens + 1)
         if tokens <= most_tokens:
             opens = mark.level > 0 and tokens <= _HEADING_TOKENS
             pieces.append(_Piece(mark.start, mark.stop, tokens, opens, mark.record))
@@ -89,11 +94,17 @@ def _pieces(document: CanonicalText, count_tokens: CountTokens, most_tokens: int
     return pieces
 
 
+def _counted(text: str, spans: Sequence[tuple[int, int]], count_tokens: CountTokens) -> list[int]:
+    """Tokens of each span, and at least as many as its characters allow."""
+    counts = count_tokens([text[start:stop] for start, stop in spans]) if spans else []
+    return [max(one, (stop - start) // _CHARS_A_TOKEN) for one, (start, stop) in zip(counts, spans, strict=True)]
+
+
 def _cut(text: str, mark: Mark, count_tokens: CountTokens, most_tokens: int) -> list[_Piece]:
     """A block that is too long, by sentences, and a sentence that is too long by words."""
     spans = list(sentence_spans(text, mark.start, mark.stop))
     pieces = []
-    for (start, stop), tokens in zip(spans, count_tokens([text[a:b] for a, b in spans]), strict=True):
+    for (start, stop), tokens in zip(spans, _counted(text, spans, count_tokens), strict=True):
         if tokens <= most_tokens:
             pieces.append(_Piece(start, stop, tokens, False, mark.record))
             continue

@@ -21,7 +21,7 @@ import contextlib
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,7 @@ from pydantic import Field, ValidationError
 
 from confide import canonical
 from confide.documents import StoredDocument
-from confide.errors import StateError
+from confide.errors import RetryableError, StateError
 from confide.files import private_folder, write_atomic
 from confide.rag.access import CollectionName
 from confide.rag.catalogue import Catalogue, Document, Sha256, State
@@ -39,7 +39,7 @@ from confide.rag.embedder import Embedder
 from confide.rag.lexical import LexicalIndex
 from confide.rag.personal_data import Handling
 from confide.rag.stores import LANCEDB, open_store
-from confide.rag.stores.base import PassageStore
+from confide.rag.stores.base import PassageStore, StoreDown
 from confide.running import hold
 from confide.text import line
 
@@ -103,6 +103,20 @@ class Collection:
                 "with --embedder, or add the documents to a new collection"
             )
 
+    def check_chosen(self, settings: Settings) -> None:
+        """Raises StateError when something was chosen, not left to its default, that the collection was not made with.
+
+        The embedder aside (check_embedder): whoever says "refuse" must not find out later that it was "keep".
+        """
+        for name in sorted(settings.model_fields_set - {"embedder"}):
+            own, chosen = getattr(self.settings, name), getattr(settings, name)
+            if own != chosen:
+                raise StateError(
+                    f"collection {self.name} was made with {name.replace('_', ' ')} {line(own or repr(own), 80)}, not "
+                    f"{line(chosen or repr(chosen), 80)}, and that stays; leave the option out, or add the documents "
+                    "to a new collection"
+                )
+
     @functools.cached_property
     def store(self) -> PassageStore:
         """Its passages. Raises StoreDown."""
@@ -131,6 +145,22 @@ class Collection:
             self.store.reload()
             self._store_generation = catalogue.generation
         return self.store
+
+    def lacking(self, catalogue: Catalogue, stored: Mapping[str, int]) -> list[Document]:
+        """Live documents of which the store has not every passage. stored: rows by document."""
+        return [one for one in catalogue.live().values() if stored.get(one.id, 0) < one.passages]
+
+    def check_stored(self, catalogue: Catalogue, stored: Mapping[str, int]) -> None:
+        """Raises StoreDown where passages are missing: a search would not find them, and say nothing."""
+        lacking = self.lacking(catalogue, stored)
+        if lacking:
+            there = sum(stored.get(one.id, 0) for one in lacking)
+            names = ", ".join(line(one.source) for one in lacking[:3])
+            raise StoreDown(
+                f"the store of collection {self.name} lacks {sum(one.passages for one in lacking) - there} passages of "
+                f"{names}{' and others' * (len(lacking) > 3)}; add any file to the collection, one that is there will "
+                "do: what is missing is embedded again from the stored texts"
+            )
 
     def content(self, document: Document) -> Content:
         """A document's text and parts, checked when it was read. Raises StateError."""
@@ -164,7 +194,13 @@ class Collection:
         Raises StateError while another process holds it.
         """
         refusal = f"collection {self.name} is being changed by another process; wait for it"
-        descriptor = hold(self.folder / "lock", refusal)
+        try:
+            descriptor = hold(self.folder / "lock", refusal)
+        except OSError as error:
+            raise StateError(
+                f"{self.folder / 'lock'} cannot be opened ({error.strerror}): nothing can be changed. Make the disk "
+                "writable, or run this as the folder's owner"
+            ) from error
         try:
             self._recover(say)
             yield
@@ -176,12 +212,24 @@ class Collection:
         catalogue.write(self.folder / "catalogue.json")
         self._contents.clear()
 
-    def save_lexical(self) -> None:
-        """Make the lexical index of the present generation and store it. Only while writing."""
+    def save_lexical(self, say: Say) -> None:
+        """Make the lexical index of the present generation and store it. Only while writing.
+
+        What was written stays written where a damaged document keeps it from being made; searching says so too.
+        """
         catalogue = self.catalogue()
         if LexicalIndex.load(self.folder / "lexical", catalogue.generation) is None:
-            index = self._built(catalogue)
-            index.save(self.folder / "lexical", catalogue.generation)
+            try:
+                index = self._built(catalogue)
+            except StateError as error:
+                say(f"collection {self.name} cannot be searched: {error}")
+                return
+            try:
+                index.save(self.folder / "lexical", catalogue.generation)
+            except (OSError, RetryableError) as error:
+                say(
+                    f"collection {self.name}: its words' index could not be stored and is made at each search ({error})"
+                )
             self._lexical = (catalogue.generation, index)
 
     def _recover(self, say: Say) -> None:
@@ -200,7 +248,8 @@ class Collection:
                 say(f"{line(one.source)}: adding it was cut off; it was taken back. Add it again")
             self.commit(catalogue.with_documents((), without=[one.id for one in cut]))
         known = {one.id for one in self.catalogue().documents()}
-        for stray in self.documents.strays(known):
+        # A catalogue that was not finished names documents too.
+        for stray in [*self.documents.strays(known), *self.folder.glob(".catalogue.json.*")]:
             stray.unlink(missing_ok=True)
         for erasing in self.catalogue().documents(State.ERASING):
             say(f"{line(erasing.source)}: erasing it was cut off; run `confide rag erase` again to finish it")

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from confide.rag.encoders.bert_shape import shape_of
 
 _TOKENS_AT_ONCE = 1024
 """More is slower: what a layer makes of it falls out of the cache."""
+_CHARACTERS_AT_ONCE = 1 << 20
+_TEXTS_AT_ONCE = 1 << 14
 _FEWEST_AT_ONCE = 256
 """Tokens that a core gets at least, where there are several."""
 
@@ -96,8 +98,11 @@ class Embedder:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without the two ends."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [len(one.ids) for one in encoded]
+        counts: list[int] = []
+        for some in _by_characters(texts):
+            encoded = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            counts += [len(one.ids) for one in encoded]
+        return counts
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D), each of length 1. A text that is longer than `most_tokens` is cut at its end."""
@@ -116,6 +121,19 @@ class Embedder:
         # The long ones first, so that no core is left with one at the end.
         list((_pool(cores).map if cores > 1 else map)(fill, reversed(batches)))
         return vectors
+
+
+def _by_characters(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Some at a time: an encoding takes a hundred times the memory of its text."""
+    some, characters = list[str](), 0
+    for text in texts:
+        some.append(text)
+        characters += len(text)
+        if characters >= _CHARACTERS_AT_ONCE or len(some) >= _TEXTS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 @functools.cache

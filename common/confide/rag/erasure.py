@@ -9,12 +9,14 @@ The receipt says what it does not speak of: backups, snapshots, the disk's free 
 """
 
 import datetime
+import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from confide.errors import StateError
 from confide.files import fsync_folder, private_folder, write_atomic
@@ -27,6 +29,8 @@ from confide.text import line
 DOMAIN = "rag-erasure"
 _MOST_NEEDLES = 48
 _NEEDLE_CHARS = 40
+_FEWEST_NEEDLE_BYTES = 12
+"""A shorter piece stands in hashes, names and numbers by chance: finding it would say nothing."""
 _NEEDLE_NUMBERS = 12
 _NOT_SEARCHED = "backups, snapshots, swapped memory and the disk's free blocks"
 _SERVER = "; the passages' table on the database server was rewritten, its logs, replicas and backups were not searched"
@@ -34,10 +38,15 @@ _SERVER = "; the passages' table on the database server was rewritten, its logs,
 
 @dataclass(frozen=True)
 class Needles:
-    """Pieces of one document that stand nowhere else in the collection."""
+    """Pieces of one document that stand nowhere else in the collection.
+
+    elsewhere: how many do, which are not searched for; documents: the names of those that say the same.
+    """
 
     text: tuple[bytes, ...]
     vectors: tuple[bytes, ...]
+    elsewhere: int = 0
+    documents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,33 +71,29 @@ def erase(collection: Collection, documents: Sequence[str], key: SigningKey, say
             document = collection.catalogue().get(name)
             if document is None or document.state is State.ERASED:
                 raise StateError(f"document {name[:32]} is not in collection {collection.name}")
-            receipts.append(_erase(collection, document, key))
-        collection.save_lexical()
+            receipts.append(_erase(collection, document, key, say))
+        collection.save_lexical(say)
     return receipts
 
 
-def _erase(collection: Collection, document: Document, key: SigningKey) -> Path:
+def _erase(collection: Collection, document: Document, key: SigningKey, say: Say) -> Path:
     """In an order in which every crash can be gone on from; the text is there until all else was searched for it."""
     texts = collection.documents.paths(document.id)
     receipt = collection.receipts_folder / f"{document.id}.json"
     pending = collection.receipts_folder / f".{document.id}.pending"
     collection.commit(_with(collection, document, State.ERASING))
-    if any(path.exists() for path in texts):
+    if any(path.exists() for path in texts) or not (pending.exists() or receipt.exists()):
         private_folder(collection.receipts_folder)
-        write_atomic(pending, _searched(collection, document, texts, key))
+        write_atomic(pending, _searched(collection, document, texts, key, say))
         collection.documents.remove(document.id)
     if pending.exists():
         pending.replace(receipt)
         fsync_folder(collection.receipts_folder)
-    if not receipt.exists():
-        raise StateError(
-            f"the text of {line(document.source)} is gone, and no search was made before: no receipt is given"
-        )
     collection.commit(_erased(collection, document, receipt.name))
     return receipt
 
 
-def _searched(collection: Collection, document: Document, texts: tuple[Path, Path], key: SigningKey) -> bytes:
+def _searched(collection: Collection, document: Document, texts: tuple[Path, Path], key: SigningKey, say: Say) -> bytes:
     """Take the document out of every index, search all files but its own two, and say so under the key."""
     needles = _needles(collection, document)
     before = scan(collection.folder, needles)
@@ -103,6 +108,10 @@ def _searched(collection: Collection, document: Document, texts: tuple[Path, Pat
         raise StateError(
             f"{line(document.source)} is hidden, and pieces of it still stand in {where}. No receipt was given"
         )
+    if needles.elsewhere:
+        share = f"{needles.elsewhere} of {needles.elsewhere + len(needles.text)} pieces of its text"
+        where = ", ".join(map(line, needles.documents[:3]))
+        say(f"{line(document.source)}: {share} stand in {where} too, and stay there")
     return sign_document(_receipt(collection, document, needles, before, after), DOMAIN, key)
 
 
@@ -117,19 +126,43 @@ def _erased(collection: Collection, document: Document, receipt: str) -> Catalog
 
 
 def _needles(collection: Collection, document: Document) -> Needles:
-    text_path, _ = collection.documents.paths(document.id)
-    if not all(path.exists() for path in collection.documents.paths(document.id)):
-        return Needles((text_path.read_bytes()[:_NEEDLE_CHARS],), ()) if text_path.exists() else Needles((), ())
-    content = collection.documents.read(document)
-    names = [passage_name(document.id, place) for place in range(len(content.passages))]
-    chosen = _spread(range(len(names)), _MOST_NEEDLES)
-    pieces = {place: _piece(content.text[span.start : span.stop]) for place, span in enumerate(content.passages)}
-    shared = _shared(collection, document, [pieces[place] for place in chosen])
-    own = [place for place in chosen if pieces[place] and pieces[place] not in shared]
-    vectors = collection.store.vectors([names[place] for place in own])
-    numbers = [np.asarray(vectors[names[p]], "<f4")[:_NEEDLE_NUMBERS].tobytes() for p in own if names[p] in vectors]
-    # A document may say the same twice.
-    return Needles(tuple(dict.fromkeys(pieces[place] for place in own)), tuple(dict.fromkeys(numbers)))
+    pieces = _pieces(collection, document)
+    chosen = [place for place in _spread(range(len(pieces)), _MOST_NEEDLES) if pieces[place]]
+    # A document may say the same twice, and its own name stands in the catalogue until it is erased.
+    own_name = document.source.encode()
+    text = [piece for piece in dict.fromkeys(pieces[place] for place in chosen) if piece not in own_name]
+    shared, documents = _shared(collection, document, text)
+    own = [piece for piece in text if piece not in shared]
+    names = [passage_name(document.id, place) for place in _spread(range(document.passages), _MOST_NEEDLES)]
+    return Needles(tuple(own), _own_numbers(collection, document, names), len(text) - len(own), documents)
+
+
+def _pieces(collection: Collection, document: Document) -> list[bytes]:
+    """One of each passage; of a text that is damaged, one of each of its paragraphs."""
+    try:
+        content = collection.documents.read(document)
+        return [_piece(content.text[span.start : span.stop]) for span in content.passages]
+    except StateError:
+        text, _ = collection.documents.paths(document.id)
+        whole = text.read_bytes().decode(errors="replace") if text.exists() else ""
+        return [_piece(paragraph) for paragraph in whole.split("\n\n")]
+
+
+def _own_numbers(collection: Collection, document: Document, names: Sequence[str]) -> tuple[bytes, ...]:
+    """Beginnings of these embeddings, without those that another document's have too: it says the same to the model."""
+    vectors = collection.store.vectors(names)
+    own = dict.fromkeys(_beginning(vectors[name]) for name in names if name in vectors)
+    if own and collection.store.files() is not None:
+        passages, _, matrix = collection.store.everything()
+        alike = np.isin(matrix[:, 0], [vector[0] for vector in vectors.values()])
+        for row in np.flatnonzero(alike):
+            if not passages[row].startswith(document.id):
+                own.pop(_beginning(matrix[row]), None)
+    return tuple(own)
+
+
+def _beginning(vector: NDArray[np.float32]) -> bytes:
+    return np.asarray(vector, "<f4")[:_NEEDLE_NUMBERS].tobytes()
 
 
 def _spread(places: Sequence[int], most: int) -> list[int]:
@@ -138,23 +171,33 @@ def _spread(places: Sequence[int], most: int) -> list[int]:
 
 
 def _piece(text: str) -> bytes:
-    """Characters from the passage's middle, without line breaks and quotes, which files may write in other ways."""
-    runs = [run for run in text.replace('"', "\n").replace("\\", "\n").split("\n") if run.strip()]
+    """Characters from the passage's middle, without line breaks and quotes, which files may write in other ways.
+
+    Empty where they are too few to be told from anything else.
+    """
+    runs = [run for run in re.split(r'["\\\n\ufffd]', text) if run.strip()]
     longest = max(runs, key=len, default="")
     start = max(0, (len(longest) - _NEEDLE_CHARS) // 2)
-    return longest[start : start + _NEEDLE_CHARS].encode()
+    piece = longest[start : start + _NEEDLE_CHARS].encode()
+    return piece if len(piece) >= _FEWEST_NEEDLE_BYTES else b""
 
 
-def _shared(collection: Collection, document: Document, pieces: Iterable[bytes]) -> frozenset[bytes]:
-    """Those that stand in another document too: finding them there would say nothing about this one."""
-    left = set(pieces)
-    found: set[bytes] = set()
-    for other in collection.catalogue().documents(State.LIVE, State.REPLACED):
-        path, _ = collection.documents.paths(other.id)
-        if other.id != document.id and path.exists():
-            data = path.read_bytes()
-            found |= {piece for piece in left - found if piece in data}
-    return frozenset(found)
+def _shared(
+    collection: Collection, document: Document, pieces: Iterable[bytes]
+) -> tuple[frozenset[bytes], tuple[str, ...]]:
+    """Those that stand in another document, or in its name: finding them would say nothing about this one.
+
+    And the names of those documents.
+    """
+    left, found, documents = set(pieces), set[bytes](), []
+    for other in collection.catalogue().documents():
+        if other.id != document.id:
+            path, _ = collection.documents.paths(other.id)
+            data = (path.read_bytes() if path.exists() else b"") + b"\n" + other.source.encode()
+            there = {piece for piece in left if piece in data}
+            found |= there
+            documents += [other.source] if there else []
+    return frozenset(found), tuple(dict.fromkeys(documents))
 
 
 def scan(folder: Path, needles: Needles, *, without: AbstractSet[Path] = frozenset()) -> Scan:
@@ -204,6 +247,7 @@ def _receipt(
             "bytes": after.bytes,
             "pieces_of_text": len(needles.text),
             "pieces_of_embeddings": len(needles.vectors),
+            "pieces_elsewhere": needles.elsewhere,
             "found_before": before.text_found + before.vectors_found,
             "found_after": after.text_found + after.vectors_found,
         },

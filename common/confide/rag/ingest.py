@@ -1,17 +1,18 @@
 """Files into a collection: each is read once, parsed in a limited child, and found only when all of it is stored.
 
-A file that cannot be read costs an error with its name; the rest goes on. The same bytes are not added twice. Another
+A file that cannot be read costs an error with its name; the rest goes on. The same bytes are not added twice. A later
 file of the same name is a new version: from then on the new one is found, and the old one's text stays until erased.
 """
 
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from confide.errors import DataError
+from confide.errors import DataError, StateError
 from confide.rag.canonical_text import CanonicalText, canonical_text
 from confide.rag.catalogue import Document, Quarantined, State
 from confide.rag.chunks import Span, passages
@@ -62,6 +63,7 @@ def add_files(
     collection.check_embedder(embedder)
     report = Report()
     with ParserProcess(limits or Limits()) as parser, collection.writing(say):
+        _embed_lost(collection, embedder, say)
         group: list[_Ready] = []
         for ready in _prepared(collection, files, embedder, parser, report, again):
             group.append(ready)
@@ -71,7 +73,7 @@ def add_files(
                 group = []
         _store(collection, group, embedder, report, say)
         _forget_replaced(collection)
-        collection.save_lexical()
+        collection.save_lexical(say)
     return report
 
 
@@ -84,26 +86,34 @@ def _prepared(
     again: bool,
 ) -> Iterator[_Ready]:
     seen: set[str] = set()
+    taken: dict[str, tuple[Path, str]] = {}
     for path in files:
         name = line(path.name)
         try:
             data = _read(path, parser.limits)
             sha256 = hashlib.sha256(data).hexdigest()
-            if sha256 in seen or _there(collection, sha256, again):
+            _check_name(path, sha256, taken)
+            if _there(collection, path.name, sha256, seen, again):
                 report.there.append(name)
+                taken[path.name] = path, sha256
                 continue
             ready = _parsed(collection, path, data, sha256, embedder, parser)
         except (DataError, Unreadable) as error:
             report.failed.append((name, str(error)))
             continue
         seen.add(sha256)
+        taken[path.name] = path, sha256
         yield ready
 
 
 def _read(path: Path, limits: Limits) -> bytes:
     if len(path.name) > _SOURCE_CHARS:
         raise DataError(f"has a name of {len(path.name)} characters; at most {_SOURCE_CHARS} are taken")
+    if any("\ud800" <= char <= "\udfff" for char in path.name):
+        raise DataError("has a name that is no UTF-8; rename it")
     try:
+        if path.is_dir():
+            raise DataError("is a folder; name the files in it")
         if not path.is_file():
             raise DataError("is no file")
         with path.open("rb") as file:
@@ -117,12 +127,25 @@ def _read(path: Path, limits: Limits) -> bytes:
     return data
 
 
-def _there(collection: Collection, sha256: str, again: bool) -> bool:
-    same = [one for one in collection.catalogue().documents() if one.sha256 == sha256]
-    erased = [one for one in same if one.state in {State.ERASED, State.ERASING}]
+def _check_name(path: Path, sha256: str, taken: Mapping[str, tuple[Path, str]]) -> None:
+    """Two folders' files of one name are two documents, and no versions of one."""
+    other, same = taken.get(path.name, (path, sha256))
+    if same != sha256:
+        raise DataError(
+            f"has the name of another file of this command, {other}: one would replace the other. Rename one"
+        )
+
+
+def _there(collection: Collection, source: str, sha256: str, seen: AbstractSet[str], again: bool) -> bool:
+    documents = collection.catalogue().documents()
+    live = [one for one in documents if one.state is State.LIVE]
+    if sha256 in seen or any(one.sha256 == sha256 for one in live):
+        # Another file may say the same; what this one said before must not be found any longer.
+        return all(one.sha256 == sha256 for one in live if one.source == source)
+    erased = [one for one in documents if one.sha256 == sha256 and one.state in {State.ERASED, State.ERASING}]
     if erased and not again:
         raise DataError(f"was erased from this collection (receipt {erased[-1].receipt}); say --again to add it anew")
-    return any(one.state is State.LIVE for one in same)
+    return False
 
 
 def _parsed(
@@ -196,35 +219,53 @@ def embedded_text(content: Content, ordinal: int) -> str:
 def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, report: Report, say: Say) -> None:
     if not group:
         return
-    texts = [embedded_text(one.content, place) for one in group for place in range(one.document.passages)]
-    vectors = iter(embedder.embed(texts))
-    rows = [
-        Row(passage_name(one.document.id, place), one.document.id, one.document.added, next(vectors))
-        for one in group
-        for place in range(one.document.passages)
-    ]
+    rows = _rows([(one.document, one.content) for one in group], embedder)
     collection.commit(collection.catalogue().with_documents(one.document for one in group))
     for one in group:
         collection.documents.write(one.document.id, one.files)
     collection.store.add(rows)
     live = [one.document.model_copy(update={"state": State.LIVE}) for one in group]
-    sources = {one.source: one.id for one in live}
-    old = [
-        one.model_copy(update={"state": State.REPLACED})
-        for one in collection.catalogue().documents(State.LIVE)
-        if one.source in sources
-    ]
-    # Of two files of one name in one group, the later is the version that is found.
-    live = [one if sources[one.source] == one.id else one.model_copy(update={"state": State.REPLACED}) for one in live]
-    collection.commit(collection.catalogue().with_documents([*old, *live]))
+    sources = {one.source for one in live}
+    old = {one.source: one for one in collection.catalogue().documents(State.LIVE) if one.source in sources}
+    replaced = [one.model_copy(update={"state": State.REPLACED}) for one in old.values()]
+    collection.commit(collection.catalogue().with_documents([*replaced, *live]))
     report.added += live
-    report.replaced += len(old)
+    report.replaced += len(replaced)
     for document in live:
-        say(f"{line(document.source)}: {document.passages} passages" + _remarks(document))
+        say(f"{line(document.source)}: {document.passages} passages" + _remarks(document, old.get(document.source)))
 
 
-def _remarks(document: Document) -> str:
-    said = [f"{count} x {kind} masked" for kind, count in document.personal_data.items()]
+def _rows(documents: Sequence[tuple[Document, Content]], embedder: Embedder) -> list[Row]:
+    places = [(document, content, place) for document, content in documents for place in range(document.passages)]
+    vectors = embedder.embed([embedded_text(content, place) for _, content, place in places])
+    return [
+        Row(passage_name(document.id, place), document.id, document.added, vector)
+        for (document, _, place), vector in zip(places, vectors, strict=True)
+    ]
+
+
+def _embed_lost(collection: Collection, embedder: Embedder, say: Say) -> None:
+    """What a store lost (a folder that was not restored, a table that was dropped) is made again from the texts."""
+    catalogue = collection.catalogue()
+    lost = collection.lacking(catalogue, collection.store.counts())
+    if not lost:
+        return
+    collection.store.remove({one.id for one in lost})
+    for document in lost:
+        try:
+            content = collection.documents.read(document)
+        except StateError as error:
+            say(f"{line(document.source)}: its embeddings are lost, and {error}")
+            continue
+        collection.store.add(_rows([(document, content)], embedder))
+        say(f"{line(document.source)}: its passages were missing in the store; they were embedded again")
+    # Readers look again.
+    collection.commit(catalogue.with_documents(()))
+
+
+def _remarks(document: Document, old: Document | None) -> str:
+    said = [f"version {document.version} in place of {old.version}"] if old is not None else []
+    said += [f"{count} x {kind} masked" for kind, count in document.personal_data.items()]
     if document.quarantined:
         said.append(f"{len(document.quarantined)} passages in quarantine")
     return f" ({', '.join(said)})" if said else ""

@@ -22,6 +22,7 @@ from confide.rag.embedder import Embedder
 from confide.rag.erasure import erase
 from confide.rag.ingest import Report, add_files
 from confide.rag.parsing.parent import Limits
+from confide.rag.personal_data import check_region
 from confide.rag.retrieval import Ranking, Searcher
 from confide.text import line
 
@@ -73,14 +74,25 @@ class Library:
         limits: Limits | None = None,
         again: bool = False,
     ) -> Report:
-        """Add files to a collection. settings: of a collection that is not there yet; None refuses to make one."""
+        """Add files to a collection.
+
+        settings: of a collection that is not there yet; None refuses to make one. Of one that is there, what was chosen
+        must be what it was made with: StateError.
+        """
         name = CollectionName(caller.organization, collection)
         allow(caller, name, "write")
         if settings is None or self._folder(name).joinpath("collection.json").exists():
             target = self._collection(caller, collection)
+            if settings is not None:
+                target.check_chosen(settings)
         else:
-            private_folder(self.root)
-            target = Collection.create(self._folder(name), name, settings)
+            try:
+                private_folder(self.root)
+                target = Collection.create(self._folder(name), name, settings)
+            except OSError as error:
+                raise StateError(
+                    f"{self._folder(name)} cannot be made ({error.strerror}); name another folder with --library"
+                ) from error
         return add_files(target, files, embedder, say, limits=limits, again=again)
 
     def erase(self, caller: Caller, collection: str, which: str, say: Say) -> list[Path]:
@@ -148,9 +160,11 @@ class Library:
 
 
 def settings_for(embedder: Embedder, **chosen: object) -> Settings:
-    """Settings of a new collection with this embedder."""
+    """Settings of a new collection with this embedder; what is None is left to its default. Raises StateError."""
+    if chosen.get("region"):
+        check_region(str(chosen["region"]))
     pin = EmbedderPin(name=embedder.name, sha256=embedder.sha256, dimension=embedder.dimension)
-    return Settings.model_validate({"embedder": pin, **chosen})
+    return Settings.model_validate({"embedder": pin, **{k: v for k, v in chosen.items() if v is not None}})
 
 
 def checked_question(question: str) -> str:

@@ -1,8 +1,10 @@
 """Personal data with a form that can be checked: found before a document is stored, and masked, refused or kept.
 
 E-mail addresses, telephone numbers (phonenumbers), IBANs, payment cards, and national identity numbers with a check
-digit or a date in them. Names, addresses of houses, birthdays and whatever is told in words are NOT found: a document
-without findings is not free of personal data.
+digit or a date in them: of the US (social security), Germany (tax, insured persons), Spain, France, Poland, Sweden,
+Italy and Switzerland (AHV), and behind their names of the United Kingdom (NHS) and the Netherlands (BSN). Names,
+addresses of houses, birthdays and whatever is told in words are NOT found: a document without findings is not free of
+personal data.
 
 >>> found = findings("Write to ann@example.org, IBAN DE89 3704 0044 0532 0130 00.")
 >>> [(one.kind, one.stop - one.start) for one in found]
@@ -17,6 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
+
+from confide.errors import StateError
+from confide.text import line
 
 Handling = Literal["mask", "refuse", "keep"]
 HANDLINGS: tuple[Handling, ...] = ("mask", "refuse", "keep")
@@ -58,28 +63,72 @@ def counts(found: Sequence[Finding]) -> dict[str, int]:
     return dict(sorted(Counter(one.kind for one in found).items()))
 
 
+def check_region(region: str) -> None:
+    """Raises StateError for a country whose telephone numbers are not known: none would be found, without a word."""
+    import phonenumbers
+
+    if region not in phonenumbers.SUPPORTED_REGIONS:
+        raise StateError(
+            f"the country {line(region, 20)!r} is not known; write two capital letters as DE, FR or GB (ISO 3166)"
+        )
+
+
 def _by_pattern(text: str) -> Iterator[Finding]:
     for kind, pattern, holds in _PATTERNS:
-        for match in pattern.finditer(text):
-            if holds(match[0]):
-                yield Finding(kind, match.start(), match.end())
+        place, named = 0, "it" in pattern.groupindex
+        while match := pattern.search(text, place):
+            start, stop = match.span("it" if named else 0)
+            found = holds(text[start:stop])
+            if found:
+                yield Finding(kind, start, stop)
+            # What holds may begin within what does not.
+            place = stop if found else match.start() + 1
 
 
-_PHONE = re.compile(r"(?<![\w+./-])(?:\+|\(?0|\(?[1-9])[0-9](?:[ ./()-]{0,2}[0-9]){5,14}(?![\w/-]|[.,][0-9])", re.ASCII)
+_PHONE = re.compile(
+    r"(?<![\w+./-])(?:\+|\(?0|\(?[1-9])[0-9](?:[ ./()–-]{0,3}[0-9]){5,14}(?![\w/-]|[.,][0-9])", re.ASCII
+)
+_DATE = re.compile(
+    r"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]|[0-3]?[0-9][./-][0-3]?[0-9][./-](?:19|20)[0-9]{2}"
+    r"|(?:19|20)[0-9]{2} ?[–-] ?(?:19|20)[0-9]{2}(?![0-9])",
+    re.ASCII,
+)
 
 
 def _telephones(text: str, region: str | None) -> Iterator[Finding]:
+    place = 0
+    while match := _PHONE.search(text, place):
+        start = match.start()
+        day = _DATE.match(text, start)
+        length = _dialled(match[0], region) if day is None else 0
+        if length:
+            yield Finding("telephone", start, start + length)
+        # A number may begin behind a time, or within what is none.
+        place = start + max(1, length if day is None else day.end() - start)
+
+
+def _dialled(number: str, region: str | None) -> int:
+    """How many characters of it are a telephone number, which a date or another number may follow; 0 for none."""
+    if region is None and not number.startswith(("+", "00")):
+        return 0
+    while not _dials(number, region):
+        shorter = number.rstrip("0123456789").rstrip(" ./()–-")
+        # What has no zero in front is taken whole or not at all.
+        if not number.startswith(("+", "0", "(0")) or len(_digits(shorter)) < 7:
+            return 0
+        number = shorter
+    return len(number)
+
+
+def _dials(number: str, region: str | None) -> bool:
     import phonenumbers
 
-    for match in _PHONE.finditer(text):
-        if region is None and not match[0].startswith("+"):
-            continue
-        try:
-            number = phonenumbers.parse(match[0], region)
-        except phonenumbers.NumberParseException:
-            continue
-        if phonenumbers.is_valid_number(number):
-            yield Finding("telephone", match.start(), match.end())
+    # 00 is how most countries dial abroad; a region says what its own does.
+    written = f"+{number[2:]}" if region is None and number.startswith("00") else number
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(written, region))
+    except phonenumbers.NumberParseException:
+        return False
 
 
 def _digits(text: str) -> list[int]:
@@ -120,7 +169,8 @@ def _day(year: int, month: int, day: int) -> bool:
 
 def _us_social_security(text: str) -> bool:
     """No check digit; areas 000, 666 and 900-999, group 00 and serial 0000 were never given out."""
-    area, group, serial = text.split("-")
+    packed = "".join(map(str, _digits(text)))
+    area, group, serial = packed[:3], packed[3:5], packed[5:]
     return area not in {"000", "666"} and area < "900" and group != "00" and serial != "0000"
 
 
@@ -135,8 +185,8 @@ def _german_tax(text: str) -> bool:
 
 
 def _spanish(text: str) -> bool:
-    number = text.upper().replace("-", "").translate(str.maketrans("XYZ", "012", "")) if text[0] in "XYZxyz" else text
-    packed = number.upper().replace("-", "")
+    number = text.translate(str.maketrans("XYZxyz", "012012")) if text[0] in "XYZxyz" else text
+    packed = re.sub(r"[.-]", "", number).upper()
     return "TRWAGMYFPDXBNJZSQVHLCKE"[int(packed[:8]) % 23] == packed[8]
 
 
@@ -185,6 +235,19 @@ def _dutch(text: str) -> bool:
     return sum(weight * digit for weight, digit in zip((9, 8, 7, 6, 5, 4, 3, 2, -1), digits, strict=True)) % 11 == 0
 
 
+def _swiss(text: str) -> bool:
+    """AHV: an EAN-13."""
+    digits = _digits(text)
+    return sum(digit * (3 if place % 2 else 1) for place, digit in enumerate(digits)) % 10 == 0
+
+
+def _german_insured(text: str) -> bool:
+    """Krankenversichertennummer: a letter as two digits, then weights 1 and 2 and the sum of digits."""
+    digits = [*divmod(ord(text[0]) - 64, 10), *_digits(text)]
+    total = sum(sum(divmod(digit * (1 + place % 2), 10)) for place, digit in enumerate(digits[:-1]))
+    return total % 10 == digits[-1]
+
+
 def _always(_: str) -> bool:
     return True
 
@@ -207,34 +270,55 @@ _IBAN_LENGTHS: Mapping[str, int] = {
     **dict.fromkeys(("JO", "KW", "MU"), 30),
     **dict.fromkeys(("MT", "SC"), 31),
 }
-_PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = tuple(
-    (kind, re.compile(pattern, re.ASCII), holds)
-    for kind, pattern, holds in (
-        (
-            "e-mail",
-            r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}(?![\w-])",
-            _always,
-        ),
-        ("IBAN", r"(?<!\w)[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?!\w)", _iban),
-        ("card", r"(?<![\w.-])[2-6][0-9]{3}(?:[ -]?[0-9]{2,6}){2,4}(?![\w-]|\.[0-9])", _card),
-        ("identity number", r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])", _us_social_security),
-        ("identity number", r"(?<!\w)[1-9][0-9](?: ?[0-9]{3}){3}(?!\w)", _german_tax),
-        ("identity number", r"(?<!\w)(?:[XYZxyz][0-9]{7}|[0-9]{8})-?[A-Za-z](?!\w)", _spanish),
-        (
-            "identity number",
-            r"(?<!\w)[12] ?[0-9]{2} ?[0-9]{2} ?[0-9][0-9AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}(?!\w)",
-            _french,
-        ),
-        ("identity number", r"(?<!\w)[0-9]{11}(?!\w)", _polish),
-        ("identity number", r"(?<!\w)(?:19|20)?[0-9]{6}[-+][0-9]{4}(?!\w)", _swedish),
-        (
-            "identity number",
-            r"(?<!\w)[A-Z]{6}[0-9]{2}[ABCDEHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z](?!\w)",
-            _italian,
-        ),
-        ("identity number", r"(?<=NHS )[0-9]{3} ?[0-9]{3} ?[0-9]{4}(?!\w)", _nhs),
-        ("identity number", r"(?<=NHS number )[0-9]{3} ?[0-9]{3} ?[0-9]{4}(?!\w)", _nhs),
-        ("identity number", r"(?<=BSN )[0-9]{9}(?!\w)", _dutch),
-        ("identity number", r"(?<=BSN: )[0-9]{9}(?!\w)", _dutch),
-    )
+_BY_LENGTH: dict[int, list[str]] = {}
+for _country, _length in _IBAN_LENGTHS.items():
+    _BY_LENGTH.setdefault(_length, []).append(_country)
+_IBAN = "|".join(
+    f"(?:{'|'.join(countries)})[0-9]{{2}}(?:[ -]?[A-Z0-9]){{{length - 4}}}" for length, countries in _BY_LENGTH.items()
+)
+"""Each country's length and no character more: a BIC, or a date, often stands behind."""
+_SAID = r"(?:[ -]?(?:number|nummer|num|no|nr)\b\.?)?[ :|#-]{0,4}"
+_CARD = r"(?<![\w.-])%s(?![\w-]|\.[0-9])"
+_PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
+    (
+        "e-mail",
+        re.compile(r"(?<!\w)\w[\w.+'’-]{0,63}@(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24}(?!\w)"),
+        _always,
+    ),
+    ("IBAN", re.compile(rf"(?<!\w)(?:{_IBAN})(?!\w)", re.ASCII | re.IGNORECASE), _iban),
+    *(
+        # Each shape is asked by itself: of a card and what follows it, a longer one must not hide the shorter.
+        ("card", re.compile(_CARD % shape, re.ASCII), _card)
+        for shape in (
+            r"[2-6][0-9]{3}(?:[ -]?[0-9]{4}){3}",
+            r"[2-6][0-9]{3}(?:[ -]?[0-9]{4}){3}[ -]?[0-9]{3}",
+            r"3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5}",
+            r"3[068][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{4}",
+            r"(?:4[0-9]{12}|6[0-9]{16,17})",
+        )
+    ),
+    *(
+        ("identity number", re.compile(pattern, re.ASCII), holds)
+        for pattern, holds in (
+            (r"(?<![\w-])[0-9]{3}-[0-9]{2}-[0-9]{4}(?![\w-])", _us_social_security),
+            (r"(?<!\w)[1-9][0-9](?: ?[0-9]{3}){3}(?!\w)", _german_tax),
+            (r"(?<!\w)[A-Z][0-9]{9}(?!\w)", _german_insured),
+            (r"(?<!\w)(?:[XYZxyz][0-9]{7}|[0-9]{2}\.?[0-9]{3}\.?[0-9]{3})-?[A-Za-z](?!\w)", _spanish),
+            (r"(?<!\w)[12] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}(?!\w)", _french),
+            (r"(?<!\w)[0-9]{11}(?!\w)", _polish),
+            (r"(?<!\w)(?:19|20)?[0-9]{6}[-+][0-9]{4}(?!\w)", _swedish),
+            (r"(?<!\w)[A-Z]{6}[0-9]{2}[ABCDEHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z](?!\w)", _italian),
+            (r"(?<![\w.])756\.[0-9]{4}\.[0-9]{4}\.[0-9]{2}(?!\w|\.[0-9])", _swiss),
+            (rf"(?i:\bNHS{_SAID})(?P<it>[0-9]{{3}}[ -]?[0-9]{{3}}[ -]?[0-9]{{4}})(?!\w)", _nhs),
+            (
+                rf"(?i:\b(?:BSN|burgerservice){_SAID})"
+                r"(?P<it>[0-9]{3}[. ]?[0-9]{3}[. ]?[0-9]{3}|[0-9]{4}[. ]?[0-9]{2}[. ]?[0-9]{3})(?!\w)",
+                _dutch,
+            ),
+            (
+                rf"(?i:\b(?:SSN|social security){_SAID})(?P<it>[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{4}})(?!\w)",
+                _us_social_security,
+            ),
+        )
+    ),
 )

@@ -6,6 +6,7 @@ The second part lies in [0, 1] and means the same for every query, so that one w
 not calibrated the weight is small: unweighted fusion hurts where one part is weak (docs/rag.md has figures).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -211,19 +212,20 @@ class Searcher:
         self._shown = np.array([name not in quarantined for name in lexical.names], np.bool_)
         self._matrix = None
         if len(lexical.names) <= RESIDENT_PASSAGES:
-            self._matrix = self._resident(*store.everything())
+            names, _, vectors = store.everything()
+            self._collection.check_stored(catalogue, Counter(split_passage_name(name)[0] for name in names))
+            self._matrix = self._resident(names, vectors)
+        else:
+            self._collection.check_stored(catalogue, store.counts())
         self._generation = catalogue.generation
 
-    def _resident(self, names: list[str], _added: list[int], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, D) in the lexical index's order. A passage that the store does not have is not shown."""
+    def _resident(self, names: list[str], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, D) in the lexical index's order."""
         matrix = np.zeros((len(self._places), vectors.shape[1]), np.float32)
-        stored = np.zeros(len(self._places), np.bool_)
         pairs = [(self._places[name], row) for row, name in enumerate(names) if name in self._places]
         if pairs:
             places, rows = map(np.array, zip(*pairs, strict=True))
             matrix[places] = vectors[rows]
-            stored[places] = True
-        self._shown &= stored
         return matrix
 
     def _dense(

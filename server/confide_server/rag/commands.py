@@ -65,17 +65,24 @@ def add(
     organization: Organization,
     embedder: Model = None,
     library: Root = _ROOT,
-    personal_data: Annotated[str, typer.Option(help=f"{', '.join(HANDLINGS)}: of a new collection.")] = "mask",
-    region: Annotated[str, typer.Option(help="Country whose national telephone numbers are meant, as DE.")] = "",
+    personal_data: Annotated[
+        str | None, typer.Option(help=f"{', '.join(HANDLINGS)}: of a new collection. Default: mask.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Country whose national telephone numbers are meant, as DE; of a new collection.")
+    ] = None,
     store: Annotated[
-        str, typer.Option(help="lancedb, postgresql://USER@HOST/DATABASE or qdrant+https://HOST:PORT.")
-    ] = "lancedb",
+        str | None,
+        typer.Option(
+            help="lancedb (default), postgresql://USER@HOST/DATABASE or qdrant+https://HOST:PORT; of a new collection."
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also files that were erased before.")] = False,
 ) -> None:
     """Add files. One that cannot be read is named and the rest goes on; exit status 1 says that there was one."""
     from confide.rag.library import Library, settings_for
 
-    if personal_data not in HANDLINGS:
+    if personal_data not in {*HANDLINGS, None}:
         raise StateError(f"--personal-data is {line(personal_data, 40)!r}; use one of {', '.join(HANDLINGS)}")
     model = _embedder(embedder)
     settings = settings_for(model, personal_data=personal_data, region=region, store=store)
@@ -289,14 +296,19 @@ def receipt(
     from confide.rag.library import Library
 
     try:
+        if not key and not (library / "receipt-key.pem").exists():
+            raise StateError(
+                f"{library} has no key of receipts; name the library with --library, or the key with --key"
+            )
         public = bytes.fromhex(key) if key else Library(library).receipt_key().public
         data = file.read_bytes()
     except ValueError:
         raise IdentityError("--key is no hex; it has 64 digits") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    content = read_receipt(data, public)
     _say(f"signed by {public.hex()}")
-    typer.echo(json.dumps(read_receipt(data, public), indent=2, ensure_ascii=True))
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=True))
 
 
 @app.command()

@@ -68,10 +68,14 @@ _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\
 
 def parse_html(data: bytes) -> Iterator[Block]:
     """Text that is shown; navigation, scripts and elements that the page itself hides are left out."""
+    declared = _CHARSET.search(data[:4096])
+    yield from html_blocks(decoded(data, declared[1].decode() if declared else None))
+
+
+def html_blocks(text: str) -> Iterator[Block]:
+    """As `parse_html`, of a page's or a fragment's text."""
     from selectolax.lexbor import LexborHTMLParser
 
-    declared = _CHARSET.search(data[:4096])
-    text = decoded(data, declared[1].decode() if declared else None)
     root = LexborHTMLParser(text).root
     if root is not None:
         yield from _Walk().blocks(root)

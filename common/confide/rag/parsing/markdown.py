@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from confide.rag.parsing.blocks import Block, decoded
+from confide.rag.parsing.html import html_blocks
 
 
 def parse_markdown(data: bytes) -> Iterator[Block]:
-    """Headings, paragraphs, list items, code and table rows. HTML in it is left out."""
+    """Headings, paragraphs, list items, code and table rows; HTML in it as a page shows it."""
     from markdown_it import MarkdownIt
 
     # Raw HTML counts as text in its source form otherwise, comments included.
@@ -26,6 +27,8 @@ def parse_markdown(data: bytes) -> Iterator[Block]:
             row = None
         elif token.type in {"fence", "code_block"} and token.content.strip():
             yield Block(token.content.rstrip("\n"), lines=True)
+        elif token.type == "html_block":
+            yield from html_blocks(token.content)
         elif token.type == "inline":
             text = _plain(token)
             if row is not None:

@@ -17,6 +17,9 @@ _MOST_OUTLINE = 20_000
 _ENDS = (".", "!", "?", ":", ";", "。")
 _LEADER = re.compile(r"\.(?: ?\.){3,}")
 """The dots between a title and its page in a table of contents: a token each, and no text."""
+_NUMBER = re.compile(r"\b(?:[0-9]{1,9}|[ivxlc]+)\b", re.ASCII)
+_FEWEST_LINES = 4
+"""Of a page that tells what headers and footers are: on a slide each line is text."""
 _ITEM = re.compile(r"(?:[-*•–◦▪]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
 
 
@@ -38,7 +41,7 @@ def parse_pdf(data: bytes) -> Iterator[Block]:
     running = _running_lines(texts)
     found = False
     for number, lines in enumerate(texts):
-        kept = [line for place, line in enumerate(lines) if not _runs(place, lines, running)]
+        kept = [line for place, line in enumerate(lines) if (number, place) not in running]
         for block in _blocks(kept, number + 1, headings[number]):
             found = True
             yield block
@@ -78,18 +81,47 @@ def _lines(text: str) -> list[str]:
     return [_LEADER.sub("…", line.strip()) for line in text.strip("\n ").split("\n")]
 
 
-def _running_lines(pages: list[list[str]]) -> frozenset[str]:
-    """First and last lines that come back on many pages, page numbers aside: headers and footers."""
-    counts = Counter(key for lines in pages for key in {_running_key(line) for line in (lines[0], lines[-1])})
-    return frozenset(key for key, count in counts.items() if key and count >= max(3, len(pages) // 60))
+def _running_lines(pages: list[list[str]]) -> set[tuple[int, int]]:
+    """(page, place) of headers and footers: first and last lines that come back on many pages.
+
+    Each number in them must come back too, or count the pages: a row "Total 12" is no footer. The first of its kind
+    stays, since what it says may stand nowhere else, unless it is a number alone.
+    """
+    ends = [
+        (page, place, lines[place]) for page, lines in enumerate(pages) for place in dict.fromkeys((0, len(lines) - 1))
+    ]
+    least = max(3, len(pages) // 60)
+    telling = ((page, line) for page, _, line in ends if len(pages[page]) >= _FEWEST_LINES)
+    counts = Counter(kind for page, line in telling for either in _kinds(page, line) for kind in set(either))
+    seen: set[str] = set()
+    running: set[tuple[int, int]] = set()
+    for page, place, line in ends:
+        key = _NUMBER.sub("#", line)
+        comes_back = all(max(counts[one], counts[other]) >= least for one, other in _kinds(page, line))
+        said = key in seen or not any(map(str.isalpha, key))
+        if line == str(page + 1) or (comes_back and said):
+            running.add((page, place))
+        if comes_back:
+            seen.add(key)
+    return running
 
 
-def _running_key(line: str) -> str:
-    return re.sub(r"[0-9ivxlc]+(?=\s|$)", "#", line)
+_Kind = tuple[str, int, str, int]
 
 
-def _runs(place: int, lines: list[str], running: frozenset[str]) -> bool:
-    return place in {0, len(lines) - 1} and (_running_key(lines[place]) in running or lines[place].isdigit())
+def _kinds(page: int, line: str) -> list[tuple[_Kind, _Kind]]:
+    """The line without its numbers (twice), and each number as it is, or as its distance from the page's."""
+    key = _NUMBER.sub("#", line)
+    found: list[tuple[_Kind, _Kind]] = [((key, -1, "line", 0), (key, -1, "line", 0))]
+    for place, number in enumerate(_NUMBER.findall(line)):
+        value = int(number) if number.isdigit() else _roman(number)
+        found.append(((key, place, "value", value), (key, place, "distance", value - page)))
+    return found
+
+
+def _roman(number: str) -> int:
+    digits = [{"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}[one] for one in number]
+    return sum(-one if one < after else one for one, after in zip(digits, [*digits[1:], 0], strict=True))
 
 
 def _blocks(lines: list[str], page: int, headings: dict[str, int]) -> Iterator[Block]:

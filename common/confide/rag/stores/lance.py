@@ -188,9 +188,10 @@ class LanceStore:
 
     def tidy(self) -> None:
         """Tables that `current` does not name: what a crash left behind."""
-        for name in self._names():
-            if name != self._name:
-                self._database.drop_table(name)
+        with _named_errors(self._folder):
+            for name in self._names():
+                if name != self._name:
+                    self._database.drop_table(name)
 
     def files(self) -> Sequence[Path]:
         """Everything below the folder."""
