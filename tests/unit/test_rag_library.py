@@ -19,7 +19,7 @@ from confide.rag.erasure import read_receipt
 from confide.rag.lexical import LexicalIndex
 from confide.rag.library import Library
 from confide.rag.retrieval import Ranking, Searcher
-from confide.rag.stores.base import Row, StoreDown
+from confide.rag.stores.base import PassageStore, Row, StoreDown
 from confide.rag.stores.lance import LanceStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,6 +72,27 @@ def test_a_collection_too_large_for_memory_is_searched_alike(tmp_path: Path, mon
     assert np.allclose(stored.crowding, resident.crowding, atol=1e-5)
     # Two sums of the same numbers may differ in their last digit, and so may the order of what is all but equal.
     assert stored.by_lexical == resident.by_lexical and set(stored.by_dense[:3]) == set(resident.by_dense[:3])
+
+
+@pytest.mark.parametrize("resident", [100_000, 0])
+def test_a_document_that_is_erased_while_a_search_begins_is_no_lost_one(
+    resident: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The searcher had read the catalogue; what it then lacks in the store was taken out, and is not missing."""
+    monkeypatch.setattr(retrieval, "RESIDENT_PASSAGES", resident)
+    world = world_with_fees(tmp_path)
+    world.add([world.file("walls.md", WALLS)])
+    fresh_store = Collection.fresh_store
+
+    def erased_first(self: Collection, catalogue: Catalogue) -> PassageStore:
+        monkeypatch.setattr(Collection, "fresh_store", fresh_store)
+        Library(world.library.root).erase(OPERATOR, "leaflets", "fees.md", lambda _: None)
+        return fresh_store(self, catalogue)
+
+    monkeypatch.setattr(Collection, "fresh_store", erased_first)
+    collection, searcher = Library(world.library.root).opened(OPERATOR, "leaflets")
+    assert searcher.coverage("wall", "a wall") == 1.0
+    assert [one.source for one in collection.catalogue().live().values()] == ["walls.md"]
 
 
 @pytest.mark.parametrize("question", ["", " ", "x" * 4001, "half \ud800"])

@@ -199,8 +199,16 @@ class Searcher:
         return kept
 
     def _refresh(self, catalogue: Catalogue) -> None:
-        if self._generation == catalogue.generation:
-            return
+        while self._generation != catalogue.generation:
+            try:
+                self._load(catalogue)
+            except StateError:
+                # A writer may have taken a document out of the store since the catalogue was read.
+                before, catalogue = catalogue, self._collection.catalogue()
+                if catalogue.generation == before.generation:
+                    raise
+
+    def _load(self, catalogue: Catalogue) -> None:
         lexical = self._collection.lexical(catalogue)
         live = catalogue.live()
         quarantined = {f"{document.id}.{one.ordinal}" for document in live.values() for one in document.quarantined}
