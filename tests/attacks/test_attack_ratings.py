@@ -1,13 +1,14 @@
 """Judgements that an annotator did not make, made twice, or made of answers that are not there: refused by name."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from confide import canonical
 from confide.errors import ConfideError, DataError, IdentityError, StateError, TransportError
 from confide.identity.roster import Role
+from confide.transport.admin import AdminClient
 from confide_server.rlhf.commands import app
 from confide_server.rlhf.preferences import Candidate, Comparison, append_line, read_lines
 from hypothesis import HealthCheck, given, settings
@@ -126,3 +127,58 @@ def test_offline_and_later_by_the_commands(tmp_path: Path) -> None:
         back = tmp_path / "all.jsonl"
         assert run.invoke(app, ["fetch", str(back), *folder[Role.OPERATOR]], catch_exceptions=False).exit_code == 0
         assert [one.pair for one in read_lines(back, Comparison)] == [judged(0).pair, judged(2).pair, judged(3).pair]
+
+
+def test_what_was_undone_after_it_was_handed_over_is_taken_back(tmp_path: Path) -> None:
+    with running_world(tmp_path / "world") as world:
+        upload, ratings, standing_there = sitting(world, tmp_path)
+        for number in (0, 1):
+            append_line(ratings, judged(number))
+        assert "2 judgements are there, 2 of them new" in upload()
+        append_line(ratings, judged(0, undone=True))
+        append_line(ratings, judged(1, undone=True))
+        append_line(ratings, judged(1, choice="second"))
+        assert "1 judgements are there, 1 of them new" in upload()
+        assert standing_there() == [judged(1, choice="second")]
+        append_line(ratings, judged(0))
+        assert "2 judgements are there, 1 of them new" in upload() and "0 of them new" in upload()
+        assert standing_there() == [judged(1, choice="second"), judged(0)]
+
+
+def test_a_broken_connection_does_not_turn_judgements_into_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = AdminClient.put_ratings
+
+    def broken(client: AdminClient, ratings: Sequence[bytes], *, key: str = "") -> None:
+        put(client, ratings, key=key)
+        raise TransportError("the connection broke")
+
+    with running_world(tmp_path / "world") as world:
+        upload, ratings, standing_there = sitting(world, tmp_path)
+        append_line(ratings, judged(0))
+        monkeypatch.setattr(AdminClient, "put_ratings", broken)
+        with pytest.raises(TransportError):
+            upload()
+        monkeypatch.setattr(AdminClient, "put_ratings", put)
+        append_line(ratings, judged(1))  # the sitting went on
+        assert "2 judgements are there" in upload()
+        assert standing_there() == [judged(0), judged(1)]
+        # What the coordinator refuses stands in nobody's way.
+        ratings.with_suffix(".uploaded").unlink()
+        for _ in range(2):
+            with pytest.raises(StateError, match="RATING_REPLAYED"):
+                upload()
+        assert not ratings.with_suffix(".uploading").exists()
+
+
+def sitting(world: AdminWorld, folder: Path) -> tuple[Callable[[], str], Path, Callable[[], list[Comparison]]]:
+    """(upload, the annotator's file, what stands at the coordinator)."""
+    operator, ratings = world.client(Role.OPERATOR), folder / "ratings-annotator.jsonl"
+    operator.put_candidates("p", [encoded(one) for one in ANSWERS], source="ours", licence="")
+    who = ["--member", str(world.folder / "annotator"), "--coordinator", world.address]
+    return (
+        lambda: CliRunner().invoke(app, ["upload", str(ratings), *who], catch_exceptions=False).output,
+        ratings,
+        lambda: [Comparison.model_validate_json(one) for one in operator.list_ratings().ratings],
+    )

@@ -239,6 +239,11 @@ def test_a_reward_model_of_another_base_is_refused(bert: Path, tmp_path: Path) -
     model = RewardModel(tmp_path, bert, base)
     scores = model.scores(["", "how?"], ["a fine wall", "a fine wall"])
     assert scores.shape == (2,) and scores[0] != scores[1]
+    write_reward(
+        tmp_path / "alone", weight, base_sha256=base, pooling="mean", max_length=32, lineage={}, reads_prompts=False
+    )
+    alone = RewardModel(tmp_path / "alone", bert, base).scores(["", "how?"], ["a fine wall", "a fine wall"])
+    assert alone[0] == alone[1] == scores[0]
     with pytest.raises(ModelError, match="REWARD_OF_ANOTHER_BASE"):
         RewardModel(tmp_path, bert, "1" * 64)
     with pytest.raises(ModelError, match="NaN"):
@@ -370,6 +375,23 @@ def test_commands_from_candidates_to_a_reward_model(llama: Path, bert: Path, tmp
     reward = tmp_path / "reward"
     told = run.invoke(app, ["reward", snapshot, "--base", str(bert), "--out", str(reward)], catch_exceptions=False)
     assert "accuracy" in told.output and (reward / "reliability.png").exists()
+    assert json.loads((reward / "reward.json").read_bytes())["reads_prompts"] is True
+    # The same preferences as conversations are the same head; and without prompts one that reads none.
+    head = (reward / "reward_head.safetensors").read_bytes()
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            **{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")},
+        }
+        for row in pairs(40)
+    ]
+    for kept, reads in ((turns, True), ([{k: row[k] for k in ("chosen", "rejected")} for row in pairs(40)], False)):
+        rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        snap = run.invoke(app, ["snapshot", str(rows), "--import", "--out", str(tmp_path / "s")]).output.split()[-1]
+        there = tmp_path / f"reward-{reads}"
+        run.invoke(app, ["reward", snap, "--base", str(bert), "--out", str(there)], catch_exceptions=False)
+        assert ((there / "reward_head.safetensors").read_bytes() == head) is reads
+        assert json.loads((there / "reward.json").read_bytes())["reads_prompts"] is reads
     append_line(tmp_path / "more.jsonl", candidates()[0])
     assert json.loads((reward / "reward.json").read_bytes())["lineage"]["snapshot"] == Path(snapshot).stem
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from confide import canonical
-from confide.errors import SpecificationError, TrainingError
+from confide.errors import SpecificationError, StateError, TrainingError
+from confide_server.rlhf import commands
 from confide_server.rlhf.documents import EXAMPLE, RlhfSpecification, parse_toml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +56,48 @@ def test_dpo_trains_an_adapter_and_goes_on_from_its_checkpoint(base: Path, tmp_p
     longer = specify(training={"steps": 3})
     again = trl_adapter.train(longer, base=base, folder=tmp_path, records=preference_records())
     assert again.steps == 3 and sum("loss" in line for line in again.history) == 1, "two steps were not done again"
+
+
+@pytest.mark.parametrize("save_steps", [1, 50])
+def test_a_run_that_is_done_stays_as_it_is(base: Path, tmp_path: Path, save_steps: int) -> None:
+    def again(folder: Path, adapter: Path | None = None) -> tuple[int, bytes, int]:
+        run = specify(training={"save_steps": save_steps})
+        made = trl_adapter.train(run, base=base, folder=folder, records=preference_records(), adapter=adapter)
+        weights = (made.adapter / "adapter_model.safetensors").read_bytes()
+        return made.steps, weights, sum("loss" in line for line in made.history)
+
+    first = again(tmp_path / "run")
+    assert first[0] == first[2] == 2
+    assert again(tmp_path / "run") == first
+    # Also one that started from an adapter, which is its reference.
+    further = again(tmp_path / "further", tmp_path / "run" / "adapter")
+    assert further[1] != first[1] and again(tmp_path / "further", tmp_path / "run" / "adapter") == further
+
+
+def test_a_policy_of_nan_is_not_kept(base: Path, tmp_path: Path) -> None:
+    run = specify(training={"learning_rate": 1e38})
+    with pytest.raises(TrainingError, match="POLICY_NOT_FINITE"):
+        trl_adapter.train(run, base=base, folder=tmp_path, records=preference_records())
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_the_newest(tmp_path: Path) -> None:
+    for step, state in ((2, b"{}"), (9, b'{"global_st'), (10, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_bytes(state)
+    assert trl_adapter._newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    with (
+        commands._alone(tmp_path),
+        pytest.raises(StateError, match="another process trains into"),
+        commands._alone(tmp_path),
+    ):
+        pass
+    with commands._alone(tmp_path):
+        pass
 
 
 def test_trl_says_nothing_by_itself(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

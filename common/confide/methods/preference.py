@@ -20,6 +20,7 @@ from confide.models.rendering import Rendering
 from confide.runs.fields import Record, fields_of
 
 Ids = NDArray[np.int32]
+Turns = list[dict[str, str]]
 _ROLES = {"system", "user", "assistant", "tool"}
 
 
@@ -62,7 +63,7 @@ class PairEncoder:
         chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
         if chosen == rejected:
             raise DataError("a record's chosen and rejected answers are the same, so that nothing was preferred")
-        turns, one, other = _turns(prompt, chosen, rejected)
+        turns, one, other = turns_of(prompt, chosen, rejected)
         pair = Pair(self.answer(turns, one), self.answer(turns, other))
         if pair.chosen.key == pair.rejected.key:
             raise DataError(
@@ -90,10 +91,10 @@ class PairEncoder:
         return before, after if end is None else [*after, end]
 
 
-def _turns(prompt: Any, chosen: Any, rejected: Any) -> tuple[list[dict[str, str]], str, str]:
-    """(turns before the answer, the chosen text, the rejected text)."""
-    asked = _conversation(prompt, "user", "prompt")
-    one, other = _conversation(chosen, "assistant", "chosen"), _conversation(rejected, "assistant", "rejected")
+def turns_of(prompt: Any, chosen: Any, rejected: Any) -> tuple[Turns, str, str]:
+    """(turns before the answer, the chosen text, the rejected text). Raises DataError for a malformed record."""
+    asked = conversation(prompt, "user", "prompt")
+    one, other = conversation(chosen, "assistant", "chosen"), conversation(rejected, "assistant", "rejected")
     if not one or not other:
         raise DataError("a record has an empty answer; give a text or a list of turns {role, content}")
     if prompt is None:
@@ -106,7 +107,8 @@ def _turns(prompt: Any, chosen: Any, rejected: Any) -> tuple[list[dict[str, str]
     return asked, one[0]["content"], other[0]["content"]
 
 
-def _conversation(value: Any, role: str, field: str) -> list[dict[str, str]]:
+def conversation(value: Any, role: str, field: str) -> Turns:
+    """A text as one turn of this role, turns as they are, nothing as none. Raises DataError naming the field."""
     if value is None or value == "":
         return []
     if isinstance(value, str):

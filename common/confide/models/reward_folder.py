@@ -36,18 +36,20 @@ class RewardDocument(BaseModel):
     max_length: int = Field(ge=8, le=131072)
     adapter_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """Of adapter_model.safetensors in the same folder, through which the base reads; empty: the base alone."""
+    reads_prompts: bool = True
+    """Whether answers are read after their prompts; false: by themselves, where nothing else was compared."""
     lineage: dict[str, Any] = {}
     """What it was trained from: a run's specification, a snapshot, the privacy that was promised."""
 
 
 def write_reward(
     folder: Path, weight: NDArray[np.floating], *, base_sha256: str, pooling: str, max_length: int,
-    lineage: Mapping[str, Any], adapter_sha256: str = "",
+    lineage: Mapping[str, Any], adapter_sha256: str = "", reads_prompts: bool = True,
 ) -> Path:  # fmt: skip
     """weight: (D,), finite, else ModelError. Files of the same names are replaced."""
     document = RewardDocument(
         version=1, base_sha256=base_sha256, pooling=pooling, max_length=max_length, adapter_sha256=adapter_sha256,
-        lineage=dict(lineage),
+        reads_prompts=reads_prompts, lineage=dict(lineage),
     )  # fmt: skip
     tensor = torch.tensor(np.asarray(weight, dtype=np.float32).reshape(1, -1))
     if not bool(torch.isfinite(tensor).all()):

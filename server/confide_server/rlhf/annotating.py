@@ -4,11 +4,16 @@ Each annotator gets the pairs in an order of their own, and the two answers of a
 fixed by their name: nobody sees the same model always first, and who stops goes on where they were.
 """
 
+import fcntl
 import hashlib
+import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from confide.errors import DataError
 
 from confide_server.rlhf.preferences import (
     Candidate,
@@ -67,9 +72,38 @@ class Session:
         if only is not None:
             self._tasks = [task for task in self._tasks if pair_of(task) in only]
         self._clock = clock
-        self._made = standing(read_lines(file, Comparison)) if file.exists() else []
+        self._stamp, self._made = (0, 0), list[Comparison]()
+        self._refresh()
         self._shown_at = clock()
         self._shown: Task | None = None
+
+    def _refresh(self) -> None:
+        """Take what stands in the file. Raises DataError ANNOTATOR_OTHER where it is somebody else's."""
+        if not self._file.exists():
+            self._stamp, self._made = (0, 0), []
+            return
+        status = self._file.stat()
+        if (stamp := (status.st_mtime_ns, status.st_size)) == self._stamp:
+            return
+        made = standing(read_lines(self._file, Comparison))
+        others = sorted({one.annotator for one in made} - {self._annotator})
+        if others:
+            raise DataError(
+                f"ANNOTATOR_OTHER: {self._file} holds judgements of {others[0]}, and you are {self._annotator}; give a "
+                "file of your own"
+            )
+        self._stamp, self._made = stamp, made
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The same annotator may sit in two windows, or in the console and a terminal: one writes at a time."""
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._refresh()
+            yield
+        finally:
+            os.close(descriptor)
 
     @property
     def done(self) -> int:
@@ -82,7 +116,8 @@ class Session:
         return len(self._tasks)
 
     def next(self) -> Task | None:
-        """The first pair that is not judged; None when all are."""
+        """The first pair that is not judged, here or in a second window; None when all are."""
+        self._refresh()
         judged = {one.pair for one in self._made}
         task = next((task for task in self._tasks if pair_of(task) not in judged), None)
         if task is not self._shown:  # asked again, the same pair has been before its reader all the while
@@ -90,19 +125,25 @@ class Session:
         return task
 
     def judge(self, task: Task, choice: Choice, reason: str = "") -> None:
-        """Durable when it returns."""
+        """Durable when it returns. Raises DataError RATING_REPLAYED for a pair that was judged in a second window."""
         spent = max(0, round(1000 * (self._clock() - self._shown_at)))
         made = Comparison(
             first=task.first.id, second=task.second.id, choice=choice, annotator=self._annotator, rubric=self._rubric,
             reason=reason, milliseconds=min(spent, 10**9),
         )  # fmt: skip
-        append_line(self._file, made)
-        self._made.append(made)
+        with self._alone():
+            if any(one.pair == made.pair for one in self._made):
+                raise DataError(
+                    "RATING_REPLAYED: this pair was judged meanwhile, perhaps in a second window; look again"
+                )
+            append_line(self._file, made)
+            self._refresh()
 
     def undo(self) -> bool:
         """Take the last judgement back; whether there was one."""
-        if not self._made:
-            return False
-        last = self._made.pop()
-        append_line(self._file, last.model_copy(update={"undone": True}))
+        with self._alone():
+            if not self._made:
+                return False
+            append_line(self._file, self._made[-1].model_copy(update={"undone": True}))
+            self._refresh()
         return True

@@ -47,7 +47,7 @@ def ranked(groups: Sequence[Sequence[Completion]], reward: Scorer) -> list[list[
     flat = [completion for group in groups for completion in group]
     if not flat:
         raise DataError("there are no answers to rank; draw some first")
-    scores = iter(reward.scores(["" for _ in flat], [completion.text or " " for completion in flat]))
+    scores = iter(reward.scores([one.prompt for one in flat], [one.text or " " for one in flat]))
     made = [[(float(next(scores)), completion) for completion in group] for group in groups]
     return [sorted(group, key=lambda one: (bool(one[1].text), one[0]), reverse=True) for group in made]
 

@@ -12,7 +12,7 @@ from confide.files import sha256_file
 from confide.models.adapter_hash import ADAPTER_FILE
 
 from confide_server.rlhf.policy import Policy, Sampling
-from confide_server.rlhf.preferences import Candidate, append_line, read_lines
+from confide_server.rlhf.preferences import Candidate, append_line, lines_of, read_lines
 
 _PROMPTS_AT_ONCE = 8
 
@@ -21,7 +21,7 @@ def prompt_set(path: Path) -> tuple[list[str], str]:
     """(prompts, one a line; the set's SHA-256). Raises DataError for an empty set or a prompt that stands twice."""
     try:
         data = path.read_bytes()
-        prompts = [line.strip() for line in data.decode().splitlines() if line.strip()]
+        prompts = [line.strip() for line in lines_of(data) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the prompts in {path}: {error}; give UTF-8 text, one prompt a line") from error
     if not prompts:

@@ -1,9 +1,12 @@
 """`confide rlhf`: candidates, annotation, snapshots, reward models, policies, the gate. All of it works on files."""
 
+import fcntl
 import json
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +122,7 @@ def reward(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a reward model from a snapshot, with its accuracy, calibration and length bias."""
+    from confide.methods.preference import turns_of
     from confide.models.reward_folder import write_reward
     from confide.models.store import folder_digest
 
@@ -129,20 +133,31 @@ def reward(
     made = Snapshot.read(snapshot_file)
     rows = made.preferences()
     reader = FeatureReader(base, pooling, max_length)
-    asked = [str(row.get("prompt", "")) for row in rows]
-    chosen, rejected = ([str(row[side]) for row in rows] for side in ("chosen", "rejected"))
+    turns = [turns_of(row.get("prompt"), row["chosen"], row["rejected"]) for row in rows]
+    asked, chosen, rejected = [one for one, _, _ in turns], [one for _, one, _ in turns], [one for _, _, one in turns]
     differences = (reader.of(asked, chosen) - reader.of(asked, rejected)).astype(float)
     longer = [len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]
-    weight, report = central_reward.fit(differences, longer_N=longer, organizations=made.organizations, seed=seed)
+    weight, report = central_reward.fit(
+        differences,
+        longer_N=longer,
+        organizations=made.organizations,
+        texts_N=[("\n".join(turn["content"] for turn in prompt), a, b) for prompt, a, b in turns],
+        seed=seed,
+    )
     lineage = {"snapshot": made.sha256, "seed": seed, "privacy": "none: the snapshot was read as it is"}
     sha256 = folder_digest(base)
-    write_reward(out, weight, base_sha256=sha256, pooling=pooling, max_length=max_length, lineage=lineage)
+    write_reward(
+        out, weight, base_sha256=sha256, pooling=pooling, max_length=max_length, lineage=lineage,
+        reads_prompts=any(asked),
+    )  # fmt: skip
     write_atomic(out / "report.json", json.dumps(asdict(report), indent=1).encode())
     central_reward.plot(report, out / "reliability.png")
     typer.echo(
         f"accuracy {report.accuracy:.3f} ({report.interval[0]:.3f} to {report.interval[1]:.3f}) on {report.held_out} "
         f"held-out pairs; calibration error {report.calibration_error:.3f}; in {out}"
     )
+    if report.seen:
+        typer.echo(f"{report.seen:.0%} of them have an answer that other pairs have too: their accuracy is too good")
     if report.worst is not None:
         typer.echo(f"worst organization: {line(report.worst[0])}, accuracy {report.worst[1]:.3f}")
 
@@ -159,8 +174,6 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("rlhf-run"),
 ) -> None:
     """Optimise a policy as a specification says; goes on where it was cut off. Status 4: stopped for a named reason."""
-    from confide.models.adapter_hash import ADAPTER_FILE
-
     from confide_server.rlhf import trl_adapter
     from confide_server.rlhf.documents import parse_toml
     from confide_server.rlhf.inputs import Inputs
@@ -176,15 +189,28 @@ def train(
         reward_base=reward_base,
     )
     records, scored = inputs.of(specification)
-    _same_run(out, specification.digest)
+    with _alone(out):
+        _same_run(out, specification.digest)
+        trained = trl_adapter.train(
+            specification, base=base, folder=out, records=records, adapter=adapter, reward=scored, say=_figures
+        )
+        _keep(out, specification, trained)
+    typer.echo(f"{trained.steps} steps; adapter in {trained.adapter}")
+    if trained.stopped is not None:
+        typer.echo(line(trained.detail), err=True)
+        raise typer.Exit(4)
 
-    def said(metrics: Mapping[str, float]) -> None:
-        shown = ("step", "loss", "reward", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio")
-        _say("  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics))
 
-    trained = trl_adapter.train(
-        specification, base=base, folder=out, records=records, adapter=adapter, reward=scored, say=said
-    )
+def _figures(metrics: Mapping[str, float]) -> None:
+    """Of one step, on one line."""
+    shown = ("step", "loss", "reward", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio")
+    _say("  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics))
+
+
+def _keep(out: Path, specification: "RlhfSpecification", trained: "Trained") -> None:
+    """Where the adapter comes from, what was measured, and what a release of it names."""
+    from confide.models.adapter_hash import ADAPTER_FILE
+
     lineage = {
         "specification": specification.digest, "base": specification.base.sha256,
         "started_from": specification.base.adapter, "snapshot": specification.data.snapshot,
@@ -195,10 +221,6 @@ def train(
     write_atomic(out / "lineage.json", json.dumps(lineage, indent=1).encode())
     write_atomic(out / "metrics.json", json.dumps(trained.history, indent=1).encode())
     write_atomic(out / FILE_NAME, _aligned_model(specification, trained).to_bytes())
-    typer.echo(f"{trained.steps} steps; adapter in {trained.adapter}")
-    if trained.stopped is not None:
-        typer.echo(line(trained.detail), err=True)
-        raise typer.Exit(4)
 
 
 def _aligned_model(specification: "RlhfSpecification", trained: "Trained") -> AlignedModel:
@@ -225,6 +247,19 @@ def merge(
     model = merging.merge(run, base, target)
     typer.echo(f"model {model.merged_sha256} in {target}: the base {model.base_sha256[:16]}")
     typer.echo(f"and the adapter {model.adapter_sha256}; next: confide rlhf evaluate {line(str(target))}")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raise StateError where another process trains into the folder: the two would go on from each other's steps."""
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise StateError(f"another process trains into {out}; wait for it, or give another --out") from error
+    finally:
+        os.close(descriptor)
 
 
 def _same_run(out: Path, digest: str) -> None:
@@ -276,6 +311,8 @@ def evaluate(
     from confide_server.rlhf.reward_model import RewardModel
 
     asked, digest = prompt_set(prompts)
+    training = _training_of(candidate)
+    gate.check_other_prompts(training, digest, "" if trained_on is None else prompt_set(trained_on)[1])
     if trained_on is not None:
         gate.check_no_leak(prompt_set(trained_on)[0], asked)
     judged_on = reward_base or base
@@ -291,15 +328,16 @@ def evaluate(
         for model in models
     ]
     passages = prompt_set(general)[0] if general is not None else ()
-    tokenizer = models[0].tokenizer
     figures = gate.measure(
         models[0], models[1], judge, asked, (sides[0], sides[1]), general=passages, seed=seed,
         organizations=gate.whose(organizations, asked),
-        tokens=lambda text: len(tokenizer(text)["input_ids"]),
+        tokens=models[0].counted,
     )  # fmt: skip
     thresholds = gate.Thresholds()
     said_by_nodes = read_opinions(opinions) if opinions is not None else None
     verdict = gate.decide(figures, thresholds, said_by_nodes=said_by_nodes)
+    if trained_on is None:
+        verdict = replace(verdict, unknown=(*verdict.unknown, "whether gate prompts were trained on: none were named"))
     lineage: dict[str, Any] = {
         "base": folder_digest(base), "candidate": gate_subject.digest_of(candidate),
         "baseline": gate_subject.digest_of(against),
@@ -313,10 +351,8 @@ def evaluate(
             lineage["candidate"], lineage["baseline"],
         )  # fmt: skip
         check_subject(said_by_nodes, *ours)
-    if (candidate.parent / "lineage.json").exists():
-        lineage["training"] = json.loads((candidate.parent / "lineage.json").read_bytes())
-    if trained_on is None:
-        lineage["leak"] = "not checked: no training prompts were named"
+    if training:
+        lineage["training"] = training
     evidence = gate.evidence_of(figures, thresholds, verdict, lineage=lineage, made_at=time.time())
     if said_by_nodes is not None:
         evidence["nodes"] = said_by_nodes
@@ -334,6 +370,12 @@ def evaluate(
         typer.echo(f"  {text}")
     if not verdict.passed:
         raise typer.Exit(3)
+
+
+def _training_of(candidate: Path) -> dict[str, Any]:
+    """What `confide rlhf train` wrote of the run beside its adapter, or beside the merged model; nothing of others."""
+    path = candidate.parent / "lineage.json"
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
 
 annotation_commands.register(app)

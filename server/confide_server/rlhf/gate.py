@@ -47,6 +47,8 @@ class Thresholds:
 
     prompts: int = 30
     """Fewer tell nothing, whatever their interval: the bootstrap of a handful that all agree has no width."""
+    decided: int = 6
+    """Prompts without a tie. Five that all agree come about by chance once in sixteen, among however many ties."""
     win_rate: float = 0.5
     """The lower end of the win rate's interval must be above it."""
     kl: float = 20.0
@@ -74,6 +76,8 @@ class Figures:
     """(candidate, baseline) on general text, per token; None: no text was given."""
     length_ratio: float
     repetition: float
+    decided: int | None = None
+    """Prompts at which one side won; None: not counted, in evidence from before it was."""
     organizations: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -94,6 +98,22 @@ def check_no_leak(training: Sequence[str], gate: Sequence[str]) -> None:
         raise DataError(
             f"PROMPTS_LEAK: {len(shared)} of {len(set(map(_plain, gate)))} gate prompts are in the training set too; "
             "take them out of one of the two"
+        )
+
+
+def check_other_prompts(training: Mapping[str, Any], gate: str, named: str) -> None:
+    """Raise DataError for the prompt set that the run was trained on, and for a training set that it was not.
+
+    training: lineage.json of the candidate's run, or nothing. gate, named: hashes of the gate's prompts, and of those
+    that were said to be the training's; "": none were named.
+    """
+    trained = str(training.get("prompts") or "")
+    if trained and trained == gate:
+        raise DataError("PROMPTS_LEAK: the gate's prompts are those that the candidate was trained on; ask others")
+    if trained and named and trained != named:
+        raise DataError(
+            f"PROMPTS_LEAK: the candidate was trained on the prompts {trained[:16]}, and {named[:16]} were named; name "
+            "the file that it was trained on, so that it can be held against the gate's"
         )
 
 
@@ -137,7 +157,8 @@ def measure(
 ) -> Figures:
     """answers: of candidate and baseline, as many to each prompt. organizations: whose each prompt is, or none.
 
-    tokens: counts the tokens of a text, for perplexity. Raises DataError for no prompts, or all the same answers.
+    tokens: counts the tokens of a text of which the models give log-probabilities, for perplexity. Raises
+    DataError for no prompts, or all the same answers.
     """
     ours, theirs = ([list(group) for group in side] for side in answers)
     if not prompts or len(ours) != len(prompts) or len(theirs) != len(prompts):
@@ -172,6 +193,7 @@ def measure(
         perplexity=None if perplexity is None else (perplexity[0], perplexity[1]),
         length_ratio=_mean_length(said) / max(1.0, _mean_length(theirs_flat)),
         repetition=float(np.mean([repetition(answer) for answer in said])),
+        decided=int(np.sum(won != 0.5)),
         organizations={
             name: float(np.mean([w for w, own in zip(won, organizations, strict=True) if own == name]))
             for name in named
@@ -213,16 +235,21 @@ def decide(figures: Figures, thresholds: Thresholds, *, said_by_nodes: Mapping[s
     failed, unknown = [], []
     if figures.prompts < thresholds.prompts:
         failed.append(f"{figures.prompts} prompts, too few to tell; at least {thresholds.prompts} are asked")
+    if figures.decided is not None and figures.decided < thresholds.decided:
+        failed.append(
+            f"one side won at {figures.decided} prompts and the others are ties; {thresholds.decided} are the least "
+            "that can tell"
+        )
     if not figures.interval[0] > thresholds.win_rate:
         failed.append(
             f"win rate {figures.win_rate:.3f}, interval {figures.interval[0]:.3f} to {figures.interval[1]:.3f}: "
             f"its lower end is not above {thresholds.win_rate:g}"
         )
-    if figures.kl > thresholds.kl:
+    if not figures.kl <= thresholds.kl:  # a NaN holds to nothing
         failed.append(f"{figures.kl:.2f} nats an answer from the baseline, more than {thresholds.kl:g}")
     if figures.perplexity is None:
         unknown.append("forgetting: no general text was given")
-    elif figures.perplexity[0] > thresholds.forgetting * figures.perplexity[1]:
+    elif not figures.perplexity[0] <= thresholds.forgetting * figures.perplexity[1]:
         failed.append(
             f"perplexity on general text {figures.perplexity[0]:.2f} instead of {figures.perplexity[1]:.2f}, more than "
             f"{thresholds.forgetting:g} times"
@@ -233,6 +260,8 @@ def decide(figures: Figures, thresholds: Thresholds, *, said_by_nodes: Mapping[s
         failed.append(
             f"{figures.repetition:.0%} of an answer's word pairs are repeated, more than {thresholds.repetition:.0%}"
         )
+    if figures.decided is None:
+        unknown.append("at how many prompts one side won: it was not counted")
     if not figures.organizations:
         unknown.append("the worst organization: no prompt says whose it is")
     elif min(figures.organizations.values()) < thresholds.worst_organization:
@@ -284,6 +313,5 @@ class RewardJudge:
 
     def prefers(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
         """By the sign of the difference."""
-        nothing = ["" for _ in prompts]
-        difference = self._reward.scores(nothing, first) - self._reward.scores(nothing, second)
+        difference = self._reward.scores(prompts, first) - self._reward.scores(prompts, second)
         return np.asarray((np.sign(difference) + 1) / 2, dtype=np.float64)

@@ -164,6 +164,6 @@ def faults(opinions: Mapping[str, Any], *, win_rate: float = 0.5, below: float =
             f"nodes' win rate {gate['win_rate']:.3f}, known to within {half:.3f}: its lower end is not above "
             f"{win_rate:g}"
         )
-    if gate["organizations_below"] - half > below:
+    if not gate["organizations_below"] <= below:
         found.append(f"at {gate['organizations_below']:.0%} of the organizations the candidate wins too seldom")
     return found

@@ -104,6 +104,11 @@ class Policy:
                 parts.append(self._likely(encoded[start : start + _ROWS_AT_ONCE]))
         return torch.cat(parts)
 
+    def counted(self, text: str) -> int:
+        """Of how many tokens `log_probabilities` is the sum for a text to no prompt: to max_length, with its end."""
+        encoded = self._encoder.answer([{"role": "user", "content": ""}], text)
+        return len(encoded.ids) - max(1, encoded.start)
+
     def _likely(self, answers: Sequence[Answer]) -> torch.Tensor:
         """float64 (N,). Without a prompt the first token has nothing to follow from, and does not count."""
         starts = [max(1, one.start) for one in answers]

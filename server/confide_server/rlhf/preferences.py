@@ -9,17 +9,18 @@ back.
 False
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from confide import canonical
 from confide.documents import StoredDocument
-from confide.errors import DataError
-from pydantic import Field, ValidationError
+from confide.errors import DataError, RetryableError
+from pydantic import Field, ValidationError, model_validator
 
 Choice = Literal["first", "second", "tie", "both_bad", "skip"]
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -60,6 +61,12 @@ class Comparison(StoredDocument):
     undone: bool = False
     """Takes back the same annotator's earlier judgement of the pair."""
 
+    @model_validator(mode="after")
+    def _two_answers(self) -> Self:
+        if self.first == self.second or not (self.first and self.second):
+            raise ValueError("first and second must be two answers; one was compared with itself, or with none")
+        return self
+
     @property
     def pair(self) -> tuple[str, str]:
         """The two answers, in one order whoever saw which first."""
@@ -74,11 +81,16 @@ class Comparison(StoredDocument):
 D = TypeVar("D", Candidate, Comparison)
 
 
+def lines_of(data: bytes) -> list[str]:
+    """Lines of UTF-8, ended by \\n or \\r\\n alone: str.splitlines would end them at U+2028 within a text as well."""
+    return [line.removesuffix("\r") for line in data.decode().split("\n")]
+
+
 def read_lines(path: Path, kind: type[D]) -> list[D]:
     """A file of one document a line. Raises DataError naming the file, the line and the field."""
     found: list[D] = []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = lines_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}; give a UTF-8 file of JSON lines") from error
     for number, line in enumerate(lines, start=1):
@@ -93,12 +105,26 @@ def read_lines(path: Path, kind: type[D]) -> list[D]:
 
 
 def append_line(path: Path, document: Candidate | Comparison) -> None:
-    """Add a line that is on disk when this returns; the file is 0600."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "ab") as file:
-        file.write(canonical.encode(document.model_dump(mode="json")) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add a line that is on disk when this returns, whole or not at all; the file is 0600.
+
+    Raises RetryableError where it cannot be written: the file is then as it was.
+    """
+    data = canonical.encode(document.model_dump(mode="json")) + b"\n"
+    try:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0) as file:
+            length = file.seek(0, os.SEEK_END)
+            if length:  # an editor may have left the last line without its end
+                file.seek(length - 1)
+                data = data if file.read(1) == b"\n" else b"\n" + data
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(length)
+                raise
+    except OSError as error:
+        raise RetryableError(f"cannot write {path}: {error.strerror}. Free space or fix the file's rights.") from error
 
 
 def check_candidates(candidates: Sequence[Candidate]) -> dict[str, Candidate]:

@@ -37,6 +37,7 @@ class StatedFigures(Document):
     repetition: Share
     organizations: dict[str, Share]
     seed: int
+    decided: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     def figures(self) -> Figures:
         """As the gate decides on them."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from confide.errors import ModelError
 from confide.files import sha256_file
-from confide.methods.preference import PairEncoder, answer_rows
+from confide.methods.preference import PairEncoder, Turns, answer_rows, conversation
 from confide.methods.reward import Features
 from confide.models.adapter_hash import ADAPTER_FILE
 from confide.models.answering import with_adapter
@@ -57,7 +57,12 @@ class RewardModel:
         return folder
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
-        """(N,) rewards. Raises ModelError for NaN: a reward is never silently zero."""
+        """(N,) rewards. Raises ModelError for NaN: a reward is never silently zero.
+
+        A head that was trained on answers by themselves is given them by themselves, whatever was asked.
+        """
+        if not self.document.reads_prompts:
+            prompts = ["" for _ in answers]
         with np.errstate(invalid="ignore", over="ignore"):
             found: NDArray[np.float64] = self.features.of(prompts, answers).astype(np.float64) @ self.weight
         if not np.isfinite(found).all():
@@ -85,10 +90,10 @@ class FeatureReader:
         """D."""
         return int(self._model.config.get_text_config().hidden_size)
 
-    def of(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D), of length 1; an empty prompt is none."""
+    def of(self, prompts: Sequence[str | Turns], answers: Sequence[str]) -> NDArray[np.float32]:
+        """(N, D), of length 1. prompts: one turn's text, or turns; an empty one is none."""
         encoded = [
-            self._encoder.answer([{"role": "user", "content": prompt}] if prompt else [], answer)
+            self._encoder.answer(conversation(prompt, "user", "prompt"), answer)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         # Similar lengths together: little padding.

@@ -18,7 +18,7 @@ from confide.errors import DataError
 from confide.files import private_folder, write_atomic
 
 from confide_server.rlhf.adjudication import agreement_with_others, settle
-from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, json_lines, standing
+from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, json_lines, lines_of, standing
 
 Row = dict[str, Any]
 VERSION = 1
@@ -61,11 +61,15 @@ class Snapshot:
         """
         filters, known = filters or Filters(), check_candidates(candidates)
         made = [one for one in standing(comparisons) if not filters.rubric or one.rubric == filters.rubric]
+        # The same judgements are the same snapshot, in whatever order files or a database give them.
+        made.sort(key=lambda one: (one.pair, one.annotator))
+        adjudicated = sorted(standing(adjudicated), key=lambda one: (one.pair, one.annotator))
         unknown = {end for one in made for end in one.pair} - set(known)
         if unknown:
             raise DataError(
                 f"{len(unknown)} judged answers are in no file of candidates; give all files that were judged"
             )
+        _check_prompts(known, [*made, *adjudicated])
         agreement = gold_agreement(made, gold or {})
         kept = [one for one in made if agreement.get(one.annotator, 1.0) >= filters.least_gold]
         decided, undecided = decide(kept, filters.disagreement)
@@ -132,11 +136,7 @@ class Snapshot:
 
     def unpaired(self) -> list[Row]:
         """{prompt, completion, label}: what KTO learns from."""
-        return [
-            {"prompt": row.get("prompt", ""), "completion": row[side], "label": side == "chosen"}
-            for row in self.preferences()
-            for side in ("chosen", "rejected")
-        ]
+        return unpaired(self.preferences())
 
     def write(self, folder: Path) -> Path:
         """folder/SHA256.json, 0600; the same contents are the same file."""
@@ -167,6 +167,15 @@ class Snapshot:
         return made
 
 
+def unpaired(rows: Sequence[Row]) -> list[Row]:
+    """{prompt, completion, label} of each answer in rows of {prompt, chosen, rejected}."""
+    return [
+        {"prompt": row.get("prompt", ""), "completion": row[side], "label": side == "chosen"}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+
+
 def export(rows: Sequence[Row], to: Path) -> None:
     """JSONL or parquet, by the file's ending."""
     if to.suffix == ".jsonl":
@@ -188,11 +197,22 @@ def load_rows(path: Path) -> list[Row]:
 
             rows: list[Row] = parquet.read_table(path).to_pylist()
             return rows
-        return [dict(json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [dict(json.loads(line)) for line in lines_of(path.read_bytes()) if line.strip()]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as preferences ({type(error).__name__}); give .jsonl or .parquet"
         ) from error
+
+
+def _check_prompts(known: Mapping[str, Candidate], made: Sequence[Comparison]) -> None:
+    """Raise DataError for a judgement of answers to two prompts: of what a pair's prompt asks, one says nothing."""
+    for one in made:
+        prompts = {known[end].prompt for end in one.pair if end in known}
+        if len(prompts) > 1:
+            raise DataError(
+                f"PROMPTS_DIFFER: {one.annotator} compared answers to two prompts ({one.pair[0][:12]}, "
+                f"{one.pair[1][:12]}); leave the judgement out"
+            )
 
 
 def _check_sides(rows: Sequence[Row], kept: Sequence[Comparison]) -> None:

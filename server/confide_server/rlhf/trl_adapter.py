@@ -7,6 +7,7 @@ here), a completion cap that clips everything in silence (a named stop here), an
 """
 
 import hashlib
+import json
 import logging
 import math
 import os
@@ -240,19 +241,57 @@ def train(
     made.add_callback(_callback(specification, trained, say))
     guard = ReferenceGuard(made.model, start)
     newest = _newest_checkpoint(folder)
-    try:
-        made.train(resume_from_checkpoint=None if newest is None else str(newest))
-    except Stopped as stop:
-        trained.stopped, trained.detail = stop.reason, str(stop)
+    if newest is not None and _step(newest) >= specification.training.steps:
+        _take(made, newest)  # asked to go on from its last step, transformers would do one more
+        trained.history.extend(made.state.log_history)
+    else:
+        try:
+            made.train(resume_from_checkpoint=None if newest is None else str(newest))
+        except Stopped as stop:
+            trained.stopped, trained.detail = stop.reason, str(stop)
     guard.check()
+    _check_finite(made.model)
     trained.steps = int(made.state.global_step)
     made.model.save_pretrained(str(trained.adapter), selected_adapters=["default"])
     return trained
 
 
+def _check_finite(model: Any) -> None:
+    """Raise TrainingError for a policy of NaN, which TRL trains to the last step without a word."""
+    bad = [name for name, tensor in model.named_parameters() if tensor.requires_grad and not tensor.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"POLICY_NOT_FINITE: {len(bad)} of the policy's matrices hold NaN or infinity, {bad[0]!r} first; no "
+            "adapter is kept. Lower training.learning_rate, and train into another folder"
+        )
+
+
 def _newest_checkpoint(folder: Path) -> Path | None:
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _take(trainer: Any, checkpoint: Path) -> None:
+    """The policy and the state of a checkpoint, without a step."""
+    import peft
+    from safetensors.torch import load_file
+    from transformers import TrainerState
+
+    peft.set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _is_whole(state: Path) -> bool:
+    """It is written last, but not at once: who was killed in it left its beginning."""
+    try:
+        json.loads(state.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _model(specification: RlhfSpecification, base: Path, adapter: Path | None) -> tuple[Any, Any, dict[str, bytes]]:

@@ -86,7 +86,7 @@ def align(
         sides.append([[one.text for one in group] for group in drawn])
     figures = gate.measure(
         candidate, policy, gate.RewardJudge(judge), gated, (sides[0], sides[1]), general=prompts.GENERAL,
-        tokens=lambda text: len(policy.tokenizer(text)["input_ids"]), seed=seed,
+        tokens=policy.counted, seed=seed,
     )  # fmt: skip
     verdict = gate.decide(figures, gate.Thresholds())
     evidence = gate.evidence_of(
