@@ -4,6 +4,7 @@
     |- SpecificationError    a run specification is malformed, unknown, or changed
     |- IdentityError         a key, certificate, roster or signature does not hold
     |- PolicyRefusal         this node's policy does not allow what was asked
+    |  `- NotNow            it may at another time: nothing failed, and the same may be asked again then
     |- DataError             a data set is unreadable, malformed, or empty
     |- ModelError            a base model or adapter is missing, altered, or unfit
     |- UpdateError           an update has a wrong name, shape, dtype, size, or value
@@ -39,6 +40,15 @@ class IdentityError(ConfideError):
 
 class PolicyRefusal(ConfideError):
     """This node's policy does not allow what was asked."""
+
+
+class NotNow(PolicyRefusal):
+    """The policy does not allow it at this moment: out of training hours, or its file is to be corrected first."""
+
+    def __init__(self, message: str, *, seconds: int) -> None:
+        """seconds: after which it is worth asking again."""
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class DataError(ConfideError):

@@ -16,6 +16,7 @@ from confide.errors import (
     DataError,
     FailureName,
     LedgerError,
+    NotNow,
     ProtocolFailure,
     RetryableError,
     StateError,
@@ -147,6 +148,8 @@ def failure_of(error: BaseException, *, private: bool = False) -> fleet_pb2.Fail
         )
     if isinstance(error, ConfideError) and _of_ledger(error):
         return fleet_pb2.Failure(code=error.code, message=_OF_LEDGER)
+    if isinstance(error, NotNow):
+        return fleet_pb2.Failure(code=error.code, message=public_text(str(error)), busy_s=error.seconds)
     if isinstance(error, ConfideError):
         return fleet_pb2.Failure(code=error.code, message=public_text(str(error)))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
