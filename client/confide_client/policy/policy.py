@@ -301,6 +301,7 @@ def parse_policy(text: str, source: str = "policy.toml") -> Policy:
 
 def load_policy(path: Path) -> Policy:
     """The policy as it stands now. Raises NotNow when it is missing or unclear: somebody may be editing it."""
+    cause: Exception
     try:
         return parse_policy(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
