@@ -82,8 +82,8 @@ def main() -> None:
     """Run a command; a ConfideError ends it with one clear line on stderr and exit status 1, and so does a path that
     the system does not take.
 
-    NO_COLOR is obeyed. A letter that the terminal's encoding lacks is shown as a question mark. What libraries warn of is
-    for their developers, unless Python is told otherwise (-W).
+    NO_COLOR is obeyed. A letter that the terminal's encoding lacks is shown as a question mark. What libraries warn of
+    is for their developers, unless Python is told otherwise (-W).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
