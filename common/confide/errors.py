@@ -29,6 +29,12 @@ class ConfideError(Exception):
         """A stable name for reports: the failure's own name, else the class name."""
         return type(self).__name__
 
+    @property
+    def coded(self) -> str:
+        """The text with the code before it, once: that of a ProtocolFailure begins with it."""
+        text = str(self)
+        return text if text.startswith(f"{self.code}: ") else f"{self.code}: {text}"
+
 
 class SpecificationError(ConfideError):
     """A run specification is malformed, asks for something unknown, or was changed."""

@@ -163,7 +163,7 @@ class NodeRuntime:
         except ConfideError as error:
             # Nothing of it is believed, so nothing of it is kept beside the audit log.
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
-            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{error.code}: {error}"))
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(error.coded))
         return self._decide(run_id, offer, asked)
 
     def _check_unchanged(self, run_id: str, offer: VerifiedOffer) -> None:
@@ -223,7 +223,7 @@ class NodeRuntime:
             answer.reason = public_text(record.reason)
             return answer
         except ConfideError as error:
-            record.status, record.reason = OfferStatus.REFUSED, f"{error.code}: {error}"
+            record.status, record.reason = OfferStatus.REFUSED, error.coded
             record.save(folder)
             self._let_go(run_id)
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))

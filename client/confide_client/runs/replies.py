@@ -124,7 +124,7 @@ def no_room_answer(step: fleet_pb2.Step, error: RetryableError) -> Outgoing | fl
     """What is told while this node's disk is full. An offer is made again, and accepted once there is room."""
     if step != fleet_pb2.OFFER:
         return failure_of(error)
-    reason = public_text(f"{error.code}: {error}")
+    reason = public_text(error.coded)
     answer = fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=reason)
     return Outgoing(answer.SerializeToString(deterministic=True))
 
