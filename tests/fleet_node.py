@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from confide import __version__
 from confide.codec.tensors import TensorSchema
-from confide.errors import ConfideError, TrainingError
+from confide.errors import ConfideError, NotNow, TrainingError
 from confide.identity.member import LocalMember, load_member
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
@@ -216,6 +216,8 @@ class FleetNode:
             reply.body, upload = self._handle(instruction, payload.get("model", b""))
         except ConfideError as error:
             reply.failure.code, reply.failure.message = error.code, str(error)
+            if isinstance(error, NotNow):
+                reply.failure.busy_s = error.seconds
         reply.payload_digest = payload_digest(upload)
         return self.sign(reply), upload
 

@@ -21,6 +21,7 @@ Epoch secrets of sealing are never in it.
 """
 
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from confide.identity.member import LocalMember, load_member
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_OF_A_NODE = ("node.json", "identity.key", "policy.toml", "consortium.json")
+"""One of them is in every node's folder from its first command on."""
 
 
 class Settings(BaseModel):
@@ -73,8 +76,10 @@ class StateFolder:
 
     @classmethod
     def at(cls, root: Path) -> "StateFolder":
-        """The folder of a node that is there already. Raises StateError where none is: nothing is made by mistake."""
-        if not root.expanduser().is_dir():
+        """The folder of a node that is there already. Raises StateError where none is: nothing is made by mistake, and
+        no other folder gets its mode."""
+        folder = root.expanduser()
+        if not any(os.path.exists(folder / name) for name in _OF_A_NODE):
             raise StateError(f"{root} is no node's state folder; `confide node init {root} --name NAME` makes one")
         return cls.create(root)
 

@@ -1,5 +1,6 @@
 """The `confide` command. Each package brings its subcommands through the entry-point group `confide.commands`."""
 
+import io
 import os
 import sys
 import warnings
@@ -78,10 +79,15 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 
 def main() -> None:
-    """Run a command; a ConfideError ends it with one clear line on stderr and exit status 1.
+    """Run a command; a ConfideError ends it with one clear line on stderr and exit status 1, and so does a path that
+    the system does not take.
 
-    NO_COLOR is obeyed. What libraries warn of is for their developers, unless Python is told otherwise (-W).
+    NO_COLOR is obeyed. A letter that the terminal's encoding lacks is shown as a question mark. What libraries warn of
+    is for their developers, unless Python is told otherwise (-W).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     color = False if os.environ.get("NO_COLOR") else None
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -89,6 +95,12 @@ def main() -> None:
         app(color=color)
     except ConfideError as error:
         typer.secho(f"error: {paragraph(error)}", fg=typer.colors.RED, err=True, color=color)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise  # no path that somebody gave: the trace says where it comes from
+        said = paragraph(f"{error.filename}: {error.strerror}; check the path and its rights")
+        typer.secho(f"error: cannot use {said}", fg=typer.colors.RED, err=True, color=color)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("interrupted", err=True)

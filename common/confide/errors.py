@@ -4,6 +4,7 @@
     |- SpecificationError    a run specification is malformed, unknown, or changed
     |- IdentityError         a key, certificate, roster or signature does not hold
     |- PolicyRefusal         this node's policy does not allow what was asked
+    |  `- NotNow            it may at another time: nothing failed, and the same may be asked again then
     |- DataError             a data set is unreadable, malformed, or empty
     |- ModelError            a base model or adapter is missing, altered, or unfit
     |- UpdateError           an update has a wrong name, shape, dtype, size, or value
@@ -28,6 +29,12 @@ class ConfideError(Exception):
         """A stable name for reports: the failure's own name, else the class name."""
         return type(self).__name__
 
+    @property
+    def coded(self) -> str:
+        """The text with the code before it, once: that of a ProtocolFailure begins with it."""
+        text = str(self)
+        return text if text.startswith(f"{self.code}: ") else f"{self.code}: {text}"
+
 
 class SpecificationError(ConfideError):
     """A run specification is malformed, asks for something unknown, or was changed."""
@@ -39,6 +46,15 @@ class IdentityError(ConfideError):
 
 class PolicyRefusal(ConfideError):
     """This node's policy does not allow what was asked."""
+
+
+class NotNow(PolicyRefusal):
+    """The policy does not allow it at this moment: out of training hours, or its file is to be corrected first."""
+
+    def __init__(self, message: str, *, seconds: int) -> None:
+        """seconds: after which it is worth asking again."""
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class DataError(ConfideError):

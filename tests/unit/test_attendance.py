@@ -23,6 +23,7 @@ class World:
 
     comes_at: dict[str, float] = field(default_factory=dict)
     split: tuple[str, ...] = ()
+    rests: tuple[str, ...] = ()
     rests_at: float = 1e9
     now: float = 0.0
     said: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
@@ -46,6 +47,9 @@ class World:
 
     def refused(self) -> dict[str, str]:
         return {}
+
+    def resting(self) -> dict[str, str]:
+        return {name: "out of its hours" for name in self.rests if name not in self.present()}
 
     def patience(self) -> Patience:
         return Patience(100.0, lambda present: f"{len(present)} of 3", self.clock)
@@ -107,6 +111,14 @@ def test_the_smallest_cohort_is_waited_for_and_then_the_run_ends_by_name() -> No
     with pytest.raises(CohortTooSmall, match="1 of 3"):
         world.attendance(min_cohort=2)[0].wait(1)
     assert 100.0 < world.now < 102.0
+
+
+def test_who_rests_by_its_policy_is_waited_for_without_end() -> None:
+    world = World(comes_at={"hospital-b": 40000.0, "hospital-c": 1e9}, rests=("hospital-b",))
+    attendance, _ = world.attendance(min_cohort=2)
+    assert attendance.wait(1) == ("hospital-a", "hospital-b")
+    assert world.now >= 40000.0
+    assert world.said == [(("hospital-b",), "waits for hospital-b (out of its hours)"), ((), "")]
 
 
 def test_a_whole_block_is_waited_for_without_end_and_others_have_the_turn_meanwhile() -> None:

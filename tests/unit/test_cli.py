@@ -106,6 +106,16 @@ def test_a_deliberate_error_is_one_line_and_status_one() -> None:
     assert wrong.stderr.startswith("error: ") and "Traceback" not in wrong.stderr
 
 
+@pytest.mark.parametrize("command", ["server status", "server gc", "server start", "console link", "console start"])
+def test_a_folder_of_something_else_gets_nothing(tmp_path: Path, command: str) -> None:
+    wrong = confide(*command.split(), str(tmp_path))
+    assert (
+        wrong.returncode == 1
+        and f"is no {'coordinator' if 'server' in command else 'console'}'s folder" in wrong.stderr
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_command_is_refused() -> None:
     assert confide("teleport").returncode == 2
 
@@ -121,6 +131,7 @@ def test_an_unknown_command_is_refused() -> None:
     ],
 )
 def test_a_missing_file_is_said_before_torch_is_loaded(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "node.json").touch()
     code = (
         "import sys; from confide.cli import app; from typer.testing import CliRunner\n"
         f"shown = CliRunner().invoke(app, {[one.format(node=tmp_path) for one in arguments]!r})\n"
@@ -163,6 +174,25 @@ def test_no_color_and_warnings_of_libraries() -> None:
     environment = {**os.environ, "NO_COLOR": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert (done.stdout, done.stderr) == ("red\n", "")
+
+
+RUNS = "import sys; from confide import cli; import typer; one = typer.Typer(); one.command()(act); cli.app = one; "
+
+
+def test_a_path_that_the_system_does_not_take_is_an_error_of_one_line(tmp_path: Path) -> None:
+    code = (
+        f"from pathlib import Path\ndef act() -> None: Path('x' * 300).stat()\n{RUNS}sys.argv = ['confide']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "File name too long" in done.stderr
+
+
+def test_a_terminal_without_a_letter_shows_a_question_mark_for_it() -> None:
+    code = f"from rich.console import Console\ndef act() -> None: Console().print('caf\u00e9\u2026')\n{RUNS}"
+    code += "sys.argv = ['confide']; cli.main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf??\n", "")
 
 
 def test_a_table_of_eighty_columns_cuts_nothing() -> None:

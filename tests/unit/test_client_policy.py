@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confide.errors import PolicyRefusal
+from confide.errors import NotNow, PolicyRefusal
 from confide_client.policy.policy import TEMPLATE, Policy, load_policy, parse_policy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,6 +132,21 @@ def test_training_hours(window: str, moment: str, inside: bool) -> None:
     else:
         with pytest.raises(PolicyRefusal, match="the policy trains"):
             policy(training_hours=(window,)).check_hours(now)
+
+
+@pytest.mark.parametrize(
+    ("windows", "moment", "seconds"),
+    [
+        (("20:00-06:00",), "2026-11-20 19:59:30", 31),
+        (("mon-fri 20:00-06:00",), "2026-11-21 06:00:00", 62 * 3600 + 1),  # Saturday morning, until Monday evening
+        (("sat,sun 00:00-24:00", "mon-fri 20:00-06:00"), "2026-11-20 06:00:00", 14 * 3600 + 1),
+        ((), "2026-11-20 06:00:00", 7 * 24 * 3600),
+    ],
+)
+def test_who_asks_out_of_hours_is_told_when_they_begin(windows: tuple[str, ...], moment: str, seconds: int) -> None:
+    with pytest.raises(NotNow) as told:
+        policy(training_hours=windows).check_hours(datetime.fromisoformat(moment))
+    assert told.value.seconds == seconds
 
 
 def test_no_hours_mean_never() -> None:

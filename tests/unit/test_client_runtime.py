@@ -245,7 +245,6 @@ def test_an_offer_that_does_not_hold_is_refused(bench: Bench, name: str) -> None
     ("old", "new", "said"),
     [
         ('methods = ["sft"]', "methods = []", "PolicyRefusal: method"),
-        ('data_sets = ["faq"]', 'data_sets = ["faq", "other"]\nmin_cohrot = 3', "nothing is allowed"),
         ("allow_demo_root = true", "allow_demo_root = false", "demo"),
         ('sealing = "optional"', 'sealing = "required"', "sealing.kind is none"),
         ("consortium_root", 'consortium_root = ""\n# ', "obeys none"),
@@ -257,6 +256,34 @@ def test_what_the_policy_does_not_allow_is_refused(bench: Bench, old: str, new: 
     assert not answer.accepted and not answer.waiting
     assert said in answer.reason
     assert not bench.trainer.trained
+
+
+def test_an_offer_that_comes_while_the_policy_is_edited_waits_for_the_policy(bench: Bench) -> None:
+    whole = bench.node.state.policy.read_text()
+    bench.policy('data_sets = ["faq"]', 'data_sets = ["faq", "other"]\nmin_cohrot = 3')
+    for _ in range(2):
+        answer = bench.offer()
+        assert (answer.accepted, answer.waiting) == (False, True) and "nothing is allowed" in answer.reason
+    assert [one["event"] for one in bench.events()].count("offer waits for approval") == 1
+    assert bench.failure(*bench.run.slot(MODEL)).code == "StateError"
+    bench.node.state.policy.write_text(whole)
+    assert bench.offer().accepted
+
+
+def test_a_node_out_of_its_hours_or_with_an_unclear_policy_says_when_to_ask_again(bench: Bench) -> None:
+    whole = bench.node.state.policy.read_text()
+    assert bench.offer().accepted
+    for slot, old, new, said in (
+        (1, 'training_hours = ["00:00-24:00"]', "training_hours = []", "trains none"),
+        (2, 'methods = ["sft"]', "methods = [[[", "nothing is allowed"),
+    ):
+        bench.policy(old, new)
+        failure, answer = bench.failure(*bench.run.slot(MODEL, slot=slot)), bench.offer()
+        assert (failure.code, answer.accepted) == ("NotNow", True)
+        assert failure.busy_s and answer.busy_s and said in failure.message and said in answer.reason
+        bench.node.state.policy.write_text(whole)
+    assert not bench.trainer.trained
+    assert not bench.offer().busy_s and bench.train(slot=3)[1]
 
 
 def test_missing_model_and_data_are_refused_without_paths(bench: Bench, tmp_path: Path) -> None:
@@ -394,7 +421,7 @@ def test_a_policy_made_stricter_holds_at_once(bench: Bench) -> None:
     bench.offer()
     bench.policy('training_hours = ["00:00-24:00"]', "training_hours = []")
     failure = bench.failure(*bench.run.slot(MODEL))
-    assert failure.code == "PolicyRefusal" and "trains none" in failure.message
+    assert failure.code == "NotNow" and "trains none" in failure.message and failure.busy_s
     bench.policy("training_hours = []", 'training_hours = ["00:00-24:00"]')
     assert bench.train(slot=2)[1]
 

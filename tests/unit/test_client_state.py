@@ -1,5 +1,6 @@
 """A mistyped folder is an error, never a new node."""
 
+import stat
 import time
 from pathlib import Path
 
@@ -15,7 +16,16 @@ def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> N
     with pytest.raises(StateError, match="confide node init"):
         StateFolder.at(tmp_path / "mistyped")
     assert not (tmp_path / "mistyped").exists()
-    assert StateFolder.at(StateFolder.create(tmp_path / "node").root).root == tmp_path / "node"
+
+
+@pytest.mark.parametrize("command", ["status", "start", "pause", "resume", "page", "seal-log"])
+def test_a_folder_of_something_else_is_refused_and_keeps_its_mode(tmp_path: Path, command: str) -> None:
+    other = tmp_path / "records"
+    other.mkdir()
+    other.chmod(0o755)
+    refused = CliRunner().invoke(app, [command, str(other)])
+    assert isinstance(refused.exception, StateError) and "is no node's state folder" in str(refused.exception)
+    assert (stat.S_IMODE(other.stat().st_mode), list(other.iterdir())) == (0o755, [])
 
 
 def test_a_name_that_no_member_may_have_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confide.errors import NotNow
 from confide.identity.keys import SigningKey
 from confide.identity.member import load_member
-from confide_server.rounds import driver, round_loop
+from confide_server.rounds import cohort, driver, round_loop
 from confide_server.rounds.driver import Parts
 from confide_server.rounds.scheduler import Scheduler
 from confide_server.rounds.turns import Turns
@@ -163,6 +164,30 @@ def test_a_run_that_waits_for_a_person_holds_up_nobody(make: Callable[..., Desk]
         del node.answers[waiting]
     events = desk.ended(waiting)
     assert events[-1].kind == "run_finished" and desk.views.line(waiting).waits_reason == ""
+
+
+@pytest.mark.parametrize("sealing", ["none", "sealed"])
+def test_a_run_waits_for_a_node_that_is_out_of_its_training_hours(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, sealing: str
+) -> None:
+    """The night ends in round 2: it costs the attempt that was under way, and never the run."""
+    monkeypatch.setattr(cohort, "MOST_BUSY_S", 0.5)
+    run_id, night = desk.submit(sealing, rounds=3, min_cohort=3), threading.Event()
+    refused: list[int] = []
+
+    def by_day(run: str, round: int) -> None:
+        if round == 2 and not night.is_set():
+            refused.append(round)
+            raise NotNow("it is Fri 06:00 at the node; the policy trains 20:00-06:00.", seconds=14 * 3600)
+
+    desk.nodes[0].on_train = by_day
+    desk.until(lambda: "20:00-06:00" in desk.views.line(run_id).waits_reason)
+    assert desk.views.line(run_id).status != "failed" and desk.views.line(run_id).waits_for == [desk.nodes[0].name]
+    other = desk.submit(rounds=1)
+    assert kinds(desk.ended(other))[-1] == "run_finished", "whoever waits holds no turn"
+    night.set()
+    assert kinds(desk.ended(run_id))[-1] == "run_finished"
+    assert len(refused) <= 2
 
 
 def test_an_exception_in_one_run_leaves_the_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

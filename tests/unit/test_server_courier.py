@@ -1,5 +1,6 @@
 """What asking many nodes costs the coordinator beside the messages."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,16 @@ def test_a_question_to_many_looks_once_at_how_they_stand(tmp_path: Path) -> None
         database.close()
     assert [(answer.node, isinstance(answer, Silence)) for answer in answers] == [(name, True) for name in names]
     assert link.looks == 1
+
+
+def test_flower_says_nothing_past_the_coordinators_own_log(tmp_path: Path) -> None:
+    import flwr.common.logger  # noqa: F401  (adds the handler)
+
+    logging.getLogger("flwr").addHandler(logging.StreamHandler())
+    link = FleetLink(tmp_path / "fleet")
+    link.close()
+    link.release()
+    assert not logging.getLogger("flwr").handlers and logging.getLogger("flwr").propagate
 
 
 class Slow:

@@ -6,7 +6,7 @@ import string
 
 import pytest
 from confide import canonical
-from confide.errors import TransportError
+from confide.errors import DataError, FailureName, ProtocolFailure, TransportError
 from confide.proto import admin_pb2 as pb
 from confide.proto import fleet_pb2
 from confide.text import Formatter, cleaned, cleaned_message, identifier, line, markup, paragraph
@@ -124,3 +124,8 @@ def test_a_body_that_is_too_long_for_its_step(step: fleet_pb2.Step, size: int) -
     )
     with pytest.raises(TransportError, match="at most"):
         replies.check_instruction(instruction, {})
+
+
+def test_an_error_says_its_code_once() -> None:
+    assert ProtocolFailure(FailureName.BLOCK_SPLIT, "one is missing").coded == "BLOCK_SPLIT: one is missing"
+    assert DataError("no file").coded == "DataError: no file"

@@ -6,10 +6,11 @@ write the audit log; send. What goes wrong becomes a Failure with a code and a m
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from confide.errors import ConfideError, FailureName, ProtocolFailure, RetryableError, TransportError
+from confide.errors import ConfideError, FailureName, NotNow, ProtocolFailure, RetryableError, TransportError
 from confide.identity.submission import SignedEnd, verify_end
 from confide.proto import fleet_pb2
 from confide.rounds.heads import head_of_message
@@ -162,7 +163,7 @@ class NodeRuntime:
         except ConfideError as error:
             # Nothing of it is believed, so nothing of it is kept beside the audit log.
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
-            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(f"{error.code}: {error}"))
+            return fleet_pb2.OfferAnswer(accepted=False, reason=public_text(error.coded))
         return self._decide(run_id, offer, asked)
 
     def _check_unchanged(self, run_id: str, offer: VerifiedOffer) -> None:
@@ -215,8 +216,14 @@ class NodeRuntime:
                 node.submissions.accepted(offer.signed, node.clock())
         except RetryableError:
             raise
+        except NotNow as error:  # above all while somebody edits the policy: no reason to refuse for good
+            record.reason = str(error)
+            new = known is None or known.reason != record.reason
+            answer = self._settle(run_id, offer, record, None, asked, new=new)
+            answer.reason = public_text(record.reason)
+            return answer
         except ConfideError as error:
-            record.status, record.reason = OfferStatus.REFUSED, f"{error.code}: {error}"
+            record.status, record.reason = OfferStatus.REFUSED, error.coded
             record.save(folder)
             self._let_go(run_id)
             node.audit.note("offer refused", **asked, code=error.code, reason=public_text(str(error)))
@@ -301,6 +308,12 @@ class NodeRuntime:
         machine that has much else to do. Nothing is trained meanwhile; a TRAIN that came now would be checked as ever.
         """
         run = self._runs[run_id]
+        try:
+            self._node.policy.check_hours(datetime.fromtimestamp(self._node.clock()))
+        except NotNow as error:
+            return fleet_pb2.OfferAnswer(
+                accepted=True, round_s=run.round_s, busy_s=error.seconds, reason=public_text(str(error))
+            )
         if run.warm_up().measured(READY_SHARE * run.specification.federation.exchange_deadline_s):
             return fleet_pb2.OfferAnswer(
                 accepted=True, round_s=run.round_s, precision=run.arithmetic, hardware=run.hardware

@@ -11,12 +11,12 @@
 
 import re
 import tomllib
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 from confide import canonical
-from confide.errors import PolicyRefusal
+from confide.errors import NotNow, PolicyRefusal
 from confide.runs.budget import Budget
 from confide.runs.sections import Name, Sha256
 from confide.runs.specification import Specification
@@ -27,6 +27,9 @@ from confide_client.policy.retrieval import Retrieval
 Unit = Literal["none", "record", "user", "organization"]
 HardwarePart = Literal["cores", "memory", "vector_units", "accelerator"]
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_WEEK_MINUTES = 7 * 24 * 60
+_CORRECTED_S = 60
+"""After which it is worth asking again whether a policy that cannot be read was corrected."""
 _HOURS = re.compile(r"(?:(?P<days>[a-z,-]+) )?(?P<from>\d\d:\d\d)-(?P<to>\d\d:\d\d)")
 
 
@@ -199,12 +202,21 @@ class Policy(_Frozen):
             )
 
     def check_hours(self, now: datetime) -> None:
-        """Raise PolicyRefusal when the local time `now` is outside the training hours."""
+        """Raise NotNow when the local time `now` is outside the training hours."""
         if not any(_within(window, now) for window in self.training_hours):
-            _refuse(
+            raise NotNow(
                 f"it is {now:%a %H:%M} at the node; the policy trains {_listed(self.training_hours)}. "
-                "Try again then, or widen training_hours in policy.toml"
+                "Try again then, or widen training_hours in policy.toml.",
+                seconds=self._rests_s(now),
             )
+
+    def _rests_s(self, now: datetime) -> int:
+        """Seconds until the training hours begin; a week where they never do."""
+        minute = now.replace(second=0, microsecond=0)
+        ahead = (minute + timedelta(minutes=n) for n in range(1, _WEEK_MINUTES))
+        windows = [_parse_window(window) for window in self.training_hours]
+        begins = next((when for when in ahead if any(_inside(*window, when) for window in windows)), None)
+        return _WEEK_MINUTES * 60 if begins is None else int((begins - now).total_seconds()) + 1
 
 
 def _refuse(what: str) -> NoReturn:
@@ -262,7 +274,10 @@ def _parse_window(window: str) -> tuple[set[int], int, int]:
 
 
 def _within(window: str, now: datetime) -> bool:
-    days, start, stop = _parse_window(window)
+    return _inside(*_parse_window(window), now)
+
+
+def _inside(days: set[int], start: int, stop: int, now: datetime) -> bool:
     minute, day = now.hour * 60 + now.minute, now.weekday()
     if start < stop:
         return day in days and start <= minute < stop
@@ -285,14 +300,17 @@ def parse_policy(text: str, source: str = "policy.toml") -> Policy:
 
 
 def load_policy(path: Path) -> Policy:
-    """The policy as it stands now. Raises PolicyRefusal when it is missing or unclear."""
+    """The policy as it stands now. Raises NotNow when it is missing or unclear: somebody may be editing it."""
+    cause: Exception
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_policy(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PolicyRefusal("this node has no policy.toml, so nothing is allowed; write one") from error
+        said, cause = "this node has no policy.toml, so nothing is allowed; write one", error
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyRefusal("policy.toml of this node cannot be read, so nothing is allowed; correct it") from error
-    return parse_policy(text)
+        said, cause = "policy.toml of this node cannot be read, so nothing is allowed; correct it", error
+    except PolicyRefusal as error:
+        said, cause = str(error), error
+    raise NotNow(said, seconds=_CORRECTED_S) from cause
 
 
 TEMPLATE = """\

@@ -16,6 +16,7 @@ from confide.errors import (
     DataError,
     FailureName,
     LedgerError,
+    NotNow,
     ProtocolFailure,
     RetryableError,
     StateError,
@@ -123,7 +124,7 @@ def no_room_answer(step: fleet_pb2.Step, error: RetryableError) -> Outgoing | fl
     """What is told while this node's disk is full. An offer is made again, and accepted once there is room."""
     if step != fleet_pb2.OFFER:
         return failure_of(error)
-    reason = public_text(f"{error.code}: {error}")
+    reason = public_text(error.coded)
     answer = fleet_pb2.OfferAnswer(accepted=False, waiting=True, preparing=True, reason=reason)
     return Outgoing(answer.SerializeToString(deterministic=True))
 
@@ -147,6 +148,8 @@ def failure_of(error: BaseException, *, private: bool = False) -> fleet_pb2.Fail
         )
     if isinstance(error, ConfideError) and _of_ledger(error):
         return fleet_pb2.Failure(code=error.code, message=_OF_LEDGER)
+    if isinstance(error, NotNow):
+        return fleet_pb2.Failure(code=error.code, message=public_text(str(error)), busy_s=error.seconds)
     if isinstance(error, ConfideError):
         return fleet_pb2.Failure(code=error.code, message=public_text(str(error)))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

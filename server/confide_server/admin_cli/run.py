@@ -291,8 +291,8 @@ def export(
     coordinator: Coordinator = "",
 ) -> None:
     """Write a run's adapter (PEFT's format), merged model or tokenizer, with its manifest."""
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} is not empty; choose another folder")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ModelError(f"{out} is no empty folder; choose another one")
     with AdminClient.of_member(load_member(admin), coordinator) as client:
         manifest, model = client.export_run(resolve(client, run), round or None)
     write_export(out, manifest, model, model_folder, merged=merged, gguf=gguf, base_name=base_name or None)

@@ -95,8 +95,7 @@ def status(folder: Folder) -> None:
     """
     from confide_server.coordinator.process import due_here, standing
 
-    if not folder.is_dir():
-        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    _check(folder)
     due = warn(folder, due_here)
     found = standing(folder)
     if not found["running"]:
@@ -144,8 +143,7 @@ def gc(
     from confide_server.coordinator.process import at_rest
     from confide_server.state.garbage import collect, find
 
-    if not folder.is_dir():
-        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    _check(folder)
     with at_rest(folder) as (database, checkpoints):
         found = find(database, checkpoints, work_older_s=None if work_older_days is None else work_older_days * 86400.0)
         if not dry_run:
@@ -174,8 +172,7 @@ def start(
     ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Open runs go on where they were."""
-    if not folder.is_dir():
-        raise StateError(f"{folder} is no folder; make one with `confide server init {folder} --address HOST`")
+    _check(folder)
     from confide_server.coordinator.process import Coordinator, changed, read_settings, write_settings
     from confide_server.telemetry.logs import configure
 
@@ -209,3 +206,11 @@ def start(
         typer.echo("stopping; open runs go on at the next start")
     finally:
         coordinator.stop()
+
+
+def _check(folder: Path) -> None:
+    """Raise StateError where no coordinator was made: nothing is put into another folder, nor into a mistyped one."""
+    if not (folder / "identity.key").exists():
+        raise StateError(
+            f"{folder} is no coordinator's folder; make one with `confide server init {folder} --address HOST`"
+        )

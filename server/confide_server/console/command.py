@@ -70,8 +70,7 @@ def start(
     """Serve until SIGTERM or Ctrl-C. Prints a one-time link while nobody has an account."""
     from confide_server.console.settings import read_settings, write_settings
 
-    if not folder.is_dir():
-        raise StateError(f"{folder} is no folder; make one with `confide console init {folder}`")
+    _check(folder)
     private_process()
     log_to_stderr(logging.WARNING, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     changes = {
@@ -94,6 +93,7 @@ def link(folder: Folder) -> None:
     from confide_server.console.settings import read_settings
     from confide_server.console.web.app import addresses
 
+    _check(folder)
     settings = read_settings(folder)
     with contextlib.closing(AccountStore(folder / "console.db")) as store:
         handed = People(store, Limits(store)).invite(Person.ADMINISTRATOR)
@@ -159,3 +159,9 @@ def serve(folder: Path, settings: "Settings") -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         web.run(sockets=[listener])
+
+
+def _check(folder: Path) -> None:
+    """Raise StateError where no console was made: nothing is put into another folder, nor into a mistyped one."""
+    if not (folder / "identity.key").exists():
+        raise StateError(f"{folder} is no console's folder; make one with `confide console init {folder}`")

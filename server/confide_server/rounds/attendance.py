@@ -4,11 +4,13 @@
 - Else the smallest cohort, as long as for who prepares; then the run ends by name.
 - Who had accepted and is away: federation.grace_s, then the round goes on without.
 
+- Whose policy does not let it train now, out of its hours say: as one who is away; without end where too few are left.
+
 While a run waits it holds no turn, so that others work with those who are there.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from confide.sealing.roles import Collector
 
@@ -74,7 +76,10 @@ class Attendance:
                     return present
                 began = self._clock()
                 continue  # who is there may have changed while others had their turn
-            if short:
+            if short and (resting := self._cohort.resting()):
+                self._book.waits(self._run_id, tuple(sorted(resting)), f"waits for {_said(sorted(resting), resting)}")
+                told, patience = True, self._cohort.patience()
+            elif short:
                 patience.check(present)
             if away:
                 self._book.waits(self._run_id, away, f"waits up to {self._grace_s:.0f} s for {', '.join(away)}")
@@ -93,8 +98,13 @@ class Attendance:
         return away
 
     def _say_split(self, number: int, missing: tuple[str, ...]) -> None:
-        waits = f"paused before round {number}: waits for {', '.join(missing)}; a sum without it would show its update"
+        missed = _said(missing, self._cohort.resting())
+        waits = f"paused before round {number}: waits for {missed}; a sum without it would show its update"
         self._book.update(self._run_id, detail=waits if missing else "")
         self._book.waits(self._run_id, missing, waits if missing else "")
         event = WaitingForMembers(round=number, missing=list(missing)) if missing else MembersReturned(round=number)
         self._book.record(self._run_id, event)
+
+
+def _said(names: Iterable[str], reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({reasons[name]})" if name in reasons else name for name in names)

@@ -91,6 +91,8 @@ class Cohort:
         """Connection at which a node was last offered the run, and when."""
         self._busy_until: dict[str, float] = {}
         """Of nodes that work for another run, as they say."""
+        self._resting: dict[str, tuple[float, str]] = {}
+        """Whose policy does not let them train now: when to ask again, and their reason."""
         self._round_s: dict[str, float] = {}
         """What a round takes each node that accepted, as it measured; it says so again when it connects anew."""
 
@@ -196,10 +198,21 @@ class Cohort:
         return step_deadline_s(self._run.specification, measured, model_bytes)
 
     def present(self) -> tuple[str, ...]:
-        """Who accepted and is connected now, sorted; newcomers and those who connected anew are offered the run."""
+        """Who accepted, is connected now and does not rest, sorted; newcomers and those who connected anew are offered
+        the run, and who has rested for as long as it said."""
         self.offer()
         presence = self._link.presence()
-        return tuple(name for name in self.accepted() if name in presence and presence[name].online)
+        return tuple(
+            name for name in self.accepted() if name in presence and presence[name].online and name not in self._resting
+        )
+
+    def rests(self, node: str, seconds: float, reason: str) -> None:
+        """A node said that its policy does not let it train before so many seconds have passed."""
+        self._resting[node] = (self._clock() + min(seconds, MOST_BUSY_S), reason)
+
+    def resting(self) -> dict[str, str]:
+        """Who rests, and why."""
+        return {name: reason for name, (_, reason) in self._resting.items()}
 
     def refused(self) -> dict[str, str]:
         """Who never takes part, and why."""
@@ -238,6 +251,7 @@ class Cohort:
                 continue
             connection, when = self._offered.get(name, (-1, 0.0))
             again = self._answers[name] != "accepted" and self._clock() - when >= OFFER_AGAIN_S
+            again |= name in self._resting and self._clock() >= self._resting[name][0]
             if connection != there.activations or again:
                 due[name] = there.activations
         if not due:
@@ -281,7 +295,10 @@ class Cohort:
         except DecodeError:
             self._set(node, "refused", str(TransportError("its answer is not an OfferAnswer")))
             return
+        self._resting.pop(node, None)
         if answer.accepted:
+            if answer.busy_s:
+                self.rests(node, answer.busy_s, printable(answer.reason))
             self._round_s[node] = claimed_s(answer.round_s)
             precision = answer.precision if answer.precision in _PRECISIONS else ""
             self._set(node, "accepted", "", precision, _hardware(answer.hardware))

@@ -256,7 +256,7 @@ class RunDriver:
             rounds.abandon_open(error.code, str(error))
             rounds.farewell(SignedEnd(run.run_id, error.code))
             failed = RunFailed(code=error.code, reason=str(error))
-            book.end(run.run_id, RunStatus.FAILED, failed, f"{error.code}: {error}")
+            book.end(run.run_id, RunStatus.FAILED, failed, error.coded)
         else:
             rounds.farewell(SignedEnd(run.run_id, ""))
             finished = RunFinished(rounds=last.round, model_sha256=last.sha256.hex())

@@ -46,12 +46,14 @@ class Silence:
     """A node did not answer, or not acceptably.
 
     answered: it did say something, so that it is there to hear how the slot ended.
+    rests_s: its policy does not let it take part now; after so many seconds it is worth asking again.
     """
 
     node: str
     code: str
     reason: str
     answered: bool
+    rests_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,8 @@ class Courier:
         if reply.WhichOneof("outcome") == "failure" and reply.failure.code == BUSY and reply.failure.busy_s:
             return Busy(node, float(reply.failure.busy_s))
         if reply.WhichOneof("outcome") == "failure":
-            return Silence(node, _code(reply.failure.code), printable(reply.failure.message), answered=True)
+            said = reply.failure
+            return Silence(node, _code(said.code), printable(said.message), answered=True, rests_s=said.busy_s)
         return Answer(node, reply.body, outer.payload.get("upload"))
 
 

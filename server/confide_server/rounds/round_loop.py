@@ -288,6 +288,8 @@ class Rounds:
         for answer in self._courier.ask(question):
             if not isinstance(answer, Answer):
                 self._collector.lost(answer.node, answer.code, answer.reason)
+                if answer.rests_s:
+                    self._cohort.rests(answer.node, answer.rests_s, answer.reason)
                 self._dropped(number, answer.node, answer.code, answer.reason, answered=answer.answered)
                 continue
             self._heard.add(answer.node)

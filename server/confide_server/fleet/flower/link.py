@@ -72,6 +72,7 @@ class FleetLink:
     def __init__(self, folder: Path) -> None:
         """Open or create the state. Raises StateError when fleet.db is damaged."""
         logging.getLogger("flwr").setLevel(logging.ERROR)
+        logging.getLogger("flwr").handlers.clear()  # its own would say everything a second time, in colours
         self._folder = private_folder(folder)
         self._database = folder / "fleet.db"
         self.board = InFlight()

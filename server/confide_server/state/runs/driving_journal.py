@@ -168,12 +168,13 @@ class DrivingJournal(RoundJournal):
     def fail(self, run_id: str, error: Exception) -> None:
         """Close a run that cannot go on, by the error's name; one without a name is in the log as a whole."""
         if isinstance(error, ConfideError):
-            code, reason = error.code, str(error)
+            code, reason, coded = error.code, str(error), error.coded
             log.warning("run %s failed: %s", run_id, error)
         else:
             code, reason = "Internal", f"the coordinator failed ({type(error).__name__}); its log says more"
+            coded = f"{code}: {reason}"
             log.error("run %s failed for a reason that has no name", run_id, exc_info=error)
-        self.end(run_id, RunStatus.FAILED, RunFailed(code=code, reason=reason), f"{code}: {reason}")
+        self.end(run_id, RunStatus.FAILED, RunFailed(code=code, reason=reason), coded)
 
 
 def _answers(session: Session, run: Run) -> dict[str, str]:
