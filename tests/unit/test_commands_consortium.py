@@ -344,7 +344,7 @@ def test_export_writes_an_adapter_or_a_merged_model(federation, online, base, sp
     run("run", "export", tmp_path / "merged", "--merged", "--model-folder", base, *online)
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     again = ("run", "export", tmp_path / "adapter", "--model-folder", base, *online)
-    assert "is not empty" in run(*again, fails=ModelError)
+    assert "is no empty folder" in run(*again, fails=ModelError)
 
 
 @pytest.mark.parametrize(

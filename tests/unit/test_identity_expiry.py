@@ -194,6 +194,7 @@ def test_the_coordinator_names_who_waits_and_whose_admission_is_not_fetched(tmp_
     made, request = asked(tmp_path, 48)
     queue = EnrolmentQueue(tmp_path / "coordinator" / "enrolment")
     queue.put_first("node-b", request)
+    (tmp_path / "coordinator" / "identity.key").touch()
     write_settings(tmp_path / "coordinator", Settings(bind="127.0.0.1", fleet_port=0, control_port=0))
     shown = CliRunner().invoke(app, ["server", "status", "--state", str(tmp_path / "coordinator")])
     assert "node-b waits to be admitted since" in " ".join(shown.stderr.split())

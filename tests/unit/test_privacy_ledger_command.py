@@ -79,6 +79,7 @@ def test_show_of_a_run_alone_is_within_the_limit_that_it_keeps(tmp_path: Path) -
 
 
 def test_show_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "node.json").touch()
     assert "empty" in confide("show", "--state", tmp_path)
 
 
