@@ -276,10 +276,10 @@ def test_a_refusal_has_no_words_beside_it(told: Library, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("asked", "parameters", "writes"), [
-    (None, 135_000_000, False), (None, 1_000_000_000, True), (True, 135_000_000, True), (False, 7_000_000_000, False),
+    (None, 135_000_000, False), (None, 1_000_000_000, True), ("model", 135_000_000, True), ("", 7_000_000_000, False),
 ])  # fmt: skip
 def test_small_models_keep_their_own_words_unless_the_operator_wants_them(
-    asked: bool | None, parameters: int, writes: bool, told: Library
+    asked: str | None, parameters: int, writes: bool, told: Library
 ) -> None:
     settings: Any = SimpleNamespace(
         library=told.root, library_embedder=told.root.parent / "bert", library_reranker=None, library_model="model",

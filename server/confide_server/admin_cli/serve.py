@@ -74,10 +74,10 @@ def serve(
         str, typer.Option(help="The alias that chooses what is quoted; default: the embedder. For models above 1B.")
     ] = "",
     library_prose: Annotated[
-        bool | None,
+        str | None,
         typer.Option(
-            "--library-prose/--no-library-prose",
-            help="That model also says in its own words what is quoted: apart, and unverified. Default: from 1B on.",
+            help="The alias that also says in its own words what is quoted: apart, and unverified; '' for none. "
+            "Default: that of --library-model, from 1B on."
         ),
     ] = None,
     upstream: Annotated[str, typer.Option(help="URL of a vLLM server that computes, instead of this process.")] = "",

@@ -62,7 +62,8 @@ class Settings:
     library: folder of documents (`confide rag`), and the model folder by which its collections are embedded.
     library_reranker: folder of the cross-encoder with which collections were calibrated, if any.
     library_model: the alias that chooses what is quoted from them; "": the embedder does.
-    library_prose: whether it also says in its own words, unverified, what is quoted; None: if it writes well.
+    library_prose: the alias that also says in its own words, unverified, what is quoted; "": none does; None: that of
+    library_model, if it is large enough to write well.
     certificate, key: PEM files of TLS. plain: without TLS also beyond this machine (behind a proxy that has it).
     keys: whether keys are asked for. keep_text: whether questions and answers are kept in the database.
     """
@@ -78,7 +79,7 @@ class Settings:
     library_embedder: Path | None = None
     library_reranker: Path | None = None
     library_model: str = ""
-    library_prose: bool | None = None
+    library_prose: str | None = None
     bind: str = "127.0.0.1"
     port: int = 8080
     hosts: tuple[str, ...] = ()
@@ -108,8 +109,8 @@ class Settings:
             raise StateError("documents need both, --library and --library-embedder; give the other one too")
         if self.library_model and (self.library is None or self.upstream):
             raise StateError("--library-model chooses among documents (--library), by a model in this process")
-        if self.library_prose and not self.library_model:
-            raise StateError("--library-prose is written by the model that --library-model names; name one")
+        if self.library_prose and (self.library is None or self.upstream):
+            raise StateError("--library-prose goes with answers from documents (--library), by a model in this process")
         for name, option in ((self.base_alias, "--name"), (self.embedder_name, "--embedder-name")):
             if len(name) > MAX_NAME:
                 raise StateError(f"a model's name has at most {MAX_NAME} characters; give {name!r} another by {option}")
@@ -180,20 +181,15 @@ class Serving:
             return None
         from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter, ProseWriter
 
-        chooser = settings.library_model
-
-        def target() -> Target | None:
-            return self.catalogue.find(chooser)
-
-        wanted = settings.library_prose
-        if wanted is None:
-            wanted = bool(chooser) and self.engine.parameters >= WRITES_WELL
+        chooser, teller = settings.library_model, settings.library_prose
+        if teller is None:
+            teller = chooser if self.engine.parameters >= WRITES_WELL else ""
         return LibraryDocuments(
             settings.library,
             settings.library_embedder,
-            ModelWriter(target) if chooser else None,
+            ModelWriter(lambda: self.catalogue.find(chooser)) if chooser else None,
             settings.library_reranker,
-            ProseWriter(target) if wanted else None,
+            ProseWriter(lambda: self.catalogue.find(teller)) if teller else None,
         )
 
     async def refresh(self) -> None:
