@@ -48,10 +48,16 @@ class _Silent:
         self._patch.undo()
 
 
-def unreachable(released: NDArray[np.float32], clean: NDArray[np.float32]) -> int:
-    """Coordinates at which no float32 noise added to the clean sum in float32 gives what was released."""
+def unreachable(released: NDArray[np.float32], clean: NDArray[np.float32], step: float) -> int:
+    """Coordinates that prove something: reached neither by float32 noise added to the clean sum in float32, nor by any
+    whole number of steps of the lattice, which the adversary knows to be what is really added.
+
+    Float32 alone would accuse the innocent: of an odd number of steps beyond 2^24 it has none, so a release on the
+    other side of zero from a noise so rare seemed to be out of reach (one run in 700 of these tests).
+    """
     nearest = released - clean
-    reached = np.zeros(released.shape, dtype=bool)
+    steps = (released.astype(np.float64) - clean) / step
+    reached = np.asarray(steps == np.rint(steps))
     for direction in (np.float32(-np.inf), np.float32(np.inf)):
         noise = nearest
         for _ in range(4):
@@ -70,6 +76,7 @@ class Audit:
         self.model = self.local.schema.flatten(initial_state(self.spec, base))
         # Where the model is zero, the update is the noised mean gradient to the bit.
         self.exact = self.model == 0
+        self.lattice = mechanism_of(unit_plan(self.spec, len(RECORDS[:3]))).lattice
         self.present = list(RECORDS[:3])  # three records of three users
         self.absent = [None, *RECORDS[1:3]]
 
@@ -94,14 +101,31 @@ def test_no_release_is_impossible_under_the_wrong_neighbour(audit: Audit) -> Non
     found = {"right": 0, "wrong": 0}
     for _ in range(RELEASES):
         released = audit.release(audit.present)
-        found["right"] += unreachable(released, right)
-        found["wrong"] += unreachable(released, wrong)
+        found["right"] += unreachable(released, right, audit.lattice.granularity)
+        found["wrong"] += unreachable(released, wrong, audit.lattice.granularity)
     assert found == {"right": 0, "wrong": 0}, f"of {RELEASES * right.size} coordinates"
+
+
+def test_the_adversary_convicts_noise_in_floating_point() -> None:
+    """What was added before the lattice: else the test above would pass whatever came out."""
+    rng = np.random.default_rng(3)
+    right, wrong = (rng.normal(scale=0.02, size=3072).astype(np.float32) for _ in range(2))
+    released = right + rng.normal(scale=0.4, size=right.size).astype(np.float32)
+    step = 0.5 / 2**22
+    assert unreachable(released, right, step) == 0
+    assert unreachable(released, wrong, step) > 10
+
+
+def test_the_adversary_does_not_convict_rare_noise_on_the_lattice() -> None:
+    step = 0.5 / 2**22
+    clean = np.array([3 * step], dtype=np.float32)
+    released = np.array([(3 - (2**24 + 1)) * step], dtype=np.float32)
+    assert unreachable(released, clean, step) == 0
 
 
 def test_every_release_lies_on_the_lattice_of_public_constants(audit: Audit) -> None:
     """The set of possible values is the same for all data: the floats next to whole numbers of steps."""
-    lattice = mechanism_of(unit_plan(audit.spec, len(audit.present))).lattice
+    lattice = audit.lattice
     for records in (audit.present, audit.absent):
         released = audit.release(records)
         assert np.abs(released).max() > 0
