@@ -16,6 +16,8 @@ from confide.rag.parsing.parent import Limits, ParserProcess, format_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.pdf_files import Line, pdf_of
+
 MOST = 1_000_000
 
 
@@ -41,26 +43,7 @@ def docx(paragraphs: list[tuple[str, str]], table: list[list[str]] | None = None
 
 
 def pdf(*pages: list[str]) -> bytes:
-    """Pages in Helvetica, written by hand (ISO 32000-1)."""
-    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
-    objects = [
-        "<</Type/Catalog/Pages 2 0 R>>",
-        f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>",
-        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-    ]
-    for lines in pages:
-        text = " ".join(f"({line}) Tj T*" for line in lines)
-        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {text} ET"
-        own = f"/MediaBox[0 0 612 792]/Contents {len(objects) + 2} 0 R/Resources<</Font<</F1 3 0 R>>>>"
-        objects += [f"<</Type/Page/Parent 2 0 R{own}>>", f"<</Length {len(stream)}>>stream\n{stream}\nendstream"]
-    out, places = "%PDF-1.4\n", []
-    for number, body in enumerate(objects, start=1):
-        places.append(len(out))
-        out += f"{number} 0 obj\n{body}\nendobj\n"
-    table = "".join(f"{place:010d} 00000 n \n" for place in places)
-    start = len(out)
-    out += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}"
-    return f"{out}trailer<</Size {len(objects) + 1}/Root 1 0 R>>\nstartxref\n{start}\n%%EOF\n".encode()
+    return pdf_of(*[[Line(text) for text in lines] for lines in pages])
 
 
 def test_markdown_gives_headings_items_tables_and_code() -> None:

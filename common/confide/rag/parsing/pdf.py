@@ -1,19 +1,18 @@
-"""PDF, by pypdfium2 (PDFium): the text of each page, with headings from the document's outline.
+"""PDF, by pypdfium2 (PDFium): the text of each page, with headings from the outline or from how lines are set.
 
-PDFium gives lines as they are set. Lines of one paragraph are joined again by `canonical_text`; a line that the outline
-names is a heading.
+PDFium gives lines as they are set. Lines of one paragraph are joined again by `canonical_text`.
 """
 
-import contextlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.pdf_headings import Headings, headings_of
 
 MOST_PAGES = 5000
-_MOST_OUTLINE = 20_000
 _ENDS = (".", "!", "?", ":", ";", "。")
 _LEADER = re.compile(r"\.(?: ?\.){3,}")
 """The dots between a title and its page in a table of contents: a token each, and no text."""
@@ -36,17 +35,20 @@ def parse_pdf(data: bytes) -> Iterator[Block]:
     pages = len(document)
     if pages > MOST_PAGES:
         raise Unreadable(f"has {pages} pages; at most {MOST_PAGES} are read. Split it")
-    headings = _outline(document)
+    headings = headings_of(document)
     texts = [_lines(_page(document, number)) for number in range(pages)]
     running = _running_lines(texts)
     found = False
     for number, lines in enumerate(texts):
         kept = [line for place, line in enumerate(lines) if (number, place) not in running]
-        for block in _blocks(kept, number + 1, headings[number]):
+        for block in _blocks(kept, number, headings):
             found = True
             yield block
     if not found:
-        raise Unreadable(f"has {pages} pages and no text: it is made of pictures. Run text recognition over it first")
+        raise Unreadable(
+            f"has {pages} pages and no text: it is made of pictures. Recognize its text first, for example with "
+            "`ocrmypdf IN.pdf OUT.pdf`"
+        )
 
 
 def _page(document: Any, number: int) -> str:
@@ -56,23 +58,6 @@ def _page(document: Any, number: int) -> str:
         return str(text.get_text_bounded())
     except Exception as error:  # PDFium's bindings raise several kinds for a damaged page
         raise Unreadable(f"has a damaged page {number + 1} ({type(error).__name__}); save it again") from None
-
-
-def _outline(document: Any) -> dict[int, dict[str, int]]:
-    """By page, from 0: the titles that the outline names there, and how deep they stand."""
-    found: dict[int, dict[str, int]] = defaultdict(dict)
-    # An outline that is damaged, or that goes in a circle, costs headings and nothing else.
-    with contextlib.suppress(Exception):
-        for count, entry in enumerate(document.get_toc(max_depth=6)):
-            target = entry.get_dest()
-            page = target.get_index() if target is not None else None
-            if count < _MOST_OUTLINE and page is not None:
-                found[page][_squeezed(entry.get_title())] = min(6, entry.level + 1)
-    return found
-
-
-def _squeezed(text: str) -> str:
-    return "".join(char for char in text.casefold() if char.isalnum()).lstrip("0123456789")
 
 
 def _lines(text: str) -> list[str]:
@@ -124,17 +109,32 @@ def _roman(number: str) -> int:
     return sum(-one if one < after else one for one, after in zip(digits, [*digits[1:], 0], strict=True))
 
 
-def _blocks(lines: list[str], page: int, headings: dict[str, int]) -> Iterator[Block]:
+def _blocks(lines: list[str], page: int, headings: Headings) -> Iterator[Block]:
     width = max(map(len, lines), default=0)
+    for level, group in groupby(lines, key=lambda line: headings.of(page, line) if line else 0):
+        if level:
+            yield from _titles(group, page + 1, level, headings)
+        else:
+            yield from _paragraphs(group, page + 1, width)
+
+
+def _titles(lines: Iterable[str], page: int, level: int, headings: Headings) -> Iterator[Block]:
+    title: list[str] = []
+    for line in lines:
+        if title and not headings.goes_on(line):
+            yield Block("\n".join(title), level=level, page=page)
+            title = []
+        title.append(line)
+    yield Block("\n".join(title), level=level, page=page)
+
+
+def _paragraphs(lines: Iterable[str], page: int, width: int) -> Iterator[Block]:
     paragraph: list[str] = []
     for line in lines:
-        level = headings.get(_squeezed(line), 0) if line else 0
-        if paragraph and (not line or level or _ITEM.match(line) or _ended(paragraph[-1], width)):
+        if paragraph and (not line or _ITEM.match(line) or _ended(paragraph[-1], width)):
             yield Block("\n".join(paragraph), page=page)
             paragraph = []
-        if level:
-            yield Block(line, level=level, page=page)
-        elif line:
+        if line:
             paragraph.append(line)
     if paragraph:
         yield Block("\n".join(paragraph), page=page)
