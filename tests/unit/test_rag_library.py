@@ -102,6 +102,23 @@ def test_a_question_that_is_none_is_refused(question: str, tmp_path: Path) -> No
         world.library.search(OPERATOR, "leaflets", question, embedder())
 
 
+def test_what_a_file_holds_and_is_not_read_is_said(tmp_path: Path) -> None:
+    import io
+
+    from docx import Document
+
+    document = Document()
+    paragraph = document.add_paragraph("A visit costs forty crowns.")
+    for text in ("Ask Anna whether this is legal.", "No."):
+        document.add_comment(paragraph.runs, text)
+    out = io.BytesIO()
+    document.save(out)
+    world = world_with_fees(tmp_path)
+    world.add([world.file("visits.docx", out.getvalue())])
+    assert world.said[-1] == "visits.docx: 1 passages (2 x comment left out)"
+    assert b"Anna" not in everything_on_disk(world.library.root)
+
+
 def test_the_same_bytes_are_added_once(tmp_path: Path) -> None:
     world = world_with_fees(tmp_path)
     report = world.add([world.file("copy.md", FEES), world.file("walls.txt", WALLS)])

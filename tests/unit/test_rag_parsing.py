@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from confide.errors import DataError
-from confide.rag.parsing.blocks import Block, Unreadable
-from confide.rag.parsing.child import FORMATS, parse
+from confide.rag.canonical_text import canonical_text
+from confide.rag.chunks import passages
+from confide.rag.parsing import child
+from confide.rag.parsing.blocks import Block, Left, Unreadable
+from confide.rag.parsing.child import FORMATS
 from confide.rag.parsing.parent import Limits, ParserProcess, format_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +22,10 @@ from hypothesis import strategies as st
 from tests.pdf_files import Line, pdf_of
 
 MOST = 1_000_000
+
+
+def parse(format: str, data: bytes, most_chars: int) -> list[Block]:
+    return child.parse(format, data, most_chars).blocks
 
 
 def blocks(format: str, text: str | bytes) -> list[tuple[int, str]]:
@@ -93,14 +100,50 @@ COMPATIBILITY = "http://schemas.openxmlformats.org/markup-compatibility/2006"
 SHOWN = '<w:vanish w:val="0"/>'
 
 
-def docx_of(body: str) -> bytes:
-    """A document whose body is this markup."""
-    whole = f'<w:document xmlns:w="{WORD}" xmlns:mc="{COMPATIBILITY}"><w:body>{body}</w:body></w:document>'
+RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+NAMES = f'xmlns:w="{WORD}" xmlns:mc="{COMPATIBILITY}" xmlns:r="{RELATIONS}"'
+
+
+def docx_of(body: str, parts: dict[str, tuple[str, str]] | None = None, switches: str = "") -> bytes:
+    """A document whose body is this markup. parts: the kind and the whole markup of further ones, by identifier."""
+    parts = parts or {}
+    whole = f"<w:document {NAMES}><w:body>{body}</w:body></w:document>"
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(docx([]))) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
-        for name in source.namelist():
-            made.writestr(name, whole if name == "word/document.xml" else source.read(name))
+        content = {name: source.read(name).decode("utf-8", "surrogateescape") for name in source.namelist()}
+        content["word/document.xml"] = whole
+        content["word/settings.xml"] = f"<w:settings {NAMES}>{switches}</w:settings>"
+        for name, (kind, markup) in parts.items():
+            content[f"word/{name}.xml"] = markup
+            relation = f'<Relationship Id="{name}" Type="{RELATIONS}/{kind}" Target="{name}.xml"/></Relationships>'
+            there = content["word/_rels/document.xml.rels"]
+            content["word/_rels/document.xml.rels"] = there.replace("</Relationships>", relation)
+            kind = f"application/vnd.openxmlformats-officedocument.wordprocessingml.{kind}+xml"
+            override = f'<Override PartName="/word/{name}.xml" ContentType="{kind}"/></Types>'
+            content["[Content_Types].xml"] = content["[Content_Types].xml"].replace("</Types>", override)
+        for name, data in content.items():
+            made.writestr(name, data.encode("utf-8", "surrogateescape"))
     return out.getvalue()
+
+
+def part(kind: str, inner: str) -> tuple[str, str]:
+    tag = {"header": "hdr", "footer": "ftr"}.get(kind, kind)
+    return kind, f"<w:{tag} {NAMES}>{inner}</w:{tag}>"
+
+
+def note(kind: str, number: int | str, *paragraphs: str) -> str:
+    inner = "".join(f"<w:p>{one}</w:p>" for one in paragraphs)
+    return f'<w:{kind} w:id="{number}">{inner}</w:{kind}>'
+
+
+def refers(kind: str, number: int | str) -> str:
+    return f'<w:r><w:{kind}Reference w:id="{number}"/></w:r>'
+
+
+def section(*references: tuple[str, str, str], more: str = "") -> str:
+    """References: (header or footer, for which pages, the part's identifier)."""
+    inner = "".join(f'<w:{kind}Reference w:type="{pages}" r:id="{name}"/>' for kind, pages, name in references)
+    return f"<w:sectPr>{inner}{more}</w:sectPr>"
 
 
 def run(text: str, properties: str = "") -> str:
@@ -164,6 +207,147 @@ def run(text: str, properties: str = "") -> str:
 )
 def test_docx_gives_what_stands_on_the_page(body: str, texts: list[str]) -> None:
     assert [text for _, text in blocks("docx", docx_of(body))] == texts
+
+
+def test_notes_of_a_docx_follow_the_paragraph_or_row_that_refers_to_them() -> None:
+    footnotes = "".join(
+        [
+            note("footnote", -1, run("a line")),
+            note("footnote", 2, run("Not in pregnancy."), run("Nor below 12 years.")),
+            note("footnote", 3, run("Of body weight.")),
+            note("footnote", 4, run("Nobody refers to this.")),
+            note("footnote", 5, run("Taken out.")),
+        ]
+    )
+    body = (
+        f"<w:p><w:pPr><w:pStyle w:val='Heading1'/></w:pPr>{run('Dose')}{refers('endnote', 2)}</w:p>"
+        f"<w:p>{run('Give 5 mg')}{refers('footnote', 2)}{run(' twice a day.')}</w:p>"
+        f"<w:p>{refers('footnote', 2)}<w:del>{refers('footnote', 5)}</w:del></w:p>"
+        f"<w:tbl><w:tr><w:tc><w:p>{run('2 mg')}{refers('footnote', 3)}</w:p></w:tc><w:tc><w:p>{run('Adults')}</w:p>"
+        f"</w:tc></w:tr></w:tbl><w:p>{run('After.')}</w:p>"
+    )
+    parts = {
+        "footnotes": part("footnotes", footnotes),
+        "endnotes": part("endnotes", note("endnote", 2, run("As of 2026."))),
+    }
+    assert blocks("docx", docx_of(body, parts)) == [
+        (1, "Dose"),
+        (0, "As of 2026."),
+        (0, "Give 5 mg twice a day."),
+        (0, "Not in pregnancy."),
+        (0, "Nor below 12 years."),
+        (0, "2 mg | Adults"),
+        (0, "Of body weight."),
+        (0, "After."),
+    ]
+
+
+def test_a_passage_of_a_docx_holds_what_its_footnote_says_and_neither_is_changed() -> None:
+    body = f"<w:p>{run('Give 5 mg')}{refers('footnote', 2)}{run(' twice.')}</w:p>"
+    data = docx_of(body, {"footnotes": part("footnotes", note("footnote", 2, run("Not in pregnancy.")))})
+    made = canonical_text(parse("docx", data, MOST))
+    [span] = passages(made, lambda texts: [len(text.split()) for text in texts])
+    assert made.text[span.start : span.stop] == "Give 5 mg twice.\n\nNot in pregnancy."
+
+
+def test_headers_and_footers_of_a_docx_are_read_once_for_each_section_that_shows_them() -> None:
+    page = '<w:fldSimple w:instr=" PAGE "><w:r><w:t>3</w:t></w:r></w:fldSimple>'
+    field = f"<w:r><w:instrText> PAGE </w:instrText></w:r>{run('iv')}"
+    footer = [f"{run('Draft ')}{page}", f"{run('- ')}{page}{run(' -')}", field]
+    parts = {
+        "h1": part("header", f"<w:p>{run('Clinic')}</w:p><w:p>{run('Adults only')}</w:p>"),
+        "h2": part("header", f"<w:p>{run('Clinic')}</w:p><w:p>{run('Children')}</w:p><w:p>{run('2026')}</w:p>"),
+        "f1": part("footer", "".join(f"<w:p>{one}</w:p>" for one in footer)),
+        "first": part("header", f"<w:p>{run('On a first page')}</w:p>"),
+        "even": part("header", f"<w:p>{run('On even pages')}</w:p>"),
+    }
+    unshown = [("header", "first", "first"), ("header", "even", "even")]
+    one = section(("header", "default", "h1"), ("footer", "default", "f1"), *unshown)
+    heading = "<w:pPr><w:pStyle w:val='Heading1'/></w:pPr>"
+    two = f"<w:p><w:pPr>{section(('header', 'default', 'h2'))}</w:pPr></w:p>"
+    body = (
+        f"<w:p>{run('A')}</w:p><w:p><w:pPr>{one}</w:pPr>{run('B')}</w:p>"
+        f"<w:p>{heading}{run('Two')}</w:p><w:p>{run('C')}</w:p>{two}<w:p>{run('D')}</w:p>"
+    )
+    first = ["Clinic", "Adults only", "A", "B", "Draft 3", "Two", "Children", "2026", "C"]
+    assert [text for _, text in blocks("docx", docx_of(body + section(), parts))] == [*first, "D"]
+    shown = docx_of(body + section(more="<w:titlePg/>"), parts, "<w:evenAndOddHeaders/>")
+    assert [text for _, text in blocks("docx", shown)] == [
+        *["Clinic", "Adults only", "On even pages", "A", "B", "Draft 3", "Two", "Children", "2026", "C"],
+        *["On a first page", "D"],
+    ]
+    off = docx_of(body + section(more="<w:titlePg w:val='0'/>"), parts, "<w:evenAndOddHeaders w:val='false'/>")
+    assert [text for _, text in blocks("docx", off)] == [*first, "D"]
+
+
+def test_comments_of_a_docx_are_counted_and_not_read() -> None:
+    comment = f'<w:comment w:id="{{}}"><w:p>{run("Ask Anna whether this is legal.")}</w:p></w:comment>'
+    body = f"<w:p>{run('Give 5 mg.')}<w:r><w:commentReference w:id='1'/></w:r>{refers('footnote', 9)}</w:p>"
+    parts = {"comments": part("comments", comment.format(1) + comment.format(2))}
+    with ParserProcess() as parser:
+        found = parser.parse("docx", docx_of(body, parts))
+    assert [block.text for block in found.blocks] == ["Give 5 mg."]
+    assert found.left_out == {Left.COMMENTS: 2, Left.MISSING_NOTES: 1}
+
+
+def test_notes_that_refer_to_each_other_are_read_once() -> None:
+    ring = "".join(note("footnote", one, run(f"n{one}"), refers("footnote", (one + 1) % 3000)) for one in range(3000))
+    many = f"<w:p>{run('a')}{refers('footnote', 0) * 5000}</w:p>"
+    found = parse("docx", docx_of(many, {"footnotes": part("footnotes", ring)}), MOST)
+    assert [block.text for block in found] == ["a", *(f"n{one}" for one in range(3000))]
+
+
+def test_a_style_of_a_docx_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """python-docx goes through all styles for each paragraph: 100,000 notes took 117 s of the 120 that a file may."""
+    from docx.styles.styles import Styles
+
+    looked: list[str | None] = []
+    default = Styles.get_by_id
+    monkeypatch.setattr(Styles, "get_by_id", lambda self, one, kind: looked.append(one) or default(self, one, kind))
+    body = "".join(f"<w:p>{refers('footnote', one)}</w:p>" for one in range(50))
+    notes = part("footnotes", "".join(note("footnote", one, run(f"n{one}")) for one in range(50)))
+    assert len(parse("docx", docx_of(body, {"footnotes": notes}), MOST)) == 50
+    assert looked == [None]
+
+
+@pytest.mark.parametrize("kind", ["footnotes", "header"])
+def test_entities_in_parts_of_a_docx_are_not_expanded(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret").write_text("SECRET")
+    laughs = "".join(f'<!ENTITY l{one + 1} "{f"&l{one};" * 10}">' for one in range(9))
+    body = f"<w:p>{run('a')}{refers('footnote', 1)}</w:p>{section(('header', 'default', 'header'))}"
+
+    def made(words: str) -> bytes:
+        kinds = f'<!DOCTYPE w [<!ENTITY l0 "laugh">{laughs}<!ENTITY file SYSTEM "file://{tmp_path}/secret">]>'
+        inner = f"<w:p>{run(words)}</w:p>"
+        name, markup = part(kind, f'<w:footnote w:id="1">{inner}</w:footnote>' if kind == "footnotes" else inner)
+        return docx_of(body, {kind: (name, kinds + markup)})
+
+    assert sorted(text for _, text in blocks("docx", made("seen &l1;&file;"))) == ["a", "seen &l1;&file;"]
+    with pytest.raises(Unreadable):
+        blocks("docx", made("&l9;"))
+
+
+@pytest.mark.parametrize("kind", ["footnotes", "comments", "header"])
+def test_a_damaged_part_of_a_docx_is_said(kind: str) -> None:
+    body = f"<w:p>{run('a')}{refers('footnote', 1)}</w:p>{section(('header', 'default', kind))}"
+    with pytest.raises(Unreadable, match="no docx document that can be opened"):
+        parse("docx", docx_of(body, {kind: (kind, "<w:footnotes")}), MOST)
+
+
+def test_parts_of_a_docx_that_are_missing_cost_nothing_else() -> None:
+    unknown = section(("header", "default", "nowhere"), ("footer", "default", "comments"), ("header", "odd", "header"))
+    body = f"<w:p>{run('a')}{refers('endnote', 'x')}<w:r><w:footnoteReference/></w:r></w:p>{unknown}"
+    parts = {"comments": part("comments", "<w:other/>"), "header": part("header", f"<w:p>{run('no')}</w:p>")}
+    found = child.parse("docx", docx_of(body, parts), MOST)
+    assert [block.text for block in found.blocks] == ["a"] and found.left_out == {Left.MISSING_NOTES: 2}
+    outside = docx_of(f"<w:p>{run('a')}</w:p>{section(('header', 'default', 'h'))}", {"h": part("header", "")})
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(outside)) as source, zipfile.ZipFile(out, "w") as made:
+        for name in source.namelist():
+            made.writestr(
+                name, source.read(name).replace(b'Target="h.xml"', b'TargetMode="External" Target="file:///etc/passwd"')
+            )
+    assert [text for _, text in blocks("docx", out.getvalue())] == ["a"]
 
 
 def test_leader_dots_of_a_table_of_contents_are_one_character() -> None:
@@ -262,8 +446,8 @@ def test_a_child_parses_and_a_bomb_does_not_stop_the_next_file() -> None:
     with ParserProcess() as parser:
         with pytest.raises(Unreadable, match="unpacks to 300 MiB"):
             parser.parse("docx", bomb.getvalue())
-        assert [block.text for block in parser.parse("html", deep)] == ["deep"]
-        assert parser.parse("markdown", b"# A\n\nb") == [Block("A", level=1), Block("b")]
+        assert [block.text for block in parser.parse("html", deep).blocks] == ["deep"]
+        assert parser.parse("markdown", b"# A\n\nb").blocks == [Block("A", level=1), Block("b")]
         with pytest.raises(Unreadable, match="known are pdf"):
             parser.parse("exe", b"")
 
@@ -275,12 +459,12 @@ def test_a_child_that_takes_too_long_or_dies_is_replaced() -> None:
         with pytest.raises(Unreadable, match="takes too long"):
             parser.parse("markdown", slow)
         parser.limits = Limits()
-        assert parser.parse("txt", b"still here") == [Block("still here")]
+        assert parser.parse("txt", b"still here").blocks == [Block("still here")]
         assert parser._child is not None
         parser._child.kill()
         with pytest.raises(Unreadable, match=r"takes more computing|crash"):
             parser.parse("txt", b"a")
-        assert parser.parse("txt", b"again") == [Block("again")]
+        assert parser.parse("txt", b"again").blocks == [Block("again")]
 
 
 def test_a_child_has_no_more_memory_than_it_is_given() -> None:
@@ -340,5 +524,5 @@ def test_a_parser_is_heard_in_a_process_with_many_open_files() -> None:
         while held.enter_context(open(os.devnull)).fileno() < 1100:
             pass
         with ParserProcess() as parser:
-            assert parser.parse("markdown", b"# A\n\nb") == [Block("A", level=1), Block("b")]
+            assert parser.parse("markdown", b"# A\n\nb").blocks == [Block("A", level=1), Block("b")]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,5 +1,6 @@
 """Headings of a PDF without an outline: told by how lines are set, as a reader tells them."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pypdfium2 as pdfium
 import pytest
-from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.blocks import Block, Left, Unreadable
 from confide.rag.parsing.child import parse
 
 from tests.pdf_files import Line, pdf_of
@@ -20,7 +21,7 @@ BODY = [Line(text) for text in TEXT]
 
 
 def read(*pages: list[Line], outline: str | None = None) -> list[Block]:
-    return parse("pdf", pdf_of(*pages, outline=outline), 100_000)
+    return parse("pdf", pdf_of(*pages, outline=outline), 100_000).blocks
 
 
 def headings(blocks: list[Block]) -> list[tuple[int, str]]:
@@ -83,16 +84,38 @@ def test_titles_of_an_outline_that_follow_each_other_stay_two() -> None:
     assert headings(read([Line("Dressings"), Line("Dressings"), *BODY], outline="Dressings")) == 2 * [(1, "Dressings")]
 
 
+def picture_of(data: bytes) -> bytes:
+    """A scan of the first page: 200 dots an inch, nothing but a picture."""
+    out = io.BytesIO()
+    with pdfium.PdfDocument(data) as document:
+        document[0].render(scale=200 / 72).to_pil().convert("L").save(out, "PDF", resolution=200)
+    return out.getvalue()
+
+
+def test_pages_that_are_pictures_are_counted_where_others_are_read() -> None:
+    text, blank = pdf_of(BODY), pdf_of([])
+    with pdfium.PdfDocument.new() as whole:
+        for page in (text, picture_of(text), blank, picture_of(text)):
+            whole.import_pages(pdfium.PdfDocument(page))
+        out = io.BytesIO()
+        whole.save(out)
+    parsed = parse("pdf", out.getvalue(), 100_000)
+    assert parsed.left_out == {Left.PICTURES: 2}
+    assert [block.page for block in parsed.blocks] == [1]
+    assert parse("pdf", text, 100_000).left_out == {}
+
+
 def test_pictures_of_pages_are_read_after_the_command_that_their_refusal_names(tmp_path: Path) -> None:
     scan, recognized = tmp_path / "scan.pdf", tmp_path / "recognized.pdf"
-    with pdfium.PdfDocument(pdf_of([Line("Care of wounds", 20), *BODY])) as document:
-        document[0].render(scale=200 / 72).to_pil().convert("L").save(scan, resolution=200)
+    scan.write_bytes(picture_of(pdf_of([Line("Care of wounds", 20), *BODY])))
     with pytest.raises(Unreadable, match=re.escape("`ocrmypdf IN.pdf OUT.pdf`")):
         parse("pdf", scan.read_bytes(), 100_000)
     program = shutil.which("ocrmypdf")
     if program is None:
         pytest.skip("needs ocrmypdf, for example Debian's package of that name")
     subprocess.run([program, "--quiet", str(scan), str(recognized)], check=True, timeout=600)
-    blocks = parse("pdf", recognized.read_bytes(), 100_000)
+    parsed = parse("pdf", recognized.read_bytes(), 100_000)
+    assert not parsed.left_out
+    blocks = parsed.blocks
     assert [" ".join(block.text.split()) for block in blocks] == ["Care of wounds", " ".join(TEXT)]
     assert headings(blocks) == [(1, "Care of wounds")]

@@ -20,7 +20,7 @@ from confide.rag.collection import Collection, Say, passage_name
 from confide.rag.documents import Content, Encoded, encoded
 from confide.rag.embedder import Embedder
 from confide.rag.injection import suspicion
-from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.blocks import Block, Left, Unreadable
 from confide.rag.parsing.parent import Limits, ParserProcess, format_of
 from confide.rag.personal_data import counts, findings, masked
 from confide.rag.stores.base import Row
@@ -48,6 +48,7 @@ class _Ready:
     document: Document
     content: Content
     files: Encoded
+    left_out: Mapping[Left, int]
 
 
 def add_files(
@@ -153,7 +154,8 @@ def _parsed(
 ) -> _Ready:
     format = format_of(path.name)
     embedder.load_soon()  # while the file is parsed, in its own process
-    text, found = _canonical(collection, parser.parse(format, data))
+    parsed = parser.parse(format, data)
+    text, found = _canonical(collection, parsed.blocks)
     spans = passages(text, embedder.count_tokens, most_tokens=_most_tokens(collection, embedder))
     if not spans:
         raise DataError("holds no text")
@@ -176,7 +178,7 @@ def _parsed(
         personal_data=found,
         quarantined=_quarantined(text.text, spans),
     )
-    return _Ready(document, Content(text.text, text.marks, tuple(spans)), files)
+    return _Ready(document, Content(text.text, text.marks, tuple(spans)), files, parsed.left_out)
 
 
 def _most_tokens(collection: Collection, embedder: Embedder) -> int:
@@ -231,8 +233,9 @@ def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, 
     collection.commit(collection.catalogue().with_documents([*replaced, *live]))
     report.added += live
     report.replaced += len(replaced)
-    for document in live:
-        say(f"{line(document.source)}: {document.passages} passages" + _remarks(document, old.get(document.source)))
+    for document, one in zip(live, group, strict=True):
+        remarks = _remarks(document, old.get(document.source), one.left_out)
+        say(f"{line(document.source)}: {document.passages} passages{remarks}")
 
 
 def _rows(documents: Sequence[tuple[Document, Content]], embedder: Embedder) -> list[Row]:
@@ -263,9 +266,10 @@ def _embed_lost(collection: Collection, embedder: Embedder, say: Say) -> None:
     collection.commit(catalogue.with_documents(()))
 
 
-def _remarks(document: Document, old: Document | None) -> str:
+def _remarks(document: Document, old: Document | None, left_out: Mapping[Left, int]) -> str:
     said = [f"version {document.version} in place of {old.version}"] if old is not None else []
     said += [f"{count} x {kind} masked" for kind, count in document.personal_data.items()]
+    said += [f"{count} x {what}" for what, count in left_out.items()]
     if document.quarantined:
         said.append(f"{len(document.quarantined)} passages in quarantine")
     return f" ({', '.join(said)})" if said else ""

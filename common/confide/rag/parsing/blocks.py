@@ -4,8 +4,9 @@ A parser is a function from bytes to blocks. It raises Unreadable with a reason 
 never quotes the content.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 class Unreadable(Exception):
@@ -29,7 +30,31 @@ class Block:
     lines: bool = False
 
 
-Parser = Callable[[bytes], Iterable[Block]]
+class Left(StrEnum):
+    """What a parser sees and does not read, as a report names it."""
+
+    COMMENTS = "comment left out"
+    MISSING_NOTES = "note missing in the file"
+    PICTURES = "page that is a picture, not read"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How often a file holds something that is not read."""
+
+    what: Left
+    count: int
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Everything that a parser made of a file."""
+
+    blocks: list[Block]
+    left_out: Mapping[Left, int]
+
+
+Parser = Callable[[bytes], Iterable[Block | LeftOut]]
 
 
 def decoded(data: bytes, declared: str | None = None) -> str:

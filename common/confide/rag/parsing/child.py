@@ -1,8 +1,8 @@
 """The process that parses: `python -m confide.rag.parsing.child MEMORY_BYTES CPU_SECONDS OUTPUT_BYTES`.
 
 It holds nothing but the bytes of one file after the other. On standard input comes a line {"format", "bytes"} and the
-bytes; on standard output goes a line {"bytes"} and the blocks as JSON, or {"error"}. What a hostile file can reach is
-this process: it has no keys, no environment, no right to write a file, and limits on memory and time.
+bytes; on standard output goes a line {"bytes", "left_out"} and the blocks as JSON, or {"error"}. What a hostile file
+can reach is this process: it has no keys, no environment, no right to write a file, and limits on memory and time.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import IO
 
-from confide.rag.parsing.blocks import Block, Parser, Unreadable
+from confide.rag.parsing.blocks import LeftOut, Parsed, Parser, Unreadable
 from confide.secrecy import private_process
 
 FORMATS = {
@@ -34,15 +34,18 @@ def parser_of(format: str) -> Parser:
     return found
 
 
-def parse(format: str, data: bytes, most_chars: int) -> list[Block]:
+def parse(format: str, data: bytes, most_chars: int) -> Parsed:
     """All blocks. Raises Unreadable, also where they hold more than `most_chars` characters."""
-    blocks, chars = [], 0
+    blocks, left_out, chars = [], {}, 0
     for block in parser_of(format)(data):
+        if isinstance(block, LeftOut):
+            left_out[block.what] = block.count
+            continue
         chars += len(block.text) + 1
         if chars > most_chars:
             raise Unreadable(f"holds more than {most_chars:,} characters of text; split it")
         blocks.append(block)
-    return blocks
+    return Parsed(blocks, left_out)
 
 
 def main(memory_bytes: int, cpu_s: int, output_bytes: int) -> None:
@@ -76,19 +79,18 @@ def _limit_cpu(cpu_s: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_s + 1, hard))
 
 
-def _encoded(blocks: list[Block], most: int) -> bytes:
-    rows = [[block.text, block.level, block.page, block.record, block.lines] for block in blocks]
+def _encoded(parsed: Parsed, most: int) -> tuple[dict[str, object], bytes]:
+    rows = [[block.text, block.level, block.page, block.record, block.lines] for block in parsed.blocks]
     payload = json.dumps(rows).encode()
     # An escaped character takes up to twelve bytes.
     if len(payload) > 12 * most:
         raise Unreadable("holds more text than is read; split it")
-    return payload
+    return {"bytes": len(payload), "left_out": dict(parsed.left_out)}, payload
 
 
-def _answer(work: Callable[[], bytes]) -> tuple[dict[str, object], bytes]:
+def _answer(work: Callable[[], tuple[dict[str, object], bytes]]) -> tuple[dict[str, object], bytes]:
     try:
-        payload = work()
-        return {"bytes": len(payload)}, payload
+        return work()
     except Unreadable as error:
         return {"error": str(error)}, b""
     except MemoryError:

@@ -1,7 +1,7 @@
 """Parses files in a child process, and survives whatever happens to it.
 
 with ParserProcess() as parser:
-    blocks = parser.parse("pdf", data)
+    blocks = parser.parse("pdf", data).blocks
 
 Guarantee: a file that makes its parser crash, hang, grow or write costs an error that names the reason; this process
 loses neither memory beyond `Limits.most_chars` nor time beyond `Limits.wall_s`. The next file gets a fresh child.
@@ -21,7 +21,7 @@ from types import TracebackType
 
 from confide.children import bound
 from confide.errors import DataError
-from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.blocks import Block, Left, Parsed, Unreadable
 from confide.rag.parsing.child import FORMATS
 from confide.text import line
 
@@ -79,7 +79,7 @@ class ParserProcess:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def parse(self, format: str, data: bytes) -> list[Block]:
+    def parse(self, format: str, data: bytes) -> Parsed:
         """Raises Unreadable: the file's own fault, or it cost more than the limits allow."""
         if format not in FORMATS:
             raise Unreadable(f"has the format {line(format, 40)!r}; known are {', '.join(FORMATS)}")
@@ -105,7 +105,7 @@ class ParserProcess:
                         pipe.close()
             child.wait()
 
-    def _asked(self, format: str, data: bytes) -> list[Block]:
+    def _asked(self, format: str, data: bytes) -> Parsed:
         deadline = time.monotonic() + self.limits.wall_s
         pipes = _Pipes(self._started(), deadline)
         pipes.write(json.dumps({"format": format, "bytes": len(data)}).encode() + b"\n")
@@ -117,7 +117,8 @@ class ParserProcess:
         size = header["bytes"]
         if not isinstance(size, int) or not 0 <= size <= 12 * self.limits.most_chars:
             raise _Died("made its parser answer out of turn; save it again")
-        return [_block(row) for row in json.loads(pipes.read(size))]
+        left_out = _left_out(header.get("left_out"))
+        return Parsed([_block(row) for row in json.loads(pipes.read(size))], left_out)
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._child is None:
@@ -203,6 +204,13 @@ class _Pipes:
             return _Died("takes more computing than a parser gets; split it, or save it in another format")
         name = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit status {code}"
         return _Died(f"made its parser crash ({name}); save it again, or in another format")
+
+
+def _left_out(found: object) -> dict[Left, int]:
+    match found:
+        case dict() if found.keys() <= set(Left) and all(type(count) is int for count in found.values()):
+            return {Left(what): count for what, count in found.items()}
+    raise _Died("made its parser answer out of turn; save it again")
 
 
 def _block(row: object) -> Block:

@@ -3,13 +3,14 @@
 PDFium gives lines as they are set. Lines of one paragraph are joined again by `canonical_text`.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from confide.rag.parsing.blocks import Block, Unreadable
+from confide.rag.parsing.blocks import Block, Left, LeftOut, Unreadable
 from confide.rag.parsing.pdf_headings import Headings, headings_of
 
 MOST_PAGES = 5000
@@ -17,13 +18,19 @@ _ENDS = (".", "!", "?", ":", ";", "。")
 _LEADER = re.compile(r"\.(?: ?\.){3,}")
 """The dots between a title and its page in a table of contents: a token each, and no text."""
 _NUMBER = re.compile(r"\b(?:[0-9]{1,9}|[ivxlc]+)\b", re.ASCII)
+_FEW_CHARS = 100
+_MOST_OF_PAGE = 0.5
+"""A page is a picture where one covers so much of it, and so few letters stand beside it: a stamp, a page number."""
 _FEWEST_LINES = 4
 """Of a page that tells what headers and footers are: on a slide each line is text."""
 _ITEM = re.compile(r"(?:[-*•–◦▪]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
 
 
-def parse_pdf(data: bytes) -> Iterator[Block]:
-    """Paragraphs of every page. Raises Unreadable when it is encrypted, damaged, too long, or only pictures."""
+def parse_pdf(data: bytes) -> Iterator[Block | LeftOut]:
+    """Paragraphs of every page, and how many pages are pictures.
+
+    Raises Unreadable when the file is encrypted, damaged, too long, or only pictures.
+    """
     import pypdfium2 as pdfium
 
     try:
@@ -49,6 +56,25 @@ def parse_pdf(data: bytes) -> Iterator[Block]:
             f"has {pages} pages and no text: it is made of pictures. Recognize its text first, for example with "
             "`ocrmypdf IN.pdf OUT.pdf`"
         )
+    pictures = sum(
+        sum(map(len, lines)) < _FEW_CHARS and _is_picture(document[number]) for number, lines in enumerate(texts)
+    )
+    if pictures:
+        yield LeftOut(Left.PICTURES, pictures)
+
+
+def _is_picture(page: Any) -> bool:
+    """Whether a picture covers most of the page."""
+    import pypdfium2.raw as raw
+
+    width, height = page.get_size()
+    # One that PDFium cannot measure is none.
+    with contextlib.suppress(Exception):
+        for shown in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=4):
+            left, bottom, right, top = shown.get_bounds()
+            if (right - left) * (top - bottom) >= _MOST_OF_PAGE * width * height:
+                return True
+    return False
 
 
 def _page(document: Any, number: int) -> str:

@@ -104,7 +104,7 @@ def measure_ingest(folder: Path, model: Path, pdf: Path) -> dict[str, Any]:
     [document] = report.added
     marks = [time.perf_counter()]
     with ParserProcess() as parser:
-        blocks = parser.parse("pdf", pdf.read_bytes())
+        blocks = parser.parse("pdf", pdf.read_bytes()).blocks
     marks.append(time.perf_counter())
     text = canonical_text(blocks)
     spans = passages(text, embedder.count_tokens)

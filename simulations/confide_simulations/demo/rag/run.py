@@ -195,7 +195,7 @@ def _policy(library: Library, embedder: Embedder, work: Path, result: Result, sa
     folder = library.root / "organizations" / "builders" / "manuals" / "documents"
     text = (folder / f"{document.id}.txt").read_text("utf-8")
     if pages:
-        html = "\n".join(block.text for page in pages for block in parse("html", page, _MOST_CHARS))
+        html = "\n".join(block.text for page in pages for block in parse("html", page, _MOST_CHARS).blocks)
         result.policy = {
             "pages": document.pages,
             "ingest_s": round(seconds, 2),

@@ -68,7 +68,7 @@ def asked_of_python(say: Say) -> list[tuple[str, str, str]]:
 def _asked(page: bytes) -> list[tuple[str, str]]:
     """(heading that asks, text below it) of a page."""
     found: list[tuple[str, list[str]]] = []
-    for block in parse("html", page, _MOST_CHARS):
+    for block in parse("html", page, _MOST_CHARS).blocks:
         if block.level:
             found.append((block.text, []))
         elif found:
