@@ -18,7 +18,7 @@ from confide.rag.verifying import REFUSAL, Citation, CitationError, verify_answe
 from confide_server.rag import answering, evaluating
 from confide_server.rag.answering import Answer, Answerer
 from confide_server.rag.calibrating import calibrate, plot
-from confide_server.rag.evaluating import evaluate, token_f1
+from confide_server.rag.evaluating import Support, evaluate, support_of, token_f1
 from confide_server.rag.questions import Gold, Question, parse_questions, resolved
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +137,21 @@ def test_words_beside_the_quotations_do_not_verify(answered: tuple[World, Answer
             verify_answer(text, [citation], READER, world.library.root)
     with pytest.raises(CitationError, match="cites nothing"):
         verify_answer(answer.text, [], READER, world.library.root)
+
+
+def test_evaluation_counts_citations_that_do_not_hold_and_statements_without_one(
+    answered: tuple[World, Answer, Citation],
+) -> None:
+    world, answer, citation = answered
+    root = world.library.root
+    assert support_of(answer.text, [citation], READER, root) == Support((True,), 0)
+    elsewhere = dataclasses.replace(citation, start=citation.start + 1, stop=citation.stop + 1)
+    assert support_of(answer.text, [elsewhere], READER, root) == Support((False,), 0)
+    said = answer.text.replace("forty", "fifty", 1)
+    assert said != answer.text and support_of(said, [citation], READER, root) == Support((False,), 0)
+    assert support_of(f"{answer.text} And it is free.", [citation], READER, root) == Support((True,), 1)
+    world.library.erase(Caller.operator("clinic"), "leaflets", "fees.md", print)
+    assert support_of(answer.text, [citation], READER, root) == Support((False,), 0)
 
 
 def test_who_may_not_read_gets_no_verification(answered: tuple[World, Answer, Citation]) -> None:
@@ -324,7 +339,7 @@ def test_calibration_and_evaluation_from_end_to_end(tmp_path: Path) -> None:
     )
     assert table["bm25"]["mrr"]["low"] <= table["bm25"]["mrr"]["mean"] <= table["bm25"]["mrr"]["high"]
     answers = found.figures["answers"]
-    assert answers["citation_validity"] == 1.0 and answers["abstention_auroc"] > 0.8
+    assert answers["citation_precision"] == answers["citation_recall"] == 1.0 and answers["abstention_auroc"] > 0.8
     json.dumps(found.figures, allow_nan=False)
     nobody = [dataclasses.replace(one, passages=frozenset()) for one in asked_of[28:]]
     for few, part, name in ((nobody, "retrieval", "bm25"), (asked_of[28:30], "answers", "false_answers")):
@@ -336,7 +351,7 @@ def test_calibration_and_evaluation_from_end_to_end(tmp_path: Path) -> None:
         collection.calibration_folder
     )
     none = evaluate(collection, searcher, embedder(), asked_of[28:], operator, world.library.root).figures
-    assert json.loads(json.dumps(none, allow_nan=False))["answers"]["citation_precision"] is None
+    assert json.loads(json.dumps(none, allow_nan=False))["answers"]["answer_precision"] is None
     with pytest.raises(DataError, match="calibration needs 20"):
         calibrate(collection, searcher, embedder(), asked_of[:10], operator, most_risk=0.2)
 

@@ -96,7 +96,7 @@ def test_calibrate_and_evaluate_write_what_they_found(tmp_path: Path) -> None:
     evaluated = confide(tmp_path, *arguments)
     assert evaluated.exit_code == 0, evaluated.output
     figures = json.loads(out.read_text())
-    assert figures["answers"]["citation_validity"] in {1.0, None} and plot.stat().st_size > 3000
+    assert figures["answers"]["citation_precision"] in {1.0, None} and plot.stat().st_size > 3000
     assert set(figures["retrieval"]) == {"bm25", "dense", "hybrid"}
 
 

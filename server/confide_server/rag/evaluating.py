@@ -24,7 +24,7 @@ from confide.rag.quoting import pick
 from confide.rag.reranker import Reranker, reranked
 from confide.rag.retrieval import Searcher
 from confide.rag.sentences_near import SentenceVectors, sentences_of
-from confide.rag.verifying import CitationError, verify_answer
+from confide.rag.verifying import Citation, CitationError, verify_citation
 from numpy.typing import NDArray
 
 from confide_server.rag.answering import LOOKED_AT, RANKED, Seen, confidence_of, look, seen_of
@@ -38,6 +38,18 @@ _DEPTH = 100
 _TIMED = 12
 
 
+@dataclass(frozen=True)
+class Support:
+    """An answer as ALCE looks at it (Gao et al. 2023, section 3).
+
+    holds: for each citation, whether the cited text, read from disk, has the words that it stands behind.
+    uncited: statements behind which no citation stands.
+    """
+
+    holds: tuple[bool, ...] = ()
+    uncited: int = 0
+
+
 @dataclass
 class _Asked:
     """What one question came to. whole: with its gold passages there."""
@@ -47,7 +59,7 @@ class _Asked:
     confidence: float
     answered: bool
     right: bool
-    verified: bool
+    support: Support
     f1: float | None
 
 
@@ -177,16 +189,35 @@ def _asked(one: Asked, seen: Seen, calibration: Calibration, caller: Caller, roo
     gold = one.passages if whole else frozenset()
     confidence, threshold = confidence_of(seen, calibration)
     quotes = pick(seen.sentences, seen.ranking.found)
-    said, verified = "", True
+    said = ""
     try:
         text, citations = cited(seen.collection, quotes)
         said = " ".join(citation.quote for citation in citations)
-        verify_answer(text, citations, caller, root)
+        support = support_of(text, citations, caller, root)
     except CitationError:
-        verified = False
+        support = Support()  # what ends its own quotation is never said
     right = bool(quotes) and quotes[0].found.passage.name in gold
     f1 = token_f1(said, one.question.answer) if one.question.answer and whole else None
-    return _Asked(whole, bool(gold), confidence, confidence >= threshold and bool(quotes), right, verified, f1)
+    return _Asked(whole, bool(gold), confidence, confidence >= threshold and bool(said), right, support, f1)
+
+
+def support_of(text: str, citations: Sequence[Citation], caller: Caller, root: Path) -> Support:
+    """Which citations of an answer hold, and how much of it stands outside them. root: the library's folder."""
+    holds, place, uncited = [], 0, 0
+    for one in citations:
+        uncited += bool(text[place : one.text_start].strip())
+        place = one.text_stop
+        stands = text[one.text_start : one.text_stop] == f'"{" ".join(one.quote.split())}" [{one.number}]'
+        holds.append(stands and _verified(one, caller, root))
+    return Support(tuple(holds), uncited + bool(text[place:].strip()))
+
+
+def _verified(citation: Citation, caller: Caller, root: Path) -> bool:
+    try:
+        verify_citation(citation, caller, root)
+    except CitationError:
+        return False
+    return True
 
 
 def token_f1(text: str, expected: str) -> float:
@@ -201,13 +232,15 @@ def _summary(found: Sequence[_Asked], rng: np.random.Generator) -> dict[str, Any
     answerable = [one for one in found if one.answerable]
     without = [one for one in found if not one.answerable]
     scores = np.array([one.confidence for one in found])
+    holds = [held for one in answered for held in one.support.holds]
     f1 = [one.f1 for one in answered if one.f1 is not None]
     return {
         "answered": len(answered),
-        "citations": sum(one.answered for one in found),
-        "citation_validity": _share([one.verified for one in answered]),
-        "citation_precision": with_interval(np.array([one.right for one in answered], float), rng),
-        "citation_recall": with_interval(np.array([one.right and one.answered for one in answerable], float), rng),
+        "citations": len(holds),
+        "citation_precision": _share(holds),
+        "citation_recall": _share([*holds, *([False] * sum(one.support.uncited for one in answered))]),
+        "answer_precision": with_interval(np.array([one.right for one in answered], float), rng),
+        "answer_recall": with_interval(np.array([one.right and one.answered for one in answerable], float), rng),
         "false_answers": with_interval(np.array([one.answered for one in without], float), rng),
         "abstention_auroc": _auroc(scores, [one.right for one in found]),
         "abstention_auroc_removed": _auroc(scores, [one.answerable for one in found]),
