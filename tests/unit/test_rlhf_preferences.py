@@ -26,10 +26,10 @@ from confide_server.rlhf.annotation.preferences import (
 from confide_server.rlhf.annotation.snapshots import Filters, Snapshot, export, krippendorff_alpha, load_rows
 from confide_server.rlhf.candidates import prompt_set
 from confide_server.rlhf.commands import app
-from confide_server.rlhf.documents import Rule
 from confide_server.rlhf.policy import Completion, Policy, Sampling
 from confide_server.rlhf.reward_model import RewardModel
-from confide_server.rlhf.rules import rules_reward
+from confide_server.rlhf.training.documents import Rule
+from confide_server.rlhf.training.rules import rules_reward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -2,7 +2,7 @@
 release. Preferences themselves may stay at the nodes: methods "reward" and "dpo" are the federated halves.
 
     candidates -> annotation (what people said of them, frozen as a snapshot) -> central_reward -> reward_model
-    documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
+    training (a policy, as a document says it, by TRL) -> gate -> page
     prompted (prompts that are read once for many answers) -> policy
     opinions_of_nodes (what nodes are asked of public answers, and said): to preferences, and to the gate
     merging (an adapter and its base as one model) -> gate

@@ -21,8 +21,8 @@ from confide_server.rlhf.annotation import upload_commands
 from confide_server.state.release_subject import FILE_NAME, AlignedModel
 
 if TYPE_CHECKING:
-    from confide_server.rlhf.documents import RlhfSpecification
-    from confide_server.rlhf.trl_adapter import Trained
+    from confide_server.rlhf.training.documents import RlhfSpecification
+    from confide_server.rlhf.training.trl_adapter import Trained
 
 app = typer.Typer(no_args_is_help=True, help="Preferences, reward models, and policies that are optimised for them.")
 
@@ -176,9 +176,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("rlhf-run"),
 ) -> None:
     """Optimise a policy as a specification says; goes on where it was cut off. Status 4: stopped for a named reason."""
-    from confide_server.rlhf import trl_adapter
-    from confide_server.rlhf.documents import parse_toml
-    from confide_server.rlhf.inputs import Inputs
+    from confide_server.rlhf.training import trl_adapter
+    from confide_server.rlhf.training.documents import parse_toml
+    from confide_server.rlhf.training.inputs import Inputs
 
     specification = parse_toml(specification_file.read_text("utf-8"), str(specification_file))
     private_folder(out)
