@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from confide import journal
 from confide.codec.tensors import TensorSchema
@@ -20,6 +21,9 @@ from confide_client.agent.envelope import pack, unpack
 from confide_client.agent.runtime import NodeRuntime
 from confide_client.audit.log import Audit
 from confide_client.data.datasets import LocalData
+from confide_client.runs import approvals
+from confide_client.runs.offers import load_offer
+from confide_client.runs.records import Record
 from confide_client.runs.run import Node
 from numpy.typing import NDArray
 
@@ -101,6 +105,17 @@ class Bench:
         self.node.close()
         return Bench(self.world, self.spec, self.trainer, NodeRuntime(self.node), self.node, self.run, self.offers)
 
+    def decide(self, decision: str, reason: str = "") -> None:
+        """A person at the node says so of the run that was offered."""
+        folder = self.node.state.run(self.run.run_id)
+        approvals.decide(folder, load_offer(folder, self.node.member).sha256, decision, reason)
+
+    def record(self) -> Record:
+        """What the node's folder says of the run."""
+        record = Record.load(self.node.state.run(self.run.run_id))
+        assert record is not None
+        return record
+
     def policy(self, old: str, new: str) -> None:
         path = self.node.state.policy
         text = path.read_text()
@@ -143,6 +158,19 @@ def open_bench(
     finally:
         bench.runtime.close()
         node.audit.close()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store that the tests of a file share."""
+    return make_store(tmp_path_factory.mktemp("bench-models"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, store: tuple[Path, str]) -> Iterator[Bench]:
+    """A node of a run without privacy, as most tests ask for it; others open their own."""
+    with open_bench(tmp_path, store) as opened_bench:
+        yield opened_bench
 
 
 def allow(bench: Bench, unit: str = "record") -> None:

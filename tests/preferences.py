@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from confide_server.rlhf.preferences import Candidate, Comparison, append_line
+from confide_server.rlhf.annotation.preferences import Candidate, Comparison, append_line
 
 GOOD, BAD = ("good", "fine", "sound"), ("bad", "crooked", "rotten")
 

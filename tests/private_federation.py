@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confide.privacy import randomness
+from confide.privacy.noise import randomness
 from confide.privacy.organization import SlotNoise, slot_noise
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution

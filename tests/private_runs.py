@@ -19,8 +19,8 @@ from confide.models.trainable import schema_of
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
 from confide.privacy.counting import run_cost
 from confide.privacy.ledger import LEDGER_NAME, replay
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan import planned_slots, unit_plan
-from confide.privacy.randomness import SecureRandom
 from confide.privacy.shared import shared_cost, slot_noise
 from confide.proto import fleet_pb2, sealing_pb2
 from confide.runs.specification import Specification

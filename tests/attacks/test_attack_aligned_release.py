@@ -9,7 +9,7 @@ from confide import canonical
 from confide.errors import ConfideError, StateError
 from confide.identity.roster import Role
 from confide_server.rlhf import gate
-from confide_server.rlhf.documents import EXAMPLE, parse_toml
+from confide_server.rlhf.training.documents import EXAMPLE, parse_toml
 from confide_server.state.release_subject import AlignedModel
 
 from tests.admin_world import AdminWorld, running_world

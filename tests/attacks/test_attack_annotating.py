@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 from confide.errors import DataError, RetryableError
-from confide_server.rlhf.annotating import Session
+from confide_server.rlhf.annotation.annotating import Session
+from confide_server.rlhf.annotation.preferences import (
+    Candidate,
+    Comparison,
+    append_line,
+    lines_of,
+    read_lines,
+    standing,
+)
+from confide_server.rlhf.annotation.snapshots import Snapshot, export, load_rows
 from confide_server.rlhf.candidates import prompt_set
-from confide_server.rlhf.preferences import Candidate, Comparison, append_line, lines_of, read_lines, standing
-from confide_server.rlhf.snapshots import Snapshot, export, load_rows
 from pydantic import ValidationError
 
 from tests.unit.test_rlhf_preferences import MODEL, candidates, longer_is_better
@@ -45,7 +52,7 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
     code = f"""
 import resource, signal
 from pathlib import Path
-from confide_server.rlhf.preferences import Comparison, append_line
+from confide_server.rlhf.annotation.preferences import Comparison, append_line
 from confide.errors import RetryableError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 10},) * 2)

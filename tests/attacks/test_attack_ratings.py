@@ -9,8 +9,8 @@ from confide import canonical
 from confide.errors import ConfideError, DataError, IdentityError, StateError, TransportError
 from confide.identity.roster import Role
 from confide.transport.admin import AdminClient
+from confide_server.rlhf.annotation.preferences import Candidate, Comparison, append_line, read_lines
 from confide_server.rlhf.commands import app
-from confide_server.rlhf.preferences import Candidate, Comparison, append_line, read_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from confide_server.serving import http as serving_http
-from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.endpoint import http as serving_http
+from confide_server.serving.endpoint.app import Limits, Parts, build_app
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.embedding import LocalEmbedder
 from confide_server.serving.engines.local import LocalEngine, Room

@@ -125,11 +125,11 @@ IN_ANOTHERS_NAME: dict[str, Callable[[FleetNode], Message]] = {
 def test_every_call_in_anothers_name_is_refused(scene: Scene, call: str) -> None:
     """The signature is the attacker's own; also a call that names nobody, or a key that is not the signer's."""
     assert {f"/v1/fleet/{name}" for name in IN_ANOTHERS_NAME} == set(PATH_LIMITS)
-    path, before = f"/v1/fleet/{call}", scene.coordinator.link.board.activations(scene.victim.node_id)
+    path, before = f"/v1/fleet/{call}", scene.coordinator.link.nodes.activations(scene.victim.node_id)
     for body in (IN_ANOTHERS_NAME[call](scene.victim).SerializeToString(), b""):
         answer = post(scene, path, signed_headers(scene.attacker.key), body)
         assert answer.status_code == 401, answer.text
-    assert scene.coordinator.link.board.activations(scene.victim.node_id) == before
+    assert scene.coordinator.link.nodes.activations(scene.victim.node_id) == before
     presence = scene.coordinator.link.state.get_node_info(node_ids=[scene.victim.node_id])
     assert [node.status for node in presence] == ["online"]
 

@@ -11,7 +11,7 @@ import pytest
 from confide.transport.admin import event_data
 from confide_client.state import StateFolder
 from confide_server.console.settings import KnowledgeSettings, Settings, write_settings
-from confide_server.rlhf.preferences import Candidate, append_line
+from confide_server.rlhf.annotation.preferences import Candidate, append_line
 from confide_simulations.local_federation import LocalFederation
 from confide_simulations.processes import ProcessGroup
 

@@ -20,9 +20,9 @@ from confide.models.trainable import build
 from confide.privacy.audit.canaries import CanarySet, make_canaries
 from confide.privacy.audit.scoring import AuditResult, audit, canary_losses, extract
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, clipped_sum, private_gradients
-from confide.privacy.lattice import Lattice
+from confide.privacy.noise.lattice import Lattice
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.per_sample import PerSampleGradients
-from confide.privacy.randomness import SecureRandom
 from confide.runs.specification import Specification
 from hypothesis import given
 from hypothesis import strategies as st

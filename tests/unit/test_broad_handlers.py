@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 KEPT = {
-    "server/confide_server/rlhf/trl_adapter.py": "a thread's outcome, raised again by the thread that waits for it",
+    "server/confide_server/rlhf/training/trl_adapter.py": "a thread's outcome, raised again by who waits for it",
     "client/confide_client/runs/loading.py": "a thread's outcome, raised again by whoever asks for the trainer",
     "simulations/confide_simulations/chaos/worker.py": "a forked child, which prints it and ends by os._exit",
 }

@@ -4,9 +4,9 @@ import re
 
 from confide_server.console.roles import Role
 from confide_server.console.web.pages.feedback import annotator
-from confide_server.rlhf.adjudication import settle
-from confide_server.rlhf.preferences import Candidate, Comparison, append_line, read_lines, standing
-from confide_server.rlhf.snapshots import decide
+from confide_server.rlhf.annotation.adjudication import settle
+from confide_server.rlhf.annotation.preferences import Candidate, Comparison, append_line, read_lines, standing
+from confide_server.rlhf.annotation.snapshots import decide
 
 from tests.console_world import make_console, person
 from tests.preferences import disagreement

@@ -130,7 +130,7 @@ def test_ports_are_the_settings_own() -> None:
 
 def test_probed_paths_are_routes() -> None:
     from confide_server.console.web.app import Console
-    from confide_server.serving import app
+    from confide_server.serving.endpoint import app
 
     assert '"/healthz"' in Path(app.__file__).read_text()
     assert '"/health"' in Path(sys.modules[Console.__module__].__file__ or "").read_text()

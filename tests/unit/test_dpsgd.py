@@ -21,9 +21,9 @@ from confide.privacy.dpsgd import (
     private_gradients,
 )
 from confide.privacy.dpsgd import clipped_sum as integer_sum
-from confide.privacy.lattice import Lattice
+from confide.privacy.noise.lattice import Lattice
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.per_sample import PerSampleGradients
-from confide.privacy.randomness import SecureRandom
 from hypothesis import given
 from hypothesis import strategies as st
 

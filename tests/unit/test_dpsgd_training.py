@@ -16,8 +16,8 @@ from confide.models.arithmetic import precision
 from confide.models.trainable import initial_state
 from confide.privacy.dpsgd import RecordLoss
 from confide.privacy.events import SampledGaussian
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan import unit_plan
-from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2
 from confide_client.training import LocalTrainer
 from confide_client.training.private import PrivateSteps, mechanism_of, units_of

@@ -6,15 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from confide_server.fleet.flower.in_flight import InFlight
+from confide_server.fleet.flower.nodes import KnownNodes, Node
 from confide_server.fleet.flower.store import FileObjectStore
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.message_pb2 import Message, ObjectTree
 
 NODE = 7
+KEY = ec.generate_private_key(ec.SECP384R1()).public_key()
 
 
 def test_a_poll_is_held_until_there_is_mail() -> None:
     async def play() -> tuple[bool, bool]:
-        board = InFlight()
+        board = InFlight(KnownNodes())
         board.serve_on(asyncio.get_running_loop())
         waiting = asyncio.create_task(board.wait_mail(NODE, 5.0))
         await asyncio.sleep(0.01)
@@ -26,11 +29,11 @@ def test_a_poll_is_held_until_there_is_mail() -> None:
 
 def test_a_poll_of_a_dead_connection_takes_nothing_from_the_new_one() -> None:
     async def play() -> tuple[bool, bool]:
-        board = InFlight()
+        board = InFlight(KnownNodes())
         board.serve_on(asyncio.get_running_loop())
         stale = asyncio.create_task(board.wait_mail(NODE, 5.0))
         await asyncio.sleep(0.01)
-        board.activated(NODE)
+        board.nodes.activated(NODE)
         board.mail(NODE)
         return await stale, await board.wait_mail(NODE, 0.01)
 
@@ -59,7 +62,7 @@ def test_parts_that_messages_share_outlive_each_of_them(tmp_path: Path) -> None:
 
 
 def test_polls_are_held_longer_the_more_nodes_there_are() -> None:
-    board = InFlight()
+    board = InFlight(KnownNodes())
 
     async def idle() -> list[float]:
         seen, polls = [board.hold_s], list[asyncio.Task[bool]]()
@@ -76,7 +79,7 @@ def test_polls_are_held_longer_the_more_nodes_there_are() -> None:
 
 
 def test_a_reply_is_told_once_it_is_complete_and_not_when_it_is_announced_anew() -> None:
-    board = InFlight()
+    board = InFlight(KnownNodes())
     board.post(Message(), ObjectTree(object_id="to-a"), 1, {"x"}, 100)
     board.post(Message(), ObjectTree(object_id="to-b"), 2, {"y"}, 100)
     board.begin_reply("to-b", "from-b", "session-b", {"part"})
@@ -93,7 +96,7 @@ def test_a_reply_is_told_once_it_is_complete_and_not_when_it_is_announced_anew()
 
 
 def test_each_instruction_is_taken_once_in_order_by_its_node_and_not_after_it_was_withdrawn() -> None:
-    board = InFlight()
+    board = InFlight(KnownNodes())
     for name, node_id in (("first", NODE), ("other", 8), ("withdrawn", NODE), ("second", NODE)):
         board.post(Message(), ObjectTree(object_id=name), node_id, {name}, 100)
     board.close("withdrawn")
@@ -111,15 +114,13 @@ def test_each_instruction_is_taken_once_in_order_by_its_node_and_not_after_it_wa
     assert board.take(8) is not None and board.close("other") is None
 
 
-def test_most_heartbeats_need_no_note_and_the_first_after_a_connection_or_goodbye_does() -> None:
-    board = InFlight()
-    assert not board.is_alive(NODE)
-    board.alive(NODE, 60.0)
-    assert board.is_alive(NODE)
-    board.said_goodbye(NODE)
-    assert not board.is_alive(NODE)
-    board.alive(NODE, 60.0)
-    board.activated(NODE)
-    assert not board.is_alive(NODE) and board.has_connected(NODE)
-    board.alive(NODE, 0.0)
-    assert not board.is_alive(NODE)
+def test_what_is_out_to_a_node_that_leaves_the_roster_is_closed() -> None:
+    board = InFlight(KnownNodes())
+    staying, leaving = (Node(f"node-{number}", number, b"%d" % number, KEY) for number in (1, 2))
+    board.set_nodes([staying, leaving])
+    board.post(Message(), ObjectTree(object_id="to-1"), 1, {"x"}, 100)
+    board.post(Message(), ObjectTree(object_id="to-2"), 2, {"x"}, 100)
+    board.set_nodes([staying])
+    assert board.take(2) is None and not board.may_read(2, "x") and not board.is_to(2, "to-2")
+    assert board.may_read(1, "x") and board.take(1) is not None
+    assert board.nodes.all() == (staying,)

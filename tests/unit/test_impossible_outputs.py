@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from confide.models.trainable import initial_state
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan import unit_plan
-from confide.privacy.randomness import SecureRandom
 from confide_client.training import LocalTrainer
 from confide_client.training.private import mechanism_of
 from numpy.typing import NDArray

@@ -27,9 +27,9 @@ from confide.inquiries.documents import IndexCard, Outline, Quotation, Redaction
 from confide.inquiries.outline import _summed, cost, multiplier, noised, vectors
 from confide.inquiries.routing import Known, chosen, known_of, scores
 from confide.privacy.accounting import epsilon
-from confide.privacy.lattice import Lattice
 from confide.privacy.ledger import Ledger
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.lattice import Lattice
+from confide.privacy.noise.randomness import SecureRandom
 from confide_client.policy.policy import parse_policy
 from confide_client.retrieval import outlines
 from confide_client.retrieval.outlines import make_outline

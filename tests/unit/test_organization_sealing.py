@@ -13,9 +13,9 @@ from confide.errors import FailureName, ProtocolFailure, SpecificationError
 from confide.identity.keys import SigningKey
 from confide.privacy.accounting import epsilon_by_rdp
 from confide.privacy.events import SkellamRelease
+from confide.privacy.noise.randomness import SecureRandom
+from confide.privacy.noise.rounding import conditionally_round, squared_norm
 from confide.privacy.organization import SlotNoise, largest_mean, organization_noise, slot_noise
-from confide.privacy.randomness import SecureRandom
-from confide.privacy.rounding import conditionally_round, squared_norm
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.metrics import Metric

@@ -17,7 +17,7 @@ from confide.models.export import write_export
 from confide.models.store import folder_digest
 from confide.models.trainable import build, initial_state, load_trainable, trainable_tensors
 from confide.privacy.dpsgd import RecordLoss, clipped_sum
-from confide.privacy.lattice import Lattice
+from confide.privacy.noise.lattice import Lattice
 from confide.privacy.per_sample import PerSampleGradients
 from confide.proto import fleet_pb2
 from confide.runs.fields import Record

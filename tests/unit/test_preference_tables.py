@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from confide import canonical
 from confide.errors import StateError
-from confide_server.rlhf.annotating import tasks
-from confide_server.rlhf.preferences import Candidate, Comparison
-from confide_server.rlhf.snapshots import Snapshot
+from confide_server.rlhf.annotation.annotating import tasks
+from confide_server.rlhf.annotation.preferences import Candidate, Comparison
+from confide_server.rlhf.annotation.snapshots import Snapshot
 from confide_server.state.database import Database
 from confide_server.state.preference_tables import PreferenceStore
 

@@ -16,8 +16,8 @@ from confide.privacy.calibration import (
     shared_noise,
 )
 from confide.privacy.events import SampledGaussian, SkellamRelease
-from confide.privacy.randomness import SecureRandom
-from confide.privacy.rounding import MAX_INTEGER, conditionally_round, squared_norm, squared_norm_bound
+from confide.privacy.noise.randomness import SecureRandom
+from confide.privacy.noise.rounding import MAX_INTEGER, conditionally_round, squared_norm, squared_norm_bound
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from confide.errors import SpecificationError
-from confide.privacy import rounded_gaussian as sampler
 from confide.privacy.accounting import epsilon_by_pld
 from confide.privacy.dpsgd import _add_clipped
 from confide.privacy.events import SampledGaussian
-from confide.privacy.lattice import FINEST_BITS, Lattice
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise import rounded_gaussian as sampler
+from confide.privacy.noise.lattice import FINEST_BITS, Lattice
+from confide.privacy.noise.randomness import SecureRandom
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from confide.privacy.randomness import AesKeystream, ByteSource, SecureRandom, _log_poisson
+from confide.privacy.noise.randomness import AesKeystream, ByteSource, SecureRandom, _log_poisson
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from scipy import special, stats

@@ -16,10 +16,10 @@ from confide.models.reward_folder import write_reward
 from confide.models.store import folder_digest
 from confide.runs.specification import parse_toml
 from confide_server.rlhf import gate, release_evidence
+from confide_server.rlhf.annotation.preferences import Candidate
 from confide_server.rlhf.commands import app
 from confide_server.rlhf.gate_subject import released
 from confide_server.rlhf.opinions_of_nodes import question
-from confide_server.rlhf.preferences import Candidate
 from confide_server.state.release_gate import Bound
 from typer.testing import CliRunner
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from confide.errors import DataError, ModelError
 from confide.models.store import folder_digest
-from confide_server.rlhf.inputs import Inputs
+from confide_server.rlhf.annotation.snapshots import Snapshot
 from confide_server.rlhf.policy import Policy
-from confide_server.rlhf.snapshots import Snapshot
+from confide_server.rlhf.training.inputs import Inputs
 
 from tests.preferences import pairs
 from tests.tiny_models import tiny_llama

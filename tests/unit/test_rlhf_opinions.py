@@ -10,9 +10,9 @@ from confide.models.opinions import write_opinions
 from confide.models.store import folder_digest
 from confide.runs.specification import Specification, parse_toml
 from confide_server.rlhf import gate
+from confide_server.rlhf.annotation.preferences import Candidate, append_line
 from confide_server.rlhf.commands import app
 from confide_server.rlhf.opinions_of_nodes import check_subject, faults, half_width, preferred, question, read_opinions
-from confide_server.rlhf.preferences import Candidate, append_line
 from typer.testing import CliRunner
 
 from tests.tiny_models import tiny_bert

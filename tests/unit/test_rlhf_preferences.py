@@ -12,12 +12,8 @@ from confide.identity.keys import SigningKey
 from confide.models.reward_folder import write_reward
 from confide.models.store import folder_digest
 from confide_server.rlhf import best_of_n, central_reward, gate, page
-from confide_server.rlhf.annotating import Session, tasks
-from confide_server.rlhf.candidates import prompt_set
-from confide_server.rlhf.commands import app
-from confide_server.rlhf.documents import Rule
-from confide_server.rlhf.policy import Completion, Policy, Sampling
-from confide_server.rlhf.preferences import (
+from confide_server.rlhf.annotation.annotating import Session, tasks
+from confide_server.rlhf.annotation.preferences import (
     Candidate,
     Comparison,
     append_line,
@@ -27,9 +23,13 @@ from confide_server.rlhf.preferences import (
     read_lines,
     standing,
 )
+from confide_server.rlhf.annotation.snapshots import Filters, Snapshot, export, krippendorff_alpha, load_rows
+from confide_server.rlhf.candidates import prompt_set
+from confide_server.rlhf.commands import app
+from confide_server.rlhf.policy import Completion, Policy, Sampling
 from confide_server.rlhf.reward_model import RewardModel
-from confide_server.rlhf.rules import rules_reward
-from confide_server.rlhf.snapshots import Filters, Snapshot, export, krippendorff_alpha, load_rows
+from confide_server.rlhf.training.documents import Rule
+from confide_server.rlhf.training.rules import rules_reward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -14,12 +14,12 @@ from confide.models.store import folder_digest
 from confide.models.trainable import initial_state
 from confide_server.admin_cli.release import _aligned
 from confide_server.rlhf.commands import _aligned_model
-from confide_server.rlhf.documents import EXAMPLE, parse_toml
 from confide_server.rlhf.gate import check_same_tokens
 from confide_server.rlhf.gate_subject import digest_of, is_whole, released
 from confide_server.rlhf.merging import merge
 from confide_server.rlhf.policy import Policy, Sampling
-from confide_server.rlhf.trl_adapter import Trained
+from confide_server.rlhf.training.documents import EXAMPLE, parse_toml
+from confide_server.rlhf.training.trl_adapter import Trained
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine
 from confide_server.serving.port import BASE, Generation

@@ -10,14 +10,14 @@ import pytest
 from confide import canonical
 from confide.errors import SpecificationError, StateError, TrainingError
 from confide_server.rlhf import commands
-from confide_server.rlhf.documents import EXAMPLE, RlhfSpecification, parse_toml
+from confide_server.rlhf.training.documents import EXAMPLE, RlhfSpecification, parse_toml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.preferences import pairs
 from tests.tiny_models import tiny_llama
 
-trl_adapter = pytest.importorskip("confide_server.rlhf.trl_adapter")
+trl_adapter = pytest.importorskip("confide_server.rlhf.training.trl_adapter")
 pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -17,9 +17,9 @@ from confide.rag.verifying import REFUSAL
 from confide_client.commands.chat import chat
 from confide_server.serving import cited_answers
 from confide_server.serving.access import OpenAccess
-from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.cited_answers import LibraryDocuments, ModelWriter, ProseWriter
+from confide_server.serving.endpoint.app import Parts, build_app
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, LocalPrompts
 from confide_server.serving.keyed_access import KeyedAccess

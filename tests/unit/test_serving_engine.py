@@ -13,7 +13,7 @@ import pytest
 import torch
 from confide.errors import ModelError
 from confide.models.answering import answer, load_answering
-from confide_server.serving.answers import Answer
+from confide_server.serving.endpoint.answers import Answer
 from confide_server.serving.engines import adapted_model
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room

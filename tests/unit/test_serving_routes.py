@@ -14,14 +14,14 @@ from confide.errors import PolicyRefusal, StateError
 from confide.models.answering import answer, load_answering
 from confide.text import paragraph
 from confide_server.serving.access import Caller, OpenAccess
-from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import Cited
+from confide_server.serving.endpoint.app import Limits, Parts, build_app
+from confide_server.serving.endpoint.wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.embedding import LocalEmbedder
 from confide_server.serving.engines.local import LocalEngine, Room
 from confide_server.serving.port import BASE
-from confide_server.serving.wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from pydantic import ValidationError
 
 from tests.served_models import served, strong_adapter, strong_llama

@@ -17,8 +17,8 @@ import pytest
 from confide.errors import ConfideError, ModelError, StateError
 from confide.models.store import folder_digest
 from confide_server.serving.access import OpenAccess
-from confide_server.serving.app import Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.endpoint.app import Parts, build_app
 from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.engines.local import LocalEngine, Room
 from confide_server.serving.engines.turns import Turns

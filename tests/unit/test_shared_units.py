@@ -16,8 +16,8 @@ from confide.errors import DataError, PolicyRefusal, ProtocolFailure, Specificat
 from confide.models.trainable import initial_state
 from confide.privacy.accounting import epsilon_by_rdp
 from confide.privacy.events import SkellamRelease
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan_words import describe_shared_unit_plan
-from confide.privacy.randomness import SecureRandom
 from confide.privacy.shared import check_units, shared_cost, slot_noise
 from confide.privacy.shared_units import UnitSlotNoise, largest_mean, shared_unit_plan, unit_noise
 from confide.proto import fleet_pb2

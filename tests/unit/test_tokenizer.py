@@ -14,7 +14,7 @@ from confide.models.sent_coordinates import SentCoordinates
 from confide.planning.run_plan import render
 from confide.privacy.counting import counting_plan, floors, private_counts, run_cost
 from confide.privacy.events import GaussianRelease
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.randomness import SecureRandom
 from confide.rounds.outer_step import next_model
 from confide.runs.specification import NO_MODEL, parse_canonical
 from confide.sealing.roles import Opened

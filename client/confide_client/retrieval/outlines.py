@@ -22,7 +22,7 @@ from confide.inquiries.documents import MOST_EPSILON, Outline
 from confide.inquiries.outline import cost, noised
 from confide.privacy.filter import Budget
 from confide.privacy.ledger import Ledger
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.randomness import SecureRandom
 from confide.rag.access import Caller
 from confide.rag.catalogue import Document
 from confide.rag.collection import Collection, split_passage_name

@@ -16,9 +16,9 @@ from confide.methods.base import Method
 from confide.models.arithmetic import precision
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, Unit, clipped_sum, private_gradients
 from confide.privacy.families import check_trainable
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.per_sample import PerSampleGradients
 from confide.privacy.plan import UnitPlan, check_user_key, unit_plan
-from confide.privacy.randomness import SecureRandom
 from confide.privacy.shared_units import unit_noise
 from confide.proto import fleet_pb2
 from confide.runs.fields import Record

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from confide.errors import DataError
 from confide.privacy.counting import CountingPlan, counting_plan, private_counts
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan import check_user_key
-from confide.privacy.randomness import SecureRandom
 from confide.proto import fleet_pb2
 from confide.runs.contribution import Contribution
 from confide.runs.fields import Record

@@ -23,9 +23,9 @@ from confide.errors import DataError
 from confide.inquiries.documents import MOST_CENTROIDS, Centroid, Outline
 from confide.privacy.calibration import noise_multiplier
 from confide.privacy.events import GaussianRelease
-from confide.privacy.lattice import Lattice
 from confide.privacy.ledger_entries import RunCost
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.lattice import Lattice
+from confide.privacy.noise.randomness import SecureRandom
 
 _COUNT_PART = 0.3
 """Of a unit's length, what its part of the count is to its embedding: a count needs less precision than a direction."""

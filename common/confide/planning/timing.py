@@ -101,8 +101,8 @@ def _work(specification: Specification, model: Any, method: Method) -> Callable[
 def _private_work(specification: Specification, model: Any, method: Method) -> Callable[[Sequence[Example]], None]:
     """Gradients of single records, clipped, with noise: what a private step does."""
     from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, private_gradients
+    from confide.privacy.noise.randomness import SecureRandom
     from confide.privacy.per_sample import PerSampleGradients
-    from confide.privacy.randomness import SecureRandom
 
     device = next(model.parameters()).device
     loss = RecordLoss(model, method, context=lambda: precision.autocast(specification, device))

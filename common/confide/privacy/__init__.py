@@ -3,7 +3,7 @@
 In the order of reading; docs/privacy.md explains all of it to a privacy officer:
 
 - `events`: what can be charged; `accounting`: what it costs; `calibration`: how much noise a promise needs
-- `randomness`, `rounded_gaussian`, `rounding`, `lattice`: where noise comes from, on integers
+- `noise`: where noise comes from, on integers
 - `families`, `per_sample`, `dpsgd`: gradients of single records, clipped; `counting`: counts of a tokenizer run
 - `organization`, `shared`, `shared_units`: noise that all nodes add together inside the sealed sum
 - `metrics`: what may travel beside an update

@@ -14,7 +14,7 @@ from confide.codec.layout import MAX_GRANULARITY
 from confide.errors import FailureName, ProtocolFailure
 from confide.privacy.accounting import epsilon_by_pld, epsilon_by_rdp
 from confide.privacy.events import SampledGaussian, SkellamRelease
-from confide.privacy.rounding import DEFAULT_BETA, squared_norm_bound
+from confide.privacy.noise.rounding import DEFAULT_BETA, squared_norm_bound
 
 TOLERANCE = 1e-3
 """Relative, of the search for the smallest noise."""
@@ -107,7 +107,7 @@ class SharedNoise:
 
     variance: mu, per coordinate, of the noise that the adversary does not know, when no more members than allowed
         are missing or collude. It depends on no number of members.
-    norm_bound: largest squared L2 norm of a node's rounded vector (rounding.py).
+    norm_bound: largest squared L2 norm of a node's rounded vector (noise/rounding.py).
     slot: the event that one slot costs every contributor.
     """
 

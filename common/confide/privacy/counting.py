@@ -1,8 +1,8 @@
 """Counts under record- or user-level privacy: a tokenizer run's mechanism, its noise, and what it costs.
 
 Every unit's counts of the candidate pairs are clipped together to L2 norm `privacy.clip`, summed over the node's units,
-and released once a slot with Gaussian noise, as integers on a lattice (lattice.py). All units are in every sum: nothing
-is sampled. So the noise depends on no data: it is public, and the coordinator can tell what stands out of it.
+and released once a slot with Gaussian noise, as integers on a lattice (noise/lattice.py). All units are in every sum:
+nothing is sampled. So the noise depends on no data: it is public, and the coordinator can tell what stands out of it.
 
 Guarantee: everything that leaves the node in all planned slots is (epsilon, delta)-differentially private for removing
 one unit, against whoever sees it unsealed; what is done with it afterwards costs nothing.
@@ -30,10 +30,10 @@ from confide.privacy.accounting import epsilon_by_pld
 from confide.privacy.calibration import noise_multiplier
 from confide.privacy.events import GaussianRelease
 from confide.privacy.filter import filter_epsilon
-from confide.privacy.lattice import Lattice
 from confide.privacy.ledger_entries import RunCost
+from confide.privacy.noise.lattice import Lattice
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan import planned_slots, target, unit_plan
-from confide.privacy.randomness import SecureRandom
 from confide.runs.specification import Specification
 from confide.tokenizer.counting import Corpus
 from confide.tokenizer.merging import Floors

@@ -7,7 +7,8 @@
 
 A unit is what privacy protects: one record, or all records of one user. It is a sequence of examples (rows), one for
 most records. The loss of an example is the mean over its counted tokens, so that one clipping norm fits short and
-long ones; a unit's gradient is the sum over its examples, clipped as a whole. Sums and noise are integers (lattice.py).
+long ones; a unit's gradient is the sum over its examples, clipped as a whole. Sums and noise are integers
+(noise/lattice.py).
 """
 
 import secrets
@@ -20,9 +21,9 @@ import torch
 
 from confide.errors import ModelError, SpecificationError
 from confide.methods.base import IGNORED, Method
-from confide.privacy.lattice import Grid, Lattice
+from confide.privacy.noise.lattice import Grid, Lattice
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.per_sample import PerSampleGradients
-from confide.privacy.randomness import SecureRandom
 
 Unit = Sequence[Any]
 """The examples of one record or user; may be empty, when nothing can be learned from it."""

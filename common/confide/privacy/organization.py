@@ -24,9 +24,9 @@ from confide.privacy.accounting import epsilon_by_rdp
 from confide.privacy.calibration import SharedNoise, check_noise, granularity, ring_bits, shared_noise
 from confide.privacy.filter import filter_epsilon
 from confide.privacy.ledger_entries import RunCost
+from confide.privacy.noise.randomness import SecureRandom
+from confide.privacy.noise.rounding import conditionally_round
 from confide.privacy.plan import Usefulness, planned_slots, target, usefulness
-from confide.privacy.randomness import SecureRandom
-from confide.privacy.rounding import conditionally_round
 from confide.runs.parameters import Parameters, for_epoch, planned
 from confide.runs.parameters import colluding as counted_colluding
 from confide.runs.specification import Specification

@@ -15,7 +15,7 @@ from confide.codec.layout import VectorLayout
 from confide.errors import DataError, SpecificationError
 from confide.privacy import organization, shared_units
 from confide.privacy.ledger_entries import RunCost
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.randomness import SecureRandom
 from confide.runs.specification import Specification
 
 

@@ -27,8 +27,8 @@ from confide.privacy.accounting import epsilon_by_rdp
 from confide.privacy.calibration import SharedNoise, check_noise, noise_reach, noise_within
 from confide.privacy.filter import filter_epsilon
 from confide.privacy.ledger_entries import RunCost
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.plan import planned_slots, target
-from confide.privacy.randomness import SecureRandom
 from confide.runs.parameters import Parameters, for_epoch, planned
 from confide.runs.parameters import colluding as counted_colluding
 from confide.runs.specification import Specification
@@ -43,7 +43,7 @@ NORM_TAIL = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """confide.privacy.lattice.Grid: a unit's clip is 2^bits steps."""
+    """confide.privacy.noise.lattice.Grid: a unit's clip is 2^bits steps."""
 
     clip: float
     bits: int

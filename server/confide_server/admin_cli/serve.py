@@ -104,7 +104,7 @@ def serve(
     log_to_stderr(logging.INFO if verbose else logging.WARNING, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     import asyncio
 
-    from confide_server.serving.app import Limits
+    from confide_server.serving.endpoint.app import Limits
     from confide_server.serving.process import Serving, Settings
 
     settings = Settings(

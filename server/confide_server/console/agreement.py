@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from confide_server.rlhf.preferences import Comparison
-from confide_server.rlhf.snapshots import krippendorff_alpha
+from confide_server.rlhf.annotation.preferences import Comparison
+from confide_server.rlhf.annotation.snapshots import krippendorff_alpha
 
 
 @dataclass(frozen=True)

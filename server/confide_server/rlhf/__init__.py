@@ -1,9 +1,8 @@
 """What happens centrally with preferences: reward models, policies that are optimised for them, and the gate before a
 release. Preferences themselves may stay at the nodes: methods "reward" and "dpo" are the federated halves.
 
-    candidates -> annotating -> preferences -> snapshots -> central_reward -> reward_model
-    adjudication (pairs that annotators left open) -> snapshots
-    documents, inputs -> trl_adapter (the only module that imports TRL) -> gate -> page
+    candidates -> annotation (what people said of them, frozen as a snapshot) -> central_reward -> reward_model
+    training (a policy, as a document says it, by TRL) -> gate -> page
     prompted (prompts that are read once for many answers) -> policy
     opinions_of_nodes (what nodes are asked of public answers, and said): to preferences, and to the gate
     merging (an adapter and its base as one model) -> gate

@@ -11,8 +11,8 @@ from confide.errors import DataError
 from confide.files import sha256_file
 from confide.models.adapter_hash import ADAPTER_FILE
 
+from confide_server.rlhf.annotation.preferences import Candidate, append_line, lines_of, read_lines
 from confide_server.rlhf.policy import Policy, Sampling
-from confide_server.rlhf.preferences import Candidate, append_line, lines_of, read_lines
 
 _PROMPTS_AT_ONCE = 8
 

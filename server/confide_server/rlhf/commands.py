@@ -15,12 +15,14 @@ from confide.errors import DataError, StateError
 from confide.files import private_folder, sha256_file, write_atomic
 from confide.text import line
 
-from confide_server.rlhf import annotation_commands, feedback_commands, upload_commands
+from confide_server.rlhf import feedback_commands
+from confide_server.rlhf.annotation import commands as annotation_commands
+from confide_server.rlhf.annotation import upload_commands
 from confide_server.state.release_subject import FILE_NAME, AlignedModel
 
 if TYPE_CHECKING:
-    from confide_server.rlhf.documents import RlhfSpecification
-    from confide_server.rlhf.trl_adapter import Trained
+    from confide_server.rlhf.training.documents import RlhfSpecification
+    from confide_server.rlhf.training.trl_adapter import Trained
 
 app = typer.Typer(no_args_is_help=True, help="Preferences, reward models, and policies that are optimised for them.")
 
@@ -73,8 +75,8 @@ def snapshot(
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("snapshots"),
 ) -> None:
     """Freeze comparisons under a hash, with their statistics."""
-    from confide_server.rlhf.preferences import Candidate, Comparison, check_annotators, read_lines, standing
-    from confide_server.rlhf.snapshots import Filters, Snapshot, load_rows
+    from confide_server.rlhf.annotation.preferences import Candidate, Comparison, check_annotators, read_lines, standing
+    from confide_server.rlhf.annotation.snapshots import Filters, Snapshot, load_rows
 
     if imported:
         made = Snapshot.imported([row for path in ratings for row in load_rows(path)])
@@ -103,8 +105,8 @@ def export(
     unpaired: Annotated[bool, typer.Option(help="One row an answer with a label, for KTO.")] = False,
 ) -> None:
     """Write a snapshot's preferences in TRL's format."""
-    from confide_server.rlhf.snapshots import Snapshot
-    from confide_server.rlhf.snapshots import export as write
+    from confide_server.rlhf.annotation.snapshots import Snapshot
+    from confide_server.rlhf.annotation.snapshots import export as write
 
     made = Snapshot.read(snapshot_file)
     rows = made.unpaired() if unpaired else made.preferences()
@@ -127,8 +129,8 @@ def reward(
     from confide.models.store import folder_digest
 
     from confide_server.rlhf import central_reward
+    from confide_server.rlhf.annotation.snapshots import Snapshot
     from confide_server.rlhf.reward_model import FeatureReader
-    from confide_server.rlhf.snapshots import Snapshot
 
     made = Snapshot.read(snapshot_file)
     rows = made.preferences()
@@ -174,9 +176,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder.", file_okay=False)] = Path("rlhf-run"),
 ) -> None:
     """Optimise a policy as a specification says; goes on where it was cut off. Status 4: stopped for a named reason."""
-    from confide_server.rlhf import trl_adapter
-    from confide_server.rlhf.documents import parse_toml
-    from confide_server.rlhf.inputs import Inputs
+    from confide_server.rlhf.training import trl_adapter
+    from confide_server.rlhf.training.documents import parse_toml
+    from confide_server.rlhf.training.inputs import Inputs
 
     specification = parse_toml(specification_file.read_text("utf-8"), str(specification_file))
     private_folder(out)

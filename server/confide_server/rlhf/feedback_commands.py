@@ -44,10 +44,10 @@ def feedback(
     """Write the run that asks nodes about these answers; then `confide run plan`, `submit` and `export` it."""
     from confide.models.store import folder_digest
 
+    from confide_server.rlhf.annotation.preferences import Candidate, read_lines
     from confide_server.rlhf.candidates import adapter_digest
     from confide_server.rlhf.gate_subject import released
     from confide_server.rlhf.opinions_of_nodes import question
-    from confide_server.rlhf.preferences import Candidate, read_lines
 
     if (purpose is Purpose.GATE) != (candidate is not None):
         raise SpecificationError("--candidate goes with --purpose gate, and only with it")
@@ -86,8 +86,8 @@ def pairs(
     to: Annotated[Path, typer.Option(help="A .jsonl or .parquet file.", dir_okay=False)],
 ) -> None:
     """Make preferences of what nodes said: each prompt's best and worst answer. Costs no further privacy."""
+    from confide_server.rlhf.annotation.snapshots import export
     from confide_server.rlhf.opinions_of_nodes import preferred, read_opinions
-    from confide_server.rlhf.snapshots import export
 
     rows = preferred(read_opinions(opinions))
     export(rows, to)

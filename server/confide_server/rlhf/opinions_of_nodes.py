@@ -17,7 +17,7 @@ from confide.runs.feedback import FeedbackSection
 from confide.runs.specification import Specification, parse_canonical, parse_document
 from confide.runs.toml_text import to_toml
 
-from confide_server.rlhf.preferences import Candidate
+from confide_server.rlhf.annotation.preferences import Candidate
 
 _Z95 = 1.96
 

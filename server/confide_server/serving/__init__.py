@@ -1,9 +1,9 @@
 """The served model: an OpenAI-compatible endpoint over engines that know models by their content's hash only.
 
-- `process`, `app`, `routes`, `http`: the process, its routes, HTTP around them
-- `wire`, `encoding`, `texts`, `answers`, `replies`, `failures`: requests, what answers them, and in which form
-- `port`, `engines`: what an engine is; `catalogue`, `adapters`: what is served under which name
-- `access`, `keyed_access`, `rates`, `accounting`: who may ask, how much, and what it took
+- `process`: what `confide serve` starts; `endpoint`: OpenAI's API over HTTP, charged and counted
+- `port`, `engines`: what an engine is; `encoding`: texts to tokens
+- `catalogue`, `adapters`: what is served under which name
+- `access`, `keyed_access`, `rates`: who may ask, and how much
 - `documents`, `cited_answers`: answers with citations
-- `metrics`: what Prometheus reads
+- `failures`: what is answered when a request is refused
 """

@@ -29,9 +29,9 @@ from confide_server.bounded_http import BoundedServer
 from confide_server.quota import Quota, listening, room_for
 from confide_server.serving.access import Access, OpenAccess
 from confide_server.serving.adapters import AdapterStore
-from confide_server.serving.app import Limits, Parts, build_app
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import Documents
+from confide_server.serving.endpoint.app import Limits, Parts, build_app
 from confide_server.serving.keyed_access import KeyedAccess
 from confide_server.serving.port import BASE, Engine
 from confide_server.state import serving_aliases

@@ -208,8 +208,8 @@ def overhead(requests: int) -> Result:
     import httpx
     import uvicorn
     from confide_server.quota import listening
-    from confide_server.serving.app import Parts, build_app
     from confide_server.serving.catalogue import Catalogue, Target
+    from confide_server.serving.endpoint.app import Parts, build_app
     from confide_server.serving.keyed_access import KeyedAccess
     from confide_server.serving.process import open_database
     from confide_server.state.serving_keys import KeyTerms, add_key

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from confide.identity.keys import SigningKey
-from confide_server.rlhf import best_of_n, gate, trl_adapter
-from confide_server.rlhf.documents import RlhfSpecification
+from confide_server.rlhf import best_of_n, gate
 from confide_server.rlhf.policy import Policy, Sampling
 from confide_server.rlhf.reward_model import FeatureReader
+from confide_server.rlhf.training import trl_adapter
+from confide_server.rlhf.training.documents import RlhfSpecification
 from numpy.typing import NDArray
 
 from confide_simulations.rlhf import prompts

@@ -63,7 +63,7 @@ class Masking:
         noise = context.slot_noise(self._member.specification, epoch.parameters, state.plan, self._member.coordinates)
         if noise is None:
             return None
-        from confide.privacy.randomness import SecureRandom
+        from confide.privacy.noise.randomness import SecureRandom
 
         return noise.to_integers(SecureRandom())
 

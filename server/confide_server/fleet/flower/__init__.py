@@ -1,5 +1,6 @@
 """The coordinator's one adapter to Flower: its SuperLink state and Fleet protocol, embedded, without their holes.
 
+    nodes           the roster's nodes by key, number and name, and when each was last here
     in_flight       which node may read, answer and confirm what, right now; wakes waiting polls
     store           Flower's object store with the big objects in files
     serving         connections: counted, and bounded in time and size until a request is there

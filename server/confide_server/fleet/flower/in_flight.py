@@ -5,31 +5,20 @@ delete another's messages. The routes ask here first. Everything is in memory: a
 """
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.message_pb2 import Message, ObjectTree
+
+from confide_server.fleet.flower.nodes import KnownNodes, Node
 
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 2.0, 20.0
 """How long a poll of a node without mail is held: instructions arrive at once, and idle nodes cost little. An agent
 waits for an answer for 30 s."""
 EMPTY_POLLS_A_SECOND = 50
 """As many as are answered with nothing, however many nodes there are: of more than a hundred each is held longer."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the roster as Flower knows it."""
-
-    name: str
-    node_id: int
-    public_key: bytes
-    """PEM, as Flower's headers carry it."""
-    key: ec.EllipticCurvePublicKey
 
 
 @dataclass
@@ -50,11 +39,9 @@ class _Open:
 class InFlight:
     """Shared by the routes (event loop and threads) and the run driver (a thread)."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: KnownNodes) -> None:
+        self.nodes = nodes
         self._changed = threading.Condition()
-        self._nodes: dict[bytes, Node] = {}
-        self._ids: dict[str, int] = {}
-        self._names: dict[int, str] = {}
         self._open: dict[str, _Open] = {}
         self._of_node: dict[int, set[str]] = {}
         """Which of them are out to each node."""
@@ -63,93 +50,19 @@ class InFlight:
         self._complete: dict[str, str] = {}
         """Reply's object id by message id, of those that are answered completely, in order."""
         self._sessions: dict[str, str] = {}
-        self._activations: dict[int, int] = {}
-        self._said_goodbye: set[int] = set()
-        self._connected_once: set[int] = set()
-        self._alive_until: dict[int, float] = {}
-        """Until when further heartbeats of a node need not be noted in the database."""
-        self._heard: dict[int, float] = {}
         self._waiting: dict[int, asyncio.Event] = {}
         self._held = 0
         self._mail: set[int] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
 
-    # --- who is known
-
     def set_nodes(self, nodes: Iterable[Node]) -> None:
         """Replace the known nodes. What a node that left still has open is closed."""
         with self._changed:
-            self._nodes = {node.public_key: node for node in nodes}
-            self._ids = {node.name: node.node_id for node in self._nodes.values()}
-            known = self._names = {node.node_id: node.name for node in self._nodes.values()}
-            for message_id in [one for one, entry in self._open.items() if entry.node_id not in known]:
+            self.nodes.replace(nodes)
+            for message_id in [one for one, entry in self._open.items() if self.nodes.name_of(entry.node_id) is None]:
                 self._close(message_id)
             self._changed.notify_all()
-
-    def node_of_key(self, public_key: bytes) -> Node | None:
-        """The node with this key, as PEM bytes; None when the roster does not have it."""
-        return self._nodes.get(public_key)
-
-    def nodes(self) -> tuple[Node, ...]:
-        """All known nodes."""
-        return tuple(self._nodes.values())
-
-    def id_of(self, name: str) -> int | None:
-        """The known node of this name."""
-        return self._ids.get(name)
-
-    def name_of(self, node_id: int) -> str | None:
-        """The known node of this number."""
-        return self._names.get(node_id)
-
-    def activated(self, node_id: int) -> None:
-        """The node began a new connection: what it had pulled before is lost."""
-        with self._changed:
-            self._activations[node_id] = self._activations.get(node_id, 0) + 1
-            self._said_goodbye.discard(node_id)
-            self._connected_once.add(node_id)
-            self._alive_until.pop(node_id, None)
-            self.heard(node_id)
-            self._changed.notify_all()
-
-    def heard(self, node_id: int) -> None:
-        """The node asked for something on its connection."""
-        self._heard[node_id] = time.monotonic()
-
-    def silent_s(self, node_id: int) -> float:
-        """For how long it has not; infinite for one that this process never heard."""
-        return time.monotonic() - self._heard.get(node_id, -math.inf)
-
-    def said_goodbye(self, node_id: int) -> None:
-        """A node left by itself: its operator stopped it."""
-        with self._changed:
-            self._said_goodbye.add(node_id)
-            self._alive_until.pop(node_id, None)
-
-    def has_left(self, node_id: int) -> bool:
-        """Whether the node said goodbye to this process, and has not come back."""
-        return node_id in self._said_goodbye
-
-    def connected_before(self, node_ids: Iterable[int]) -> None:
-        """These connected to an earlier process."""
-        self._connected_once.update(node_ids)
-
-    def has_connected(self, node_id: int) -> bool:
-        """Whether it ever connected, to this process or an earlier one."""
-        return node_id in self._connected_once
-
-    def is_alive(self, node_id: int) -> bool:
-        """Whether its last heartbeat is noted in the database, and not long ago."""
-        return time.monotonic() < self._alive_until.get(node_id, 0.0)
-
-    def alive(self, node_id: int, lasts_s: float) -> None:
-        """A heartbeat of it is noted in the database; those of the next `lasts_s` seconds need not be."""
-        self._alive_until[node_id] = time.monotonic() + lasts_s
-
-    def activations(self, node_id: int) -> int:
-        """How often the node connected since this process started."""
-        return self._activations.get(node_id, 0)
 
     # --- instructions that are out
 
@@ -294,7 +207,7 @@ class InFlight:
 
         A poll that was held for an earlier connection of the node finds nothing: what it took would be lost.
         """
-        connection = self.activations(node_id)
+        connection = self.nodes.activations(node_id)
         event = self._waiting.setdefault(node_id, asyncio.Event())
         event.clear()
         if node_id not in self._mail and not self._closing:
@@ -306,7 +219,7 @@ class InFlight:
                 return False
             finally:
                 self._held -= 1
-        if self.activations(node_id) != connection:
+        if self.nodes.activations(node_id) != connection:
             return False
         found = node_id in self._mail
         self._mail.discard(node_id)

@@ -34,7 +34,8 @@ from sqlalchemy.exc import DatabaseError
 from starlette.middleware import Middleware
 
 from confide_server.fleet.flower.binding import Binding
-from confide_server.fleet.flower.in_flight import InFlight, Node
+from confide_server.fleet.flower.in_flight import InFlight
+from confide_server.fleet.flower.nodes import KnownNodes, Node
 from confide_server.fleet.flower.request_filter import RequestFilter
 from confide_server.fleet.flower.routes import OnReport, TellEnds, router
 from confide_server.fleet.flower.session import FleetSession
@@ -75,7 +76,8 @@ class FleetLink:
         logging.getLogger("flwr").handlers.clear()  # its own would say everything a second time, in colours
         self._folder = private_folder(folder)
         self._database = folder / "fleet.db"
-        self.board = InFlight()
+        self.nodes = KnownNodes()
+        self.board = InFlight(self.nodes)
         self.on_report: OnReport = lambda node, report: None
         """Takes what a node reports of its work, on the fleet port's threads."""
         self.run_ends: TellEnds = lambda run_ids: RunEnds()
@@ -111,7 +113,7 @@ class FleetLink:
         self.board.set_nodes(nodes)
         known = {node.node_id for node in nodes}
         infos = self.state.get_node_info()
-        self.board.connected_before(info.node_id for info in infos if info.last_activated_at)
+        self.nodes.connected_before(info.node_id for info in infos if info.last_activated_at)
         for info in infos:
             if info.node_id not in known and info.status != NodeStatus.UNREGISTERED:
                 self.state.delete_node(NOOP_FLWR_AID, info.node_id)
@@ -132,8 +134,8 @@ class FleetLink:
             online = {info.node_id: True for info in infos}
             self._presence = (time.monotonic(), online)
         return {
-            node.name: Presence(online.get(node.node_id, False), self.board.activations(node.node_id))
-            for node in self.board.nodes()
+            node.name: Presence(online.get(node.node_id, False), self.nodes.activations(node.node_id))
+            for node in self.nodes.all()
         }
 
     def standing(self) -> dict[str, Standing]:
@@ -141,12 +143,12 @@ class FleetLink:
         infos = {info.node_id: info for info in self.state.get_node_info()}
         now = time.time()
         found: dict[str, Standing] = {}
-        for node in self.board.nodes():
+        for node in self.nodes.all():
             info = infos.get(node.node_id)
             if info is None or not info.last_activated_at:
                 found[node.name] = Standing(online=False, last_seen=0.0, stopped=False)
                 continue
-            online, stopped = info.status == NodeStatus.ONLINE, self.board.has_left(node.node_id)
+            online, stopped = info.status == NodeStatus.ONLINE, self.nodes.has_left(node.node_id)
             # Flower remembers until when it would have waited for a heartbeat; after a goodbye, when that came.
             heard = info.online_until - (0.0 if stopped else HEARTBEAT_PATIENCE * HEARTBEAT_S)
             found[node.name] = Standing(online, now if online else min(now, heard), stopped and not online)
@@ -173,9 +175,9 @@ class FleetLink:
             openapi_url=None,
             lifespan=lifespan,
             middleware=[  # outermost first
-                Middleware(RequestFilter, board=self.board),
+                Middleware(RequestFilter, nodes=self.nodes),
                 Middleware(Translation),
-                Middleware(Binding, board=self.board),
+                Middleware(Binding, nodes=self.nodes),
             ],
         )
         app.state.linkstate_factory = self._factory

@@ -25,7 +25,7 @@ from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMEST
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from confide_server.fleet.flower.in_flight import InFlight, Node
+from confide_server.fleet.flower.nodes import KnownNodes, Node
 
 SMALL_BODY_BYTES = 1 << 20
 REPORT_BODY_BYTES = 1 << 10
@@ -101,9 +101,9 @@ def decoded(headers: dict[bytes, bytes], name: str) -> bytes:
 class RequestFilter:
     """ASGI middleware, outermost."""
 
-    def __init__(self, app: ASGIApp, board: InFlight, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, app: ASGIApp, nodes: KnownNodes, clock: Callable[[], float] = time.time) -> None:
         self._app = app
-        self._board = board
+        self._nodes = nodes
         self._clock = clock
         self._replays = Replays(clock())
         self._big = asyncio.Semaphore(BIG_AT_ONCE)
@@ -135,7 +135,7 @@ class RequestFilter:
             await answer(send, refusal)
 
     def _authenticate(self, headers: dict[bytes, bytes]) -> Node:
-        node = self._board.node_of_key(decoded(headers, FLEET_HTTP_PUBLIC_KEY_HEADER))
+        node = self._nodes.of_key(decoded(headers, FLEET_HTTP_PUBLIC_KEY_HEADER))
         if node is None:
             raise Refused(
                 401,

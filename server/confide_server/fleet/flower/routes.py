@@ -133,11 +133,11 @@ def activate_node(request: Annotated[ActivateNodeRequest, ASKED], state: State, 
     One that was killed before it had noted its number cannot give its place back: it is taken from it, which Flower
     does only when its heartbeats have stayed away for a minute. Beside an agent that polls, a second one is refused.
     """
-    node = board.node_of_key(request.public_key)
-    if node is not None and board.silent_s(node.node_id) >= board.hold_s + SILENT_S:
+    node = board.nodes.of_key(request.public_key)
+    if node is not None and board.nodes.silent_s(node.node_id) >= board.hold_s + SILENT_S:
         state.deactivate_node(node.node_id)  # changes nothing where it was not active
     response = fleet_handlers.activate_node(request=request, state=state)
-    board.activated(response.node_id)
+    board.nodes.activated(response.node_id)
     board.mail(response.node_id)
     return response
 
@@ -148,7 +148,7 @@ def deactivate_node(
 ) -> DeactivateNodeResponse:
     """A node leaves."""
     response = fleet_handlers.deactivate_node(request=request, state=state)
-    board.said_goodbye(request.node_id)
+    board.nodes.said_goodbye(request.node_id)
     return response
 
 
@@ -158,11 +158,11 @@ async def send_node_heartbeat(
 ) -> SendNodeHeartbeatResponse:
     """A node is alive. Flower's state hears of it once in a third of the time for which it then takes it to be."""
     node_id = request.node.node_id
-    if board.is_alive(node_id):
+    if board.nodes.is_alive(node_id):
         return SendNodeHeartbeatResponse(success=True)
     response = await run_in_threadpool(fleet_handlers.send_node_heartbeat, request=request, state=state)
     if response.success:
-        board.alive(node_id, request.heartbeat_interval * HEARTBEAT_PATIENCE / 3)
+        board.nodes.alive(node_id, request.heartbeat_interval * HEARTBEAT_PATIENCE / 3)
     return response
 
 
@@ -303,7 +303,7 @@ def confirm_message_received(
 @router.post("/report-progress")
 def report_progress(request: Annotated[ProgressReport, ASKED], board: Board, told: Told) -> ProgressTaken:
     """What a node is doing. Every report gets the same answer, also one that is dropped."""
-    name = board.name_of(request.node_id)
+    name = board.nodes.name_of(request.node_id)
     if name is not None:
         told(name, request)
     return ProgressTaken()

@@ -139,10 +139,10 @@ class FleetSession:
 
         Raises TransportError when the node is not connected or the Flower run lapsed.
         """
-        node_id = self._board.id_of(node)
+        node_id = self._board.nodes.id_of(node)
         if node_id is None or not self.alive:
             raise TransportError(f"{node} cannot be reached: it is not in the roster, or the Flower run lapsed")
-        if not self._board.has_connected(node_id):
+        if not self._board.nodes.has_connected(node_id):
             raise TransportError(f"{node} has not connected yet; start its agent with `confide node start`")
         message, tree, objects = self._build(node_id, instruction, payload)
         store = self._state.object_store

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from confide.methods.base import micro_batches
 from confide.privacy.dpsgd import ClippedGaussian, RecordLoss, private_gradients
+from confide.privacy.noise.randomness import SecureRandom
 from confide.privacy.per_sample import PerSampleGradients
-from confide.privacy.randomness import SecureRandom
 from confide.runs.specification import Specification
 
 from confide_simulations.benchmarks.meta import peak_mib

@@ -24,7 +24,7 @@ from confide.inquiries.documents import Answer, IndexCard, Inquiry, Quotation, d
 from confide.inquiries.outline import noised
 from confide.inquiries.routing import MANY, MARGIN, chosen, known_of
 from confide.inquiries.sealed import BoxKey, seal
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.randomness import SecureRandom
 from confide.rag.embedder import Embedder
 from confide_client.retrieval.desk import ANSWER_STEP
 from numpy.typing import NDArray

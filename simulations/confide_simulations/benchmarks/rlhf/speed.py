@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from confide import canonical
-from confide_server.rlhf import trl_adapter
-from confide_server.rlhf.documents import RlhfSpecification
+from confide_server.rlhf.training import trl_adapter
+from confide_server.rlhf.training.documents import RlhfSpecification
 
 from confide_simulations import assets
 from confide_simulations.rlhf import prompts

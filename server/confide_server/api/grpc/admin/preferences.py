@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from confide_server.api.grpc.access import Caller
 from confide_server.api.grpc.admin.parts import AdminParts, limited
-from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates
+from confide_server.rlhf.annotation.preferences import Candidate, Comparison, check_candidates
 from confide_server.state.preference_tables import Judged
 
 MOST_AT_ONCE = 500

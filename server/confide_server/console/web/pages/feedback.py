@@ -16,9 +16,9 @@ from confide_server.console.agreement import agreement, alpha
 from confide_server.console.roles import Role
 from confide_server.console.web.forms import form_of, visitor_of
 from confide_server.console.web.looking import console_of
-from confide_server.rlhf.annotating import KEYS, Session, Task
-from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, read_lines, standing
-from confide_server.rlhf.snapshots import decide
+from confide_server.rlhf.annotation.annotating import KEYS, Session, Task
+from confide_server.rlhf.annotation.preferences import Candidate, Comparison, check_candidates, read_lines, standing
+from confide_server.rlhf.annotation.snapshots import decide
 
 router = APIRouter()
 FILE = "candidates.jsonl"

@@ -21,7 +21,7 @@ from typing import Any
 from confide.errors import TrainingError
 from confide.files import private_folder
 
-from confide_server.rlhf.documents import RlhfSpecification
+from confide_server.rlhf.training.documents import RlhfSpecification
 
 for _name, _value in (
     ("HF_HUB_DISABLE_TELEMETRY", "1"),

@@ -11,15 +11,15 @@ from confide.errors import ConfideError
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from confide_server.serving import replies
 from confide_server.serving.access import Asked, Caller
-from confide_server.serving.accounting import Account, Desk, accounted, begun
-from confide_server.serving.answers import Answer, Part
 from confide_server.serving.catalogue import Target
+from confide_server.serving.endpoint import replies
+from confide_server.serving.endpoint.accounting import Account, Desk, accounted, begun
+from confide_server.serving.endpoint.answers import Answer, Part
+from confide_server.serving.endpoint.http import EventStream, Gone, unless_gone
+from confide_server.serving.endpoint.wire import Sampling
 from confide_server.serving.failures import SERVER, Refused, as_refused
-from confide_server.serving.http import EventStream, Gone, unless_gone
 from confide_server.serving.port import Delta, Generation
-from confide_server.serving.wire import Sampling
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from confide.privacy.rounded_gaussian import rounded_gaussian
+from confide.privacy.noise.rounded_gaussian import rounded_gaussian
 
 ByteSource = Callable[[int], bytes]
 """Returns exactly that many random bytes."""

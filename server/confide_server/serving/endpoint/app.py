@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from confide_server.serving.access import Access
-from confide_server.serving.accounting import Desk
 from confide_server.serving.catalogue import Catalogue
 from confide_server.serving.documents import AskedDocuments, Documents
+from confide_server.serving.endpoint.accounting import Desk
+from confide_server.serving.endpoint.http import Gone
+from confide_server.serving.endpoint.metrics import Metrics
+from confide_server.serving.endpoint.routes import CHAT, EMBED, TEXT, Routes
 from confide_server.serving.failures import DENIED, Refused, as_refused
-from confide_server.serving.http import Gone
-from confide_server.serving.metrics import Metrics
-from confide_server.serving.routes import CHAT, EMBED, TEXT, Routes
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from confide.errors import DataError
 
-from confide_server.rlhf.preferences import Comparison, standing
+from confide_server.rlhf.annotation.preferences import Comparison, standing
 
 PairIds = tuple[str, str]
 

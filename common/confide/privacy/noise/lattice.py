@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import SpecificationError
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.randomness import SecureRandom
 
 FINEST_BITS = 22
 """A unit's coordinates are then at most 2^22: exact in float32, and 511 of them add up within int32."""

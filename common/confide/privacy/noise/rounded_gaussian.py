@@ -7,7 +7,7 @@ lies so near to a half integer that float64's own error could decide; then the d
 the boundary in as many digits as it takes, and further ones are drawn while they do not decide (Karney 2016 calls such
 samplers exact). So no float64 rounding and no cut tail is left in the distribution.
 
->>> from confide.privacy.randomness import SecureRandom
+>>> from confide.privacy.noise.randomness import SecureRandom
 >>> SecureRandom().rounded_gaussian(3, stddev=2.0**22).dtype
 dtype('int64')
 """

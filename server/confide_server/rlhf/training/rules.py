@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from confide.errors import SpecificationError
 
-from confide_server.rlhf.documents import Rule
+from confide_server.rlhf.training.documents import Rule
 
 _MOST_CHARACTERS = 10_000
 _NESTED = re.compile(r"\([^)]*[+*][^)]*\)[+*{]")

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from confide_server.serving.access import Access, Asked, Caller, Charge, Spent
-from confide_server.serving.http import Gone
-from confide_server.serving.metrics import Metrics
+from confide_server.serving.endpoint.http import Gone
+from confide_server.serving.endpoint.metrics import Metrics
 from confide_server.serving.port import EngineFailed, Overloaded, Unanswerable
 
 

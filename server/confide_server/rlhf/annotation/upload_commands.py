@@ -14,7 +14,7 @@ from confide.files import write_atomic
 if TYPE_CHECKING:
     from confide.transport.admin import AdminClient
 
-    from confide_server.rlhf.preferences import Comparison
+    from confide_server.rlhf.annotation.preferences import Comparison
 
 _AT_ONCE = 500
 Member = Annotated[Path, typer.Option("--member", help="Your folder.", exists=True, file_okay=False)]
@@ -39,7 +39,7 @@ def share(
     from confide.identity.member import load_member
     from confide.transport.admin import AdminClient
 
-    from confide_server.rlhf.preferences import Candidate, check_candidates, read_lines
+    from confide_server.rlhf.annotation.preferences import Candidate, check_candidates, read_lines
 
     known = check_candidates(read_lines(candidates, Candidate))
     documents = [canonical.encode(one.model_dump(mode="json")) for one in known.values()]
@@ -64,7 +64,7 @@ def upload(
     from confide.identity.member import load_member
     from confide.transport.admin import AdminClient
 
-    from confide_server.rlhf.preferences import Comparison, read_lines, standing
+    from confide_server.rlhf.annotation.preferences import Comparison, read_lines, standing
 
     made = read_lines(ratings, Comparison)
     stands = {_hash(document): document for document in map(_document, standing(made))}

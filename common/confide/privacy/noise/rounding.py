@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import FailureName, ProtocolFailure, UpdateError
-from confide.privacy.randomness import SecureRandom
+from confide.privacy.noise.randomness import SecureRandom
 
 DEFAULT_BETA = math.exp(-0.5)
 """Chance that one draw is rejected, at most: about two draws in expectation at the very worst (Kairouz et al. 2021)."""

@@ -17,8 +17,15 @@ from confide import canonical
 from confide.errors import DataError
 from confide.files import private_folder, write_atomic
 
-from confide_server.rlhf.adjudication import agreement_with_others, settle
-from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, json_lines, lines_of, standing
+from confide_server.rlhf.annotation.adjudication import agreement_with_others, settle
+from confide_server.rlhf.annotation.preferences import (
+    Candidate,
+    Comparison,
+    check_candidates,
+    json_lines,
+    lines_of,
+    standing,
+)
 
 Row = dict[str, Any]
 VERSION = 1

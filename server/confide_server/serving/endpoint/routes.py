@@ -11,17 +11,17 @@ from confide.errors import PolicyRefusal, StateError
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from confide_server.serving import replies
 from confide_server.serving.access import Asked, Caller
-from confide_server.serving.accounting import Account, Desk, accounted
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.documents import AskedDocuments, Cited, no_collection, readable
 from confide_server.serving.encoding import encoded
+from confide_server.serving.endpoint import replies
+from confide_server.serving.endpoint.accounting import Account, Desk, accounted
+from confide_server.serving.endpoint.http import EventStream, read_body, unless_gone
+from confide_server.serving.endpoint.texts import ChatForm, TextForm, TextRequest, answered, too_slow
+from confide_server.serving.endpoint.wire import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, parsed
 from confide_server.serving.failures import DENIED, SERVER, Refused
-from confide_server.serving.http import EventStream, read_body, unless_gone
 from confide_server.serving.port import BASE, Delta, Embedder, Generation
-from confide_server.serving.texts import ChatForm, TextForm, TextRequest, answered, too_slow
-from confide_server.serving.wire import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, parsed
 
 log = logging.getLogger(__name__)
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

@@ -11,12 +11,12 @@ from confide.methods.preference import Turns, turns_of
 from confide.models.architecture import load_tokenizer
 from confide.models.store import folder_digest
 
+from confide_server.rlhf.annotation.snapshots import Snapshot, unpaired
 from confide_server.rlhf.candidates import adapter_digest, prompt_set
-from confide_server.rlhf.documents import METHODS_OF_PAIRS, RlhfSpecification
 from confide_server.rlhf.reward_model import RewardModel
-from confide_server.rlhf.rules import rules_reward
-from confide_server.rlhf.snapshots import Snapshot, unpaired
-from confide_server.rlhf.trl_adapter import RewardFunction
+from confide_server.rlhf.training.documents import METHODS_OF_PAIRS, RlhfSpecification
+from confide_server.rlhf.training.rules import rules_reward
+from confide_server.rlhf.training.trl_adapter import RewardFunction
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from confide_server.serving.endpoint.replies import Choice
 from confide_server.serving.port import Delta, Engine, Generation
-from confide_server.serving.replies import Choice
 
 Part = tuple[int, Delta]
 

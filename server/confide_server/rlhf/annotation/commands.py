@@ -9,7 +9,7 @@ from confide.errors import DataError
 from confide.text import line
 
 if TYPE_CHECKING:
-    from confide_server.rlhf.annotating import Session
+    from confide_server.rlhf.annotation.annotating import Session
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +27,8 @@ def annotate(
     """Judge pairs of answers, blind: 1 or 2 the better, t tie, b both bad, s skip, u undo, q stop. Resumes."""
     from pydantic import TypeAdapter, ValidationError
 
-    from confide_server.rlhf.annotating import Session
-    from confide_server.rlhf.preferences import Candidate, Person, check_candidates, read_lines
+    from confide_server.rlhf.annotation.annotating import Session
+    from confide_server.rlhf.annotation.preferences import Candidate, Person, check_candidates, read_lines
 
     try:
         TypeAdapter(Person).validate_python(annotator)
@@ -52,9 +52,9 @@ def adjudicate(
     out: Annotated[Path | None, typer.Option(help="Default: adjudicated-NAME.jsonl beside the candidates.")] = None,
 ) -> None:
     """Decide the pairs that annotators left open, as blind as they were; `snapshot --adjudicated` takes the file."""
-    from confide_server.rlhf.annotating import Session
-    from confide_server.rlhf.preferences import Candidate, Comparison, check_candidates, read_lines, standing
-    from confide_server.rlhf.snapshots import decide
+    from confide_server.rlhf.annotation.annotating import Session
+    from confide_server.rlhf.annotation.preferences import Candidate, Comparison, check_candidates, read_lines, standing
+    from confide_server.rlhf.annotation.snapshots import decide
 
     check_candidates(known := read_lines(file, Candidate))
     judged = standing([one for path in ratings for one in read_lines(path, Comparison)])
@@ -67,7 +67,7 @@ def adjudicate(
 
 def _sit(session: "Session") -> None:
     """Ask until all is judged, or somebody stops."""
-    from confide_server.rlhf.annotating import KEYS
+    from confide_server.rlhf.annotation.annotating import KEYS
 
     while (task := session.next()) is not None:
         typer.echo(f"\n[{session.done + 1} of {session.total}] {line(task.prompt)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from confide.errors import DataError
 
-from confide_server.rlhf.preferences import (
+from confide_server.rlhf.annotation.preferences import (
     Candidate,
     Choice,
     Comparison,
