@@ -243,7 +243,7 @@ def test_a_reward_model_of_another_base_is_refused(bert: Path, tmp_path: Path) -
         tmp_path / "alone", weight, base_sha256=base, pooling="mean", max_length=32, lineage={}, reads_prompts=False
     )
     alone = RewardModel(tmp_path / "alone", bert, base).scores(["", "how?"], ["a fine wall", "a fine wall"])
-    assert alone[0] == alone[1] == scores[0]
+    assert alone[0] == alone[1] == pytest.approx(scores[0], rel=1e-5)  # another batch shape, another order of sums
     with pytest.raises(ModelError, match="REWARD_OF_ANOTHER_BASE"):
         RewardModel(tmp_path, bert, "1" * 64)
     with pytest.raises(ModelError, match="NaN"):
