@@ -272,7 +272,7 @@ def watch(admin: Admin, run: Run = "", coordinator: Coordinator = "", as_json: A
 def stop(
     run: Annotated[str, typer.Argument(help="Run id or its beginning.")], admin: Admin, coordinator: Coordinator = ""
 ) -> None:
-    """Stop a run after the open slot's bookkeeping."""
+    """End a run for good: its open round is given up, and the nodes are told. `pause` only lets it rest."""
     member = load_member(admin)
     with AdminClient.of_member(member, coordinator) as client:
         run_id = resolve(client, run)
