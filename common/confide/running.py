@@ -22,14 +22,17 @@ class Held(StateError):
 def hold(path: Path, refusal: str) -> int:
     """A descriptor of the file, made where there is none (mode 0600), that this process alone holds until it is closed.
 
-    Raises Held, with the words of `refusal`, while another process has it.
+    Raises Held, with the words of `refusal`, while another process has it, and StateError where files cannot be locked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(descriptor)
         raise Held(refusal) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise StateError(f"{path} cannot be locked: {error.strerror}; keep it on a disk whose files can be") from error
     return descriptor
 
 

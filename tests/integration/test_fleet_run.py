@@ -385,10 +385,10 @@ def test_a_run_that_too_few_accept_fails_by_name(
 
 def test_a_node_that_never_connects_is_named(world: World, coordinator: Coordinator) -> None:
     node = FleetNode(world.of("hospital-a"), coordinator.fleet_port).start()
-    events = wait_end(coordinator, submit(world, coordinator, exchange_deadline_s=1.0))
+    events = wait_end(coordinator, submit(world, coordinator, exchange_deadline_s=1.0, step_deadline_s=2.0))
     node.stop()
     assert events[-1].data["code"] == "COHORT_TOO_SMALL"
-    assert "hospital-b did not answer, hospital-c did not answer" in events[-1].data["reason"]
+    assert "hospital-b is not connected, hospital-c is not connected" in events[-1].data["reason"]
 
 
 class Liar(FleetNode):

@@ -25,6 +25,10 @@ class World:
     split: tuple[str, ...] = ()
     rests: tuple[str, ...] = ()
     rests_at: float = 1e9
+    awake: tuple[float, float] = (1e9, 1e9)
+    """Between these nobody rests."""
+    step_s: float = 0.0
+    """How long a pause takes at least."""
     now: float = 0.0
     said: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -33,7 +37,7 @@ class World:
         return self.now
 
     def pause(self, seconds: float) -> None:
-        self.now += max(seconds, 0.01)
+        self.now += max(seconds, self.step_s, 0.01)
         if self.now >= self.rests_at:
             raise Resting
 
@@ -49,10 +53,12 @@ class World:
         return {}
 
     def resting(self) -> dict[str, str]:
+        if self.awake[0] <= self.now < self.awake[1]:
+            return {}
         return {name: "out of its hours" for name in self.rests if name not in self.present()}
 
-    def patience(self) -> Patience:
-        return Patience(100.0, lambda present: f"{len(present)} of 3", self.clock)
+    def patience(self, limit_s: float = 100.0) -> Patience:
+        return Patience(limit_s, lambda present: f"{len(present)} of 3", self.clock)
 
     def waits(self, run_id: str, names: tuple[str, ...], reason: str) -> None:
         if not self.said or self.said[-1] != (tuple(names), reason):
@@ -113,12 +119,31 @@ def test_the_smallest_cohort_is_waited_for_and_then_the_run_ends_by_name() -> No
     assert 100.0 < world.now < 102.0
 
 
-def test_who_rests_by_its_policy_is_waited_for_without_end() -> None:
-    world = World(comes_at={"hospital-b": 40000.0, "hospital-c": 1e9}, rests=("hospital-b",))
+def test_who_rests_by_its_policy_is_waited_for_until_its_hours_begin() -> None:
+    world = World(comes_at={"hospital-b": 604_000.0, "hospital-c": 1e9}, rests=("hospital-b",), step_s=60.0)
     attendance, _ = world.attendance(min_cohort=2)
     assert attendance.wait(1) == ("hospital-a", "hospital-b")
-    assert world.now >= 40000.0
-    assert world.said == [(("hospital-b",), "waits for hospital-b (out of its hours)"), ((), "")]
+    assert world.now >= 604_000.0
+    ends = "the run ends 1970-01-09 00:00 UTC if they are missing then"
+    assert world.said == [(("hospital-b",), f"waits for hospital-b (out of its hours); {ends}"), ((), "")]
+
+
+def test_who_rests_for_good_ends_the_run_by_name_once_every_week_s_hours_have_come() -> None:
+    world = World(comes_at={"hospital-b": 1e9, "hospital-c": 1e9}, rests=("hospital-b",), step_s=60.0)
+    with pytest.raises(CohortTooSmall, match="1 of 3"):
+        world.attendance(min_cohort=2)[0].wait(1)
+    assert 8 * 86400.0 < world.now < 8 * 86400.0 + 200.0
+
+
+def test_a_rest_that_ended_is_forgotten() -> None:
+    """Who rests anew is waited for anew; who is merely away, as ever."""
+    late, rests = {"hospital-b": 1_000_000.0, "hospital-c": 1e9}, ("hospital-b",)
+    world = World(comes_at=late, rests=rests, step_s=20.0, awake=(600_000.0, 600_050.0))
+    assert world.attendance(min_cohort=2)[0].wait(1) == ("hospital-a", "hospital-b")
+    world = World(comes_at=late, rests=rests, step_s=20.0, awake=(600_000.0, 1e9))
+    with pytest.raises(CohortTooSmall):
+        world.attendance(min_cohort=2)[0].wait(1)
+    assert 600_090.0 < world.now < 600_150.0
 
 
 def test_a_whole_block_is_waited_for_without_end_and_others_have_the_turn_meanwhile() -> None:

@@ -94,6 +94,18 @@ def test_status_shows_membership_data_and_no_run(node: Path, tmp_path: Path) -> 
     assert run("data", "list", node) == ""
 
 
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_status_of_a_folder_that_was_never_admitted_fails_and_says_what_comes_next(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "node"
+    run("node", "init", folder, "--name", "hospital-a")
+    shown = CliRunner().invoke(app, ["node", "status", str(folder), *more])
+    assert shown.exit_code == 1
+    for words in (f"give {folder / 'request.json'} to", f"`confide node init {folder} --admission admission.json"):
+        assert words in shown.output
+
+
 def test_unknown_runs_and_plans_are_named(node: Path, tmp_path: Path) -> None:
     for command in ("approve", "refuse", "seal-log", "plan"):
         with pytest.raises(StateError, match="0 runs start with"):

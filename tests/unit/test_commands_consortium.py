@@ -220,6 +220,15 @@ def test_runs_are_listed_with_sealing_none_in_red(federation, online):
     assert (listed["run_id"], listed["sealing"]) == (RUN_ID, "none")
 
 
+def test_an_id_in_the_list_of_runs_is_whole_in_any_terminal(federation, online, monkeypatch):
+    """It is what people copy; in a narrow one what is said of the run is there too."""
+    for columns in (10, 30, 36, 40, 55, 60, 79, 80, 90, 120):
+        monkeypatch.setattr(run_commands.console, "width", columns)
+        listed = CliRunner().invoke(app, ["run", "list", *map(str, online)]).output
+        assert RUN_ID in listed, columns
+        assert columns >= 80 or "none:thecoordinatorseeseachupdate" in "".join(listed.split()), columns
+
+
 def started(federation, *more):
     book = federation.book
     book.add("run_started", {"nodes": ["a", "b"], "rounds": 1, "sealing": "none", "name": "example"})

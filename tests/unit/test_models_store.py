@@ -70,6 +70,22 @@ def test_pickled_weights_are_refused_with_the_remedy(source: Path, tmp_path: Pat
         ModelStore(tmp_path / "models").add(str(source), "tiny")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tiny", "organization/model"])
+def test_a_file_is_refused_and_no_hub_is_asked_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from confide_client.commands.model import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("confide.models.store._download", lambda source: pytest.fail(f"a hub was asked for {source}"))
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_bytes(_weights(a=1.0))
+    for source in (name, str(tmp_path / name)):
+        shown = CliRunner().invoke(app, ["add", source, "--models", str(tmp_path / "models")])
+        assert isinstance(shown.exception, ModelError)
+        assert f"{source} is a file; give the folder" in str(shown.exception)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_incomplete_folders_are_refused(source: Path, tmp_path: Path, missing: str) -> None:
     (source / missing).unlink()

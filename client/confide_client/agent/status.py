@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from confide import journal
-from confide.errors import ConfideError
+from confide.errors import ConfideError, IdentityError
 from confide.identity.expiry import Notice, notices
 from confide.identity.member import load_member
 from confide.running import runs
@@ -41,6 +41,12 @@ def gather(state: StateFolder, *, entries: int = 20) -> dict[str, Any]:
 
 
 def _membership(folder: Path) -> dict[str, Any]:
+    if not (folder / "consortium.json").exists():
+        raise IdentityError(
+            f"give {folder / 'request.json'} to the consortium's administrator, and take the answer with "
+            f"`confide node init {folder} --admission admission.json --root KEY`, the root's key as you learned it "
+            "elsewhere. With a start kit run `confide node join KIT` again"
+        )
     member = load_member(folder)
     roster = member.roster.current
     return {
@@ -86,7 +92,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         colour = "bold red" if notice["over"] else "yellow"
         console.print(f"[{colour}]{markup(notice['text'], 1000)}[/]", highlight=False)
     if "error" in membership and not document["notices"]:
-        console.print(f"[yellow]not a member yet:[/] {markup(membership['error'])}", highlight=False)
+        why = markup(membership["error"], 1000)
+        console.print(f"[yellow]not a member yet:[/] {why}", highlight=False, soft_wrap=True)
     elif "error" not in membership:
         demo = " [red](a demo's root)[/]" if membership["demo"] else ""
         console.print(

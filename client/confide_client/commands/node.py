@@ -283,7 +283,8 @@ def status(
 ) -> None:
     """Show the agent, its runs and data, and what was asked, allowed, refused and sent.
 
-    Exit status 4: roster or certificate end within two weeks; 5: one has ended, or the node was revoked.
+    Exit status 1: the folder is no member's yet; 4: roster or certificate end within two weeks; 5: one has ended, or
+    the node was revoked.
     """
     from confide_client.agent.status import gather, show
 
@@ -297,7 +298,8 @@ def status(
         typer.echo(json.dumps(cleaned(document), indent=1, ensure_ascii=False))
     else:
         show(document, Console())
-    raise typer.Exit(exit_status(Notice(**notice) for notice in document["notices"]))
+    due = exit_status(Notice(**notice) for notice in document["notices"])
+    raise typer.Exit(due or int("error" in document["membership"]))
 
 
 @app.command(cls=StateFirst)

@@ -157,8 +157,16 @@ class ModelStore:
         self.folder = folder
 
     def add(self, source: str, name: str) -> str:
-        """Copy a folder, or download a hub id, into the store and return its hash. Adding it again changes nothing."""
+        """Copy a folder, or download a hub id, into the store and return its hash. Adding it again changes nothing.
+
+        Raises ModelError for what is neither; a file here is never asked for at a hub.
+        """
         folder = Path(source).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise ModelError(
+                f"{source} is a file; give the folder that holds the model: config.json, weights as *.safetensors, and "
+                "the tokenizer's files"
+            )
         if not folder.is_dir():
             folder = _download(source)
         files = model_files(folder)

@@ -197,7 +197,8 @@ class Federation(StoredDocument):
     """How long it may take to answer a small exchange."""
     grace_s: float = Field(default=0.0, ge=0.0, le=604800.0)
     """Before a round: how long an organization that accepted and is away is waited for. A sealed run whose sums have to
-    be over whole blocks waits without end, whatever this says."""
+    be over whole blocks waits without end, whatever this says. Before the first round, where too few have answered:
+    also whose node is not connected, ten minutes at least."""
     fragments: int = Field(default=1, ge=1, le=64)
     """Streaming DiLoCo: 1/fragments of the parameters are exchanged each round, in rotation."""
     warm_start_rounds: int = Field(default=0, ge=0)

@@ -12,10 +12,9 @@ from typing import Annotated
 import typer
 from confide.errors import ModelError, StateError
 from confide.proto import admin_pb2 as pb
-from confide.text import paragraph
+from confide.text import paragraph, table
 from confide.transport.admin import AdminClient, check_document
 from google.protobuf.json_format import MessageToDict
-from rich.table import Table
 
 from confide_server.admin_cli.papers import load_member
 from confide_server.admin_cli.run_options import Admin, AsJson, Coordinator, console, resolve
@@ -41,7 +40,7 @@ def list_releases(
         for one in releases:
             typer.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
         return
-    table = Table("release", "status", "run", "round", "model", "signed by", "gate")
+    shown = table("release", "status", "run", "round", "model", "signed by", "gate", keys={"run": 8, "model": 16})
     for one in releases:
         signed = ", ".join(signature.administrator for signature in one.signatures)
         model = one.model_sha256[:16]
@@ -49,8 +48,8 @@ def list_releases(
             f"{one.name}/{one.number}", one.status, one.run_id[:8] or "aligned", str(one.round or ""), model, signed,
             one.gate.replace("_", " "),
         )  # fmt: skip
-        table.add_row(*map(plain, cells))
-    console.print(table)
+        shown.add_row(*map(plain, cells))
+    console.print(shown)
 
 
 @app.command()

@@ -17,8 +17,9 @@ from confide.identity.roster import Role
 from confide.identity.submission import VALID_S
 from confide.runs.specification import Specification, parse_toml
 from confide.sealing.differences import check_named, differences_kind
+from confide.text import table
 from confide.transport.admin import AdminClient
-from rich.table import Table
+from rich.padding import Padding
 
 from confide_server.admin_cli import run_life
 from confide_server.admin_cli.papers import load_member
@@ -38,6 +39,8 @@ from confide_server.admin_cli.run_watch import watch_run
 if TYPE_CHECKING:
     from confide.codec.tensors import TensorSchema
 
+NARROW = 80
+"""Columns of a terminal below which a list is no table: an id stays whole, and so does what is said of it."""
 app = typer.Typer(no_args_is_help=True, help="Runs: plan, submit, watch, pause, stop, continue, export.")
 
 
@@ -237,19 +240,22 @@ def list_runs(
         for run in runs:
             typer.echo(json.dumps({name: getattr(run, name) for name in fields}))
         return
-    table = Table("run", "name", "status", "round", "sealing", "detail")
+    narrow = console.width < NARROW
+    shown = table("run", "name", "status", "round", "sealing", "detail", keys={"run": 32})
     for run in runs:
-        progress = f"{run.round}/{run.rounds}"
         cells = (
-            plain(run.run_id),
             plain(run.name),
             plain(run.status),
-            progress,
+            f"{run.round}/{run.rounds}",
             sealing_markup(run.sealing),
             plain(run.detail),
         )
-        table.add_row(*cells)
-    console.print(table)
+        shown.add_row(plain(run.run_id), *cells)
+        if narrow:
+            console.print(plain(run.run_id), soft_wrap=True)
+            console.print(Padding(", ".join(filter(None, cells)), (0, 0, 0, 2)))
+    if not narrow:
+        console.print(shown)
 
 
 @app.command()
@@ -266,7 +272,7 @@ def watch(admin: Admin, run: Run = "", coordinator: Coordinator = "", as_json: A
 def stop(
     run: Annotated[str, typer.Argument(help="Run id or its beginning.")], admin: Admin, coordinator: Coordinator = ""
 ) -> None:
-    """Stop a run after the open slot's bookkeeping."""
+    """End a run for good: its open round is given up, and the nodes are told. `pause` only lets it rest."""
     member = load_member(admin)
     with AdminClient.of_member(member, coordinator) as client:
         run_id = resolve(client, run)

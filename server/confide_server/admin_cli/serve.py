@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from confide.errors import StateError
 from confide.secrecy import private_files, private_process
-from confide.text import line, log_to_stderr, markup
+from confide.text import line, log_to_stderr, markup, table
 from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from confide_server.state.serving_tables import ServingAlias
@@ -204,13 +203,13 @@ def show_keys(state: State = _STATE, database: DatabaseUrl = "", as_json: AsJson
         for row in rows:
             typer.echo(json.dumps({key: value for key, value in vars(row).items() if key not in hidden}))
         return
-    table = Table("key", "name", "models", "collections", "until", "spent", "budget")
+    shown = table("key", "name", "models", "collections", "until", "spent", "budget", keys={"key": 8})
     for row in rows:
         until = "revoked" if row.revoked_at else time.strftime("%Y-%m-%d", time.localtime(row.expires_at))
         budget = str(row.budget_tokens or "none")
         cells = (row.name, " ".join(row.models), " ".join(row.collections), until, str(row.spent_tokens), budget)
-        table.add_row(row.key_id, *map(markup, cells))
-    Console().print(table)
+        shown.add_row(row.key_id, *map(markup, cells))
+    Console().print(shown)
 
 
 @keys_app.command("revoke")
@@ -253,12 +252,13 @@ def show_requests(
         for row in rows:
             typer.echo(json.dumps({key: value for key, value in vars(row).items() if key != "_sa_instance_state"}))
         return
-    table = Table("began", "key", "route", "model", "adapter", "read", "written", "outcome")
+    ids = {"key": 8, "adapter": 12}
+    shown = table("began", "key", "route", "model", "adapter", "read", "written", "outcome", keys=ids)
     for row in rows:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.began_at))
         counts = (str(row.prompt_tokens), str(row.completion_tokens), row.outcome)
-        table.add_row(began, row.key_id, row.route, markup(row.model), row.adapter_sha256[:12] or "base", *counts)
-    Console().print(table)
+        shown.add_row(began, row.key_id, row.route, markup(row.model), row.adapter_sha256[:12] or "base", *counts)
+    Console().print(shown)
 
 
 @alias_app.command("set")
@@ -321,12 +321,13 @@ def show_aliases(
         for one in found:
             typer.echo(json.dumps({name: getattr(one, name) for name in fields}))
         return
-    table = Table("alias", "adapter", "base", "signed by root", "run", *(["since"] if alias else []))
+    ids = {"adapter": 12, "base": 12, "run": 12}
+    shown = table("alias", "adapter", "base", "signed by root", "run", *(["since"] if alias else []), keys=ids)
     for one in found:
         signed = one.root[:12] or "UNSIGNED"
         cells = [markup(one.alias), one.adapter_sha256[:12], one.base_sha256[:12], signed, markup(one.run_id[:12])]
-        table.add_row(*cells, *([_since(one)] if isinstance(one, ServingAlias) else []))
-    Console().print(table)
+        shown.add_row(*cells, *([_since(one)] if isinstance(one, ServingAlias) else []))
+    Console().print(shown)
 
 
 def _since(row: "ServingAlias") -> str:

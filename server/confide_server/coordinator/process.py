@@ -1,6 +1,6 @@
 """The coordinator's one process: fleet port, control port, run driver. Started by `confide server start`.
 
-Guarantee: two processes never serve one folder; SIGTERM and SIGINT leave every run where it can go on.
+Guarantee: two processes never serve one folder or one database; SIGTERM and SIGINT leave every run where it can go on.
 """
 
 import contextlib
@@ -56,6 +56,7 @@ from confide_server.state.checkpoints import CheckpointStore
 from confide_server.state.database import Database, append_audit
 from confide_server.state.event_tail import EventTail
 from confide_server.state.idempotency import Idempotency
+from confide_server.state.lease import LOOK_S, LeaseLost
 from confide_server.state.preference_tables import PreferenceStore
 from confide_server.state.receipts import ReceiptStore
 from confide_server.state.release_gate import ReleaseGate
@@ -159,7 +160,7 @@ def due_here(folder: Path, now: float) -> list[Notice]:
 
 
 def _database(folder: Path, settings: Settings) -> Database:
-    return Database(settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}")
+    return Database(settings.database or f"sqlite:///{folder.resolve() / 'coordinator.db'}", leased=True)
 
 
 def _checkpoints(folder: Path, settings: Settings) -> CheckpointStore:
@@ -197,6 +198,9 @@ class Coordinator:
             self._open(opened)
             self._opened = opened.pop_all()
         self._fleet_thread = threading.Thread(target=self._serve_fleet, name="fleet-port", daemon=True)
+        self._lease_thread = threading.Thread(target=self._keep_lease, name="database-lease", daemon=True)
+        self._ended = threading.Event()
+        self._lost: LeaseLost | None = None
         self._socket: socket.socket | None = None
         self.fleet_port = 0
         self.control_port = 0
@@ -315,7 +319,8 @@ class Coordinator:
     def facts(self) -> ServerFacts:
         """What the administration service tells of this process."""
         found = standing(self.folder)
-        threads = {self._fleet_thread.name: self._fleet_thread.is_alive(), **self._scheduler.threads}
+        threads = {one.name: one.is_alive() for one in (self._fleet_thread, self._lease_thread)}
+        threads |= self._scheduler.threads
         if self._alerts is not None:
             threads[ALERTS] = self._alerts.alive
         return ServerFacts(
@@ -384,11 +389,27 @@ class Coordinator:
         if self.settings.traces:
             self._opened.callback(traces.configure(self.settings.traces))
         self._note_driver("")
+        self._lease_thread.start()
         self._scheduler.start()
         if self._alerts is not None:
             self._alerts.start()
         addresses = {"fleet_port": self.fleet_port, "control_port": self.control_port, **mark()}
         write_atomic(self.folder / "addresses.json", canonical.encode(addresses))
+
+    def _keep_lease(self) -> None:
+        said = ""
+        while not self._ended.wait(LOOK_S):
+            try:
+                if self.database.look_after_lease():
+                    log.warning("the lease of the database had been lost, and was taken again")
+                said = ""
+            except LeaseLost as error:
+                self._lost = error
+                self._ended.set()
+            except StateError as error:
+                if str(error) != said:
+                    log.warning("the lease of the database is not held: %s It is tried again.", error)
+                said = str(error)
 
     def _serve_fleet(self) -> None:
         assert self._socket is not None  # noqa: S101 - start set it
@@ -398,6 +419,7 @@ class Coordinator:
 
     def stop(self) -> None:
         """Let go of everything, in the order that leaves nothing half done."""
+        self._ended.set()
         if self._alerts is not None:
             self._alerts.stop()
         self._scheduler.stop()
@@ -406,28 +428,34 @@ class Coordinator:
         self._fleet.should_exit = True
         if self._fleet_thread.is_alive():
             self._fleet_thread.join(10.0)
+        if self._lease_thread.is_alive():
+            self._lease_thread.join(10.0)
         if self._socket is not None:
             self._socket.close()
         (self.folder / "addresses.json").unlink(missing_ok=True)
         self._opened.close()
 
     def run_until_signal(self) -> None:
-        """Serve until SIGTERM or SIGINT. A renewed certificate in the folder is used within half a minute."""
-        ended = threading.Event()
+        """Serve until SIGTERM or SIGINT. A renewed certificate in the folder is used within half a minute.
+
+        Raises LeaseLost once another coordinator took the database.
+        """
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            ended.set()
+            self._ended.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         stamp = self.member.tls_certificate_path.stat().st_mtime_ns
         papers = DailyWarning(partial(due_here, self.folder))
-        while not ended.wait(RENEWAL_CHECK_S):
+        while not self._ended.wait(RENEWAL_CHECK_S):
             papers.look()
             newest = self.member.tls_certificate_path.stat().st_mtime_ns
             if newest != stamp:
                 _load_chain(self._tls, self.member)
                 stamp = newest
+        if self._lost is not None:
+            raise self._lost
 
 
 def _disk(what: str, path: Path) -> Disk:

@@ -4,7 +4,7 @@
 - Else the smallest cohort, as long as for who prepares; then the run ends by name.
 - Who had accepted and is away: federation.grace_s, then the round goes on without.
 
-- Whose policy does not let it train now, out of its hours say: as one who is away; without end where too few are left.
+- Whose policy does not let it train now, out of its hours say: as one who is away; where too few are left REST_LIMIT_S.
 
 While a run waits it holds no turn, so that others work with those who are there.
 """
@@ -12,14 +12,17 @@ While a run waits it holds no turn, so that others work with those who are there
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from confide.identity.roster import utc
 from confide.sealing.roles import Collector
 
-from confide_server.rounds.cohort import PAUSE_S, Cohort
+from confide_server.rounds.cohort import PAUSE_S, Cohort, Patience
 from confide_server.rounds.turns import Turn
 from confide_server.state.events import MembersReturned, WaitingForMembers
 from confide_server.state.runs.journal import OpenRun, RunJournal
 
 LOOK_EVERY_S = 1.0
+REST_LIMIT_S = 8 * 86400.0
+"""The hours of a policy come again every week: they begin before this, also where clocks are put back."""
 
 
 class Attendance:
@@ -60,6 +63,8 @@ class Attendance:
         """
         split: tuple[str, ...] = ()
         patience, began, told = self._cohort.patience(), self._clock(), False
+        rest: Patience | None = None
+        ends = ""
         while True:
             present = self._cohort.present()
             short = not self._guarded and len(present) < self._min_cohort
@@ -76,10 +81,17 @@ class Attendance:
                     return present
                 began = self._clock()
                 continue  # who is there may have changed while others had their turn
-            if short and (resting := self._cohort.resting()):
-                self._book.waits(self._run_id, tuple(sorted(resting)), f"waits for {_said(sorted(resting), resting)}")
+            resting = self._cohort.resting() if short else {}
+            if resting:
+                if rest is None:  # said once: two clocks drift, and each change of the words is an event
+                    rest, ends = self._cohort.patience(REST_LIMIT_S), utc(self._book.clock() + REST_LIMIT_S)
+                rest.check(present)
+                reason = f"waits for {_said(sorted(resting), resting)}; the run ends {ends} if they are missing then"
+                self._book.waits(self._run_id, tuple(sorted(resting)), reason)
                 told, patience = True, self._cohort.patience()
-            elif short:
+            else:
+                rest = None
+            if short and not resting:
                 patience.check(present)
             if away:
                 self._book.waits(self._run_id, away, f"waits up to {self._grace_s:.0f} s for {', '.join(away)}")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from confide.errors import ConfideError, TransportError
-from confide.identity.roster import Role, RosterStore
+from confide.identity.roster import Role, RosterStore, utc
 from confide.proto import fleet_pb2
 from confide.runs.deadline import UNMEASURED_S, claimed_s, step_deadline_s
 from confide.sealing.differences import differences_kind
@@ -35,6 +35,8 @@ _UNTOLD: Mapping[str, Any] = MappingProxyType({})
 _MOST_UNITS = 16
 RETURN_S = 10.0
 """Nodes look for a coordinator that went away every 5 s at least."""
+_WEEK_S = 604800.0
+"""Who names so long a rest has no hours at all, and who names no more than MOST_BUSY_S may be ready at any time."""
 
 
 class CohortTooSmall(ConfideError):
@@ -91,8 +93,11 @@ class Cohort:
         """Connection at which a node was last offered the run, and when."""
         self._busy_until: dict[str, float] = {}
         """Of nodes that work for another run, as they say."""
+        self._came: dict[str, float] = {}
+        """When a node first answered here."""
         self._resting: dict[str, tuple[float, str]] = {}
-        """Whose policy does not let them train now: when to ask again, and their reason."""
+        """Whose policy does not let them train now: when to ask again, and their reason, with the end where they named
+        one."""
         self._round_s: dict[str, float] = {}
         """What a round takes each node that accepted, as it measured; it says so again when it connects anew."""
 
@@ -120,8 +125,9 @@ class Cohort:
         """Offer the run until enough accepted; the others may join later. Raises CohortTooSmall.
 
         Nodes that are not connected, and people who have not answered, are waited for until `exchange_deadline_s`
-        passed; longer where the run cannot begin without those people. Who prepares has as long as a step of theirs
-        may take, while nobody knows how long that is.
+        passed. Where the run cannot begin without them longer: people for as long as the submission holds, nodes as
+        long as who prepares, or `grace_s` where that is more. Who prepares has as long as a step of theirs may take,
+        while nobody knows how long that is.
         """
         if not self._answers:
             active = [member.name for member in self._roster.current.active(Role.NODE)]
@@ -153,12 +159,17 @@ class Cohort:
     def _say_waiting(self) -> None:
         """For whom the run waits before it begins."""
         open_ = [name for name in self.names if self._answers[name] in ("", "waiting", "preparing")]
-        people = [name for name in open_ if self._answers[name] == "waiting"]
+        people, online = [name for name in open_ if self._answers[name] == "waiting"], self._online(open_)
         if people:
             self._book.waits(self._run.run_id, people, f"waits for approval by {', '.join(people)}")
         elif busy := [name for name in open_ if self._working_for(name)]:
             reason = ", ".join(f"{name} works for run {self._working_for(name)[:8]}" for name in busy)
             self._book.waits(self._run.run_id, busy, f"waits for answers: {reason}")
+        elif away := [name for name in open_ if name not in online]:
+            short = len(self.accepted()) < self._federation.min_cohort
+            limit_s = self._away_s if short else self._federation.exchange_deadline_s
+            reason = f"waits up to {limit_s:.0f} s for {', '.join(away)} to connect"
+            self._book.waits(self._run.run_id, away, f"{reason}; are their nodes started?")
         elif open_:
             self._book.waits(self._run.run_id, open_, f"waits for the answers of {', '.join(open_)}")
 
@@ -179,10 +190,15 @@ class Cohort:
             return True  # it answers when it has finished its step for the other run
         if waited_s <= MOST_BUSY_S and any(self._busy_until.get(name, 0.0) > self._clock() for name in open_):
             return True
-        if "preparing" in open_.values() and waited_s <= self._unmeasured_s:
+        preparing = [name for name, answer in open_.items() if answer == "preparing"]
+        if any(self._clock() - self._came.get(name, began) <= self._unmeasured_s for name in preparing):
             return True
-        people_needed = taking_part < self._federation.min_cohort and "waiting" in open_.values()
-        return people_needed or waited_s <= self._federation.exchange_deadline_s
+        if waited_s <= self._federation.exchange_deadline_s:
+            return True
+        if taking_part >= self._federation.min_cohort:
+            return False
+        away = len(self._online(open_)) < len(open_)
+        return "waiting" in open_.values() or (away and waited_s <= self._away_s)
 
     def _online(self, names: Iterable[str]) -> list[str]:
         presence = self._link.presence()
@@ -191,6 +207,11 @@ class Cohort:
     @property
     def _unmeasured_s(self) -> float:
         return min(UNMEASURED_S, self._federation.deadline_limit_s)
+
+    @property
+    def _away_s(self) -> float:
+        """How long who is not connected is waited for, where the run cannot begin without them."""
+        return max(self._federation.exchange_deadline_s, self._unmeasured_s, self._federation.grace_s)
 
     def step_deadline_s(self, model_bytes: int) -> float:
         """How long those who accepted may train and upload in the next slot."""
@@ -208,6 +229,11 @@ class Cohort:
 
     def rests(self, node: str, seconds: float, reason: str) -> None:
         """A node said that its policy does not let it train before so many seconds have passed."""
+        if MOST_BUSY_S < seconds < _WEEK_S:
+            until = (
+                round((self._book.clock() + seconds) / 60.0) * 60.0
+            )  # hours begin on the minute; words stay the same
+            reason = f"{reason.rstrip('.')}; rests until {utc(until)}"
         self._resting[node] = (self._clock() + min(seconds, MOST_BUSY_S), reason)
 
     def resting(self) -> dict[str, str]:
@@ -222,12 +248,12 @@ class Cohort:
         """Of each member that is known to be there, how often it has connected."""
         return {name: there.activations for name, there in self._link.presence().items() if name in self._answers}
 
-    def patience(self) -> "Patience":
-        """How long the smallest cohort is waited for from now on: as long as for who prepares."""
-        return Patience(self._unmeasured_s, self._too_small, self._clock)
+    def patience(self, limit_s: float | None = None) -> "Patience":
+        """How long the smallest cohort is waited for from now on; by default as long as for who prepares."""
+        return Patience(self._unmeasured_s if limit_s is None else limit_s, self._too_small, self._clock)
 
     def _too_small(self, present: Sequence[str] | None = None) -> str:
-        there = self.accepted() if present is None else present
+        there, online = self.accepted() if present is None else present, self._online(self.names)
         words = {
             "": "did not answer",
             "waiting": "waits for a person",
@@ -235,10 +261,18 @@ class Cohort:
             "refused": "refused",
             "accepted": "is away",
         }
-        others = [f"{name} {words[self._answers[name]]}" for name in self.names if name not in there]
+
+        def said(name: str) -> str:
+            if name in self._resting and self._answers[name] == "accepted":
+                return f"{name} rests ({self._resting[name][1]})"
+            away = not self._answers[name] and name not in online
+            return f"{name} {'is not connected' if away else words[self._answers[name]]}"
+
+        others = ", ".join(said(name) for name in self.names if name not in there)
         return (
             f"{len(there)} of {len(self.names)} organizations take part, and min_cohort is "
-            f"{self._federation.min_cohort}: {', '.join(others)}"
+            f"{self._federation.min_cohort}: {others}. Once that is mended, `confide run retry {self._run.run_id[:8]}` "
+            "asks all of them again; federation.grace_s has nodes that are away waited for longer."
         )
 
     def offer(self) -> None:
@@ -266,6 +300,7 @@ class Cohort:
         )
         for answer in self._courier.ask(question):
             if isinstance(answer, Answer):
+                self._came.setdefault(answer.node, self._clock())
                 self._offered[answer.node] = (due[answer.node], self._clock())
                 self._take(answer.node, answer.body)
             elif answer.answered:

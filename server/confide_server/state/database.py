@@ -52,6 +52,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from confide_server.state.lease import Lease, check_count, count_up, take_lease
+
 GENESIS = "0" * 64
 BUSY_TIMEOUT_S = 60
 """How long a writer of SQLite waits for the others."""
@@ -254,7 +256,10 @@ class Audit(Base):
 
 
 class Head(Base):
-    """Where an append-only table ends. The row is also the lock of whoever appends."""
+    """Where an append-only table ends. The row is also the lock of whoever appends.
+
+    That of "coordinator" says how many processes have held the lease of the database (confide_server.state.lease).
+    """
 
     __tablename__ = "heads"
     name: Mapped[str] = mapped_column(String(16), primary_key=True)
@@ -299,15 +304,22 @@ _DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 class Database:
     """The engine, migrated to the newest schema."""
 
-    def __init__(self, url: str, *, flushed: bool = True, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, url: str, *, flushed: bool = True, leased: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
         """Open, check and migrate. Raises StateError when it is damaged, unreachable, or of a newer release.
 
         flushed: on SQLite a commit has reached the disk when it returns, and survives a loss of power; else it survives
         the end of the process only, and reaches the disk soon after.
+        leased: hold the lease until it is closed, as who drives its runs. Raises Held, before anything is touched,
+        while another process has it; transactions then raise LeaseLost once another one took it.
         clock: Unix seconds, by which everything that is written says when.
         """
         self.url = url
         self.clock = clock
+        self._lease: Lease | None = None
+        self._count = 0
+        """The how-manieth holder of the lease this process is."""
         try:
             self._engine = _engine(url, flushed=flushed)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
@@ -316,8 +328,14 @@ class Database:
         weakref.finalize(self, self._engine.dispose)
         try:
             self._reader = _reader(self._engine)
+            if leased:
+                self._lease = take_lease(self._engine, self._shown())
+            _make_private(self._engine)
             self._check()
             self._migrate()
+            if self._lease is not None:
+                with self._engine.begin() as connection:
+                    self._count = count_up(connection)
             self.verify_audit()
         except Exception as error:
             self.close()  # a database that is refused keeps no connection
@@ -335,8 +353,11 @@ class Database:
         passes = isinstance(error, OperationalError) and not any(sign in str(error.orig) for sign in _DAMAGE)
         return (RetryableError if passes else StateError)(self._explain(error))
 
+    def _shown(self) -> str:
+        return make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else repr(self.url)
+
     def _explain(self, error: Exception) -> str:
-        shown = make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else repr(self.url)
+        shown = self._shown()
         cause = str(getattr(error, "orig", None) or error).splitlines()[0]
         if "database is locked" in cause:
             return (
@@ -374,6 +395,8 @@ class Database:
         try:
             with Session(self._engine, expire_on_commit=False, info={CLOCK: self.clock}) as session:
                 with session.begin():
+                    if self._lease is not None:
+                        check_count(session.connection(), self._count)
                     yield session
                 done: list[Callable[[], None]] = session.info.get(AFTER_COMMIT, [])
             for tell in done:
@@ -414,6 +437,23 @@ class Database:
             finally:
                 notes.pop(_BEGIN, None)
 
+    def look_after_lease(self) -> bool:
+        """Make sure that the lease is held; whether it had been lost, and was taken again. Without one: False.
+
+        Raises LeaseLost when another process took it meanwhile and counts now, Held when it only has it, RetryableError
+        when the database is gone.
+        """
+        if self._lease is None:
+            return False
+        self._check_count()
+        if again := self._lease.look():
+            self._check_count()
+        return again
+
+    def _check_count(self) -> None:
+        with self.looking() as connection:
+            check_count(connection, self._count, writes=False)
+
     def verify_audit(self) -> int:
         """Number of audit entries, after checking their chain. Raises StateError naming the first that breaks it."""
         head, count = GENESIS, 0
@@ -437,12 +477,17 @@ class Database:
         return count
 
     def close(self) -> None:
-        """Release the connections."""
+        """Release the connections, and the lease after them."""
         self._engine.dispose()
+        if self._lease is not None:
+            self._lease.close()
 
 
-def _make_private(path: Path) -> None:
+def _make_private(engine: Engine) -> None:
     # SQLite gives its log beside the database the database's own mode.
+    if engine.dialect.name != "sqlite" or engine.url.database in (None, "", ":memory:"):
+        return
+    path = Path(str(engine.url.database))
     try:
         private_file(path)
     except OSError as error:
@@ -465,8 +510,6 @@ def _begin_at_once(connection: Any) -> None:
 def _engine(url: str, *, flushed: bool = True) -> Engine:
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
-        if engine.url.database and engine.url.database != ":memory:":
-            _make_private(Path(engine.url.database))
 
         @event.listens_for(engine, "connect")
         def _durable(connection: Any, _: Any) -> None:
