@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 from confide.rag.access import Caller
-from confide.rag.calibration import DEFAULT_THRESHOLD, Calibration
+from confide.rag.calibration import DEFAULT_THRESHOLD, Calibration, calibration_of
 from confide.rag.citing import cited
 from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
@@ -108,7 +108,7 @@ class Answerer:
     def _seen(self, question: str, caller: Caller, name: str) -> tuple[Seen, Calibration]:
         collection, searcher = self._library.opened(caller, name)
         collection.check_embedder(self._embedder)
-        calibration = Calibration.load(collection.calibration_folder)
+        calibration = calibration_of(collection)
         [vector] = self._embedder.embed([question])
         seen = look(question, vector, caller, collection, searcher, self._sentences, calibration, self._reranker)
         return seen, calibration
