@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +202,28 @@ def test_where_order_counts_or_scores_are_many_the_fused_kernel_computes(
 def test_in_bfloat16_other_families_attend_plainly(folder: Path) -> None:
     assert General(folder, torch.float32).model.config._attn_implementation == "sdpa"
     assert General(folder, torch.bfloat16).model.config._attn_implementation == plain_attention.NAME
+
+
+def test_large_libraries_are_imported_without_collecting_garbage(tmp_path: Path) -> None:
+    code = f"""
+import gc, sys
+from pathlib import Path
+from confide.rag.embedder import Embedder
+from confide.rag.lexical import LexicalIndex
+from confide.rag.stores.lance import LanceStore
+
+collecting = {{}}
+
+class Seen:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "lancedb", "bm25s"):
+            collecting[name] = collecting.get(name, False) or gc.isenabled()
+
+sys.meta_path.insert(0, Seen())
+LanceStore(Path({str(tmp_path)!r}) / "store", 4)
+LexicalIndex.build(["a"], ["one word"])
+Embedder(Path({str(tiny_bert(tmp_path / "tiny", head=False))!r})).embed(["a"])
+print(sorted(collecting.items()), gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[('bm25s', False), ('lancedb', False), ('torch', False)] True\n", done.stderr

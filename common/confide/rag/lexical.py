@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.files import fsync_folder, private_folder, write_atomic
+from confide.memory import nothing_to_collect
 
 _WORD = re.compile(r"[^\W_]+")
 _STOP = frozenset(
@@ -151,7 +152,8 @@ class LexicalIndex:
     @classmethod
     def build(cls, names: Sequence[str], texts: Sequence[str]) -> "LexicalIndex":
         """An index over texts, in their order."""
-        import bm25s
+        with nothing_to_collect():
+            import bm25s
 
         found = [words(text) for text in texts]
         vocabulary = {word: place for place, word in enumerate(sorted({word for one in found for word in one}))}
