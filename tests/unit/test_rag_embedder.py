@@ -175,6 +175,24 @@ def test_plain_attention_is_the_fused_kernels(folder: Path, hidden: bool) -> Non
     torch.testing.assert_close(plain[mask.bool()], fused[mask.bool()], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shift", [-300.0, -80.0, 0.0, 60.0, 80.0, 300.0])
+def test_plain_attention_is_exact_wherever_scores_lie(shift: float, dtype: torch.dtype) -> None:
+    """An exponential has an end on both sides; a softmax has none."""
+    drawn = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 9, 4, generator=drawn) for _ in range(3))
+    # One number more of each, the same for all, moves every score by `shift`.
+    query = torch.cat([query, torch.full((2, 3, 9, 1), abs(shift) ** 0.5)], dim=-1)
+    key = torch.cat([key, torch.full((2, 3, 9, 1), abs(shift) ** 0.5 * (-1 if shift < 0 else 1))], dim=-1)
+    value = torch.cat([value, value[..., :1]], dim=-1)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    # Scores are rounded as they are there; the rest is exact.
+    weights = (query @ key.transpose(2, 3)).double().softmax(dim=-1)
+    expected = (weights @ value.double()).transpose(1, 2).to(dtype)
+    off = 2e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(plain_attention.mixed(query, key, value, 1.0), expected, atol=off, rtol=off)
+
+
 def test_where_order_counts_or_scores_are_many_the_fused_kernel_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
