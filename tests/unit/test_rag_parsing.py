@@ -425,7 +425,11 @@ def test_jsonl_gives_a_record_a_line() -> None:
         ("docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1rest", "encrypted"),
         ("docx", b"PK\x03\x04 broken", "not a zip"),
         ("txt", b"\xff\xfeA\xd8", "is not utf-16"),
-        ("txt", b"caf\xe9", "is not utf-8 (byte 4)"),
+        (
+            "txt",
+            b"caf\xe9",
+            "is not utf-8 (byte 4); convert it to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+        ),
         ("txt", b"a\0b", "NUL"),
         ("html", b"<meta charset=utf-7>+ADw-", "'utf-7'"),
         ("jsonl", b"[1]", "line 1 is not an object"),
@@ -444,9 +448,19 @@ def test_a_pdf_of_pictures_is_named_as_such() -> None:
         parse("pdf", pdf([]), MOST)
 
 
-def test_an_unknown_ending_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(DataError, match=r"ends in '\.xls'; known endings are \.pdf"):
-        format_of("table.xls")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("table.xyz", r"ends in '\.xyz'; known endings are \.pdf"),
+        ("README", r"has no ending; known endings are \.pdf"),
+        ("all.ZIP", r"^ends in '\.zip': it is an archive; unpack it, and add the files in it$"),
+        ("scan.jpeg", r"^ends in '\.jpeg': it is a picture; run text recognition"),
+        ("old.doc", r"^ends in '\.doc': it is of an office program; save it as docx"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        format_of(name)
 
 
 def test_more_text_than_is_read_is_refused() -> None:

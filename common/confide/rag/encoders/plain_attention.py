@@ -76,7 +76,7 @@ def mixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: fl
     # sums are numbers that bfloat16 holds, which has the range of float32.
     sums = torch.exp(scores, out=scores).sum(dim=-1, keepdim=True)
     low, high = sums.aminmax()
-    if _LEAST_SUM <= low and high <= _MOST_SUM:
+    if low >= _LEAST_SUM and high <= _MOST_SUM:
         found = torch.bmm(scores, value).div_(sums)
     else:
         torch.bmm(query, key.transpose(1, 2), out=scores)

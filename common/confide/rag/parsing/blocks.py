@@ -69,7 +69,8 @@ def decoded(data: bytes, declared: str | None = None) -> str:
         text = data.decode(_ENCODINGS[name])
     except UnicodeDecodeError as error:
         raise Unreadable(
-            f"is not {name} (byte {error.start + 1}); convert it to UTF-8, for example with `iconv -t UTF-8`"
+            f"is not {name} (byte {error.start + 1}); convert it to UTF-8, for example with "
+            "`iconv -f WINDOWS-1252 -t UTF-8`"
         ) from None
     if "\0" in text:
         raise Unreadable("holds NUL characters: it is a binary file, not text")

@@ -38,6 +38,33 @@ _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+_REMEDIES = {
+    "an archive; unpack it, and add the files in it": ("zip", "tar", "gz", "tgz", "bz2", "xz", "7z", "rar"),
+    "a picture; run text recognition over it, and save it as pdf": (
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "tif",
+        "tiff",
+        "bmp",
+        "webp",
+        "heic",
+    ),
+    "of an office program; save it as docx or pdf": (
+        "doc",
+        "odt",
+        "rtf",
+        "pages",
+        "ppt",
+        "pptx",
+        "odp",
+        "xls",
+        "xlsx",
+        "ods",
+    ),
+}
+"""What is said of files that people have beside those that are read."""
 _PIECE = 1 << 16
 
 
@@ -59,10 +86,13 @@ class Limits:
 def format_of(name: str) -> str:
     """The format by the file's ending. Raises DataError for one that is not known."""
     suffix = Path(name).suffix.lower()
-    if suffix not in _SUFFIXES:
-        known = ", ".join(_SUFFIXES)
-        raise DataError(f"ends in {line(suffix, 20)!r}; known endings are {known}. Convert it, or rename it")
-    return _SUFFIXES[suffix]
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    ending = f"ends in {line(suffix, 20)!r}" if suffix else "has no ending"
+    for remedy, endings in _REMEDIES.items():
+        if suffix[1:] in endings:
+            raise DataError(f"{ending}: it is {remedy}")
+    raise DataError(f"{ending}; known endings are {', '.join(_SUFFIXES)}. Convert it, or rename it")
 
 
 @dataclass
