@@ -154,7 +154,9 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path) -> 
     reasons = dict(report.failed)
     assert set(reasons) == {"a.exe", "empty.txt", "latin.txt", "blank.txt", "absent.txt"}
     assert "known endings" in reasons["a.exe"] and "is empty" in reasons["empty.txt"]
-    assert "utf-8" in reasons["latin.txt"] and "no text" in reasons["blank.txt"] and "not there" in reasons["absent.txt"]
+    assert (
+        "utf-8" in reasons["latin.txt"] and "no text" in reasons["blank.txt"] and "not there" in reasons["absent.txt"]
+    )
 
 
 def test_a_new_version_is_found_and_the_old_one_is_kept_until_erased(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -496,6 +498,38 @@ def test_a_child_that_takes_too_long_or_dies_is_replaced() -> None:
         with pytest.raises(Unreadable, match=r"takes more computing|crash"):
             parser.parse("txt", b"a")
         assert parser.parse("txt", b"again").blocks == [Block("again")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"bytes": true, "left_out": {}}\n[]',
+        b'{"bytes": -1, "left_out": {}}\n',
+        b'{"bytes": 2}\n[]',
+        b'{"bytes": 2, "left_out": {"paragraph left out": 1}}\n[]',
+        b'{"bytes": 2, "left_out": {"comment left out": "many"}}\n[]',
+        b'{"bytes": 2, "left_out": {"comment left out": ' + b"9" * 5000 + b"}}\n[]",
+        b'{"bytes": 1, "left_out": {}}\n5',
+        b'{"bytes": 2, "left_out": {}}\n{}',
+        b'{"bytes": 3, "left_out": {}}\n[5]',
+        b'{"bytes": 9000, "left_out": {}}\n' + b"[" * 9000,
+    ],
+    ids=lambda answer: answer[:60].decode(),
+)
+def test_a_child_that_speaks_nonsense_costs_an_error(answer: bytes) -> None:
+    """The file may have taken it over."""
+    code = f"import os\nos.write(1, {answer!r})\nwhile os.read(0, 999): pass"
+    with ParserProcess() as parser:
+        parser.close()
+        parser._child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        with pytest.raises(Unreadable, match="out of turn"):
+            parser.parse("txt", b"a")
+        assert parser._child is None
 
 
 def test_a_child_has_no_more_memory_than_it_is_given() -> None:
