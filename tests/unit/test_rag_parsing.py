@@ -552,6 +552,24 @@ def test_no_parser_falls_over_bytes(format: str, data: bytes) -> None:
     assert all(isinstance(block, Block) for block in found)
 
 
+@settings(max_examples=60)
+@given(st.text(alphabet='<>/w:pr"=1&; ', max_size=12), st.integers(0, 400), st.sampled_from(["body", *"nhs"]))
+def test_no_parser_falls_over_damaged_markup_of_a_docx(patch: str, place: int, where: str) -> None:
+    body = f"<w:p>{run('a')}{refers('footnote', 1)}</w:p>{section(('header', 'default', 'header'))}"
+    markup = {
+        "body": body,
+        "n": note("footnote", 1, run("b"), refers("endnote", 1)),
+        "h": f"<w:p>{run('c')}</w:p><w:tbl><w:tr><w:tc><w:p>{run('d')}</w:p></w:tc></w:tr></w:tbl>",
+        "s": "<w:evenAndOddHeaders/>",
+    }
+    markup[where] = markup[where][: place % len(markup[where])] + patch + markup[where][place % len(markup[where]) :]
+    parts = {"footnotes": part("footnotes", markup["n"]), "header": part("header", markup["h"])}
+    try:
+        parse("docx", docx_of(markup["body"], parts, markup["s"]), MOST)
+    except Unreadable:
+        return
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=8))
 def test_no_parser_falls_over_a_damaged_document(place: int, patch: bytes) -> None:
