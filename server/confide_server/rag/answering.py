@@ -22,7 +22,7 @@ from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
 from confide.rag.gate import Array, features
 from confide.rag.library import Library, checked_question
-from confide.rag.quoting import Quote, pick
+from confide.rag.quoting import Quote, alone, pick
 from confide.rag.reranker import Reranker
 from confide.rag.retrieval import Ranking, Searcher
 from confide.rag.sentences_near import Near, SentenceVectors, near, sentences_of
@@ -139,7 +139,7 @@ class Answerer:
         texts = {one.found.passage.name: one.found.passage.text for one in nearest}
         written = self._writer.write(seen.ranking.question, [texts[name] for name in passages], answer_grammar(choices))
         place = chosen(written, choices)
-        return [] if place is None else [Quote(nearest[place].found, nearest[place].start, nearest[place].stop)]
+        return [] if place is None else [alone(nearest[place])]
 
 
 def look(

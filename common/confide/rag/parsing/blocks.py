@@ -21,6 +21,7 @@ class Block:
     page: counted from 1; None where the format has no pages.
     record: the record that it belongs to, of a format that holds records; text of two records is never one passage.
     lines: whether line breaks in it are the document's own (code), or come from how it was set.
+    note: whether it is a note to the block before it (after the notes that stand between).
     """
 
     text: str
@@ -28,6 +29,7 @@ class Block:
     page: int | None = None
     record: str | None = None
     lines: bool = False
+    note: bool = False
 
 
 class Left(StrEnum):

@@ -260,6 +260,7 @@ def _left_out(found: object) -> dict[Left, int]:
 
 def _block(row: object) -> Block:
     match row:
-        case [str(text), int(level), None | int() as page, None | str() as record, bool(lines)] if 0 <= level <= 6:
-            return Block(text, level, page, record, lines)
+        case [str(text), int(level), None | int() as page, None | str() as record, bool(lines), bool(note)]:
+            if 0 <= level <= 6:
+                return Block(text, level, page, record, lines, note)
     raise _out_of_turn()
