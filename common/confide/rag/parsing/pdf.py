@@ -46,7 +46,7 @@ def parse_pdf(data: bytes) -> Iterator[Block]:
             found = True
             yield block
     if not found:
-        raise Unreadable(f"has no text (pages: {pages}): it is made of pictures. Run text recognition over it first")
+        raise Unreadable(f"has {pages} pages and no text: it is made of pictures. Run text recognition over it first")
 
 
 def _page(document: Any, number: int) -> str:
