@@ -15,6 +15,7 @@ import typer
 from confide import __version__
 from confide.errors import ConfideError, StateError
 from confide.lazy_commands import LazyGroup, command_of
+from confide.memory import nothing_left_to_collect
 from confide.text import line, paragraph
 
 GROUP = "confide.commands"
@@ -105,3 +106,5 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.secho("interrupted", err=True)
         sys.exit(130)
+    finally:
+        nothing_left_to_collect()

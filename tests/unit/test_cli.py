@@ -179,6 +179,17 @@ def test_no_color_and_warnings_of_libraries() -> None:
 RUNS = "import sys; from confide import cli; import typer; one = typer.Typer(); one.command()(act); cli.app = one; "
 
 
+@pytest.mark.parametrize("ends", ["pass", "raise SystemExit(3)", "raise KeyboardInterrupt"])
+def test_a_command_that_ended_leaves_nothing_to_search_for_garbage(ends: str) -> None:
+    """Going through torch and LanceDB once more took up to a second of every command that had used them."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000))"
+    )
+    code = f"{code}\ndef act() -> None: {ends}\n{RUNS}sys.argv = ['confide']; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True True\n", done.stderr
+
+
 def test_a_path_that_the_system_does_not_take_is_an_error_of_one_line(tmp_path: Path) -> None:
     code = (
         f"from pathlib import Path\ndef act() -> None: Path('x' * 300).stat()\n{RUNS}sys.argv = ['confide']; cli.main()"

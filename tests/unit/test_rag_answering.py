@@ -11,6 +11,7 @@ from confide.errors import DataError, StateError
 from confide.rag import gate, verifying
 from confide.rag.access import AccessRefused, Caller, CollectionName
 from confide.rag.calibration import Calibration, GateWeights, parsed
+from confide.rag.lexical import FORMAT
 from confide.rag.library import Library
 from confide.rag.stores.base import StoreDown
 from confide.rag.stores.lance import LanceStore
@@ -330,6 +331,7 @@ def test_calibration_and_evaluation_from_end_to_end(tmp_path: Path) -> None:
     assert done.calibration.auroc is not None and done.calibration.auroc > 0.8
     done.calibration.save(collection.calibration_folder)
     assert Calibration.load(collection.calibration_folder) == done.calibration
+    assert done.calibration.lexical_format == FORMAT
     plot(done, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 5000
     found = evaluate(collection, searcher, embedder(), asked_of[28:], operator, world.library.root)

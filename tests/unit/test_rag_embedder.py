@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,24 @@ def test_plain_attention_is_the_fused_kernels(folder: Path, hidden: bool) -> Non
     torch.testing.assert_close(plain[mask.bool()], fused[mask.bool()], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shift", [-300.0, -80.0, 0.0, 60.0, 80.0, 300.0])
+def test_plain_attention_is_exact_wherever_scores_lie(shift: float, dtype: torch.dtype) -> None:
+    """An exponential has an end on both sides; a softmax has none."""
+    drawn = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 9, 4, generator=drawn) for _ in range(3))
+    # One number more of each, the same for all, moves every score by `shift`.
+    query = torch.cat([query, torch.full((2, 3, 9, 1), abs(shift) ** 0.5)], dim=-1)
+    key = torch.cat([key, torch.full((2, 3, 9, 1), abs(shift) ** 0.5 * (-1 if shift < 0 else 1))], dim=-1)
+    value = torch.cat([value, value[..., :1]], dim=-1)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    # Scores are rounded as they are there; the rest is exact.
+    weights = (query @ key.transpose(2, 3)).double().softmax(dim=-1)
+    expected = (weights @ value.double()).transpose(1, 2).to(dtype)
+    off = 2e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(plain_attention.mixed(query, key, value, 1.0), expected, atol=off, rtol=off)
+
+
 def test_where_order_counts_or_scores_are_many_the_fused_kernel_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,3 +220,28 @@ def test_where_order_counts_or_scores_are_many_the_fused_kernel_computes(
 def test_in_bfloat16_other_families_attend_plainly(folder: Path) -> None:
     assert General(folder, torch.float32).model.config._attn_implementation == "sdpa"
     assert General(folder, torch.bfloat16).model.config._attn_implementation == plain_attention.NAME
+
+
+def test_large_libraries_are_imported_without_collecting_garbage(tmp_path: Path) -> None:
+    code = f"""
+import gc, sys
+from pathlib import Path
+from confide.rag.embedder import Embedder
+from confide.rag.lexical import LexicalIndex
+from confide.rag.stores.lance import LanceStore
+
+collecting = {{}}
+
+class Seen:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "lancedb", "bm25s"):
+            collecting[name] = collecting.get(name, False) or gc.isenabled()
+
+sys.meta_path.insert(0, Seen())
+LanceStore(Path({str(tmp_path)!r}) / "store", 4)
+LexicalIndex.build(["a"], ["one word"])
+Embedder(Path({str(tiny_bert(tmp_path / "tiny", head=False))!r})).embed(["a"])
+print(sorted(collecting.items()), gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[('bm25s', False), ('lancedb', False), ('torch', False)] True\n", done.stderr

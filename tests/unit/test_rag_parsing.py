@@ -5,6 +5,8 @@ import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -408,7 +410,11 @@ def test_jsonl_gives_a_record_a_line() -> None:
         ("docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1rest", "encrypted"),
         ("docx", b"PK\x03\x04 broken", "not a zip"),
         ("txt", b"\xff\xfeA\xd8", "is not utf-16"),
-        ("txt", b"caf\xe9", "is not utf-8 (byte 4)"),
+        (
+            "txt",
+            b"caf\xe9",
+            "is not utf-8 (byte 4); convert it to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+        ),
         ("txt", b"a\0b", "NUL"),
         ("html", b"<meta charset=utf-7>+ADw-", "'utf-7'"),
         ("jsonl", b"[1]", "line 1 is not an object"),
@@ -427,9 +433,19 @@ def test_a_pdf_of_pictures_is_named_as_such() -> None:
         parse("pdf", pdf([]), MOST)
 
 
-def test_an_unknown_ending_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(DataError, match=r"ends in '\.xls'; known endings are \.pdf"):
-        format_of("table.xls")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("table.xyz", r"ends in '\.xyz'; known endings are \.pdf"),
+        ("README", r"has no ending; known endings are \.pdf"),
+        ("all.ZIP", r"^ends in '\.zip': it is an archive; unpack it, and add the files in it$"),
+        ("scan.jpeg", r"^ends in '\.jpeg': it is a picture; run text recognition"),
+        ("old.doc", r"^ends in '\.doc': it is of an office program; save it as docx"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        format_of(name)
 
 
 def test_more_text_than_is_read_is_refused() -> None:
@@ -467,6 +483,38 @@ def test_a_child_that_takes_too_long_or_dies_is_replaced() -> None:
         assert parser.parse("txt", b"again").blocks == [Block("again")]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"bytes": true, "left_out": {}}\n[]',
+        b'{"bytes": -1, "left_out": {}}\n',
+        b'{"bytes": 2}\n[]',
+        b'{"bytes": 2, "left_out": {"paragraph left out": 1}}\n[]',
+        b'{"bytes": 2, "left_out": {"comment left out": "many"}}\n[]',
+        b'{"bytes": 2, "left_out": {"comment left out": ' + b"9" * 5000 + b"}}\n[]",
+        b'{"bytes": 1, "left_out": {}}\n5',
+        b'{"bytes": 2, "left_out": {}}\n{}',
+        b'{"bytes": 3, "left_out": {}}\n[5]',
+        b'{"bytes": 9000, "left_out": {}}\n' + b"[" * 9000,
+    ],
+    ids=lambda answer: answer[:60].decode(),
+)
+def test_a_child_that_speaks_nonsense_costs_an_error(answer: bytes) -> None:
+    """The file may have taken it over."""
+    code = f"import os\nos.write(1, {answer!r})\nwhile os.read(0, 999): pass"
+    with ParserProcess() as parser:
+        parser.close()
+        parser._child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        with pytest.raises(Unreadable, match="out of turn"):
+            parser.parse("txt", b"a")
+        assert parser._child is None
+
+
 def test_a_child_has_no_more_memory_than_it_is_given() -> None:
     import resource
 
@@ -485,6 +533,24 @@ def test_no_parser_falls_over_bytes(format: str, data: bytes) -> None:
     except Unreadable:
         return
     assert all(isinstance(block, Block) for block in found)
+
+
+@settings(max_examples=60)
+@given(st.text(alphabet='<>/w:pr"=1&; ', max_size=12), st.integers(0, 400), st.sampled_from(["body", *"nhs"]))
+def test_no_parser_falls_over_damaged_markup_of_a_docx(patch: str, place: int, where: str) -> None:
+    body = f"<w:p>{run('a')}{refers('footnote', 1)}</w:p>{section(('header', 'default', 'header'))}"
+    markup = {
+        "body": body,
+        "n": note("footnote", 1, run("b"), refers("endnote", 1)),
+        "h": f"<w:p>{run('c')}</w:p><w:tbl><w:tr><w:tc><w:p>{run('d')}</w:p></w:tc></w:tr></w:tbl>",
+        "s": "<w:evenAndOddHeaders/>",
+    }
+    markup[where] = markup[where][: place % len(markup[where])] + patch + markup[where][place % len(markup[where]) :]
+    parts = {"footnotes": part("footnotes", markup["n"]), "header": part("header", markup["h"])}
+    try:
+        parse("docx", docx_of(markup["body"], parts, markup["s"]), MOST)
+    except Unreadable:
+        return
 
 
 @settings(max_examples=25)

@@ -66,8 +66,7 @@ def add(
     report = library.add(caller, collection, files, model, settings, _say, again=again)
     for name, reason in report.failed:
         typer.secho(line(f"{name}: {reason}", 1000), fg=typer.colors.RED, err=True)
-    passages = sum(one.passages for one in report.added)
-    _say(f"{len(report.added)} added with {passages} passages, {len(report.there)} there, {len(report.failed)} failed")
+    _say(report.summary())
     if report.failed:
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from confide.inquiries.documents import MOST_QUOTES, Quotation, Redaction
 from confide.inquiries.refusals import InquiryRefused, Refusal
 from confide.rag.access import Caller
-from confide.rag.calibration import Calibration
+from confide.rag.calibration import calibration_of
 from confide.rag.citing import cited
 from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
@@ -48,7 +48,7 @@ class Finder:
         for name in rules.collections:
             collection, searcher = self._library.opened(self._caller, name)
             collection.check_embedder(self._embedder)
-            weight = Calibration.load(collection.calibration_folder).lexical_weight
+            weight = calibration_of(collection).lexical_weight
             ranking = searcher.search(question, vector, self._caller, limit=MOST_QUOTES, weight=weight)
             ranked += [(one, collection) for one in ranking.found if one.dense >= rules.least_cosine]
         ranked.sort(key=lambda pair: -pair[0].score)

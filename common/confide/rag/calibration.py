@@ -14,7 +14,9 @@ from confide import canonical
 from confide.documents import StoredDocument
 from confide.errors import StateError
 from confide.files import private_folder, write_atomic
+from confide.rag.collection import Collection
 from confide.rag.gate import FEATURES, Head
+from confide.rag.lexical import FORMAT
 from confide.rag.reranker import Reranker, reranked
 from confide.rag.retrieval import DEFAULT_WEIGHT, Ranking
 from confide.text import line
@@ -22,6 +24,8 @@ from confide.text import line
 _FILE = "calibration.json"
 DEFAULT_THRESHOLD = 0.5
 MOST_BYTES = 1 << 20
+_MOST_IN_PIECES = 0.05
+"""Of a collection's passages: fewer change no figure that could be seen."""
 
 
 class GateWeights(StoredDocument):
@@ -64,7 +68,7 @@ class RerankerPin(StoredDocument):
 class Calibration(StoredDocument):
     """lexical_weight: see retrieval.py. reranker: None where the fused order stays. questions: how many it rests on.
 
-    The rest is measured by cross-validation.
+    lexical_format: what words were when it was measured (lexical.FORMAT). The rest is measured by cross-validation.
 
     auroc: of right answers against wrong ones and against questions whose gold passage was taken away.
     auroc_removed: of all questions that the documents answer, found or not, against those. most_risk: what was asked.
@@ -81,6 +85,7 @@ class Calibration(StoredDocument):
     risk: float | None = None
     coverage: float | None = None
     reranker: RerankerPin | None = None
+    lexical_format: Annotated[int, Field(ge=1, le=FORMAT)] = 1
 
     def ordered(self, ranking: Ranking, reranker: Reranker | None) -> Ranking:
         """The ranking in the order that was calibrated. Raises StateError without the cross-encoder that it names."""
@@ -114,6 +119,20 @@ class Calibration(StoredDocument):
         data = canonical.encode(self.model_dump(mode="json"))
         write_atomic(folder / _FILE, data)
         return hashlib.sha256(data).hexdigest()
+
+
+def calibration_of(collection: Collection) -> Calibration:
+    """What is kept for a collection. Raises StateError where it is damaged, or of words that are now others."""
+    kept = Calibration.load(collection.calibration_folder)
+    if kept.questions and kept.lexical_format < FORMAT:
+        share = collection.lexical(collection.catalogue()).in_pieces
+        if share > _MOST_IN_PIECES:
+            raise StateError(
+                f"collection {collection.name} was calibrated by a release that found no words in Chinese, Japanese, "
+                f"Korean, Thai and their like, which are in {share:.0%} of its passages: its figures are of another "
+                "search. Run `confide rag calibrate` again"
+            )
+    return kept
 
 
 def parsed(data: bytes, what: str) -> Calibration:

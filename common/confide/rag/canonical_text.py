@@ -37,6 +37,7 @@ class Mark:
     """One block's place: characters [start, stop) of the text.
 
     level: 0 for text, else a heading's. headings: the path to it, outermost first, without itself.
+    note: as of a block.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Mark:
     page: int | None
     record: str | None
     headings: tuple[str, ...]
+    note: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def canonical_text(blocks: Iterable[Block], change: Callable[[str], str] = str) 
             path = [(level, title) for level, title in path if level < block.level]
         start = place + 2 if parts else 0
         place = start + len(text)
-        marks.append(Mark(start, place, block.level, block.page, record, tuple(title for _, title in path)))
+        headings = tuple(title for _, title in path)
+        marks.append(Mark(start, place, block.level, block.page, record, headings, block.note))
         parts.append(text)
         if block.level:
             path.append((block.level, " ".join(text.split())[:_HEADING_CHARS]))

@@ -1,7 +1,8 @@
 """Passages: what is embedded, searched and quoted from. Each is a range of one canonical text.
 
 A passage follows the document's headings: it does not reach over one unless what stands before is too short to be found
-by itself, and never over two records. Its length counts tokens of the embedder that will embed it.
+by itself, and never over two records. A paragraph and the notes to it stay together where they fit. Its length counts
+tokens of the embedder that will embed it.
 
 >>> from confide.rag.canonical_text import canonical_text
 >>> from confide.rag.parsing.blocks import Block
@@ -43,6 +44,7 @@ class _Piece:
     tokens: int
     opens: bool
     record: str | None
+    note: bool = False
 
 
 def passages(
@@ -62,17 +64,29 @@ def passages(
             spans.append(Span(current[0].start, current[-1].stop))
         current.clear()
 
-    for piece in _pieces(document, count_tokens, most_tokens):
+    pieces = _pieces(document, count_tokens, most_tokens)
+    for piece, with_notes in zip(pieces, _with_notes(pieces, most_tokens), strict=True):
         tokens = sum(one.tokens for one in current)
         other_record = bool(current) and piece.record != current[-1].record
         begun = not _only_headings(current)
         new_section = piece.opens and tokens >= fewest_tokens
         # A heading stays with the text below it, also where the two are a little too long.
-        if other_record or (begun and (new_section or tokens + piece.tokens > most_tokens)):
+        if other_record or (begun and (new_section or tokens + with_notes > most_tokens)):
             flush()
         current.append(piece)
     flush()
     return spans
+
+
+def _with_notes(pieces: Sequence[_Piece], most_tokens: int) -> list[int]:
+    """Tokens of each piece with the notes that follow it; of itself where those would not fit."""
+    needed: list[int] = []
+    notes = 0
+    for piece in reversed(pieces):
+        whole = piece.tokens if piece.note else piece.tokens + notes
+        needed.append(whole if whole <= most_tokens else piece.tokens)
+        notes = notes + piece.tokens if piece.note else 0
+    return needed[::-1]
 
 
 def _only_headings(pieces: Sequence[_Piece]) -> bool:
@@ -88,7 +102,7 @@ def _pieces(document: CanonicalText, count_tokens: CountTokens, most_tokens: int
         tokens = counted.get(mark, most_tokens + 1)
         if tokens <= most_tokens:
             opens = mark.level > 0 and tokens <= _HEADING_TOKENS
-            pieces.append(_Piece(mark.start, mark.stop, tokens, opens, mark.record))
+            pieces.append(_Piece(mark.start, mark.stop, tokens, opens, mark.record, mark.note))
         else:
             pieces += _cut(document.text, mark, count_tokens, most_tokens)
     return pieces
@@ -106,13 +120,13 @@ def _cut(text: str, mark: Mark, count_tokens: CountTokens, most_tokens: int) -> 
     pieces = []
     for (start, stop), tokens in zip(spans, _counted(text, spans, count_tokens), strict=True):
         if tokens <= most_tokens:
-            pieces.append(_Piece(start, stop, tokens, False, mark.record))
+            pieces.append(_Piece(start, stop, tokens, False, mark.record, mark.note))
             continue
         # Even text without spaces (a key, a picture in base64) is cut: it has some characters a token.
         step = max(1, (stop - start) * most_tokens // (2 * tokens))
         share = max(1, tokens * step // (stop - start))
         pieces += [
-            _Piece(at, min(at + step, stop), share, False, mark.record)
+            _Piece(at, min(at + step, stop), share, False, mark.record, mark.note)
             for at in range(start, stop, step)
             if text[at : min(at + step, stop)].strip()
         ]

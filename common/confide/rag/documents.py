@@ -1,7 +1,8 @@
 """The canonical text of each version, and where its blocks and passages are, as files named by the document.
 
     documents/ID.txt     the text in UTF-8, byte for byte what every offset counts in characters of
-    documents/ID.json    blocks [start, stop, level, page, record, headings] and passages [start, stop]
+    documents/ID.json    blocks [start, stop, level, page, record, headings], and true after them for a note; passages
+                         [start, stop]
 
 Both are hashed in the catalogue, and checked whenever they are read: a text that was changed on disk is not quoted.
 """
@@ -12,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Encoded:
 
 def encoded(document: CanonicalText, spans: Sequence[Span]) -> Encoded:
     """A document as its two files."""
-    marks = [[m.start, m.stop, m.level, m.page, m.record, list(m.headings)] for m in document.marks]
+    marks = [[m.start, m.stop, m.level, m.page, m.record, list(m.headings), *[True] * m.note] for m in document.marks]
     structure = {"marks": marks, "passages": [[span.start, span.stop] for span in spans]}
     return Encoded(document.text.encode(), canonical.encode(structure))
 
@@ -84,6 +85,8 @@ def parsed_structure(data: bytes, characters: int, what: str) -> tuple[tuple[Mar
 
 def _mark(row: Any, characters: int) -> Mark:
     match row:
+        case [_, _, _, _, _, _, True]:
+            return replace(_mark(row[:6], characters), note=True)
         case [start, stop, int(level), None | int() as page, None | str() as record, [*headings]] if 0 <= level <= 6:
             if all(isinstance(one, str) for one in headings):
                 return Mark(*_range([start, stop], characters), level, page, record, tuple(headings))

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
+from confide.memory import nothing_to_collect
 from confide.models.store import folder_digest, model_files
 from confide.models.weights import check_whole
 from confide.rag.encoders import Encoder
@@ -77,17 +78,18 @@ class Embedder:
         return self._loaded
 
     def _read(self) -> Encoder:
-        from confide.models.arithmetic import precision
+        with nothing_to_collect():
+            from confide.models.arithmetic import precision
+            from confide.rag.encoders import bert
 
         check_whole(model_files(self.folder))
         dtype = precision.DTYPES[precision.choice("cpu").arithmetic]
         if self._shape is not None:
-            from confide.rag.encoders import bert
-
             found = bert.read(self.folder, self._shape, dtype)
             if found is not None:
                 return found
-        from confide.rag.encoders.general import General
+        with nothing_to_collect():
+            from confide.rag.encoders.general import General
 
         return General(self.folder, dtype)
 
@@ -106,9 +108,9 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D), each of length 1. A text that is longer than `most_tokens` is cut at its end."""
-        import torch
-
         encoder = self.load_soon().result()
+        import torch  # by now it is there
+
         rows = [one.ids[: self.most_tokens] for one in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
 

@@ -40,6 +40,11 @@ class Report:
     there: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
+    def summary(self) -> str:
+        """One line of how many files became what."""
+        passages = _counted(sum(one.passages for one in self.added), "passage")
+        return f"{len(self.added)} added with {passages}, {len(self.there)} there already, {len(self.failed)} not added"
+
 
 @dataclass(frozen=True)
 class _Ready:
@@ -66,7 +71,7 @@ def add_files(
     with ParserProcess(limits or Limits()) as parser, collection.writing(say):
         _embed_lost(collection, embedder, say)
         group: list[_Ready] = []
-        for ready in _prepared(collection, files, embedder, parser, report, again):
+        for ready in _prepared(collection, files, embedder, parser, report, say, again):
             group.append(ready)
             enough = sum(one.document.passages for one in group) >= _GROUP_PASSAGES
             if enough or len(group) >= _GROUP_DOCUMENTS:
@@ -75,6 +80,8 @@ def add_files(
         _store(collection, group, embedder, report, say)
         _forget_replaced(collection)
         collection.save_lexical(say)
+    if any(one.quarantined for one in report.added):
+        say("what is in quarantine reads like an instruction to a machine and is not shown; `list --quarantine` has it")
     return report
 
 
@@ -84,6 +91,7 @@ def _prepared(
     embedder: Embedder,
     parser: ParserProcess,
     report: Report,
+    say: Say,
     again: bool,
 ) -> Iterator[_Ready]:
     seen: set[str] = set()
@@ -96,6 +104,7 @@ def _prepared(
             _check_name(path, sha256, taken)
             if _there(collection, path.name, sha256, seen, again):
                 report.there.append(name)
+                say(f"{name}: is there already{_elsewhere(collection, path.name, sha256, taken)}")
                 taken[path.name] = path, sha256
                 continue
             ready = _parsed(collection, path, data, sha256, embedder, parser)
@@ -107,6 +116,13 @@ def _prepared(
         yield ready
 
 
+def _elsewhere(collection: Collection, source: str, sha256: str, taken: Mapping[str, tuple[Path, str]]) -> str:
+    """Where the same bytes stand, unless under this name."""
+    there = [one.source for one in collection.catalogue().documents(State.LIVE) if one.sha256 == sha256]
+    there += [name for name, (_, other) in taken.items() if other == sha256]
+    return "" if source in there else f", as {line(there[0])}"
+
+
 def _read(path: Path, limits: Limits) -> bytes:
     if len(path.name) > _SOURCE_CHARS:
         raise DataError(f"has a name of {len(path.name)} characters; at most {_SOURCE_CHARS} are taken")
@@ -116,7 +132,7 @@ def _read(path: Path, limits: Limits) -> bytes:
         if path.is_dir():
             raise DataError("is a folder; name the files in it")
         if not path.is_file():
-            raise DataError("is no file")
+            raise DataError("is no file" if path.exists() else "is not there; check its name")
         with path.open("rb") as file:
             data = file.read(limits.file_bytes + 1)
     except OSError as error:
@@ -235,7 +251,7 @@ def _store(collection: Collection, group: Sequence[_Ready], embedder: Embedder, 
     report.replaced += len(replaced)
     for document, one in zip(live, group, strict=True):
         remarks = _remarks(document, old.get(document.source), one.left_out)
-        say(f"{line(document.source)}: {document.passages} passages{remarks}")
+        say(f"{line(document.source)}: {_counted(document.passages, 'passage')}{remarks}")
 
 
 def _rows(documents: Sequence[tuple[Document, Content]], embedder: Embedder) -> list[Row]:
@@ -271,8 +287,12 @@ def _remarks(document: Document, old: Document | None, left_out: Mapping[Left, i
     said += [f"{count} x {kind} masked" for kind, count in document.personal_data.items()]
     said += [f"{count} x {what}" for what, count in left_out.items()]
     if document.quarantined:
-        said.append(f"{len(document.quarantined)} passages in quarantine")
+        said.append(f"{_counted(len(document.quarantined), 'passage')} in quarantine")
     return f" ({', '.join(said)})" if said else ""
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def _forget_replaced(collection: Collection) -> None:

@@ -3,11 +3,16 @@
 The index is made from the stored texts and can be made again at any time: it carries the catalogue's generation, and
 one of another generation is not used. Its vocabulary holds words of the documents, so an erasure makes it anew.
 
+Scripts that write no spaces between words, and Korean, whose particles are written at the word, are compared by
+overlapping pieces instead: two characters (and single Chinese ones, many of which are words), three where letters and
+their marks are apart. That needs no dictionary, and no guess at the language; docs/benchmarks.md says what it finds.
+
 >>> index = LexicalIndex.build(["a", "b"], ["The scaffold needs a permit.", "Permits cost forty crowns."])
 >>> index.names[int(index.scores("who permits a scaffold?").argmax())]
 'a'
 """
 
+import functools
 import json
 import re
 import shutil
@@ -21,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.files import fsync_folder, private_folder, write_atomic
+from confide.memory import nothing_to_collect
 
 _WORD = re.compile(r"[^\W_]+")
 _STOP = frozenset(
@@ -86,13 +92,31 @@ _STOP = frozenset(
         "your",
     ]
 )
-_FORMAT = 1
+FORMAT = 2
+"""Of what words are. 1: runs of letters in every script, so that a Chinese sentence was one word."""
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_PAIRS = f"{_HAN}\u3041-\u3096\u3099-\u309f\u30a1-\u30fa\u30fc-\u30ff\uac00-\ud7a3"
+"""Han, kana and Hangul: most words have two characters."""
+_TRIPLES = "\u0e01-\u0e3a\u0e40-\u0e4e\u0e50-\u0e59\u0e81-\u0edf\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u17d7-\u17e9"
+"""Thai, Lao, Burmese and Khmer, with vowels, tones and other marks: a syllable has two to four characters."""
+_RUNS = re.compile(f"([{_PAIRS}]+|[{_TRIPLES}]+)")
+_IN_TRIPLES = re.compile(f"[{_TRIPLES}]")
+_IS_HAN = re.compile(f"[{_HAN}]")
 
 
 def words(text: str) -> list[str]:
-    """What is compared: words without case and plural, common ones left out."""
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    return [_stem(word) for word in found if word not in _STOP]
+    """What is compared: words without case and plural, common ones left out; pieces of words as said above."""
+    found: list[str] = []
+    for place, part in enumerate(_RUNS.split(unicodedata.normalize("NFKC", text).casefold())):
+        found += _pieces(part) if place % 2 else [_stem(word) for word in _WORD.findall(part) if word not in _STOP]
+    return found
+
+
+def _pieces(run: str) -> list[str]:
+    """Of characters of one of the scripts."""
+    length = 3 if _IN_TRIPLES.match(run) else 2
+    pieces = [run[at : at + length] for at in range(max(1, len(run) - length + 1))]
+    return pieces + (_IS_HAN.findall(run) if len(run) > 1 else [])
 
 
 def _stem(word: str) -> str:
@@ -128,7 +152,8 @@ class LexicalIndex:
     @classmethod
     def build(cls, names: Sequence[str], texts: Sequence[str]) -> "LexicalIndex":
         """An index over texts, in their order."""
-        import bm25s
+        with nothing_to_collect():
+            import bm25s
 
         found = [words(text) for text in texts]
         vocabulary = {word: place for place, word in enumerate(sorted({word for one in found for word in one}))}
@@ -136,7 +161,9 @@ class LexicalIndex:
             nothing = np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64)
             return cls(list(names), {}, *nothing)
         engine = bm25s.BM25(method="lucene")
-        engine.index(([[vocabulary[word] for word in one] for one in found], vocabulary), show_progress=False)
+        # It adds a word of its own to the vocabulary that it is given.
+        given = [[vocabulary[word] for word in one] for one in found], dict(vocabulary)
+        engine.index(given, show_progress=False)
         scores = engine.scores
         starts = np.asarray(scores["indptr"], np.int64)[: len(vocabulary) + 1]
         return cls(
@@ -171,6 +198,13 @@ class LexicalIndex:
         total = sum(weights.values())
         return sum(weights[word] for word in asked & there) / total if total > 0 else 0.0
 
+    @functools.cached_property
+    def in_pieces(self) -> float:
+        """Share of passages that hold pieces of words: those that format 1 saw otherwise."""
+        columns = [place for word, place in self._vocabulary.items() if _RUNS.match(word)]
+        rows = [self._rows[self._starts[place] : self._starts[place + 1]] for place in columns]
+        return len(np.unique(np.concatenate(rows))) / len(self.names) if rows else 0.0
+
     def _weight(self, word: str) -> float:
         place = self._vocabulary.get(word)
         return self._unknown if place is None else float(self._rarity[place])
@@ -184,14 +218,14 @@ class LexicalIndex:
         words_of_it = sorted(self._vocabulary, key=self._vocabulary.__getitem__)
         (folder / "words.json").write_bytes(json.dumps([self.names, words_of_it], ensure_ascii=False).encode())
         fsync_folder(folder)
-        write_atomic(folder / "stamp.json", json.dumps({"format": _FORMAT, "generation": generation}).encode())
+        write_atomic(folder / "stamp.json", json.dumps({"format": FORMAT, "generation": generation}).encode())
 
     @classmethod
     def load(cls, folder: Path, generation: int) -> "LexicalIndex | None":
         """The index of this generation; None where there is none that is whole, and it is made anew."""
         try:
             stamp = json.loads((folder / "stamp.json").read_bytes())
-            if stamp != {"format": _FORMAT, "generation": generation}:
+            if stamp != {"format": FORMAT, "generation": generation}:
                 return None
             names, vocabulary = json.loads((folder / "words.json").read_bytes())
             with (folder / "scores.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -15,7 +15,7 @@ from confide.errors import StateError
 from confide.files import private_folder
 from confide.identity.keys import SigningKey
 from confide.rag.access import Caller, CollectionName, allow, refusal
-from confide.rag.calibration import Calibration
+from confide.rag.calibration import Calibration, calibration_of
 from confide.rag.catalogue import Document, State
 from confide.rag.collection import Collection, EmbedderPin, Say, Settings
 from confide.rag.embedder import Embedder
@@ -122,7 +122,7 @@ class Library:
         target, searcher = self.opened(caller, collection)
         target.check_embedder(embedder)
         question = checked_question(question)
-        weight = Calibration.load(target.calibration_folder).lexical_weight
+        weight = calibration_of(target).lexical_weight
         [vector] = embedder.embed([question])
         most = max(1, min(limit, MOST_FOUND))
         return searcher.search(question, vector, caller, limit=most, weight=weight, since=since)

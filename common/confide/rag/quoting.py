@@ -1,7 +1,8 @@
 """What is quoted: at small models the embedder picks the sentence, and no word is written.
 
 The passage that the search ranks first is asked for the sentence nearest to the question; neighbours that are nearly as
-near are quoted with it, since an answer often takes two sentences. Measured with a model of 135M parameters
+near are quoted with it, since an answer often takes two sentences, and so are the notes to it: a dose without its "not
+in pregnancy" is another one. Measured with a model of 135M parameters
 (docs/rag.md): this picks the right passage far more often than the model's own likelihood does.
 """
 
@@ -47,4 +48,19 @@ def _widened(own: Sequence[Near]) -> Quote:
         last += 1
     while first > 0 and own[first - 1].cosine >= floor and own[last].stop - own[first - 1].start <= MOST_QUOTE_CHARS:
         first -= 1
-    return Quote(own[best].found, own[first].start, own[last].stop)
+    quoted = own[first : last + 1]
+    return _noted(own[best].found, quoted)
+
+
+def _noted(found: Found, quoted: Sequence[Near]) -> Quote:
+    """What is quoted, with its notes where there is room for them."""
+    start = min(one.with_notes.start for one in quoted)
+    stop = max(one.with_notes.stop for one in quoted)
+    if stop - start > MOST_QUOTE_CHARS:
+        start, stop = quoted[0].start, quoted[-1].stop
+    return Quote(found, start, stop)
+
+
+def alone(sentence: Near) -> Quote:
+    """One sentence, with its notes."""
+    return _noted(sentence.found, [sentence])

@@ -16,13 +16,13 @@ from typing import Protocol
 
 import numpy as np
 from confide.rag.access import Caller
-from confide.rag.calibration import DEFAULT_THRESHOLD, Calibration
+from confide.rag.calibration import DEFAULT_THRESHOLD, Calibration, calibration_of
 from confide.rag.citing import cited
 from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
 from confide.rag.gate import Array, features
 from confide.rag.library import Library, checked_question
-from confide.rag.quoting import Quote, pick
+from confide.rag.quoting import Quote, alone, pick
 from confide.rag.reranker import Reranker
 from confide.rag.retrieval import Ranking, Searcher
 from confide.rag.sentences_near import Near, SentenceVectors, near, sentences_of
@@ -108,7 +108,7 @@ class Answerer:
     def _seen(self, question: str, caller: Caller, name: str) -> tuple[Seen, Calibration]:
         collection, searcher = self._library.opened(caller, name)
         collection.check_embedder(self._embedder)
-        calibration = Calibration.load(collection.calibration_folder)
+        calibration = calibration_of(collection)
         [vector] = self._embedder.embed([question])
         seen = look(question, vector, caller, collection, searcher, self._sentences, calibration, self._reranker)
         return seen, calibration
@@ -139,7 +139,7 @@ class Answerer:
         texts = {one.found.passage.name: one.found.passage.text for one in nearest}
         written = self._writer.write(seen.ranking.question, [texts[name] for name in passages], answer_grammar(choices))
         place = chosen(written, choices)
-        return [] if place is None else [Quote(nearest[place].found, nearest[place].start, nearest[place].stop)]
+        return [] if place is None else [alone(nearest[place])]
 
 
 def look(

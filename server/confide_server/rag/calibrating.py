@@ -21,6 +21,7 @@ from confide.rag.calibration import Calibration, GateWeights, RerankerPin
 from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
 from confide.rag.gate import Array, auroc, cross_validated, fit, risk_coverage, threshold_for
+from confide.rag.lexical import FORMAT
 from confide.rag.reranker import Reranker, reranked
 from confide.rag.retrieval import Searcher
 from confide.rag.sentences_near import SentenceVectors, sentences_of
@@ -91,6 +92,7 @@ def calibrate(
         risk=float(1 - right[answered].mean()) if answered.any() else 0.0,
         coverage=float(answered.mean()),
         reranker=pin,
+        lexical_format=FORMAT,
     )
     return Calibrated(calibration, scores, right)
 

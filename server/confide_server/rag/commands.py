@@ -87,12 +87,9 @@ def add(
     model = _embedder(embedder)
     settings = settings_for(model, personal_data=personal_data, region=region, store=store)
     report = Library(library).add(_caller(organization), collection, files, model, settings, _say, again=again)
-    for name in report.there:
-        _say(f"{name}: is there already")
     for name, reason in report.failed:
         typer.secho(line(f"{name}: {reason}", 1000), fg=typer.colors.RED, err=True)
-    passages = sum(one.passages for one in report.added)
-    _say(f"{len(report.added)} added with {passages} passages, {len(report.there)} there, {len(report.failed)} failed")
+    _say(report.summary())
     if report.failed:
         raise typer.Exit(1)
 

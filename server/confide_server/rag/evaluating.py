@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from confide.rag.access import Caller
-from confide.rag.calibration import Calibration
+from confide.rag.calibration import Calibration, calibration_of
 from confide.rag.citing import cited
 from confide.rag.collection import Collection
 from confide.rag.embedder import Embedder
@@ -89,7 +89,7 @@ def evaluate(
     was calibrated with it.
     """
     collection.check_embedder(embedder)
-    calibration = Calibration.load(collection.calibration_folder)
+    calibration = calibration_of(collection)
     vectors = embedder.embed([one.question.question for one in asked])
     rng = np.random.default_rng(seed)
     retrieval = _retrieval(searcher, asked, vectors, caller, calibration.lexical_weight, rng, reranker)

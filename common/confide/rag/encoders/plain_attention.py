@@ -16,6 +16,8 @@ import torch
 NAME = "confide_plain"
 _MOST_SCORES = 16 * 2**20
 """Of one call, two bytes each. More is left to the kernel that does not write them down."""
+_LEAST_SUM, _MOST_SUM = 1e-30, 1e30
+"""Below, terms would be lost that count; above, infinity is near."""
 
 
 def register() -> None:
@@ -70,9 +72,16 @@ def mixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: fl
     query, key, value = (each.reshape(rows * heads, length, -1) for each in (query * scale, key, value))
     scores = _scratch(rows * heads, length, query.dtype)
     torch.bmm(query, key.transpose(1, 2), out=scores)
-    torch.softmax(scores, dim=-1, out=scores)
-    found = torch.bmm(scores, value).view(rows, heads, length, -1)
-    return found.transpose(1, 2).contiguous()
+    # A softmax that does not look for each row's largest score first takes half the time, and is as exact while the
+    # sums are numbers that bfloat16 holds, which has the range of float32.
+    sums = torch.exp(scores, out=scores).sum(dim=-1, keepdim=True)
+    low, high = sums.aminmax()
+    if low >= _LEAST_SUM and high <= _MOST_SUM:
+        found = torch.bmm(scores, value).div_(sums)
+    else:
+        torch.bmm(query, key.transpose(1, 2), out=scores)
+        found = torch.bmm(torch.softmax(scores, dim=-1, out=scores), value)
+    return found.view(rows, heads, length, -1).transpose(1, 2).contiguous()
 
 
 _kept = threading.local()

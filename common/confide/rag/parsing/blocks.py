@@ -21,6 +21,7 @@ class Block:
     page: counted from 1; None where the format has no pages.
     record: the record that it belongs to, of a format that holds records; text of two records is never one passage.
     lines: whether line breaks in it are the document's own (code), or come from how it was set.
+    note: whether it is a note to the block before it (after the notes that stand between).
     """
 
     text: str
@@ -28,6 +29,7 @@ class Block:
     page: int | None = None
     record: str | None = None
     lines: bool = False
+    note: bool = False
 
 
 class Left(StrEnum):
@@ -70,7 +72,8 @@ def decoded(data: bytes, declared: str | None = None) -> str:
         text = data.decode(_ENCODINGS[name])
     except UnicodeDecodeError as error:
         raise Unreadable(
-            f"is not {name} (byte {error.start + 1}); convert it to UTF-8, for example with `iconv -t UTF-8`"
+            f"is not {name} (byte {error.start + 1}); convert it to UTF-8, for example with "
+            "`iconv -f WINDOWS-1252 -t UTF-8`"
         ) from None
     if "\0" in text:
         raise Unreadable("holds NUL characters: it is a binary file, not text")

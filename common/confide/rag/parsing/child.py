@@ -80,7 +80,7 @@ def _limit_cpu(cpu_s: int) -> None:
 
 
 def _encoded(parsed: Parsed, most: int) -> tuple[dict[str, object], bytes]:
-    rows = [[block.text, block.level, block.page, block.record, block.lines] for block in parsed.blocks]
+    rows = [[one.text, one.level, one.page, one.record, one.lines, one.note] for one in parsed.blocks]
     payload = json.dumps(rows).encode()
     # An escaped character takes up to twelve bytes.
     if len(payload) > 12 * most:

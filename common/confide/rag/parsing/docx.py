@@ -133,7 +133,8 @@ class _Reader:
                 self._missing_notes += 1
             elif key not in self._read_notes:
                 self._read_notes.add(key)
-                yield from (replace(block, level=0) for block in self._blocks(note) if block.text.strip())
+                found = (block for block in self._blocks(note) if block.text.strip())
+                yield from (replace(block, level=0, note=True) for block in found)
 
     def _blocks(self, container: Any) -> Iterator[Block]:
         """Of a body, a cell or a text box; perhaps without text. The XML's own limit on depth bounds the recursion."""

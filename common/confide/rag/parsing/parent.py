@@ -38,6 +38,33 @@ _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+_REMEDIES = {
+    "an archive; unpack it, and add the files in it": ("zip", "tar", "gz", "tgz", "bz2", "xz", "7z", "rar"),
+    "a picture; run text recognition over it, and save it as pdf": (
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "tif",
+        "tiff",
+        "bmp",
+        "webp",
+        "heic",
+    ),
+    "of an office program; save it as docx or pdf": (
+        "doc",
+        "odt",
+        "rtf",
+        "pages",
+        "ppt",
+        "pptx",
+        "odp",
+        "xls",
+        "xlsx",
+        "ods",
+    ),
+}
+"""What is said of files that people have beside those that are read."""
 _PIECE = 1 << 16
 
 
@@ -59,10 +86,13 @@ class Limits:
 def format_of(name: str) -> str:
     """The format by the file's ending. Raises DataError for one that is not known."""
     suffix = Path(name).suffix.lower()
-    if suffix not in _SUFFIXES:
-        known = ", ".join(_SUFFIXES)
-        raise DataError(f"ends in {line(suffix, 20)!r}; known endings are {known}. Convert it, or rename it")
-    return _SUFFIXES[suffix]
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    ending = f"ends in {line(suffix, 20)!r}" if suffix else "has no ending"
+    for remedy, endings in _REMEDIES.items():
+        if suffix[1:] in endings:
+            raise DataError(f"{ending}: it is {remedy}")
+    raise DataError(f"{ending}; known endings are {', '.join(_SUFFIXES)}. Convert it, or rename it")
 
 
 @dataclass
@@ -110,15 +140,19 @@ class ParserProcess:
         pipes = _Pipes(self._started(), deadline)
         pipes.write(json.dumps({"format": format, "bytes": len(data)}).encode() + b"\n")
         pipes.write(data)
-        header = json.loads(pipes.line())
+        header = _json(pipes.line())
+        if not isinstance(header, dict):
+            raise _out_of_turn()
         if "error" in header:
             # The child may be in the hands of the file by now: its words are cleaned like a stranger's.
             raise Unreadable(line(header["error"]))
-        size = header["bytes"]
-        if not isinstance(size, int) or not 0 <= size <= 12 * self.limits.most_chars:
-            raise _Died("made its parser answer out of turn; save it again")
-        left_out = _left_out(header.get("left_out"))
-        return Parsed([_block(row) for row in json.loads(pipes.read(size))], left_out)
+        size = header.get("bytes")
+        if type(size) is not int or not 0 <= size <= 12 * self.limits.most_chars:
+            raise _out_of_turn()
+        left_out, rows = _left_out(header.get("left_out")), _json(pipes.read(size))
+        if not isinstance(rows, list):
+            raise _out_of_turn()
+        return Parsed([_block(row) for row in rows], left_out)
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._child is None:
@@ -168,7 +202,7 @@ class _Pipes:
     def line(self) -> bytes:
         while b"\n" not in self._rest:
             if len(self._rest) > 2 * _PIECE:
-                raise _Died("made its parser answer out of turn; save it again")
+                raise _out_of_turn()
             self._rest += self._piece()
         found, _, self._rest = self._rest.partition(b"\n")
         return found
@@ -179,7 +213,7 @@ class _Pipes:
             parts.append(self._piece())
             have += len(parts[-1])
         if have > size:
-            raise _Died("made its parser answer out of turn; save it again")
+            raise _out_of_turn()
         return b"".join(parts)
 
     def _piece(self) -> bytes:
@@ -206,15 +240,27 @@ class _Pipes:
         return _Died(f"made its parser crash ({name}); save it again, or in another format")
 
 
+def _out_of_turn() -> _Died:
+    return _Died("made its parser answer out of turn; save it again")
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise _out_of_turn() from None
+
+
 def _left_out(found: object) -> dict[Left, int]:
     match found:
         case dict() if found.keys() <= set(Left) and all(type(count) is int for count in found.values()):
             return {Left(what): count for what, count in found.items()}
-    raise _Died("made its parser answer out of turn; save it again")
+    raise _out_of_turn()
 
 
 def _block(row: object) -> Block:
     match row:
-        case [str(text), int(level), None | int() as page, None | str() as record, bool(lines)] if 0 <= level <= 6:
-            return Block(text, level, page, record, lines)
-    raise _Died("made its parser answer out of turn; save it again")
+        case [str(text), int(level), None | int() as page, None | str() as record, bool(lines), bool(note)]:
+            if 0 <= level <= 6:
+                return Block(text, level, page, record, lines, note)
+    raise _out_of_turn()

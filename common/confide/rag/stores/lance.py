@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from confide.errors import StateError
 from confide.files import private_folder, write_atomic
+from confide.memory import nothing_to_collect
 from confide.rag.stores.base import Row, StoreDown, checked_documents, checked_passages, down
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ class LanceStore:
 
     def __init__(self, folder: Path, dimension: int) -> None:
         """Open or create. Raises StoreDown when the folder is damaged."""
-        import lancedb
+        with nothing_to_collect():
+            import lancedb
 
         self._folder = private_folder(folder)
         self._dimension = dimension
