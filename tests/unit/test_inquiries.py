@@ -69,7 +69,7 @@ def test_without_noise_an_outline_is_the_mean() -> None:
 def test_the_noise_is_what_the_ledger_is_charged_for() -> None:
     """Over many releases of one outline, the spread of each number is the multiplier times the length of a unit."""
     rows = unit(np.random.default_rng(0), 40, 3)
-    random = SecureRandom()
+    random = SecureRandom(Random(1).randbytes)
     made = [noised({"a": rows}, epsilon=2.0, delta=1e-6, random=random) for _ in range(300)]
     sums = np.stack([vectors(one)[0] * one.centroids[0].documents for one in made])
     # A unit's embedding has the length _SCALE of the clip 1, so that noise in its own measure is 1 / _SCALE larger.
