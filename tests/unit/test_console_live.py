@@ -19,7 +19,7 @@ from confide_server.console.roles import Role
 from confide_server.console.settings import Settings
 from confide_server.console.web.app import Console
 
-from tests.console_world import NODES, RUN_ID, Browser, MemoryCoordinator, welcome
+from tests.console_world import NODES, RUN_ID, MemoryCoordinator, browser, standing, welcome
 
 
 class Happening(MemoryCoordinator):
@@ -51,7 +51,7 @@ def console(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.3)
     with listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        made = Console(tmp_path, Settings(), Happening(), issuer="x", port=port)
+        made = standing(Console(tmp_path, Settings(), Happening(), issuer="x", port=port))
         web = server(made.app())
         thread = threading.Thread(target=lambda: web.run(sockets=[listener]), daemon=True)
         thread.start()
@@ -64,7 +64,7 @@ def console(tmp_path, monkeypatch):
 
 
 def cookie_of(console, role, organization=""):
-    client = Browser(console.app(), base_url=console.address, follow_redirects=True)
+    client = browser(console, base_url=console.address)
     welcome(client, console.people.invite(role, organization), f"{role.value}-{organization or 'x'}")
     return {"cookie": f"confide-console={client.cookies['confide-console']}"}
 
