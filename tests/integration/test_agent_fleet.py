@@ -86,7 +86,7 @@ def ask(
 
 
 def connected(link: FleetLink, *nodes: str) -> None:
-    wait_for(lambda: all(link.presence()[node].online for node in nodes), 30, f"{nodes} online")
+    wait_for(lambda: all(link.presence()[node].online for node in nodes), 60, f"{nodes} online")
 
 
 def accepts(session: FleetSession, world: World, node: str, offer: bytes) -> fleet_pb2.OfferAnswer:
@@ -174,10 +174,10 @@ def _crash_and_come_back(
     process.send_signal(signal.SIGKILL)
     process.wait()
     with agent(world, "node-a") as second:
-        wait_for(lambda: link.presence()["node-a"].activations > before, 30, "the second agent's connection")
+        wait_for(lambda: link.presence()["node-a"].activations > before, 60, "the second agent's connection")
         assert ask(session, "node-a", train, payload).payload["upload"].path.read_bytes() == update
         second.send_signal(signal.SIGTERM)
-        assert second.wait(timeout=10) == 0
+        assert second.wait(timeout=60) == 0
     events = [entry["event"] for entry in journal.read(world.state("node-a").audit)[0]]
     assert events.count("training") == 1, "the second agent must not have trained again"
     assert events[-1] == "agent stopped"
@@ -186,7 +186,7 @@ def _crash_and_come_back(
 def test_an_agent_waits_for_its_coordinator_and_returns_after_a_restart(world: World) -> None:
     with agent(world, "node-a") as process:
         noted = world.state("node-a")
-        wait_for(lambda: "cannot be reached" in noted.agent().get("complaint", ""), 30, "the complaint")
+        wait_for(lambda: "cannot be reached" in noted.agent().get("complaint", ""), 60, "the complaint")
         for _ in range(2):
             with world.fleet() as link:
                 connected(link, "node-a")
@@ -204,4 +204,4 @@ def test_an_agent_waits_for_its_coordinator_and_returns_after_a_restart(world: W
         )
         assert "node-a of trial" in status.stdout
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0

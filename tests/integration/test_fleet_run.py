@@ -51,7 +51,7 @@ def nodes(world: World, coordinator: Coordinator) -> Iterator[list[FleetNode]]:
         node.stop()
 
 
-def wait_end(coordinator: Coordinator, run_id: str, limit_s: float = 60.0) -> list[RunEvent]:
+def wait_end(coordinator: Coordinator, run_id: str, limit_s: float = 120.0) -> list[RunEvent]:
     """All events up to the run's end."""
     events: list[RunEvent] = []
     end = time.monotonic() + limit_s
@@ -471,13 +471,13 @@ def test_stop_abandons_the_open_slot_and_tells_the_nodes(
     def slow(name: str, round: int, size: int, model: bytes) -> np.ndarray:
         if round == 2 and name == "hospital-a":
             waiting.set()
-            go.wait(30)
+            go.wait(60)
         return invented_update(name, round, size, model)
 
     for node in nodes:
         node.trainer = slow
     run_id = submit(world, coordinator, rounds=5)
-    assert waiting.wait(30)
+    assert waiting.wait(60)
     coordinator.book.stop(run_id, *world.stop_order(run_id))
     coordinator.book.stop(run_id, *world.stop_order(run_id))
     events = wait_end(coordinator, run_id)
@@ -537,7 +537,7 @@ def test_damage_on_the_way_to_a_checkpoint_reports_no_round(
     monkeypatch.setattr(coordinator._scheduler, "retry_s", 1.0)
     part.symlink_to("/dev/full")
     run_id = submit(world, coordinator, rounds=2)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while "cannot write the checkpoint" not in (detail := coordinator.book.runs()[0].detail):
         assert time.monotonic() < end, detail
         time.sleep(0.05)

@@ -17,7 +17,7 @@ QUESTION: list[Any] = [{"role": "user", "content": "How thick must the wall be?"
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -842,7 +842,7 @@ def test_a_person_is_told_by_the_command_of_the_node(bench: Bench, tmp_path: Pat
     bench.node.state.save_settings(bench.node.state.settings.model_copy(update={"notify": command}))
     bench.policy('approval = "auto"', 'approval = "ask"')
     assert bench.offer().waiting
-    wait_for(lambda: told.exists() and told.read_text().endswith("]"), 30)
+    wait_for(lambda: told.exists() and told.read_text().endswith("]"), 60)
     (text, literal), given = json.loads(told.read_text())
     run = bench.run.run_id
     assert text == f"confide: run {run[:8]}, {bench.spec.name} of admin, waits for approval at node node-a"
@@ -866,7 +866,7 @@ def test_a_notification_that_fails_changes_nothing(caplog: pytest.LogCaptureFixt
     for command in (["/nowhere/program"], [sys.executable, "-c", "import sys; sys.exit('\\x1b[2Jno mail today')"]):
         thread = notify(command, "ab" * 16, "a run waits")
         assert thread is not None
-        thread.join(30)
+        thread.join(60)
     said = [record.getMessage() for record in caplog.records]
     assert "did not run" in said[0] and "no mail today" in said[1] and "\x1b" not in said[1]
     assert notify([], "ab" * 16, "nothing") is None
