@@ -30,12 +30,16 @@ LIMIT_BYTES = 2**26
 
 @contextmanager
 def agent(world: World, node: str, *, loss_s: float = 0.0) -> Iterator[Fork]:
-    """A running agent; killed when the block ends if it still runs. loss_s: how much longer each loss takes."""
+    """A running agent; killed when the block ends if it still runs.
+
+    loss_s: how much longer each loss takes; and as long as there is a file `hold` in the world's folder.
+    """
     log, folder = (world.root / f"{node}.log").open("ab"), str(world.root / node)
     if loss_s:
         process = shared().start(
-            "tests.slow_node", [folder], log.fileno(), directory=ROOT, environment={"CONFIDE_TEST_LOSS_S": str(loss_s)}
-        )
+            "tests.slow_node", [folder], log.fileno(), directory=ROOT,
+            environment={"CONFIDE_TEST_LOSS_S": str(loss_s), "CONFIDE_TEST_HOLD": str(world.root / "hold")},
+        )  # fmt: skip
     else:
         process = shared().start("confide", ["node", "start", folder], log.fileno())
     try:
@@ -143,6 +147,7 @@ def test_two_runs_over_one_node_train_one_after_the_other_and_the_second_hears_f
             offer = run.make(fleet_pb2.OFFER, world.offer(spec, model, run.run_id).SerializeToString())
             assert accepts(session, world, "node-a", offer).accepted
         (train, payload), (other, _) = first.slot(model), second.slot(model)
+        (world.root / "hold").touch()
         working = session.send("node-a", train, payload)
         log = world.state("node-a").audit
         wait_for(lambda: [e for e in journal.read(log)[0] if e["event"] == "training"], 60, "the first training")
@@ -153,6 +158,7 @@ def test_two_runs_over_one_node_train_one_after_the_other_and_the_second_hears_f
             opened(ask(session, "node-a", offer, {}).body, world.members["node-a"]).body
         )
         assert answer.preparing and answer.busy_s >= 1
+        (world.root / "hold").unlink()
         (done,) = session.replies([working], 60)
         assert opened(done.body, world.members["node-a"]).WhichOneof("outcome") == "body"
         again = opened(ask(session, "node-a", other, payload).body, world.members["node-a"])
