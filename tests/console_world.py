@@ -1,6 +1,7 @@
 """A console over a coordinator in memory, and people who sign in to it with real passwords and codes."""
 
 import contextlib
+import itertools
 import re
 import time
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import pyotp
 from confide.errors import StateError, TransportError
 from confide.proto import admin_pb2 as pb
 from confide.proto.fleet_pb2 import Hardware
+from confide_server.console.accounts.codes import STEP_S
 from confide_server.console.federation.reading import Acting
 from confide_server.console.roles import Role
 from confide_server.console.settings import Settings
@@ -180,6 +182,8 @@ class Browser(TestClient):
     """A client that behaves as a browser on the console's own pages: keeps cookies, sends the forms' own token."""
 
     seed = ""
+    clock = staticmethod(time.time)
+    """The one by which the console takes codes."""
 
     def form(self, page, action=None):
         """Hidden fields of a page's form."""
@@ -192,21 +196,34 @@ class Browser(TestClient):
         return self.post(address, data=self.form(page) | fields)
 
     def next_code(self):
-        """A code that was not used yet: the present one, or the one after it (both are taken)."""
-        self.used = max(getattr(self, "used", 0), int(time.time()) // 30 - 2) + 1
-        return pyotp.TOTP(self.seed).at(self.used * 30)
+        """A code that was not used yet: the one before, the present one, or the one after it (all three are taken)."""
+        self.used = max(getattr(self, "used", 0), int(self.clock()) // STEP_S - 2) + 1
+        return pyotp.TOTP(self.seed).at(self.used * STEP_S)
+
+    def wrong_codes(self, count):
+        """So many that are none of this moment: of any three codes that a test makes up, one is right in 10^5 runs."""
+        right = {pyotp.TOTP(self.seed).at(self.clock() + step * STEP_S) for step in (-1, 0, 1)}
+        return list(itertools.islice((code for code in (f"{n:06}" for n in range(10**6)) if code not in right), count))
+
+
+def standing(console: Console) -> Console:
+    """With codes of one moment: none ends on its way from the test to the console, however slow they are."""
+    now = time.time()
+    console.people._clock = lambda: now
+    return console
 
 
 def make_console(folder: Path, coordinator=None, **settings) -> Console:
     """A console on loopback."""
-    return Console(
-        folder, Settings(**settings), coordinator or MemoryCoordinator(), issuer="Confide example", port=9444
-    )
+    coordinator = coordinator or MemoryCoordinator()
+    return standing(Console(folder, Settings(**settings), coordinator, issuer="Confide example", port=9444))
 
 
-def browser(console: Console, **options) -> Browser:
+def browser(console: Console, base_url: str = HOST, **options) -> Browser:
     """Nobody is signed in yet."""
-    return Browser(console.app(), base_url=HOST, follow_redirects=True, **options)
+    made = Browser(console.app(), base_url=base_url, follow_redirects=True, **options)
+    made.clock = console.people._clock
+    return made
 
 
 def welcome(client: Browser, link: str, name: str) -> Browser:

@@ -132,12 +132,12 @@ class World:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
-            wait_for(lambda: server.started, 20)
+            wait_for(lambda: server.started, 60)
             yield link
         finally:
             link.close()
             server.should_exit = True
-            thread.join(timeout=20)
+            thread.join(timeout=60)
 
 
 def wait_for(condition, timeout_s: float, what: str = "the condition"):  # type: ignore[no-untyped-def]

@@ -45,7 +45,7 @@ class QdrantServer:
 
     def died(self) -> bool:
         """Whether it was killed by a fault."""
-        return self._child.wait(10) == -signal.SIGKILL
+        return self._child.wait(60) == -signal.SIGKILL
 
     def suffer(self, *faults: Fault) -> None:
         """What the next requests meet."""
@@ -57,7 +57,7 @@ class QdrantServer:
         return found
 
     def _own(self, path: str, data: bytes | None) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=60) as answer:
             content: bytes = answer.read()
             return content
 

@@ -4,11 +4,13 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import uvicorn
 from confide.codec.tensors import model_digest
@@ -19,6 +21,7 @@ from confide.models.store import folder_digest
 from confide.models.trainable import initial_state, schema_of
 from confide.runs.specification import Specification
 from confide.sealing.manifest import sign_manifest
+from confide_server.serving.engines.adapted_model import AdaptedModel
 from confide_server.serving.process import Serving, Settings
 
 from tests.coordinator_world import World
@@ -42,6 +45,17 @@ def strong_adapter(base: Path, folder: Path, seed: int, **adapter: Any) -> Path:
     return write_adapter(folder, state, {}, spec, base)
 
 
+def slow_steps(patch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
+    """In this process: a long answer takes many times what a test needs to leave it, on a busy machine too."""
+    forward = AdaptedModel.forward
+
+    def slow(self: AdaptedModel, *given: Any, **named: Any) -> torch.Tensor:
+        time.sleep(seconds)
+        return forward(self, *given, **named)
+
+    patch.setattr(AdaptedModel, "forward", slow)
+
+
 @contextmanager
 def served(app: Any) -> Iterator[str]:
     """The application on a free port of this machine; gives its URL."""
@@ -53,7 +67,7 @@ def served(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
         assert not thread.is_alive(), "the server ends"
 

@@ -14,6 +14,11 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 _MAIN = "import sys; from confide_server.admin_cli.serve import app; app(sys.argv[1:])"
+_SLOW = (
+    "import time; from confide_server.serving.engines.adapted_model import AdaptedModel as Slow; step = Slow.forward; "
+    "Slow.forward = lambda *given, **named: (time.sleep(0.02), step(*given, **named))[1]; "
+)
+"""A long answer takes seconds, so that a test can kill the process in the middle of it on a busy machine too."""
 READY_S = 240.0
 
 
@@ -27,11 +32,11 @@ def command(*arguments: str) -> str:
 class ServeProcess:
     """One endpoint; `url` once it is ready."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, slow: bool = False) -> None:
         self._log = log.open("ab")
         paths = os.pathsep.join(str(ROOT / part) for part in ("server", "client", "common", "simulations"))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, "--port", "0", *arguments],
+            [sys.executable, "-c", _SLOW + _MAIN if slow else _MAIN, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=ROOT,

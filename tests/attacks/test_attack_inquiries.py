@@ -442,7 +442,9 @@ def test_the_carrier_reads_nothing(world: InquiryWorld) -> None:
     long = "What does a visit cost, and who pays for it when the patient is a child of a member of staff?"
     for question in ("Cost?", long):
         assert world.inquirer(Reader(world)).ask(question, everybody=True).quotes
-    assert not any(word in box for box in seen for word in (b"isit", b"crowns", b"care", b"administrator"))
+    # Words of eight bytes or more: random bytes hold one of four now and then (once in 50,000 runs).
+    words = (b"hat does a visit", b"forty crowns", b'"purpose"', b"administrator", b"question")
+    assert not any(word in box for box in seen for word in words)
     assert {len(box) for box in seen[::2]} == {len(seen[0])} and {len(box) for box in seen[1::2]} == {len(seen[1])}
 
 

@@ -8,10 +8,12 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from confide_server.serving import rates
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.endpoint import http as serving_http
 from confide_server.serving.endpoint.app import Limits, Parts, build_app
@@ -27,7 +29,7 @@ from confide_server.state.serving_keys import KeyTerms, add_key, list_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.served_models import served, strong_adapter, strong_llama
+from tests.served_models import served, slow_steps, strong_adapter, strong_llama
 from tests.tiny_models import tiny_bert
 
 ADAPTERS = {"a" * 64: "first", "b" * 64: "second"}
@@ -54,7 +56,7 @@ class World:
     def settled(self, headers: dict[str, str]) -> list[Any]:
         """The key's requests, once none is open."""
         key_id = headers["Authorization"].split("-")[1]
-        for _ in range(600):
+        for _ in range(1200):
             rows = list(serving_requests.newest(self.database, 1000, key_id))
             if all(row.outcome != "open" for row in rows):
                 return rows
@@ -91,7 +93,7 @@ def chat(model: str = "first", **options: Any) -> dict[str, Any]:
 
 
 def test_no_route_answers_without_a_key(world: World) -> None:
-    with httpx.Client(base_url=world.url) as client:
+    with httpx.Client(base_url=world.url, timeout=60) as client:
         for route in world.app.routes:
             for method in route.methods - {"HEAD"}:
                 reply = client.request(method, route.path.replace("{model:path}", "first"), headers=JSON_TYPE)
@@ -110,7 +112,7 @@ def test_a_key_reaches_its_models_only_by_any_route(world: World) -> None:
         (TEXT, {"model": "a" * 64, "prompt": "x"}),
         (EMBED, {"model": "sentences", "input": "x"}),
     ]
-    with httpx.Client(base_url=world.url, headers=narrow) as client:
+    with httpx.Client(base_url=world.url, headers=narrow, timeout=60) as client:
         for path, body in bodies:
             assert client.post(path, json=body).json()["error"]["code"] == "model_not_found"
         there, never = (client.get(f"/v1/models/{name}").json()["error"]["message"] for name in ("second", "nothere"))
@@ -118,14 +120,15 @@ def test_a_key_reaches_its_models_only_by_any_route(world: World) -> None:
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["first"]
         assert client.get("/metrics").status_code == 403
         assert client.post(CHAT, json=chat("first")).status_code == 200
-    with httpx.Client(base_url=world.url, headers=world.key(metrics=True)) as client:
+    with httpx.Client(base_url=world.url, headers=world.key(metrics=True), timeout=60) as client:
         assert "confide_serving_requests_total" in client.get("/metrics").text
 
 
-def test_who_guesses_keys_is_slowed_down(world: World) -> None:
+def test_who_guesses_keys_is_slowed_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "time", SimpleNamespace(monotonic=lambda: 100.0))  # nothing is saved up meanwhile
     access = KeyedAccess(world.database, "guessed")
     app = build_app(Parts(Catalogue(), access))
-    with served(app) as url, httpx.Client(base_url=url) as client:
+    with served(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         made = random.Random(1)
         statuses = [
             client.get("/v1/models", headers={"Authorization": f"Bearer confide-{made.getrandbits(32):08x}-{'x' * 43}"})
@@ -136,11 +139,12 @@ def test_who_guesses_keys_is_slowed_down(world: World) -> None:
     access.close()
 
 
-def test_a_rate_counts_what_is_refused_too(world: World) -> None:
+def test_a_rate_counts_what_is_refused_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that says nothing costs work to read, and no tokens."""
+    monkeypatch.setattr(rates, "time", SimpleNamespace(monotonic=lambda: 100.0))  # nothing is saved up meanwhile
     for path, refused in ((CHAT, {}), (TEXT, {"model": "nothere", "prompt": "x"}), (EMBED, {"model": "sentences"})):
         key = world.key(requests_per_minute=3)
-        with httpx.Client(base_url=world.url, headers=key) as client:
+        with httpx.Client(base_url=world.url, headers=key, timeout=60) as client:
             statuses = [client.post(path, json=refused).status_code for _ in range(4)]
         assert statuses[:3] in ([400] * 3, [404] * 3) and statuses[3] == 429
 
@@ -148,7 +152,7 @@ def test_a_rate_counts_what_is_refused_too(world: World) -> None:
 def hang_up(world: World, key: dict[str, str], body: dict[str, Any]) -> None:
     """Ask for an answer in one piece, and go while it is written."""
     address = httpx.URL(world.url)
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=30)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=60)
     connection.request("POST", CHAT, json.dumps(body), {**key, **JSON_TYPE})
     until = time.monotonic() + 60
     while world.engine.load().running == 0 and time.monotonic() < until:
@@ -157,10 +161,11 @@ def hang_up(world: World, key: dict[str, str], body: dict[str, Any]) -> None:
     connection.close()
 
 
-def test_a_hang_up_is_charged_with_what_was_written(world: World) -> None:
+def test_a_hang_up_is_charged_with_what_was_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch)
     for body in (chat(max_tokens=300, stream=True, stop=["zzzzzz"]), chat(max_tokens=300, stop=["zzzzzz"])):
         key = world.key(budget_tokens=700)
-        with httpx.Client(base_url=world.url, headers=key, timeout=30) as client:
+        with httpx.Client(base_url=world.url, headers=key, timeout=60) as client:
             if body.get("stream"):
                 with client.stream("POST", CHAT, json=body) as reply:
                     lines = reply.iter_lines()
@@ -171,7 +176,7 @@ def test_a_hang_up_is_charged_with_what_was_written(world: World) -> None:
         (row,) = world.settled(key)
         assert row.outcome == "cancelled" and 0 < row.completion_tokens < 300, row.outcome
         assert world.row(key).spent_tokens == row.prompt_tokens + row.completion_tokens
-    for _ in range(200):
+    for _ in range(1200):
         if world.engine.load().running == 0:
             return
         time.sleep(0.05)
@@ -196,12 +201,12 @@ def test_a_budget_cannot_be_overrun_by_many_streams_at_once(world: World) -> Non
 
 def test_bodies_are_bounded_in_size_and_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     key = world.key()
-    monkeypatch.setattr(serving_http, "BODY_TIMEOUT_S", 0.5)
-    with httpx.Client(base_url=world.url, headers={**key, **JSON_TYPE}) as client:
+    with httpx.Client(base_url=world.url, headers={**key, **JSON_TYPE}, timeout=60) as client:
         assert client.post(CHAT, content=b"{" + b" " * (1 << 17)).status_code == 413
         assert client.post(CHAT, content=iter([b"{", b" " * (1 << 17)])).status_code == 413
+    monkeypatch.setattr(serving_http, "BODY_TIMEOUT_S", 0.5)
     host, port = world.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as slow:
+    with socket.create_connection((host, int(port)), timeout=60) as slow:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {key['Authorization']}\r\n"
         slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert b" 408 " in slow.recv(4096).split(b"\r\n")[0]
@@ -209,7 +214,7 @@ def test_bodies_are_bounded_in_size_and_time(world: World, monkeypatch: pytest.M
 
 def test_a_web_page_cannot_ask_in_somebody_s_browser(world: World) -> None:
     key = world.key()
-    with httpx.Client(base_url=world.url, headers=key) as client:
+    with httpx.Client(base_url=world.url, headers=key, timeout=60) as client:
         assert client.post(CHAT, content=json.dumps(chat()), headers={"Content-Type": "text/plain"}).status_code == 415
         assert client.get("/v1/models", headers={"Host": "rebound.example:80"}).status_code == 421
         preflight = client.options(CHAT, headers={"Origin": "https://evil.example"})
@@ -247,7 +252,7 @@ def test_no_body_makes_the_server_fail(world: World, path: str, changes: dict[st
 @settings(max_examples=40)
 @given(body=st.binary(max_size=80))
 def test_no_bytes_make_the_server_fail(world: World, body: bytes) -> None:
-    with httpx.Client(base_url=world.url, headers={**_fuzz_key(world), **JSON_TYPE}) as client:
+    with httpx.Client(base_url=world.url, headers={**_fuzz_key(world), **JSON_TYPE}, timeout=60) as client:
         assert client.post(CHAT, content=body).status_code == 400
 
 

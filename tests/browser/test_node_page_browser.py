@@ -1,8 +1,6 @@
 """The node's page in a real browser, over a real node's folder of release 0.1 with a run that waits."""
 
-import shutil
 import threading
-from pathlib import Path
 
 import pytest
 from confide.web.serving import listening, server
@@ -11,18 +9,16 @@ from confide_client.runs import approvals
 from confide_client.state import StateFolder
 
 from tests.browser.browsing import Complaints, axe_violations, chromium, needs_chromium, too_wide
+from tests.first_release import node_of_then
 
 pytestmark = needs_chromium
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "v0.1" / "node"
 
 
 @pytest.fixture
 def served(tmp_path):
-    shutil.copytree(FIXTURE, tmp_path / "node")
-    for key in (tmp_path / "node").glob("*.key"):
-        key.chmod(0o600)
+    node = node_of_then(tmp_path)
     with listening("127.0.0.1", 0) as listener:
-        page = NodePage(StateFolder.at(tmp_path / "node"), listener.getsockname()[1])
+        page = NodePage(StateFolder.at(node), listener.getsockname()[1])
         web = server(page.app())
         thread = threading.Thread(target=lambda: web.run(sockets=[listener]), daemon=True)
         thread.start()

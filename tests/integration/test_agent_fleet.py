@@ -30,12 +30,16 @@ LIMIT_BYTES = 2**26
 
 @contextmanager
 def agent(world: World, node: str, *, loss_s: float = 0.0) -> Iterator[Fork]:
-    """A running agent; killed when the block ends if it still runs. loss_s: how much longer each loss takes."""
+    """A running agent; killed when the block ends if it still runs.
+
+    loss_s: how much longer each loss takes; and as long as there is a file `hold` in the world's folder.
+    """
     log, folder = (world.root / f"{node}.log").open("ab"), str(world.root / node)
     if loss_s:
         process = shared().start(
-            "tests.slow_node", [folder], log.fileno(), directory=ROOT, environment={"CONFIDE_TEST_LOSS_S": str(loss_s)}
-        )
+            "tests.slow_node", [folder], log.fileno(), directory=ROOT,
+            environment={"CONFIDE_TEST_LOSS_S": str(loss_s), "CONFIDE_TEST_HOLD": str(world.root / "hold")},
+        )  # fmt: skip
     else:
         process = shared().start("confide", ["node", "start", folder], log.fileno())
     try:
@@ -86,7 +90,7 @@ def ask(
 
 
 def connected(link: FleetLink, *nodes: str) -> None:
-    wait_for(lambda: all(link.presence()[node].online for node in nodes), 30, f"{nodes} online")
+    wait_for(lambda: all(link.presence()[node].online for node in nodes), 60, f"{nodes} online")
 
 
 def accepts(session: FleetSession, world: World, node: str, offer: bytes) -> fleet_pb2.OfferAnswer:
@@ -143,6 +147,7 @@ def test_two_runs_over_one_node_train_one_after_the_other_and_the_second_hears_f
             offer = run.make(fleet_pb2.OFFER, world.offer(spec, model, run.run_id).SerializeToString())
             assert accepts(session, world, "node-a", offer).accepted
         (train, payload), (other, _) = first.slot(model), second.slot(model)
+        (world.root / "hold").touch()
         working = session.send("node-a", train, payload)
         log = world.state("node-a").audit
         wait_for(lambda: [e for e in journal.read(log)[0] if e["event"] == "training"], 60, "the first training")
@@ -153,6 +158,7 @@ def test_two_runs_over_one_node_train_one_after_the_other_and_the_second_hears_f
             opened(ask(session, "node-a", offer, {}).body, world.members["node-a"]).body
         )
         assert answer.preparing and answer.busy_s >= 1
+        (world.root / "hold").unlink()
         (done,) = session.replies([working], 60)
         assert opened(done.body, world.members["node-a"]).WhichOneof("outcome") == "body"
         again = opened(ask(session, "node-a", other, payload).body, world.members["node-a"])
@@ -174,10 +180,10 @@ def _crash_and_come_back(
     process.send_signal(signal.SIGKILL)
     process.wait()
     with agent(world, "node-a") as second:
-        wait_for(lambda: link.presence()["node-a"].activations > before, 30, "the second agent's connection")
+        wait_for(lambda: link.presence()["node-a"].activations > before, 60, "the second agent's connection")
         assert ask(session, "node-a", train, payload).payload["upload"].path.read_bytes() == update
         second.send_signal(signal.SIGTERM)
-        assert second.wait(timeout=10) == 0
+        assert second.wait(timeout=60) == 0
     events = [entry["event"] for entry in journal.read(world.state("node-a").audit)[0]]
     assert events.count("training") == 1, "the second agent must not have trained again"
     assert events[-1] == "agent stopped"
@@ -186,7 +192,7 @@ def _crash_and_come_back(
 def test_an_agent_waits_for_its_coordinator_and_returns_after_a_restart(world: World) -> None:
     with agent(world, "node-a") as process:
         noted = world.state("node-a")
-        wait_for(lambda: "cannot be reached" in noted.agent().get("complaint", ""), 30, "the complaint")
+        wait_for(lambda: "cannot be reached" in noted.agent().get("complaint", ""), 60, "the complaint")
         for _ in range(2):
             with world.fleet() as link:
                 connected(link, "node-a")
@@ -204,4 +210,4 @@ def test_an_agent_waits_for_its_coordinator_and_returns_after_a_restart(world: W
         )
         assert "node-a of trial" in status.stdout
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from fastapi.routing import APIRoute
 
 from tests.admin_world import running_world
-from tests.console_world import PASSWORD, person
+from tests.console_world import PASSWORD, person, standing
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def console(world, tmp_path_factory):
     connection = Connection(world.members["console"], world.address)
-    made = Console(tmp_path_factory.mktemp("console"), Settings(), connection, issuer="Confide", port=9444)
+    folder = tmp_path_factory.mktemp("console")
+    made = standing(Console(folder, Settings(), connection, issuer="Confide", port=9444))
     yield made
     made.close()
     connection.close()
@@ -158,7 +159,7 @@ def test_the_command_serves_over_tls_and_refuses_the_open_network(world, tmp_pat
             link = process.stdout.readline().split()[-1]
             assert address.startswith("https://localhost:") and link.startswith(address + "/welcome?link=")
             context = ssl.create_default_context(cafile=str(certificate))
-            with httpx.Client(verify=context, base_url=address) as client:
+            with httpx.Client(verify=context, base_url=address, timeout=60) as client:
                 answer = client.get("/sign-in")
                 assert answer.status_code == 200 and "max-age" in answer.headers["strict-transport-security"]
                 page = client.get(link)
@@ -170,5 +171,5 @@ def test_the_command_serves_over_tls_and_refuses_the_open_network(world, tmp_pat
                 assert client.get("/runs").status_code == 200
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
     assert process.returncode == 0

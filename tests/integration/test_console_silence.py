@@ -84,7 +84,8 @@ def test_a_coordinator_that_is_killed_is_told_once_and_so_is_its_return(world, t
 
 def test_a_silence_that_is_short_or_falls_into_quiet_hours_wakes_nobody(world, tmp_path):
     member, coordinator = console_member(world), MemoryCoordinator(silent=True)
-    night = Quiet(begins="00:00", ends="23:59", urgent=False)
+    begins, ends = (time.strftime("%H:%M", time.gmtime(time.time() + hours * 3600)) for hours in (-6, 6))
+    night = Quiet(begins=begins, ends=ends, urgent=False)
     with receiver() as hook, mail_server() as post:
         for settings in (ways(tmp_path, hook, post, settle_s=3600.0), ways(tmp_path, hook, post, quiet=night)):
             service = alerting(member.folder, settings, coordinator, member)

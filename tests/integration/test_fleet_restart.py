@@ -41,7 +41,7 @@ def control(world: World) -> AdminClient:
 def kill_server(world: World, number: int) -> int:
     server = next(one for one in world.processes if one.pid == world.addresses()["pid"])
     server.send_signal(number)
-    return server.wait(30)
+    return server.wait(60)
 
 
 def test_a_killed_coordinator_goes_on_with_the_open_slot(world: World) -> None:

@@ -17,7 +17,7 @@ QUESTION: list[Any] = [{"role": "user", "content": "How thick must the wall be?"
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -42,7 +42,7 @@ def test_an_endpoint_lives_through_what_happens_to_it(tmp_path: Path) -> None:
         return [json.loads(line) for line in command("log", "--json", *ours).splitlines()]
 
     arguments = (*ours, "--base", str(base), "--name", "plain")
-    with ServeProcess(*arguments, log=tmp_path / "log") as process, client(process) as asked:
+    with ServeProcess(*arguments, log=tmp_path / "log", slow=True) as process, client(process) as asked:
         assert [model.id for model in asked.models.list()] == ["support"]
         first = says(asked)
         with pytest.raises(openai.NotFoundError):  # the base is served, and is not this key's

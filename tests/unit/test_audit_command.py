@@ -34,10 +34,14 @@ from confide_client.runs.records import Record
 from confide_client.state import StateFolder
 from typer.testing import CliRunner
 
+from tests.fixed_canaries import fixed_canaries
 from tests.node_worlds import World, faq
+from tests.private_federation import fixed_noise
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification
 
+__all__ = ["fixed_canaries", "fixed_noise"]
+pytestmark = pytest.mark.usefixtures("fixed_canaries", "fixed_noise")
 PRIVATE = {"unit": "record", "epsilon": 0.5, "delta": 1e-3, "clip": 0.5}
 
 

@@ -127,8 +127,15 @@ def _proxy(server: socket.socket, asked: list[bytes]) -> None:
         host, port = request.split()[1].decode().rsplit(":", 1)
         far = socket.create_connection((host, int(port)))
         near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
+        threading.Thread(target=_carry, args=(near, far), daemon=True).start()
+
+
+def _carry(near: socket.socket, far: socket.socket) -> None:
+    with near, far:
+        back = threading.Thread(target=_copy, args=(far, near), daemon=True)
+        back.start()
+        _copy(near, far)
+        back.join()
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:

@@ -80,7 +80,7 @@ def provider():
             time.sleep(0.01)
         yield made
         web.should_exit = True
-        thread.join(5)
+        thread.join(60)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def settings(provider, tmp_path):
 
 def come_back(client, answer):
     """Follow a browser to the provider and back."""
-    answer = httpx.get(answer.headers["location"], follow_redirects=False)
+    answer = httpx.get(answer.headers["location"], follow_redirects=False, timeout=60)
     there = urlparse(answer.headers["location"])
     return client.get(there.path, params={name: values[0] for name, values in parse_qs(there.query).items()})
 
@@ -118,7 +118,7 @@ def test_an_answer_counts_once_and_for_the_browser_that_asked(provider, settings
     openid = OpenId(settings, "http://127.0.0.1:9444/sign-in/provider/answer")
 
     def answer(address):
-        there = urlparse(httpx.get(address, follow_redirects=False).headers["location"])
+        there = urlparse(httpx.get(address, follow_redirects=False, timeout=60).headers["location"])
         return {name: values[0] for name, values in parse_qs(there.query).items()}
 
     address, kept = openid.begin("/")
@@ -144,7 +144,7 @@ def test_a_token_that_does_not_hold_lets_nobody_in(provider, settings, said):
     openid = OpenId(settings, "http://127.0.0.1:9444/sign-in/provider/answer")
     provider.said = said
     address, kept = openid.begin("/")
-    there = parse_qs(urlparse(httpx.get(address, follow_redirects=False).headers["location"]).query)
+    there = parse_qs(urlparse(httpx.get(address, follow_redirects=False, timeout=60).headers["location"]).query)
     with pytest.raises(IdentityError):
         openid.finish(there["state"][0], kept, there["code"][0])
 
@@ -153,7 +153,7 @@ def test_a_token_of_another_key_lets_nobody_in(provider, settings):
     openid = OpenId(settings, "http://127.0.0.1:9444/sign-in/provider/answer")
     provider.key = RSAKey.generate_key(2048, parameters={"kid": "1"})
     address, kept = openid.begin("/")
-    there = parse_qs(urlparse(httpx.get(address, follow_redirects=False).headers["location"]).query)
+    there = parse_qs(urlparse(httpx.get(address, follow_redirects=False, timeout=60).headers["location"]).query)
     with pytest.raises(IdentityError, match="does not hold"):
         openid.finish(there["state"][0], kept, there["code"][0])
 

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from tests.tiny_models import tiny_bert, tiny_llama
 from tests.training_specs import specification
+from tests.unit.test_privacy_randomness import fixed
 
 CLIP = 0.05
 RECORDS = [
@@ -157,7 +158,9 @@ def test_long_and_short_records_weigh_alike(task: Any) -> None:
     assert norms[1] < 2 * norms[0]
 
 
-def _step(model: Any, method: Method, units: Sequence[Sequence[Any]], **changes: float) -> list[torch.Tensor]:
+def _step(
+    model: Any, method: Method, units: Sequence[Sequence[Any]], random: SecureRandom, **changes: float
+) -> list[torch.Tensor]:
     mechanism = ClippedGaussian(**{"clip": CLIP, "noise_multiplier": 2.0, "expected_batch": 4.0, **changes})
     with PerSampleGradients(model) as per_sample:
         private_gradients(
@@ -166,7 +169,7 @@ def _step(model: Any, method: Method, units: Sequence[Sequence[Any]], **changes:
             loss=RecordLoss(model, method),
             mechanism=mechanism,
             micro_batch_size=2,
-            random=SecureRandom(),
+            random=random,
         )
     gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
     model.zero_grad(set_to_none=True)
@@ -175,7 +178,7 @@ def _step(model: Any, method: Method, units: Sequence[Sequence[Any]], **changes:
 
 def test_an_empty_batch_gives_noise_of_the_stated_size(task: Any) -> None:
     model, method, _ = task
-    values = torch.cat([g.flatten() for g in _step(model, method, [])]).numpy()
+    values = torch.cat([g.flatten() for g in _step(model, method, [], fixed(1))]).numpy()
     # 2.0 * CLIP / 4: over n values the standard deviation is within 5 / sqrt(2 n) of it.
     assert abs(values.std() / (2.0 * CLIP / 4.0) - 1) < 5 / math.sqrt(2 * values.size)
     assert abs(values.mean()) < 5 * values.std() / math.sqrt(values.size)
@@ -185,22 +188,23 @@ def test_noise_has_the_same_size_in_every_batch(task: Any) -> None:
     model, method, examples = task
     units = [[e] for e in examples]
     clean = one_by_one(model, method, units, CLIP)
-    noised = _step(model, method, units, expected_batch=7.0)
+    noised = _step(model, method, units, fixed(2), expected_batch=7.0)
     noise = torch.cat([(n.double() - c / 7.0).flatten() for n, c in zip(noised, clean, strict=True)]).numpy()
     assert abs(noise.std() / (2.0 * CLIP / 7.0) - 1) < 5 / math.sqrt(2 * noise.size)
 
 
 def test_two_steps_never_share_noise(task: Any) -> None:
     model, method, _ = task
-    first, second = _step(model, method, []), _step(model, method, [])
+    first, second = (_step(model, method, [], SecureRandom()) for _ in range(2))
     a, b = (torch.cat([g.flatten() for g in gradients]).numpy() for gradients in (first, second))
-    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(a.size)
+    # Really drawn, here alone: seven standard deviations, which chance exceeds once in 4 * 10^11 runs.
+    assert abs(np.corrcoef(a, b)[0, 1]) < 7 / math.sqrt(a.size)
 
 
 def test_division_is_by_the_expected_batch_and_not_by_the_batch_at_hand(task: Any) -> None:
     model, method, examples = task
     units = [[e] for e in examples[:2]]
-    found = _step(model, method, units, noise_multiplier=1e-6, expected_batch=100.0)
+    found = _step(model, method, units, fixed(3), noise_multiplier=1e-6, expected_batch=100.0)
     assert difference([f * 100.0 for f in found], one_by_one(model, method, units, CLIP * OTHERS)) < 1e-4
 
 

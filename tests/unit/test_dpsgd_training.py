@@ -22,9 +22,11 @@ from confide.proto import fleet_pb2
 from confide_client.training import LocalTrainer
 from confide_client.training.private import PrivateSteps, mechanism_of, units_of
 
+from tests.private_federation import fixed_noise
 from tests.tiny_models import tiny_gpt2, tiny_llama
 from tests.training_specs import specification
 
+__all__ = ["fixed_noise"]
 RECORDS = [
     {"prompt": f"Who pays for wall {n}?", "completion": f"The client of wall {n} pays.", "author": f"author-{n % 3}"}
     for n in range(12)
@@ -86,6 +88,7 @@ def test_fresh_noise_in_every_attempt(base: Path, tmp_path: Path) -> None:
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.usefixtures("fixed_noise")
 def test_noise_of_the_update_is_what_the_promise_needs(base: Path, tmp_path: Path) -> None:
     """SGD, one step, nothing to learn (every record is left out): the update is -lr * noise."""
     sections: dict[str, Any] = {
@@ -104,6 +107,7 @@ def test_noise_of_the_update_is_what_the_promise_needs(base: Path, tmp_path: Pat
     assert abs(float(update.std()) / stddev - 1) < 5 / math.sqrt(2 * update.size) + signal / stddev
 
 
+@pytest.mark.usefixtures("fixed_noise")
 @pytest.mark.parametrize("scheme", ["average", "ffa", "fedsb"])
 def test_a_smaller_rank_is_clipped_and_noised_where_it_trains_and_nowhere_else(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
@@ -229,6 +233,7 @@ def test_an_untested_family_is_refused_before_training(
         trainer(base, tmp_path, privacy=PRIVATE)
 
 
+@pytest.mark.usefixtures("fixed_noise")
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_with_hardly_any_noise_it_learns(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full fine-tuning through the whole path: the loss on the training records falls as without privacy."""

@@ -19,7 +19,7 @@ def test_a_poll_is_held_until_there_is_mail() -> None:
     async def play() -> tuple[bool, bool]:
         board = InFlight(KnownNodes())
         board.serve_on(asyncio.get_running_loop())
-        waiting = asyncio.create_task(board.wait_mail(NODE, 5.0))
+        waiting = asyncio.create_task(board.wait_mail(NODE, 600.0))
         await asyncio.sleep(0.01)
         board.mail(NODE)
         return await waiting, await board.wait_mail(NODE, 0.01)
@@ -31,7 +31,7 @@ def test_a_poll_of_a_dead_connection_takes_nothing_from_the_new_one() -> None:
     async def play() -> tuple[bool, bool]:
         board = InFlight(KnownNodes())
         board.serve_on(asyncio.get_running_loop())
-        stale = asyncio.create_task(board.wait_mail(NODE, 5.0))
+        stale = asyncio.create_task(board.wait_mail(NODE, 600.0))
         await asyncio.sleep(0.01)
         board.nodes.activated(NODE)
         board.mail(NODE)

@@ -1,8 +1,6 @@
 """The node's page: for one browser on this machine, over a real node's folder of release 0.1."""
 
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from confide.web.pages import SHARED
@@ -17,16 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "v0.1" / "node"
+from tests.first_release import node_of_then
+
 PORT = 9445
 
 
 @pytest.fixture
 def page(tmp_path):
-    shutil.copytree(FIXTURE, tmp_path / "node")
-    for key in (tmp_path / "node").glob("*.key"):
-        key.chmod(0o600)
-    return NodePage(StateFolder.at(tmp_path / "node"), PORT)
+    return NodePage(StateFolder.at(node_of_then(tmp_path)), PORT)
 
 
 def client_of(page):

@@ -157,7 +157,7 @@ def test_a_coordinator_that_takes_no_report_stops_nothing(world: World, tmp_path
         teller.start()
         assert not tried.wait(0.1), "its file cannot be written, which is noted at debug level and tried again"
         (tmp_path / "gone").mkdir()
-        assert tried.wait(30)
+        assert tried.wait(60)
         assert teller._thread.is_alive()
     teller.stop()
 

@@ -21,7 +21,7 @@ from confide_server.serving.engines.sampling import Sampler
 from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Overloaded, Unanswerable
 from safetensors.torch import load_file, save_file
 
-from tests.served_models import strong_adapter, strong_llama
+from tests.served_models import slow_steps, strong_adapter, strong_llama
 
 QUESTIONS = (
     "How thick must the wall be?",
@@ -171,14 +171,16 @@ def test_json_schema_is_obeyed(engine: LocalEngine) -> None:
             run(written(engine, asked(engine, "Who?", schema=bad)))
 
 
-def test_who_leaves_frees_the_place(engine: LocalEngine) -> None:
+def test_who_leaves_frees_the_place(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch)
+
     async def leave() -> None:
         stream = engine.generate(asked(engine, QUESTIONS[0], max_tokens=300, stop=("zzzzzz",)))
         async for delta in stream:
             if delta.tokens == 2:
                 break
         await stream.aclose()
-        for _ in range(500):
+        for _ in range(6000):
             if engine.load().running == 0:
                 return
             await asyncio.sleep(0.01)
@@ -192,7 +194,9 @@ def test_a_full_queue_is_said_at_once(model: AdaptedModel) -> None:
 
     async def crowd() -> list[Any]:
         tasks = [asyncio.create_task(written(engine, asked(engine, "Who?"))) for _ in range(5)]
-        done, pending = await asyncio.wait(tasks, timeout=1.0)
+        while sum(task.done() for task in tasks) < 3:
+            await asyncio.sleep(0.01)
+        done, pending = await asyncio.wait(tasks, timeout=0.1)
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -212,7 +216,8 @@ def test_more_texts_than_the_queue_holds_are_written_for_one_request(model: Adap
     run(engine.close())
 
 
-def test_who_left_the_queue_takes_no_place_in_it(model: AdaptedModel) -> None:
+def test_who_left_the_queue_takes_no_place_in_it(model: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch)
     engine = LocalEngine(model, Room(rows=1, tokens=4096, waiting=3)).start()
 
     async def crowd() -> str:

@@ -5,10 +5,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from confide.errors import StateError
+from confide_server.serving import rates
 from confide_server.serving.access import Asked, Caller, Spent
 from confide_server.serving.failures import Refused
 from confide_server.serving.keyed_access import GUESSES_PER_MINUTE, KeyedAccess
@@ -85,7 +87,10 @@ def test_keys_are_scoped_and_end(database: Database, access: KeyedAccess) -> Non
         key_of(database, other, now=time.time() + 100)
 
 
-def test_who_guesses_waits_and_others_do_not(database: Database, access: KeyedAccess) -> None:
+def test_who_guesses_waits_and_others_do_not(
+    database: Database, access: KeyedAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "time", SimpleNamespace(monotonic=lambda: 100.0))  # nothing is saved up meanwhile
     key = add_key(database, KeyTerms(name="alice"))
 
     async def guess() -> list[int]:
@@ -201,7 +206,9 @@ def test_who_hangs_up_while_it_is_written_is_settled(database: Database, access:
         (await access.begin(who, ASKED)).settle(Spent(0, 0, "done"))
 
     asyncio.run(leave())
-    time.sleep(0.3)
+    until = time.monotonic() + 60
+    while any(row.outcome == "open" for row in serving_requests.newest(database)) and time.monotonic() < until:
+        time.sleep(0.02)
     access.close()
     assert spent(database) == 0
     assert {row.outcome for row in serving_requests.newest(database)} <= {"done", "cancelled"}

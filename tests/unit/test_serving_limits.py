@@ -1,15 +1,18 @@
 """What bounds a request holds for streams and for several texts too, and what is charged of one that is refused."""
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from confide.errors import ConfideError, ModelError, RetryableError, StateError
+from confide_server.serving import accounting
 from confide_server.serving.access import Asked, Caller, OpenAccess, Spent
 from confide_server.serving.catalogue import Catalogue, Target
 from confide_server.serving.endpoint.app import Limits, Parts, build_app
@@ -44,6 +47,7 @@ class Scripted:
     def __init__(self, pace_s: float = 0.0) -> None:
         self.pace_s = pace_s
         self.refusal: Exception | None = None
+        self.on_token: Callable[[int], None] = lambda token: None
         self.running = self.most_running = 0
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
@@ -54,6 +58,7 @@ class Scripted:
         try:
             for token in range(1, generation.max_tokens + 1):
                 await asyncio.sleep(self.pace_s)
+                self.on_token(token)
                 yield Delta("x", token, finish="length" if token == generation.max_tokens else None)
         finally:
             self.running -= 1
@@ -92,7 +97,7 @@ def endpoint(engine: Scripted, access: Noted, **limits: Any) -> Iterator[httpx.C
     catalogue.point(Target("m", engine, BASE))
     with (
         served(build_app(Parts(catalogue, access, Limits(**limits)))) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
     ):
         yield client
 
@@ -109,12 +114,30 @@ def errors_of(reply: httpx.Response) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("texts", [1, 2])
-def test_a_stream_ends_when_its_time_is_over(path: str, texts: int) -> None:
-    engine, access = Scripted(pace_s=0.02), Noted()
-    with endpoint(engine, access, seconds=0.3) as client:
+def test_an_answer_ends_when_its_time_is_over(path: str, texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By clocks of the test's own: the time is over when ten tokens are written, however long they took."""
+    engine, access, now = Scripted(pace_s=0.001), Noted(), [0.0]
+    monkeypatch.setattr(accounting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    limits: list[asyncio.Timeout] = []
+    plain = asyncio.timeout
+
+    def noted(delay: float | None) -> asyncio.Timeout:
+        limits.append(plain(delay))
+        return limits[-1]
+
+    def over(token: int) -> None:
+        if token == 10:
+            now[0] += 3600
+            for limit in limits:
+                with contextlib.suppress(RuntimeError):  # one that has ended
+                    limit.reschedule(0)
+
+    engine.on_token = over
+    with endpoint(engine, access, seconds=3000) as client:
         reply = client.post(path, json=body(path, stream=True, n=texts))
         (error,) = errors_of(reply)
         assert error["code"] == "timeout" and reply.text.endswith("data: [DONE]\n\n")
+        monkeypatch.setattr(asyncio, "timeout", noted)  # what measures an answer in one piece
         assert client.post(path, json=body(path, n=texts)).status_code == 504
     assert [one.outcome for one in access.ends] == ["failed"] * 2 and engine.running == 0
     assert all(0 < one.completion_tokens < 100 for one in access.ends)
@@ -140,7 +163,7 @@ def test_who_leaves_before_a_stream_has_begun_is_settled() -> None:
         gone = asyncio.Event()
         headers = [(b"content-type", b"application/json"), (b"host", b"here")]
         scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b""}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await app(scope, receive, send)  # type: ignore[arg-type]  # a scope has more, which nobody reads here
 
     engine, access, catalogue = Scripted(), Noted(), Catalogue()
@@ -179,15 +202,15 @@ def test_long_texts_hold_up_nobody_s_short_one(monkeypatch: pytest.MonkeyPatch) 
     release, plain = threading.Event(), Prompts.chat
 
     def chat(self: Prompts, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        assert len(messages[-1]["content"]) < 1000 or release.wait(60)
+        assert len(messages[-1]["content"]) < 1000 or release.wait(300)
         return plain(self, messages)[:10]
 
     async def crowd(url: str) -> list[int]:
         long = body(CHAT, messages=[{"role": "user", "content": "x" * 100_000}], max_tokens=2)
-        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=80), timeout=60) as asked:
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=80), timeout=300) as asked:
             waiting = [asyncio.create_task(asked.post(CHAT, json=long)) for _ in range(40)]
             await asyncio.sleep(1)
-            short = await asyncio.wait_for(asked.post(CHAT, json=body(CHAT, max_tokens=2)), 20)
+            short = await asyncio.wait_for(asked.post(CHAT, json=body(CHAT, max_tokens=2)), 120)
             release.set()
             return [short.status_code, *(one.status_code for one in await asyncio.gather(*waiting))]
 

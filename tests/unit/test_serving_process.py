@@ -77,7 +77,9 @@ def test_a_folder_is_served_once_and_over_tls(tmp_path: Path, base: Path) -> Non
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"http://localhost:{port}/healthz")
         context = ssl.create_default_context(cafile=str(cert))
-        reply = httpx.get(f"https://localhost:{port}/healthz", verify=context, headers={"Host": "evil.example"})
+        reply = httpx.get(
+            f"https://localhost:{port}/healthz", verify=context, headers={"Host": "evil.example"}, timeout=60
+        )
         assert reply.status_code == 421
     Serving(Settings(state=tmp_path / "state", base=base, keys=False))._opened.close()  # the folder is free again
 
@@ -126,7 +128,7 @@ def test_nobody_fills_the_log(tmp_path: Path, base: Path, caplog: pytest.LogCapt
     settings = Settings(state=tmp_path / "state", base=base, name="wall", port=0, keys=False)
     with running(settings) as (_, port):
         for _ in range(30):
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as peer:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
                 peer.sendall(b"no HTTP at all\r\n\r\n")
                 assert b" 400 " in peer.recv(4096)
         filtered = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "said", (), None)
@@ -154,7 +156,7 @@ def test_an_alias_is_tried_again_and_holds_up_no_other(
         monkeypatch.setattr(serving.engine, "add_adapter", add_adapter)
 
         def stands(alias: str, sha256: str) -> bool:
-            until = time.monotonic() + 20
+            until = time.monotonic() + 60
             while time.monotonic() < until:
                 found = serving.catalogue.find(alias)
                 if found is not None and found.adapter == sha256:

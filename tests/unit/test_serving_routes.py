@@ -191,7 +191,7 @@ def test_refusals_are_openai_s(client: openai.OpenAI) -> None:
 
 
 def test_what_is_no_route_or_no_json_is_told_in_the_same_form(url: str) -> None:
-    with httpx.Client(base_url=url) as plain:
+    with httpx.Client(base_url=url, timeout=60) as plain:
         assert plain.get("/healthz").json() == {"status": "ok"}
         assert plain.get("/v1/nothing").json()["error"]["code"] == "unknown_url"
         assert plain.get("/openapi.json").status_code == 404 == plain.get("/docs").status_code

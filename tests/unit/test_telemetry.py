@@ -98,7 +98,7 @@ def test_prometheus_reads_the_coordinators_figures_and_nothing_of_one_organizati
         metrics.take(RUN, event)
     port, stop = metrics.serve("127.0.0.1", 0)
     try:
-        said = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        said = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
     finally:
         stop()
     for wanted in (

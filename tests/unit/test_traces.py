@@ -77,7 +77,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def scrape(state: StateFolder) -> dict[str, float]:
     with serving(state) as port:
-        said = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        said = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
     pairs = (line.rsplit(" ", 1) for line in said.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 
