@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from confide.errors import ConfideError, ModelError, RetryableError, StateError
-from confide_server.serving import accounting
 from confide_server.serving.access import Asked, Caller, OpenAccess, Spent
 from confide_server.serving.catalogue import Catalogue, Target
+from confide_server.serving.endpoint import accounting
 from confide_server.serving.endpoint.app import Limits, Parts, build_app
 from confide_server.serving.port import BASE, Delta, EngineFailed, Generation, Load, Overloaded, Unanswerable
 
