@@ -25,6 +25,8 @@ from confide.transport.envelope import payload_digest
 from confide_client.state import Settings, StateFolder
 from confide_server.fleet.flower import FleetLink
 
+from tests.waiting import until
+
 POLICY = """
 version = 1
 consortium_root = "{root}"
@@ -132,22 +134,12 @@ class World:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
-            wait_for(lambda: server.started, 60)
+            until(lambda: server.started)
             yield link
         finally:
             link.close()
             server.should_exit = True
             thread.join(timeout=60)
-
-
-def wait_for(condition, timeout_s: float, what: str = "the condition"):  # type: ignore[no-untyped-def]
-    """The condition's first true value."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not come true within {timeout_s} s")
 
 
 class Instructions:

@@ -8,8 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from confide_server.coordinator.process import _tls_context
 from confide_server.quota import Quota, listening
 
 from tests.control_federation import Federation, running_federation
+from tests.waiting import until
 
 SOON_S = 0.5
 """What the time limit is set to that a test is about; how long anything takes is not measured."""
@@ -91,18 +91,11 @@ def fleet_port(member: LocalMember) -> Iterator[Port]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        wait_for(lambda: server.started)
+        until(lambda: server.started)
         yield Port(listener.getsockname()[1], quota, member.ca_certificate_path, answered)
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def closed(connection: socket.socket) -> bool:
@@ -125,7 +118,7 @@ def test_who_says_nothing_is_closed(port: Port, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(serving, "HANDSHAKE_TIMEOUT_S", SOON_S)
     with port.tcp() as silent:
         assert closed(silent)
-    wait_for(lambda: len(port.quota) == 0)
+    until(lambda: len(port.quota) == 0)
 
 
 def test_who_sends_headers_for_ever_is_closed(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +126,7 @@ def test_who_sends_headers_for_ever_is_closed(port: Port, monkeypatch: pytest.Mo
     with port.trusting().wrap_socket(port.tcp(), server_hostname="127.0.0.1") as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-more: ")
         assert closed(slow)
-    wait_for(lambda: len(port.quota) == 0)
+    until(lambda: len(port.quota) == 0)
     assert port.answered == []
 
 
@@ -164,7 +157,7 @@ def test_one_address_does_not_keep_another_out(port: Port) -> None:
         assert all(closed(one) for one in flood[8:])
         assert len(port.quota) == 8
         assert port.get("127.0.0.2").content == b"\0\0"
-    wait_for(lambda: len(port.quota) == 0)
+    until(lambda: len(port.quota) == 0)
 
 
 def test_who_does_not_read_its_answer_is_dropped(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +167,8 @@ def test_who_does_not_read_its_answer_is_dropped(port: Port, monkeypatch: pytest
     raw.connect(("127.0.0.1", port.number))
     with port.trusting().wrap_socket(raw, server_hostname="127.0.0.1") as lazy:
         lazy.sendall(b"GET /67108864 HTTP/1.1\r\nhost: x\r\n\r\n")
-        wait_for(lambda: port.answered == [67108864])
-        wait_for(lambda: len(port.quota) == 0)
+        until(lambda: port.answered == [67108864])
+        until(lambda: len(port.quota) == 0)
 
 
 def old_tls(ca: Path) -> ssl.SSLContext:

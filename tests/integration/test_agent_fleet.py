@@ -19,9 +19,10 @@ from confide.runs.specification import Specification
 from confide_server.fleet.flower import FleetLink, FleetReply, FleetSession
 from confide_simulations.forks import Fork, shared
 
-from tests.node_worlds import Instructions, World, faq, opened, wait_for
+from tests.node_worlds import Instructions, World, faq, opened
 from tests.tiny_models import tiny_llama
 from tests.training_specs import specification
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NODES = ("node-a", "node-b")
@@ -90,7 +91,7 @@ def ask(
 
 
 def connected(link: FleetLink, *nodes: str) -> None:
-    wait_for(lambda: all(link.presence()[node].online for node in nodes), 60, f"{nodes} online")
+    until(lambda: all(link.presence()[node].online for node in nodes), 60, f"{nodes} online")
 
 
 def accepts(session: FleetSession, world: World, node: str, offer: bytes) -> fleet_pb2.OfferAnswer:
@@ -150,7 +151,7 @@ def test_two_runs_over_one_node_train_one_after_the_other_and_the_second_hears_f
         (world.root / "hold").touch()
         working = session.send("node-a", train, payload)
         log = world.state("node-a").audit
-        wait_for(lambda: [e for e in journal.read(log)[0] if e["event"] == "training"], 60, "the first training")
+        until(lambda: [e for e in journal.read(log)[0] if e["event"] == "training"], 60, "the first training")
         failure = opened(ask(session, "node-a", other, payload).body, world.members["node-a"]).failure
         assert failure.code == "BUSY" and failure.busy_s >= 1
         offer = second.make(fleet_pb2.OFFER, world.offer(spec, model, second.run_id).SerializeToString())
@@ -180,7 +181,7 @@ def _crash_and_come_back(
     process.send_signal(signal.SIGKILL)
     process.wait()
     with agent(world, "node-a") as second:
-        wait_for(lambda: link.presence()["node-a"].activations > before, 60, "the second agent's connection")
+        until(lambda: link.presence()["node-a"].activations > before, 60, "the second agent's connection")
         assert ask(session, "node-a", train, payload).payload["upload"].path.read_bytes() == update
         second.send_signal(signal.SIGTERM)
         assert second.wait(timeout=60) == 0
@@ -192,7 +193,7 @@ def _crash_and_come_back(
 def test_an_agent_waits_for_its_coordinator_and_returns_after_a_restart(world: World) -> None:
     with agent(world, "node-a") as process:
         noted = world.state("node-a")
-        wait_for(lambda: "cannot be reached" in noted.agent().get("complaint", ""), 60, "the complaint")
+        until(lambda: "cannot be reached" in noted.agent().get("complaint", ""), 60, "the complaint")
         for _ in range(2):
             with world.fleet() as link:
                 connected(link, "node-a")

@@ -13,15 +13,9 @@ from typer.testing import CliRunner
 
 from tests.alert_world import SECRET, mail_server, receiver, secret_file
 from tests.coordinator_world import World, specification
+from tests.waiting import until
 
 REASON = "Anna's record 17 does not fit"
-
-
-def wait_for(what, patience_s=60.0):
-    until = time.monotonic() + patience_s
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_failed_run_is_told_and_noted(tmp_path):
@@ -41,8 +35,8 @@ def test_a_failed_run_is_told_and_noted(tmp_path):
             assert coordinator.facts().threads["alerts"]
             run_id = coordinator.book.submit(world.submission(specification(), np.arange(8.0)))
             coordinator.book.end(run_id, RunStatus.FAILED, RunFailed(code="DataError", reason=REASON))
-            wait_for(lambda: hook.posts and post.mails)
-            wait_for(lambda: len(coordinator.admin.audit.page(limit=9, event="alert_sent")) == 2)
+            until(lambda: hook.posts and post.mails)
+            until(lambda: len(coordinator.admin.audit.page(limit=9, event="alert_sent")) == 2)
         finally:
             coordinator.stop()
         (document,) = hook.documents

@@ -1,7 +1,7 @@
 """The administration service of a real coordinator with nodes on its real fleet port."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 
 from tests.coordinator_world import World, specification
 from tests.fleet_node import FleetNode, invented_update
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -34,13 +35,6 @@ def client(world: World, coordinator: Coordinator) -> Iterator[AdminClient]:
     member = load_member(world.of("administrator"))
     with AdminClient.of_member(member, f"127.0.0.1:{coordinator.control_port}") as client:
         yield client
-
-
-def until(what: Callable[[], object], limit_s: float = 60.0) -> None:
-    end = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_an_administrator_follows_and_steers_a_run_of_real_nodes(

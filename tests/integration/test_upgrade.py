@@ -8,7 +8,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,11 @@ from confide_simulations.forks import shared
 
 from tests.coordinator_world import specification
 from tests.fleet_node import FleetNode
+from tests.waiting import until
 
 RELEASE = Path(__file__).parent.parent / "fixtures" / "v0.1"
 CLINICS = ("clinic-a", "clinic-b", "clinic-c")
 SIZE = 64
-
-
-def until(what: Callable[[], object], limit_s: float = 240.0) -> None:
-    end = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -98,7 +92,7 @@ def test_a_coordinator_and_a_node_of_the_first_release_go_on(
     assert model == (RELEASE / "documents" / "model.bin").read_bytes() and manifest["run_id"] == finished.run_id
     assert client.verify_audit().sound
     client.order_stop(waiting.run_id, load_member(folder / "administrator").identity)
-    until(lambda: client.get_run(waiting.run_id).run.status == "stopped")
+    until(lambda: client.get_run(waiting.run_id).run.status == "stopped", 240)
     with agent(folder, coordinator) as node:
         _the_node_hears_how_its_run_of_then_ended(client, node, waiting.run_id)
     parent = bytes.fromhex(manifest["model_sha256"])
@@ -126,7 +120,7 @@ def _the_node_hears_how_its_run_of_then_ended(client: AdminClient, node: StateFo
         record = Record.load(node.run(run_id))
         return record is not None and record.status == "ended"
 
-    until(heard)
+    until(heard, 240)
     (line,) = [one for one in client.list_members("node").members if one.name == "hospital-a"]
     assert line.state == "connected"
     bodies, _ = journal.read(node.audit)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.node_bench import SIZE, Bench, bench, store  # noqa: F401
-from tests.node_worlds import wait_for
+from tests.waiting import until
 
 
 def test_the_log_tells_a_night_in_a_line_each(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -52,7 +52,7 @@ def test_a_person_is_told_by_the_command_of_the_node(bench: Bench, tmp_path: Pat
     bench.node.state.save_settings(bench.node.state.settings.model_copy(update={"notify": command}))
     bench.policy('approval = "auto"', 'approval = "ask"')
     assert bench.offer().waiting
-    wait_for(lambda: told.exists() and told.read_text().endswith("]"), 60)
+    until(lambda: told.exists() and told.read_text().endswith("]"), 60)
     (text, literal), given = json.loads(told.read_text())
     run = bench.run.run_id
     assert text == f"confide: run {run[:8]}, {bench.spec.name} of admin, waits for approval at node node-a"

@@ -20,6 +20,7 @@ from confide_server.console.settings import Settings
 from confide_server.console.web.app import Console
 
 from tests.console_world import NODES, RUN_ID, MemoryCoordinator, browser, standing, welcome
+from tests.waiting import until
 
 
 class Happening(MemoryCoordinator):
@@ -90,13 +91,6 @@ class Listener(threading.Thread):
                             httpx.get(f"{self.console.address}/runs/{RUN_ID}/live", headers=self.headers, timeout=60)
                         )
         self.ended = True
-
-
-def until(condition, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
 
 
 def signed_out(console, listeners):

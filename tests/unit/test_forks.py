@@ -13,6 +13,8 @@ import pytest
 from confide.errors import StateError
 from confide_simulations.forks import ONE_THREAD, Fork, Forks
 
+from tests.waiting import until
+
 PROGRAMS = {
     "speaks": "import sys; print(__name__, sys.argv[1:]); print('loudly', file=sys.stderr); sys.exit(3)",
     "fails": "raise ValueError('on purpose')",
@@ -42,13 +44,6 @@ def run(forks: Forks, tmp_path: Path) -> Callable[..., tuple[Fork, Path]]:
         return child, log
 
     return start
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_program_has_its_arguments_output_and_status(run: Callable[..., tuple[Fork, Path]]) -> None:
