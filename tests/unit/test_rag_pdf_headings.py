@@ -36,8 +36,18 @@ def test_larger_lines_are_headings_and_the_largest_stand_above_the_others() -> N
 
 
 def test_a_title_of_two_lines_is_one_heading() -> None:
-    blocks = read([Line("Care of wounds after", 20), Line("An operation", 20), *BODY, *BODY, *BODY])
-    assert headings(blocks) == [(1, "Care of wounds after An operation")]
+    blocks = read([Line("Care of wounds after", 20), Line("an operation", 20), *BODY, *BODY, *BODY])
+    assert headings(blocks) == [(1, "Care of wounds after an operation")]
+
+
+def test_a_sentence_in_large_type_stays_text_that_can_be_quoted() -> None:
+    """A warning was taken for a heading, and headings are not quoted."""
+    warning = [Line("Never stop taking this medicine without", 16), Line("asking your doctor.", 16)]
+    shout = [Line("Keep away from children!", 16)]
+    blocks = read([Line("Care of wounds", 20), *BODY, *warning, *BODY, *shout, *BODY])
+    assert headings(blocks) == [(1, "Care of wounds")]
+    text = " ".join(" ".join(block.text.split()) for block in blocks if not block.level)
+    assert "Never stop taking this medicine without asking your doctor." in text and "Keep away from children!" in text
 
 
 def test_a_short_bold_line_is_a_heading_and_a_bold_sentence_or_word_is_none() -> None:
@@ -49,12 +59,17 @@ def test_where_all_is_bold_bold_says_nothing() -> None:
     assert headings(read([Line("Dressings", bold=True), *[Line(text, bold=True) for text in TEXT]])) == []
 
 
+def test_numbers_alone_are_no_headings_nor_part_of_one() -> None:
+    blocks = read([Line("7.5", bold=True), Line("Dressings and wounds", bold=True), *BODY, Line("12"), *BODY])
+    assert headings(blocks) == [(1, "Dressings and wounds")]
+
+
 def test_small_differences_of_size_are_none() -> None:
     assert headings(read([Line("Dressings", 12.6), *BODY])) == []
 
 
 def test_where_sizes_vary_with_every_line_nothing_is_a_heading() -> None:
-    noisy = [Line(text, size) for size in (12, 13.5, 15, 12, 16, 14.5, 12, 17) for text in TEXT[:1]]
+    noisy = [Line("Dressings stay on for two days", size) for size in (12, 13.5, 15, 12, 16, 14.5, 12, 17)]
     assert headings(read(noisy)) == []
 
 

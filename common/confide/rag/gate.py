@@ -43,7 +43,7 @@ FEATURES = (
     "score_margin",
 )
 RIDGE = 100.0
-"""Of 3 to 100 the best by cross-validation on the questions that calibrate the demo's three collections (88 to 251)."""
+"""Of 3 to 100 the best by cross-validation on the questions that calibrate the demo's three collections (87 to 251)."""
 _STEPS = 50
 
 

@@ -1,7 +1,8 @@
 """Headings of a PDF: those its outline names, else the lines that are set like headings.
 
-Word processors write no outline unless they are asked to. What a reader takes for a heading then is a line in larger
-type than the text's, or a short one that is bold all through.
+Word processors write no outline unless they are asked to. What a reader takes for a heading then are lines in larger
+type than the text's, or few words that are bold all through. Headings are not quoted: what reads like a sentence is
+none, however it is set, since a warning in large type is what somebody will ask for.
 """
 
 import contextlib
@@ -25,9 +26,10 @@ _MOST_LEVELS = 6
 _LEAST_SHARE = 0.6
 """Of the characters that are set alike, where there is a text to stand out of: recognized text has a size of its own in
 every line."""
-_GOES_ON = (".", ",", ";", ":", "…")
+_SENTENCE = (".", "!", ",", ";", "。", "！")
+_GOES_ON = (*_SENTENCE, ":", "…")
 _BEGINS = re.compile(r"[^\W_a-z]")
-_NUMBERED = re.compile(r"\d[\d.]*\s")
+_NUMBERED = re.compile(r"\d[\d.]*(?:\s|$)")
 _NUMBER = re.compile(r"^\d{1,5}\b|\b\d{1,5}$", re.ASCII)
 """Of a page, at either end of its header or footer."""
 _FEWEST_PAGES = 3
@@ -59,6 +61,9 @@ class _Set:
 
     size: float
     bold: bool
+
+
+_MIXED = _Set(0.0, False)
 
 
 def headings_of(document: Any) -> Headings:
@@ -97,8 +102,8 @@ def _by_setting(document: Any) -> dict[int, dict[str, int]]:
     characters: Counter[_Set] = Counter()
     for lines in pages:
         for text, how in lines:
-            characters[how] += len(text)
-    if not characters:
+            characters[how] += len(text) * (how != _MIXED)
+    if not characters.total():
         return {}
     body, count = characters.most_common(1)[0]
     if count < _LEAST_SHARE * characters.total():
@@ -107,8 +112,10 @@ def _by_setting(document: Any) -> dict[int, dict[str, int]]:
     titles = {
         (page, text): how
         for page, lines in enumerate(pages)
-        for text, how in lines
-        if _is_title(text, how, body) and (page, text) not in numbered
+        for how, texts in _runs(lines)
+        if _is_title(" ".join(texts), how, body)
+        for text in texts
+        if squeezed(text) and (page, text) not in numbered
     }
     ranks = sorted(set(titles.values()), key=lambda how: (-how.size, not how.bold))
     found: dict[int, dict[str, int]] = defaultdict(dict)
@@ -125,18 +132,30 @@ def _with_page_numbers(pages: Sequence[Sequence[tuple[str, _Set]]]) -> set[tuple
     return {end for end, distance in distances if counts[distance] >= max(_FEWEST_PAGES, len(pages) // 10)}
 
 
+def _runs(lines: Sequence[tuple[str, _Set]]) -> Iterator[tuple[_Set, list[str]]]:
+    """Lines that follow each other and are set alike: one title, or one sentence. A number begins another one."""
+    run: list[str] = []
+    for place, (text, how) in enumerate(lines):
+        if run and (how != lines[place - 1][1] or _NUMBERED.match(text)):
+            yield lines[place - 1][1], run
+            run = []
+        run.append(text)
+    if run:
+        yield lines[-1][1], run
+
+
 def _is_title(text: str, how: _Set, body: _Set) -> bool:
     words = len(text.split())
     if len(text) > _TITLE_CHARS or words > _MOST_WORDS or not squeezed(text) or not _BEGINS.match(text):
         return False
     if how.size >= _LARGER * body.size:
-        return True
+        return not text.endswith(_SENTENCE)
     bold = how.bold and not body.bold and how.size >= body.size
     return bold and words <= _MOST_BOLD_WORDS and not text.endswith(_GOES_ON)
 
 
 def _set_lines(page: Any) -> Iterator[tuple[str, _Set]]:
-    """Each line with how it is set, where it is set in one way."""
+    """Each line with how it is set; with what no text is set in where that is in more than one way."""
     import pypdfium2.raw as raw
 
     text = page.get_textpage()
@@ -150,8 +169,8 @@ def _set_lines(page: Any) -> Iterator[tuple[str, _Set]]:
             shown = [one for one in begun if chr(raw.FPDFText_GetUnicode(text, one)).isalnum()]
             # Three of its characters stand for all.
             ways = {_how(raw, text, shown[place]) for place in (0, len(shown) // 2, -1)} if shown else set()
-            if line and len(ways) == 1:
-                yield line, ways.pop()
+            if line:
+                yield line, ways.pop() if len(ways) == 1 else _MIXED
             begun = []
 
 
