@@ -108,8 +108,8 @@ def test_the_federated_adapter_is_fedavg_and_loads_in_peft(
     schema_state = initial_state(specification, made.base)
     schema = TensorSchema.of(schema_state)
     start = schema.flatten(schema_state)
-    # Nodes and test share sums among threads as they are free, and Adam makes much of small gradients' last digits: 2e-5
-    # was seen on a busy machine. Other data are beyond 1e-2.
+    # Nodes and test share sums among threads as they are free, and Adam makes much of small gradients' last digits:
+    # 2e-5 was seen on a busy machine. Another seed is beyond 1e-2.
     assert distance(np.frombuffer(raw, "<f4"), expected, start) < 1e-3
     assert distance(np.frombuffer(raw, "<f4"), fedavg(made, make_other_seed(specification), tmp_path), start) > 1e-2
     committed = [data for kind, data in events if kind == "round_committed"]
